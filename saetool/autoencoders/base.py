@@ -1,0 +1,205 @@
+"""What every autoencoder shares: the protocol, the loss record, the data stream it learns from, normalization.
+
+Conventions, everywhere: raw activations in, normalization inside the model; reconstruction error is summed over
+d_in and averaged over the batch.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from saetool.sparse.codes import Codes
+
+Normalize = Literal["center_scale", "scale", "none"]
+
+
+class Settings(BaseModel):
+    """The base of every section of a config: unknown keys are errors, values do not change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of the training rows, in float64: count, mean [d_in], variance [d_in] (divided by the count)."""
+
+    count: int
+    mean: Float[Tensor, "d_in"]
+    variance: Float[Tensor, "d_in"]
+
+
+class Stream(Protocol):
+    """Where a model's data comes from: shuffled training batches, one ordered pass, held-out rows, statistics.
+
+    Rows are raw activations in their stored dtype; everything but `held_out` sees training images only.
+    """
+
+    d_in: int
+    batch_size: int
+    n_rows: int
+    """Training rows in one epoch."""
+
+    def statistics(self) -> Statistics:
+        """Return the moments of the training rows."""
+        ...
+
+    def sample(self, rows: int) -> Float[Tensor, "rows d_in"]:
+        """Return up to `rows` training rows in float32, the same ones for the same seed; batches are unaffected."""
+        ...
+
+    def batches(self) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Yield shuffled training batches without end, from the current position; every batch is full."""
+        ...
+
+    def ordered(self) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield every training row once, in order, in blocks (for closed forms)."""
+        ...
+
+    def held_out(self) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield every held-out row once, in order, in blocks of at most `batch_size`."""
+        ...
+
+    def position(self) -> dict:
+        """Return a JSON-able record of where `batches` stands."""
+        ...
+
+    def seek(self, position: dict) -> None:
+        """Continue `batches` exactly where `position` was recorded."""
+        ...
+
+
+@dataclass
+class Loss:
+    """The named, already weighted parts of a loss (scalars with gradient), and numbers worth logging (detached)."""
+
+    parts: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the parts."""
+        return torch.stack([part.float() if part.dtype.itemsize < 4 else part for part in self.parts.values()]).sum()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: its name, its share of the steps (shares add up to 1), a fresh optimizer at its start."""
+
+    name: str
+    share: float = 1.0
+
+
+class Normalizer(nn.Module):
+    """x' = (x − mean) · factor, undone on the way out; mean and factor come from training rows and are saved.
+
+    center_scale: factor = √(d_in / E‖x − mean‖²); scale: mean 0, factor = √(d_in / E‖x‖²); none: the identity.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, d_in: int, kind: Normalize):
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("mean", torch.zeros(d_in))
+        self.register_buffer("factor", torch.ones(()))
+
+    def fit(self, statistics: Statistics) -> None:
+        """Take mean and factor from the training rows' moments."""
+        if self.kind == "none":
+            return
+        square = statistics.variance.double().sum()
+        if self.kind == "center_scale":
+            self.mean.copy_(statistics.mean)
+        else:
+            square = square + statistics.mean.double().square().sum()
+        if float(square) > 0:
+            self.factor.fill_(math.sqrt(self.mean.numel() / float(square)))
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Map raw activations into the model's units."""
+        return x if self.kind == "none" else (x - self.mean) * self.factor
+
+    def inverse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Map the model's units back to raw activations."""
+        return x if self.kind == "none" else x / self.factor + self.mean
+
+
+class Autoencoder(nn.Module):
+    """A map from raw activations [batch, d_in] to latents [batch, n_latents] and back.
+
+    Subclasses set `d_in` and `n_latents`, and answer `encode`, `decode` and `loss`; the rest has a default that
+    does nothing. All state that training needs to resume lives in parameters and buffers.
+    """
+
+    d_in: int
+    n_latents: int
+    active_above: float = 0.0
+    """A latent counts as active (L0, dead, frequency) when its value exceeds this."""
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        """Return the latents of raw activations; deterministic, never corrupts its input, independent of the batch."""
+        raise NotImplementedError
+
+    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+        """Return the reconstruction in raw units."""
+        raise NotImplementedError
+
+    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+        """Return the training loss of a batch of raw activations; all randomness comes from `generator`."""
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Return the reconstruction of raw activations, in raw units."""
+        return self.decode(self.encode(x))
+
+    def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
+        """Return the active latents of raw activations; families with exact zeros override it and stay sparse."""
+        return Codes.from_dense(self.encode(x), self.active_above)
+
+    def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
+        """Return the reconstruction of sparse codes, in raw units."""
+        return self.decode(codes.dense())
+
+    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
+        """Set what comes from data before the first step: normalization, biases, decoder."""
+
+    def before_update(self) -> None:
+        """Project gradients, after they are complete and averaged over processes, before the optimizer's step."""
+
+    def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
+        """Restore constraints and update running state after the optimizer's step."""
+
+    def phases(self) -> list[Phase]:
+        """Return the phases of training, in order."""
+        return [Phase("train")]
+
+    def enter(self, phase: str, stream: Stream) -> None:
+        """Prepare for a phase: choose which parameters learn."""
+
+    def fit(self, stream: Stream) -> bool:
+        """Fit in closed form where one exists and say so; the trainer then takes no step."""
+        return False
+
+    def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+        """Return the optimizer of the parameters that learn in this phase."""
+        parameters: Iterable[nn.Parameter] = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=True)
+
+    def decoder_directions(self) -> Float[Tensor, "n_latents d_in"] | None:
+        """Return each latent's decoder direction in raw units, or None where the decoder is not linear."""
+        return None
+
+    def encoder_directions(self) -> Float[Tensor, "n_latents d_in"] | None:
+        """Return each latent's encoder direction, or None where the encoder is not a linear map and a nonlinearity."""
+        return None
+
+    def loss_convention(self) -> str:
+        """Say in words what `loss` sums and averages; it is written into every checkpoint."""
+        return "reconstruction error: squared, summed over d_in, mean over the batch"

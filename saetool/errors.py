@@ -1,0 +1,19 @@
+"""The exceptions a user may see. Each message names the thing that is wrong and the way out."""
+
+
+class SaetoolError(Exception):
+    """A failure with a message a person can act on; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class RequestError(SaetoolError):
+    """What was asked for cannot be done as asked: an unknown key, a missing path, artifacts that do not fit."""
+
+    exit_code = 2
+
+
+class WorkError(SaetoolError):
+    """The request was right and the work failed: a corrupt image, a full disk, a divergence."""
+
+    exit_code = 1

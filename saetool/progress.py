@@ -1,0 +1,75 @@
+"""Progress on long work: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from saetool import distributed
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Without a terminal, a line at most this often: enough to see life, few enough for a log file."""
+
+
+def say(message: str) -> None:
+    """Print one line of news on standard error, from the main process only."""
+    if distributed.is_main():
+        Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+@contextmanager
+def bar(description: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`: report that n more of `total` units are done. `done` of them were done by an earlier run."""
+    if not distributed.is_main():
+        yield lambda n: None
+    elif sys.stderr.isatty():
+        with _rich_bar(description, total, unit, done) as advance:
+            yield advance
+    else:
+        yield _plain_lines(description, total, unit, done)
+
+
+@contextmanager
+def _rich_bar(description: str, total: int, unit: str, done: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    start = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, completed=done, rate="")
+        fresh = 0
+
+        def advance(n: int) -> None:
+            nonlocal fresh
+            fresh += n
+            rate = fresh / max(time.monotonic() - start, 1e-9)
+            progress.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s")
+
+        yield advance
+
+
+def _plain_lines(description: str, total: int, unit: str, done: int) -> Callable[[int], None]:
+    start = last = time.monotonic()
+    count, fresh = done, 0
+
+    def advance(n: int) -> None:
+        nonlocal count, fresh, last
+        count += n
+        fresh += n
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES and not (count >= total and now - start > 1):
+            return
+        last = now
+        rate = fresh / max(now - start, 1e-9)
+        left = (total - count) / max(rate, 1e-9)
+        say(f"{description}: {count:,} of {total:,} {unit}, {rate:,.1f} {unit}/s, {left:,.0f} s left")
+
+    return advance
