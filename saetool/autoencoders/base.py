@@ -11,18 +11,11 @@ from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from saetool.sparse.codes import Codes
 
 Normalize = Literal["center_scale", "scale", "none"]
-
-
-class Settings(BaseModel):
-    """The base of every section of a config: unknown keys are errors, values do not change afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
