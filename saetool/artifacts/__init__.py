@@ -1,1 +1,22 @@
+"""Sealed directories: manifest, digests, lineage, lock, atomic writes, resuming, verification.
 
+Every stage of the pipeline makes one artifact through `run_stage`; everything that reads one starts at `Artifact.open`.
+"""
+
+from saetool.artifacts.manifest import SCHEMA, Artifact, digest_bytes, digest_file, digest_json
+from saetool.artifacts.partial import Partial
+from saetool.artifacts.stage import Stage, run_stage, run_stages
+from saetool.artifacts.verify import verify
+
+__all__ = [
+    "SCHEMA",
+    "Artifact",
+    "Partial",
+    "Stage",
+    "digest_bytes",
+    "digest_file",
+    "digest_json",
+    "run_stage",
+    "run_stages",
+    "verify",
+]

@@ -1,0 +1,131 @@
+"""An artifact under construction: the directory NAME.partial, its journal, and atomic writers."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saetool.artifacts.files import write_atomic
+from saetool.artifacts.manifest import canonical, digest_bytes
+
+if TYPE_CHECKING:
+    import pyarrow
+    from torch import Tensor
+
+SCRATCH = ("journal", "work", "checkpoint")
+"""Folders of a partial directory that never become part of the artifact."""
+
+
+class Partial:
+    """The place where a stage builds. A killed stage finds its files, `journal` and records again and goes on.
+
+    `journal` is one JSON object for the main process; `record` keeps one small JSON file an entry, safe for several
+    processes. Everything outside the folders `journal/`, `work/` and `checkpoint/` becomes part of the artifact.
+    """
+
+    def __init__(self, path: Path, out: Path):
+        self.path = path
+        self.out = out
+        self.logs: set[str] = set(self.record_of("logs") or ())
+        self.notes: dict[str, Any] = self.record_of("notes") or {}
+        self.journal: dict[str, Any] = self.record_of("main") or {}
+
+    def save_journal(self) -> None:
+        """Make the journal durable."""
+        self.record("main", self.journal)
+
+    def record(self, key: str, value: Any) -> None:
+        """Keep a JSON value under `key` (which may hold slashes), durably."""
+        write_atomic(self.path / "journal" / f"{key}.json", canonical(value))
+
+    def record_of(self, key: str) -> Any:
+        """Return the value recorded under `key`, or None."""
+        try:
+            return json.loads((self.path / "journal" / f"{key}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def note(self, key: str, value: Any) -> None:
+        """Say something in the manifest's notes, outside the id: a rate, a time, a place."""
+        self.notes[key] = value
+        self.record("notes", self.notes)
+
+    def file(self, name: str) -> Path:
+        """Return the path for a file that the caller writes itself; its digest is taken when the artifact is sealed."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def scratch(self, name: str) -> Path:
+        """Return a path under `work/`, which is deleted when the artifact is sealed."""
+        return self.file(f"work/{name}")
+
+    def write_bytes(self, name: str, data: bytes | memoryview) -> None:
+        """Write a file atomically and remember its digest."""
+        write_atomic(self.path / name, data)
+        self.record(f"files/{name}", {"bytes": len(data), "digest": digest_bytes(data)})
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, indented, keys sorted."""
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False)
+        self.write_bytes(name, (text + "\n").encode())
+
+    def write_tensors(self, name: str, tensors: "dict[str, Tensor]", metadata: tuple[str, str] | None = None) -> None:
+        """Write a safetensors file. At most one metadata pair: several come out in random order."""
+        from safetensors.torch import save
+
+        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        self.write_bytes(name, save(contiguous, metadata=dict([metadata]) if metadata else None))
+
+    def write_table(self, name: str, table: "pyarrow.Table") -> None:
+        """Write a Parquet file, the same bytes for the same table."""
+        import pyarrow.parquet as parquet
+
+        buffer = io.BytesIO()
+        parquet.write_table(table, buffer, compression="zstd", store_schema=False)
+        self.write_bytes(name, buffer.getvalue())
+
+    def append_log(self, name: str, entry: dict) -> None:
+        """Append one line of JSON to a log: a file outside the id, checked by verify only."""
+        self._declare_log(name)
+        with (self.path / name).open("ab") as file:
+            file.write(canonical(entry) + b"\n")
+
+    def log_size(self, name: str) -> int:
+        """Return a log's length in bytes after making it durable, 0 when there is none; a checkpoint keeps it."""
+        path = self.path / name
+        if not path.exists():
+            return 0
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return path.stat().st_size
+
+    def cut_log(self, name: str, size: int) -> None:
+        """Cut a log back to its length at a checkpoint."""
+        self._declare_log(name)
+        if (self.path / name).exists():
+            os.truncate(self.path / name, size)
+
+    def _declare_log(self, name: str) -> None:
+        if name not in self.logs:
+            self.logs.add(name)
+            self.record("logs", sorted(self.logs))
+
+    def remove_scratch(self) -> None:
+        """Delete what is not part of the artifact."""
+        for name in SCRATCH:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for path in self.path.rglob("*.tmp"):
+            path.unlink()
+
+    def product_names(self) -> list[str]:
+        """Return the names of the files that make up the artifact, sorted."""
+        names = []
+        for folder, folders, files in os.walk(self.path):
+            here = Path(folder).relative_to(self.path)
+            if here == Path("."):
+                folders[:] = [name for name in folders if name not in SCRATCH]
+            names += [(here / name).as_posix() for name in files if not name.endswith(".tmp")]
+        return sorted(name for name in names if name != "manifest.json")

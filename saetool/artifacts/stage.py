@@ -1,0 +1,272 @@
+"""The one stage loop: recipe, lock, skip, resume, build, seal, force, lineage.
+
+A stage is settings, inputs and `build(partial) -> content`. Until it is sealed its work lives in NAME.partial.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saetool import distributed
+from saetool.artifacts.files import explain, sync_directory, sync_file, write_atomic
+from saetool.artifacts.lock import locked
+from saetool.artifacts.manifest import (
+    MANIFEST,
+    SCHEMA,
+    Artifact,
+    digest_file,
+    id_of,
+    read_manifest,
+    recipe_of,
+    render,
+    seal_of,
+)
+from saetool.artifacts.partial import Partial
+from saetool.errors import RequestError, SaetoolError, WorkError
+
+_VERSIONS = ("saetool", "torch", "timm", "transformers", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work that ends in one artifact.
+
+    `config` is resolved and made of JSON types; `listing` is the digest of an outside source's file list; `build`
+    writes into a `Partial` and returns the artifact's `content`; `estimate` answers a dry run without building.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    build: Callable[[Partial], dict[str, Any]]
+    inputs: tuple[Artifact, ...] = ()
+    listing: str | None = None
+    estimate: Callable[[], dict[str, Any]] | None = None
+
+    @property
+    def recipe(self) -> str:
+        """The digest of what determines the result; known before the work."""
+        return recipe_of(self.kind, self.config, [artifact.id for artifact in self.inputs], self.listing)
+
+    def request(self) -> dict[str, Any]:
+        """Return what is asked for, to be compared with what is found."""
+        inputs = {artifact.kind: artifact.id for artifact in self.inputs}
+        return {"kind": self.kind, "config": self.config, "inputs": inputs, "listing": self.listing}
+
+
+def run_stage(stage: Stage, out: str | os.PathLike, *, force: bool = False) -> Artifact:
+    """Make the artifact `out`: skip when it is sealed with the same recipe, resume when begun, refuse when different.
+
+    Raises RequestError when something else stands there (unless `force`) or another process works on it.
+    """
+    return run_stages([(stage, Path(out))], lambda partials: [stage.build(partials[0])], force=force)[0]
+
+
+def run_stages(
+    members: list[tuple[Stage, Path]],
+    build_all: Callable[[list[Partial]], list[dict[str, Any]]],
+    *,
+    force: bool = False,
+) -> list[Artifact]:
+    """Make several artifacts by one function; `build_all` gets the partial directories of the unsealed ones only."""
+    outs = [Path(out) for _, out in members]
+    with ExitStack() as locks:
+        todo = _agree(lambda: _prepare(members, locks, force))
+        if todo:
+            partials = [Partial(_partial_path(outs[i]), outs[i]) for i in todo]
+            try:
+                contents = build_all(partials)
+                distributed.barrier()
+                if distributed.is_main():
+                    for i, partial, content in zip(todo, partials, contents, strict=True):
+                        # Other processes may have recorded files and notes since this one began.
+                        _seal(members[i][0], Partial(partial.path, partial.out), content)
+            except OSError as error:
+                explained = explain(error, outs[todo[0]])
+                if explained is None:
+                    raise
+                raise explained from error
+        distributed.barrier()
+    return [Artifact.open(out) for out in outs]
+
+
+def _agree(decide: Callable[[], list[int]]) -> list[int]:
+    """Let the main process decide; every process gets its answer, or raises its error."""
+    answer: dict[str, Any] = {}
+    if distributed.is_main():
+        try:
+            answer = {"todo": decide()}
+        except SaetoolError as error:
+            answer = {"error": str(error), "exit_code": error.exit_code}
+        except OSError as error:
+            explained = explain(error, Path(error.filename or "."))
+            if explained is None:
+                raise
+            answer = {"error": str(explained), "exit_code": explained.exit_code}
+    answer = distributed.all_gather(answer)[0]
+    if "error" in answer:
+        raise (RequestError if answer["exit_code"] == 2 else WorkError)(answer["error"])
+    return answer["todo"]
+
+
+def _prepare(members: list[tuple[Stage, Path]], locks: ExitStack, force: bool) -> list[int]:
+    """Lock what must be built and return its positions."""
+    todo = []
+    for i, (stage, out) in enumerate(members):
+        if not force and not _needs_recovery(out) and _is_sealed(stage, out):
+            continue
+        locks.enter_context(locked(out))
+        _recover(out)
+        if not force and _is_sealed(stage, out):
+            continue
+        if _begin(stage, out, force):
+            todo.append(i)
+    return todo
+
+
+def _partial_path(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _old_path(out: Path) -> Path:
+    return out.with_name(out.name + ".old")
+
+
+def _needs_recovery(out: Path) -> bool:
+    return _old_path(out).exists()
+
+
+def _recover(out: Path) -> None:
+    """Finish or undo a swap that was interrupted: the old artifact comes back unless the new one is in place."""
+    old = _old_path(out)
+    if old.exists():
+        if out.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, out)
+
+
+def _is_sealed(stage: Stage, out: Path) -> bool:
+    """Say whether `out` is sealed with this recipe; raise RequestError when something else stands there."""
+    if not out.exists():
+        return False
+    found = read_manifest(out)
+    if found["recipe"] == stage.recipe:
+        Artifact.open(out)
+        return True
+    theirs = {
+        "kind": found["kind"],
+        "config": found["config"],
+        "inputs": {entry["kind"]: entry["id"] for entry in found["inputs"]},
+        "listing": found["notes"].get("listing"),
+    }
+    raise RequestError(
+        f"{out}: already holds something else than what is asked for now:\n{_differences(theirs, stage.request())}\n"
+        "Choose another place (run=…), or give --force to build the new one and then replace this one."
+    )
+
+
+def _begin(stage: Stage, out: Path, force: bool) -> bool:
+    """Make or find the partial directory; return False when a finished one only had to be moved into place."""
+    path = _partial_path(out)
+    if path.exists():
+        begun = Partial(path, out).record_of("stage")
+        if (path / MANIFEST).exists() and read_manifest(path)["recipe"] == stage.recipe:
+            _move_into_place(Partial(path, out))
+            return False
+        if begun is None or (force and begun["recipe"] != stage.recipe):
+            shutil.rmtree(path)
+        elif begun["recipe"] != stage.recipe:
+            raise RequestError(
+                f"{path}: unfinished work on something else than what is asked for now:\n"
+                f"{_differences(begun['request'], stage.request())}\n"
+                "Choose another place (run=…), or give --force to throw it away."
+            )
+    path.mkdir(parents=True, exist_ok=True)
+    Partial(path, out).record("stage", {"recipe": stage.recipe, "request": stage.request()})
+    return True
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _differences(there: dict, asked: dict) -> str:
+    """Return one line for each key that differs."""
+    old, new = _flatten(there), _flatten(asked)
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key, "nothing"), new.get(key, "nothing")
+        if a != b:
+            name = "the source's list of files" if key == "listing" else key.removeprefix("config.")
+            lines.append(f"  {name}: {a} there, {b} asked")
+    return "\n".join(lines) or "  (the difference is in a version)"
+
+
+def _seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
+    """Write the manifest and move the directory into place."""
+    files = {name: _file_entry(partial, name) for name in partial.product_names()}
+    manifest: dict[str, Any] = {
+        "kind": stage.kind,
+        "schema": SCHEMA,
+        "saetool": importlib.metadata.version("saetool"),
+        "recipe": stage.recipe,
+        "config": stage.config,
+        "content": content,
+        "inputs": [{"kind": artifact.kind, "id": artifact.id} for artifact in stage.inputs],
+        "files": files,
+        "notes": {
+            **partial.notes,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "host": platform.node(),
+            "command": " ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv)),
+            "versions": {name: _version(name) for name in _VERSIONS},
+            "input_paths": [os.path.relpath(artifact.path, partial.out) for artifact in stage.inputs],
+            "listing": stage.listing,
+            "logs": sorted(partial.logs),
+        },
+    }
+    manifest["id"] = id_of(manifest)
+    manifest["seal"] = seal_of(manifest)
+    write_atomic(partial.path / MANIFEST, render(manifest))
+    _move_into_place(partial)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _file_entry(partial: Partial, name: str) -> dict[str, Any]:
+    """Return size and digest of a file: as recorded when it was written, or read back from the disk."""
+    path = partial.path / name
+    size = path.stat().st_size
+    recorded = partial.record_of(f"files/{name}")
+    if recorded and recorded["bytes"] == size:
+        return recorded
+    sync_file(path)
+    return {"bytes": size, "digest": digest_file(path)}
+
+
+def _move_into_place(partial: Partial) -> None:
+    """Turn a partial directory with a manifest into the artifact, in steps that can each be the last."""
+    partial.remove_scratch()
+    for folder, _, _ in os.walk(partial.path):
+        sync_directory(Path(folder))
+    out, old = partial.out, _old_path(partial.out)
+    if out.exists():
+        os.rename(out, old)
+    os.rename(partial.path, out)
+    sync_directory(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
