@@ -14,17 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool.sparse.codes import Codes
+from saetool.statistics import Statistics
 
 Normalize = Literal["center_scale", "scale", "none"]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Moments of the training rows, in float64: count, mean [d_in], variance [d_in] (divided by the count)."""
-
-    count: int
-    mean: Float[Tensor, "d_in"]
-    variance: Float[Tensor, "d_in"]
 
 
 class Stream(Protocol):

@@ -1,0 +1,55 @@
+"""Moments of rows in float64, merged and split without losing precision (Chan, Golub & LeVeque 1979)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_PIECE = 1024
+"""Rows converted to float64 at a time: small enough to stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of some rows, in float64: count, mean [d_in], variance [d_in] (divided by the count)."""
+
+    count: int
+    mean: Float[Tensor, "d_in"]
+    variance: Float[Tensor, "d_in"]
+
+    @classmethod
+    def none(cls, d_in: int) -> "Statistics":
+        """Return the moments of no rows."""
+        return cls(0, torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_in, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "rows d_in"]) -> "Statistics":
+        """Return the moments of `rows`, a piece at a time in their order: the same bits wherever they are computed."""
+        total = cls.none(rows.shape[1])
+        for piece in rows.split(_PIECE):
+            wide = piece.double()
+            mean = wide.mean(0)
+            total = total.merge(cls(len(piece), mean.cpu(), wide.sub_(mean).square_().mean(0).cpu()))
+        return total
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Return the moments of both sets of rows together."""
+        count = self.count + other.count
+        if other.count == 0 or self.count == 0:
+            return self if other.count == 0 else other
+        share = other.count / count
+        shift = other.mean - self.mean
+        variance = torch.lerp(self.variance, other.variance, share) + shift.square() * (share * (1 - share))
+        return Statistics(count, self.mean + shift * share, variance)
+
+    def without(self, part: "Statistics") -> "Statistics":
+        """Return the moments of these rows without a part of them: the inverse of `merge`."""
+        count = self.count - part.count
+        if part.count == 0 or count == 0:
+            return self if part.count == 0 else Statistics.none(self.mean.numel())
+        mean = self.mean + (self.mean - part.mean) * (part.count / count)
+        share = part.count / self.count
+        spread = (part.mean - mean).square() * (share * (1 - share))
+        variance = (self.variance - part.variance * share - spread) / (1 - share)
+        return Statistics(count, mean, variance.clamp(min=0))
