@@ -1,0 +1,282 @@
+"""One YAML file = one run: the rooms' settings put together, overrides, and errors that help.
+
+Checks here are those that span two rooms; each room checks its own section.
+"""
+
+import difflib
+import itertools
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from saetool.activations import CacheSettings
+from saetool.autoencoders.families import AutoencoderSettings
+from saetool.errors import RequestError
+from saetool.evaluation import EvaluationSettings
+from saetool.features import IndexSettings
+from saetool.images import ImageSettings
+from saetool.report import ReportSettings
+from saetool.settings import Settings
+from saetool.training import TrainingSettings
+from saetool.vision import BackboneSettings
+
+LIVE = "live"
+
+
+class RunConfig(Settings):
+    """A whole run. `activations`: null caches in the run, a path shares a store, `live` trains without a disk."""
+
+    run: str = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+    images: ImageSettings
+    backbone: BackboneSettings
+    activations: str | None = None
+    cache: CacheSettings = CacheSettings()
+    autoencoder: AutoencoderSettings
+    training: TrainingSettings
+    index: IndexSettings = IndexSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    report: ReportSettings = ReportSettings()
+    sweep: dict[str, list[Any]] | list[dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _layer_is_cached(self) -> "RunConfig":
+        layer = self.training.layer
+        wildcard = any(isinstance(given, str) and "*" in given for given in self.backbone.layers)
+        if layer is not None and not wildcard and layer not in self.backbone.layers:
+            raise ValueError(f"training.layer is {layer!r}, but backbone.layers caches {list(self.backbone.layers)}")
+        return self
+
+
+def load_config(source: str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, or a packaged config by name, apply `key.sub=value` overrides and check everything.
+
+    Raises RequestError naming the key, what is wrong with it and what would be right.
+    """
+    path = find_config(source)
+    values = _read_yaml(path)
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise RequestError(f"{override!r} is not an override; write key.sub=value, for example training.lr=1e-3.")
+        set_key(values, key.strip(), _parse(text, f"override {override!r}"))
+    return build_config(values, path.name)
+
+
+def build_config(values: dict[str, Any], name: str) -> RunConfig:
+    """Check a config given as nested dictionaries; `name` is used in messages."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_explain(entry) for entry in error.errors()))
+        raise RequestError(f"{name}: " + "\n".join(lines)) from None
+
+
+def sweep_members(config: RunConfig) -> list[tuple[str, RunConfig]]:
+    """Return (directory name, config) of every member of a sweep; one member named "" where there is no sweep.
+
+    A mapping of key to values is taken as a product; a list holds each member's overrides, `name` among them.
+    """
+    if not config.sweep:
+        return [("", config)]
+    if isinstance(config.sweep, dict):
+        keys = list(config.sweep)
+        choices: list[dict[str, Any]] = [
+            dict(zip(keys, c, strict=True)) for c in itertools.product(*config.sweep.values())
+        ]
+    else:
+        choices = config.sweep
+    members = [_member(config, choice) for choice in choices]
+    names = [name for name, _ in members]
+    if len(set(names)) < len(names):
+        raise RequestError(
+            f"sweep: two members have the same name ({', '.join(sorted(names))}); give each its own `name`."
+        )
+    return members
+
+
+def _member(config: RunConfig, choice: dict[str, Any]) -> tuple[str, RunConfig]:
+    values = config.model_dump(exclude={"sweep"}, exclude_unset=True)
+    overrides = {key: value for key, value in choice.items() if key != "name"}
+    for key, value in overrides.items():
+        if not key.startswith(("autoencoder", "training", "seed")):
+            raise RequestError(
+                f"sweep: {key}: a sweep's members share images and activations; it varies the model only."
+            )
+        set_key(values, key, value)
+    name = str(
+        choice.get("name") or ",".join(f"{key.removeprefix('autoencoder.')}={v}" for key, v in overrides.items())
+    )
+    return re.sub(r"[^\w.=,+-]+", "_", name), build_config(values, f"sweep member {name}")
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested dictionaries, making those on the way."""
+    *folders, last = key.split(".")
+    here = values
+    for folder in folders:
+        if not isinstance(here.get(folder), dict):
+            here[folder] = {}
+        here = here[folder]
+    here[last] = value
+
+
+def find_config(source: str) -> Path:
+    """Return the path of a config: a file, or the name of a packaged one."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    packaged = packaged_configs()
+    if source in packaged:
+        return packaged[source]
+    if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
+        raise RequestError(f"{source}: no such config file.")
+    close = difflib.get_close_matches(source, packaged, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise RequestError(f"{source}: neither a file nor a packaged config.{hint} Packaged: {', '.join(packaged)}.")
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Return the configs that come with saetool, by name: in the wheel beside this module, else in the checkout."""
+    here = Path(__file__).parent
+    for folder in (here / "configs", here.parent / "configs"):
+        found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+        if found:
+            return found
+    return {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (1e-3 is a number, `no` a word), and a key given twice is an error."""
+
+
+def _float_and_bool_of_yaml_1_2() -> None:
+    resolvers = {
+        first: [
+            (tag, regexp) for tag, regexp in entries if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
+        ]
+        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _Loader.yaml_implicit_resolvers = resolvers
+    number = re.compile(
+        r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    )
+    _Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    _Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
+
+
+def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_float_and_bool_of_yaml_1_2()
+_Loader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
+    lambda loader, node: _mapping_without_repeats(loader, node, deep=True),
+)
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise RequestError(f"{name}: not valid YAML: {str(error).replace(chr(10), ' ')}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot be read: {error}") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise RequestError(
+            f"{path}: a config is a mapping of keys such as run, images, backbone; found {type(values).__name__}."
+        )
+    return values
+
+
+def _explain(entry: Any) -> str:
+    """Put one pydantic error into a sentence that names the key and the way out."""
+    location = [part for part in entry["loc"] if not _is_union_tag(part)]
+    key = ".".join(map(str, location)) or "config"
+    if entry["type"] == "extra_forbidden":
+        valid = _keys_at(entry["loc"][:-1])
+        close = difflib.get_close_matches(str(entry["loc"][-1]), valid, n=1, cutoff=0.5)
+        parent = "".join(f"{part}." for part in location[:-1])
+        hint = f" Did you mean {parent}{close[0]}?" if close else ""
+        return f"{key}: unknown key.{hint} Valid here: {', '.join(valid)}."
+    if entry["type"] == "missing":
+        return f"{key}: missing; it has no default."
+    if entry["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = entry.get("ctx", {})
+        given = context.get("tag")
+        expected = context.get("expected_tags", "")
+        return (
+            f"{key}.kind: {'missing' if given is None else f'{given!r} is unknown'}; one of {expected or 'the kinds'}."
+        )
+    message = entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    given = entry.get("input")
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    return f"{key}: {message}{shown}"
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the settings classes that an annotation mentions, unions looked through."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _keys_at(location: tuple) -> list[str]:
+    """Return the valid keys of the section that a pydantic location names; union tags choose among its classes."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [m for f in fields for m in _models_in(f.annotation)]
+        else:
+            models = [m for m in models if _tag_of(m) == part or m.__name__ == part] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _tag_of(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    values = get_args(field.annotation) if field else ()
+    return values[0] if values else None
+
+
+def _is_union_tag(part: Any) -> bool:
+    return isinstance(part, str) and part in _all_tags()
+
+
+def _all_tags() -> set[str]:
+    """Return every union tag and class name that pydantic may put into a location."""
+    found: set[str] = set()
+    todo: list[type[BaseModel]] = [RunConfig]
+    seen: set[type[BaseModel]] = set()
+    while todo:
+        model = todo.pop()
+        if model in seen:
+            continue
+        seen.add(model)
+        children = [m for f in model.model_fields.values() for m in _models_in(f.annotation)]
+        for child in children:
+            found |= {child.__name__, *([tag] if (tag := _tag_of(child)) else [])}
+        todo += children
+    return found - {name for model in seen for name in model.model_fields}

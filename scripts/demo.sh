@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The whole main job on a real ViT and real images: environment, install, cache, train, index, evaluate, report.
+# Usage: bash scripts/demo.sh [--out DIR] [key=value …]     Run twice, it finds everything done.
+set -eu
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+use_environment demo
+exec saetool demo "$@"

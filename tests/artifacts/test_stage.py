@@ -1,0 +1,193 @@
+"""The stage loop: skip, resume, refuse, force; and a crash at every single write, fsync and rename."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from saetool.artifacts import Artifact, Partial, Stage, run_stage, run_stages, verify
+from saetool.errors import RequestError, WorkError
+
+
+def stage(size: int = 3, calls: list | None = None, **config) -> Stage:
+    """A small stage that writes `size` shards, resumable shard by shard, and a log."""
+
+    def build(partial: Partial) -> dict:
+        for i in range(size):
+            if partial.record_of(f"shards/{i}") is None:
+                if calls is not None:
+                    calls.append(i)
+                partial.write_tensors(f"site/{i}.safetensors", {"t": torch.full((4,), float(i))})
+                partial.record(f"shards/{i}", True)
+        partial.write_json("summary.json", {"size": size})
+        return {"size": size}
+
+    return Stage("activations", {"size": size, **config}, build)
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_a_finished_stage_is_skipped(tmp_path):
+    calls: list[int] = []
+    first = run_stage(stage(calls=calls), tmp_path / "a")
+    again = run_stage(stage(calls=calls), tmp_path / "a")
+    assert calls == [0, 1, 2]
+    assert again.id == first.id
+    assert verify(tmp_path / "a") == []
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_another_request_at_the_same_place_is_refused_and_says_what_differs(tmp_path):
+    run_stage(stage(lr=1), tmp_path / "a")
+    before = snapshot(tmp_path)
+    with pytest.raises(RequestError, match="lr: 1 there, 2 asked"):
+        run_stage(stage(lr=2), tmp_path / "a")
+    assert snapshot(tmp_path) == before
+
+
+def test_force_replaces_and_leaves_nothing_beside(tmp_path):
+    run_stage(stage(lr=1), tmp_path / "a")
+    made = run_stage(stage(lr=2), tmp_path / "a", force=True)
+    assert made.config["lr"] == 2
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_failed_build_keeps_its_work_and_is_not_an_artifact(tmp_path):
+    def fail(partial: Partial) -> dict:
+        stage().build(partial)
+        raise WorkError("the image is corrupt")
+
+    broken = Stage("activations", stage().config, fail)
+    with pytest.raises(WorkError):
+        run_stage(broken, tmp_path / "a")
+    with pytest.raises(RequestError, match="not finished"):
+        Artifact.open(tmp_path / "a")
+    calls: list[int] = []
+    run_stage(stage(calls=calls), tmp_path / "a")
+    assert calls == []
+
+
+def test_unfinished_work_on_something_else_is_not_thrown_away_without_force(tmp_path):
+    def fail(partial: Partial) -> dict:
+        raise WorkError("no")
+
+    with pytest.raises(WorkError):
+        run_stage(Stage("activations", {"size": 3, "lr": 1}, fail), tmp_path / "a")
+    with pytest.raises(RequestError, match=r"unfinished work[^\0]*lr: 1 there, 2 asked"):
+        run_stage(stage(lr=2), tmp_path / "a")
+    assert run_stage(stage(lr=2), tmp_path / "a", force=True).config["lr"] == 2
+
+
+def test_the_id_covers_content_and_not_notes(tmp_path):
+    def noted(note: int, value: int) -> Stage:
+        def build(partial: Partial) -> dict:
+            partial.note("rate", note)
+            partial.append_log("metrics.jsonl", {"rate": note})
+            partial.write_json("x.json", value)
+            return {}
+
+        return Stage("activations", {}, build)
+
+    ids = [run_stage(noted(n, v), tmp_path / f"{n}{v}").id for n, v in [(1, 1), (2, 1), (1, 2)]]
+    assert ids[0] == ids[1]
+    assert ids[0] != ids[2]
+
+
+def test_several_artifacts_of_one_build_skip_the_finished_ones(tmp_path):
+    def build_all(partials: list[Partial]) -> list[dict]:
+        names.extend(p.out.name for p in partials)
+        return [stage(lr=int(p.out.name)).build(p) for p in partials]
+
+    names: list[str] = []
+    members = [(stage(lr=i), tmp_path / str(i)) for i in range(3)]
+    run_stage(stage(lr=1), tmp_path / "1")
+    made = run_stages(members, build_all)
+    assert names == ["0", "2"]
+    assert [a.config["lr"] for a in made] == [0, 1, 2]
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    from saetool.artifacts.lock import locked
+
+    with locked(tmp_path / "a"), pytest.raises(RequestError, match=f"pid {os.getpid()}"):
+        run_stage(stage(), tmp_path / "a")
+    assert run_stage(stage(), tmp_path / "a")
+
+
+def test_a_full_disk_ends_in_words_and_resumes(tmp_path, monkeypatch):
+    written = 0
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 6:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WorkError, match=r"no space left.*resumes"):
+        run_stage(stage(), tmp_path / "a")
+    monkeypatch.undo()
+    calls: list[int] = []
+    run_stage(stage(calls=calls), tmp_path / "a")
+    assert calls
+    assert calls != [0, 1, 2]
+    assert verify(tmp_path / "a") == []
+
+
+class Crash(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def crash_at(monkeypatch, number: int) -> None:
+    """Let the number-th durable step (fsync, replace, rename, rmtree) end the process instead of happening."""
+    count = 0
+
+    def wrap(module, name: str) -> None:
+        real = getattr(module, name)
+
+        def step(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == number:
+                raise Crash
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, step)
+
+    for name in ("fsync", "replace", "rename"):
+        wrap(os, name)
+    wrap(shutil, "rmtree")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_crash_at_any_step_loses_nothing(tmp_path, monkeypatch, force):
+    """Crash at step 1, 2, 3, …: the old artifact, the new one or none is there, and the next start ends the same."""
+    expected = run_stage(stage(lr=2), tmp_path / "expected").id
+    for number in range(1, 200):
+        out = tmp_path / str(number) / "a"
+        if force:
+            old = run_stage(stage(lr=1), out).id
+        with monkeypatch.context() as patch:
+            crash_at(patch, number)
+            try:
+                run_stage(stage(lr=2), out, force=force)
+            except Crash:
+                crashed = True
+            else:
+                crashed = False
+        if out.exists():
+            assert Artifact.open(out).id in ({old, expected} if force else {expected})
+            assert verify(out) == []
+        assert run_stage(stage(lr=2), out, force=force).id == expected
+        assert verify(out) == []
+        assert os.listdir(out.parent) == ["a"]
+        shutil.rmtree(out.parent)
+        if not crashed:
+            break
+    assert number > 15
