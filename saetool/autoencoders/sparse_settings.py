@@ -1,0 +1,267 @@
+"""The settings of sparse autoencoders, and which of their combinations make sense.
+
+A model is an activation (who survives), a penalty (what survival costs), and a cure for dead latents.
+Combinations that cannot work are refused here, before any work, with the reason.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from saetool.autoencoders.base import Normalize
+from saetool.settings import Settings
+
+# --- activations: pre-activations to latents -------------------------------------------------------------------------
+
+
+class ReluActivation(Settings):
+    """z = max(a, 0)."""
+
+    kind: Literal["relu"] = "relu"
+
+
+class SigmoidActivation(Settings):
+    """z = 1 / (1 + exp(−a)): never zero, for the KL penalty."""
+
+    kind: Literal["sigmoid"]
+
+
+class OneMinusExpActivation(Settings):
+    """z = 1 − exp(−max(a, 0)): in [0, 1) with true zeros, for the KL penalty."""
+
+    kind: Literal["one_minus_exp"]
+
+
+class TopKActivation(Settings):
+    """The k largest of a row, then max(·, 0) (Gao et al. 2024)."""
+
+    kind: Literal["topk"]
+    k: PositiveInt
+
+
+class BatchTopKActivation(Settings):
+    """The k · batch largest of a batch, then max(·, 0); a learned threshold at inference (Bussmann et al. 2024)."""
+
+    kind: Literal["batch_topk"]
+    k: PositiveInt
+
+
+class JumpReluActivation(Settings):
+    """z = a where a > θ, else 0, with a threshold θ a latent (Rajamanoharan et al. 2024, 2407.14435).
+
+    Threshold and bandwidth (the kernel's width ε) are in units where E‖x‖² = 1, as in the paper; the model
+    multiplies them by √d_in.
+    """
+
+    kind: Literal["jump_relu"]
+    threshold: PositiveFloat = 0.001
+    bandwidth: PositiveFloat = 0.001
+
+
+class GatedActivation(Settings):
+    """z = 1[gate > 0] · max(magnitude, 0), both from one encoder (Rajamanoharan et al. 2024, 2404.16014)."""
+
+    kind: Literal["gated"]
+
+
+Activation = Annotated[
+    ReluActivation
+    | SigmoidActivation
+    | OneMinusExpActivation
+    | TopKActivation
+    | BatchTopKActivation
+    | JumpReluActivation
+    | GatedActivation,
+    Field(discriminator="kind"),
+]
+
+# --- penalties -------------------------------------------------------------------------------------------------------
+
+
+class _WeightOrTarget(Settings):
+    weight: NonNegativeFloat | None = None
+    target_l0: PositiveFloat | None = None
+    """Steer the weight until this many latents are active a row."""
+    warmup_steps: NonNegativeInt = 500
+    """The weight rises linearly from 0 over these steps."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self):
+        if (self.weight is None) == (self.target_l0 is None):
+            raise ValueError("give exactly one of weight and target_l0")
+        return self
+
+
+class L1Penalty(_WeightOrTarget):
+    """weight · √d_in · Σ_j z_j (norm: unit, decoder rows kept at norm 1) or Σ_j z_j ‖W_d,j‖ (norm: weighted)."""
+
+    kind: Literal["l1"]
+    norm: Literal["unit", "weighted"] = "unit"
+
+
+class L0Penalty(_WeightOrTarget):
+    """weight · L0, whose gradient reaches JumpReLU's thresholds through a kernel."""
+
+    kind: Literal["l0"]
+
+
+class KlPenalty(Settings):
+    """weight · d_in · Σ_j KL(ρ‖q_j) + decoder_decay / 2 · ‖W_d‖², q_j the mean of latent j (Ng 2011).
+
+    ρ is a rate: at 24,576 latents .003 compares with about 74 active ones.
+    """
+
+    kind: Literal["kl"]
+    rho: float = Field(gt=0, lt=1)
+    weight: NonNegativeFloat = 1.0
+    decoder_decay: NonNegativeFloat = 0.01
+    warmup_steps: NonNegativeInt = 0
+
+
+class NoPenalty(Settings):
+    """The activation alone makes the code sparse."""
+
+    kind: Literal["none"] = "none"
+
+
+Penalty = Annotated[L1Penalty | L0Penalty | KlPenalty | NoPenalty, Field(discriminator="kind")]
+
+# --- cures for dead latents ------------------------------------------------------------------------------------------
+
+
+class _Dead(Settings):
+    after_tokens: PositiveInt | None = None
+    """A latent is dead when silent for so many tokens; null: min(10 million, 20 % of all training tokens)."""
+
+
+class AuxK(_Dead):
+    """The k largest dead pre-activations reconstruct the residual (Gao et al. 2024)."""
+
+    kind: Literal["auxk"]
+    k: PositiveInt | None = None
+    """null: min(d_in / 2, 512)."""
+    weight: NonNegativeFloat = 1 / 32
+
+
+class Resample(_Dead):
+    """Dead latents start again from badly reconstructed inputs (Bricken et al. 2023)."""
+
+    kind: Literal["resample"]
+    every_steps: PositiveInt = 1000
+    stop_share: float = Field(default=0.8, gt=0, le=1)
+    """No resampling after this share of the training, so that what it made can settle."""
+    encoder_scale: PositiveFloat = 0.2
+    """Norm of a new encoder row, relative to the mean of the living ones."""
+
+
+class PreActivation(_Dead):
+    """weight · √d_in · Σ over dead latents of max(θ − a, 0) ‖W_d,j‖ (Anthropic, January 2025)."""
+
+    kind: Literal["pre_activation"]
+    weight: NonNegativeFloat = 3e-6
+
+
+class NoCure(Settings):
+    """Dead latents stay dead."""
+
+    kind: Literal["none"] = "none"
+
+
+Dead = Annotated[AuxK | Resample | PreActivation | NoCure, Field(discriminator="kind")]
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+SELECTING = ("topk", "batch_topk")
+UNIT_INTERVAL = ("sigmoid", "one_minus_exp")
+CURES = {
+    "relu": ("resample",),
+    "gated": ("resample",),
+    "topk": ("auxk",),
+    "batch_topk": ("auxk",),
+    "jump_relu": ("pre_activation",),
+    "sigmoid": (),
+    "one_minus_exp": (),
+}
+
+
+class SparseSettings(Settings):
+    """One sparse autoencoder."""
+
+    kind: Literal["sparse"]
+    n_latents: PositiveInt | None = None
+    expansion: PositiveFloat | None = None
+    """n_latents / d_in; give exactly one of both."""
+    normalize: Normalize = "center_scale"
+    activation: Activation = ReluActivation()
+    penalty: Penalty = NoPenalty()
+    matryoshka: tuple[PositiveInt, ...] | None = None
+    """Sizes of nested prefixes of the latents, ascending; the whole dictionary is added as the last."""
+    dead: Dead = NoCure()
+    codes: Literal["exact", "bf16"] = "exact"
+    """exact: who is active is decided in float32; bf16: in bfloat16, a little faster, ties to the lowest latent."""
+    initial_l0: PositiveFloat = 100.0
+    """Biases start so that about this many latents are active a row; larger is slower and kills fewer latents."""
+
+    @model_validator(mode="after")
+    def _legal(self):
+        if (self.n_latents is None) == (self.expansion is None):
+            raise ValueError("give exactly one of n_latents and expansion")
+        for complaint in (_penalty_complaint(self), _cure_complaint(self), _matryoshka_complaint(self)):
+            if complaint:
+                raise ValueError(complaint)
+        return self
+
+    def width(self, d_in: int) -> int:
+        """Return the number of latents for inputs of width `d_in`."""
+        return self.n_latents if self.n_latents is not None else max(1, round(float(self.expansion or 1) * d_in))
+
+
+def _penalty_complaint(settings: SparseSettings) -> str | None:
+    activation, penalty = settings.activation.kind, settings.penalty
+    if activation in SELECTING and penalty.kind != "none":
+        key = "target_l0" if getattr(penalty, "target_l0", None) is not None else f"penalty {penalty.kind}"
+        return f"{activation} fixes the number of active latents by k, so {key} has nothing to steer: use penalty none"
+    if penalty.kind == "kl":
+        if activation not in UNIT_INTERVAL:
+            return (
+                f"the KL penalty reads a latent's mean as a probability, and {activation} can exceed 1: "
+                "use activation sigmoid or one_minus_exp, or penalty l1"
+            )
+        if penalty.decoder_decay == 0:
+            return (
+                "KL without decoder_decay meets rho with a dense code and a large decoder and finds no features: "
+                "give decoder_decay above 0 (0.01 is a start)"
+            )
+    if activation == "sigmoid" and penalty.kind != "kl":
+        return "a sigmoid is never zero, so only the KL penalty makes it sparse: use penalty kl"
+    if (activation == "jump_relu") != (penalty.kind == "l0"):
+        return "jump_relu learns its thresholds through penalty l0, and only jump_relu does: use them together"
+    if activation == "gated" and (penalty.kind != "l1" or penalty.norm != "unit"):
+        return "gated models are defined with penalty l1 on unit decoder rows: use {kind: l1, norm: unit}"
+    return None
+
+
+def _cure_complaint(settings: SparseSettings) -> str | None:
+    activation, cure = settings.activation.kind, settings.dead.kind
+    cures = CURES[activation]
+    if cure == "none" or cure in cures:
+        return None
+    reason = {
+        "auxk": "auxk revives what a top-k left out; a dead ReLU passes no gradient to it",
+        "resample": "resampling sets a bias and an encoder row, which does not bring back a latent of this activation",
+        "pre_activation": "the pre-activation loss pulls dead latents towards JumpReLU's thresholds",
+    }[cure]
+    return f"{reason}: with {activation} use dead {' or '.join((*cures, 'none'))}"
+
+
+def _matryoshka_complaint(settings: SparseSettings) -> str | None:
+    prefixes = settings.matryoshka
+    if prefixes is None:
+        return None
+    if not prefixes or list(prefixes) != sorted(set(prefixes)):
+        return f"matryoshka prefixes must ascend and differ, got {list(prefixes)}"
+    if settings.n_latents is not None and prefixes[-1] > settings.n_latents:
+        return f"matryoshka prefix {prefixes[-1]} exceeds n_latents {settings.n_latents}"
+    if settings.activation.kind in ("gated", *UNIT_INTERVAL):
+        return f"matryoshka prefixes go with relu, topk, batch_topk and jump_relu, not with {settings.activation.kind}"
+    return None
