@@ -1,0 +1,66 @@
+"""What is it, and where did it come from? A few lines about an artifact, read from its manifest alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from saetool.artifacts.manifest import MANIFEST, Artifact
+from saetool.errors import RequestError
+
+_LONGEST = 100
+
+
+def describe(path: Path) -> str:
+    """Return a readable description of the artifact at `path`: kind, size, facts, request, lineage."""
+    artifact = Artifact.open(path)
+    size = sum(entry["bytes"] for entry in artifact.files.values())
+    lines = [
+        f"{path}",
+        f"  kind      {artifact.kind} (schema {artifact.manifest['schema']}, saetool {artifact.manifest['saetool']})",
+        f"  id        {artifact.id}",
+        f"  made      {artifact.notes.get('created')} on {artifact.notes.get('host')}: {artifact.notes.get('command')}",
+        f"  files     {len(artifact.files):,}, {_bytes(size)}",
+        "  content",
+        *_lines(artifact.content),
+        "  config",
+        *_lines(artifact.config),
+    ]
+    if artifact.inputs:
+        lines += ["  made from", *_lineage(artifact, "    ")]
+    return "\n".join(lines)
+
+
+def _lineage(artifact: Artifact, indent: str) -> list[str]:
+    lines = []
+    places = artifact.notes.get("input_paths", [])
+    for entry, place in zip(artifact.inputs, places, strict=False):
+        where = artifact.path / place
+        found = None
+        if (where / MANIFEST).exists():
+            try:
+                found = Artifact.open(where)
+            except RequestError:
+                found = None
+        if found is None or found.id != entry["id"]:
+            lines.append(f"{indent}{entry['kind']} {entry['id']}  (no longer at {place})")
+            continue
+        lines.append(f"{indent}{entry['kind']} {entry['id']}  {place}")
+        lines += _lineage(found, indent + "  ")
+    return lines
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    return [f"    {key:<14} {_short(value)}" for key, value in sorted(facts.items())]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

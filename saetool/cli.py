@@ -1,0 +1,181 @@
+"""The commands. No logic of its own: each reads a config, asks the pipeline for a stage and prints what came out.
+
+`--help`, `info` and `verify` import neither torch nor timm, so everything heavy is imported where it is used.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saetool.errors import RequestError, SaetoolError
+
+app = typer.Typer(
+    name="saetool",
+    help="Open up vision transformers with sparse (and other) autoencoders: cache, train, index, evaluate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged config (demo, folder, …).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value …]", help="Overrides, e.g. training.lr=1e-3.")]
+Force = Annotated[bool, typer.Option("--force", help="Build anew and replace what stands at the same place.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="State tokens, disk, memory and time; start nothing.")]
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None, force: Force = False) -> None:
+    """Cache, train, index, evaluate, report: skips what is done, resumes what was begun."""
+    from saetool.pipeline import Run
+
+    for member in Run.load(config, overrides).all_members(force=force):
+        member.print_result()
+
+
+@app.command()
+def cache(config: Config, overrides: Overrides = None, force: Force = False, dry_run: DryRun = False) -> None:
+    """Cache a model's activations over a set of images."""
+    _stage("activations", config, overrides, force, dry_run)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, force: Force = False, dry_run: DryRun = False) -> None:
+    """Train an autoencoder (or a sweep of them) on cached activations."""
+    _stage("autoencoder", config, overrides, force, dry_run)
+
+
+@app.command()
+def index(config: Config, overrides: Overrides = None, force: Force = False) -> None:
+    """Find what each latent responds to: top images, statistics, labels, neighbors."""
+    _stage("features", config, overrides, force)
+
+
+@app.command()
+def evaluate(config: Config, overrides: Overrides = None, force: Force = False) -> None:
+    """Held-out numbers, baselines, probes and the effect on the model."""
+    _stage("evaluation", config, overrides, force)
+
+
+@app.command()
+def report(
+    config: Annotated[str, typer.Argument(help="A config; with --check a report's directory; with --overview a folder of runs.")],
+    overrides: Overrides = None,
+    force: Force = False,
+    check: Annotated[bool, typer.Option("--check", help="Check a finished report: links, chunks, size, escaping.")] = False,
+    overview: Annotated[bool, typer.Option("--overview", help="Write one page over all runs below a folder.")] = False,
+) -> None:
+    """Write the web page; or check one; or write an overview of several runs."""
+    if not (check or overview):
+        _stage("report", config, overrides, force)
+        return
+    from saetool import report as pages
+
+    if overview:
+        typer.echo(f"overview: {pages.write_overview(Path(config))}")
+        return
+    place = Path(config)
+    problems = pages.check(place / "report" if (place / "report").is_dir() else place)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{config}: every link and chunk resolves, nothing leads outside.")
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[str | None, typer.Option("--out", help="Where the artifacts go (default: runs/demo).")] = None,
+    force: Force = False,
+) -> None:
+    """Run the packaged demo: a real ViT on photographs of solar cells, no hub needed."""
+    run("demo", [*([f"run={json.dumps(out)}"] if out else []), *(overrides or [])], force)
+
+
+@app.command()
+def verify(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
+    """Is it intact? Recompute every size and digest; exit 1 when anything has changed."""
+    from saetool.artifacts.verify import find_artifacts
+    from saetool.artifacts.verify import verify as problems_of
+
+    damaged = False
+    for path in [artifact for given in paths for artifact in find_artifacts(given)]:
+        problems = problems_of(path)
+        damaged |= bool(problems)
+        typer.echo(f"{path}: {'DAMAGED' if problems else 'intact'}")
+        for problem in problems:
+            typer.echo(f"  {problem}")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
+    """What is it? Where did it come from?"""
+    from saetool.artifacts.describe import describe
+    from saetool.artifacts.verify import find_artifacts
+
+    for path in [artifact for given in paths for artifact in find_artifacts(given)]:
+        typer.echo(describe(path))
+
+
+def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry_run: bool = False) -> None:
+    from saetool.pipeline import Run
+
+    run_ = Run.load(config, overrides)
+    if dry_run:
+        _print_estimate(run_.estimate(name))
+        return
+    for artifact in run_.make(name, force=force):
+        typer.echo(f"{artifact.kind}: {artifact.path}  ({artifact.id})")
+
+
+def _print_estimate(estimate: dict[str, Any]) -> None:
+    width = max(map(len, estimate), default=0)
+    for key, value in estimate.items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        typer.echo(f"{key.replace('_', ' '):<{width}}  {shown}")
+
+
+def main() -> None:
+    """Run the command line: exit 0 done, 1 the work failed, 2 the request was wrong; one message, no traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        app()
+    except SaetoolError as error:
+        typer.echo(f"saetool: {error}", err=True)
+        _leave(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("\nsaetool: stopped. What was finished is kept; the same command resumes.", err=True)
+        _leave(130)
+    except Exception as error:
+        if os.environ.get("SAETOOL_TRACEBACK"):
+            raise
+        typer.echo(
+            f"saetool: unexpected failure: {type(error).__name__}: {error}\n"
+            "This is a bug. SAETOOL_TRACEBACK=1 shows where; what was finished is kept.",
+            err=True,
+        )
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    """End the process now: the other processes of a torchrun job may wait in a collective that never completes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
