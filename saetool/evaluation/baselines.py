@@ -1,0 +1,161 @@
+"""What a trained dictionary must beat, behind the same protocol: PCA, k-means, a random dictionary, raw neurons."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from saetool import seeding
+from saetool.autoencoders.base import Autoencoder, Loss
+from saetool.sparse.codes import Codes
+
+FIT_ROWS = 65_536
+"""Training rows the baselines are fitted on: enough for the covariance of 1,024 coordinates, seconds to fit."""
+
+ROWS_AT_ONCE = 2048
+"""Rows whose dense code is held at once."""
+
+
+class Baseline(Autoencoder):
+    """A fitted baseline: encodes and decodes like an autoencoder, and does not train."""
+
+    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+        """Refuse: a baseline is fitted when it is made."""
+        raise NotImplementedError("a baseline is fitted when it is made and has no loss")
+
+    def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
+        """Return the nonzero entries of `encode`, computed by slices of rows."""
+        return Codes.concatenate([Codes.from_dense(self.encode(rows)) for rows in x.split(ROWS_AT_ONCE)])
+
+
+class Dictionary(Baseline):
+    """Unit directions around a mean: z = the chosen projections of x − mean, x_hat = mean + scale · z W.
+
+    keep: every projection, the k of largest magnitude (either sign), or the k largest, if positive.
+    """
+
+    mean: Tensor
+    directions: Tensor
+
+    def __init__(
+        self,
+        mean: Float[Tensor, "d_in"],
+        directions: Float[Tensor, "n_latents d_in"],
+        keep: Literal["all", "magnitude", "positive"],
+        k: int = 0,
+        scale: float = 1.0,
+    ):
+        super().__init__()
+        self.n_latents, self.d_in = directions.shape
+        self.keep: Literal["all", "magnitude", "positive"] = keep
+        self.k, self.scale = min(k, self.n_latents), scale
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("directions", directions.float())
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        """Return the chosen projections, zero elsewhere."""
+        projections = (x.float() - self.mean) @ self.directions.T
+        if self.keep == "all":
+            return projections
+        ranking = projections.abs() if self.keep == "magnitude" else projections
+        chosen = ranking.topk(self.k, dim=-1).indices
+        kept = projections.gather(-1, chosen)
+        if self.keep == "positive":
+            kept = kept.relu()
+        return torch.zeros_like(projections).scatter_(-1, chosen, kept)
+
+    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+        """Return mean + scale · z W."""
+        return self.mean + self.scale * (z @ self.directions)
+
+    def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
+        """Return scale · W."""
+        return self.scale * self.directions
+
+
+class KMeans(Baseline):
+    """Each row is its nearest center: z is one-hot, x_hat that center."""
+
+    centers: Tensor
+
+    def __init__(self, centers: Float[Tensor, "n_latents d_in"]):
+        super().__init__()
+        self.n_latents, self.d_in = centers.shape
+        self.register_buffer("centers", centers.float())
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        """Return 1 at the nearest center, 0 elsewhere."""
+        score = x.float() @ self.centers.T - self.centers.square().sum(-1) / 2
+        return torch.nn.functional.one_hot(score.argmax(-1), self.n_latents).float()
+
+    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+        """Return the chosen centers."""
+        return z @ self.centers
+
+    def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
+        """Return the centers, measured from their mean."""
+        return self.centers - self.centers.mean(0)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A baseline with its name in tables and a sentence on what it is."""
+
+    name: str
+    about: str
+    model: Baseline
+
+
+def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clusters: int, seed: int) -> list[Fitted]:
+    """Fit the four baselines on raw training rows, at k active latents where that is a choice.
+
+    The random dictionary has as many latents as the autoencoder it stands beside (`n_latents`); it, k-means and the
+    sign of PCA's components depend on `seed` only.
+    """
+    rows = rows.float()
+    mean = rows.double().mean(0).float()
+    d_in = rows.shape[1]
+    k = max(1, min(k, d_in))
+    pca = PCA(min(k, len(rows)), svd_solver="full" if d_in <= 1024 else "randomized", random_state=0)
+    pca.fit(rows.double().numpy())
+    components = torch.from_numpy(pca.components_).float()
+    clusters = max(1, min(clusters, len(rows)))
+    kmeans = MiniBatchKMeans(
+        clusters,
+        batch_size=4096,
+        n_init=1,  # pyright: ignore[reportArgumentType]
+        max_iter=20,
+        random_state=seeding.derive(seed, "k-means") % 2**32,
+    ).fit(rows.numpy())
+    return [
+        Fitted("PCA", f"{k} principal components", Dictionary(mean, components, "all")),
+        Fitted("k-means", f"the nearest of {clusters} centers", KMeans(torch.from_numpy(kmeans.cluster_centers_))),
+        Fitted(
+            "random dictionary",
+            f"top {k} of {n_latents} random unit directions, one scale by least squares",
+            random_dictionary(rows, mean, n_latents, k, seed),
+        ),
+        Fitted(
+            "raw neurons",
+            f"the {k} coordinates farthest from their mean",
+            Dictionary(mean, torch.eye(d_in), "magnitude", k),
+        ),
+    ]
+
+
+def random_dictionary(
+    rows: Float[Tensor, "rows d_in"], mean: Float[Tensor, "d_in"], n_latents: int, k: int, seed: int
+) -> Dictionary:
+    """Return random unit directions with TopK and the one scale that minimizes the error on (some of) `rows`."""
+    draws = torch.randn(n_latents, rows.shape[1], generator=seeding.generator(seed, "random dictionary"))
+    directions = torch.nn.functional.normalize(draws, dim=-1)
+    unscaled = Dictionary(mean, directions, "positive", k)
+    centered = rows[: 2 * ROWS_AT_ONCE] - mean
+    guess = unscaled.decode(unscaled.encode(rows[: 2 * ROWS_AT_ONCE])) - mean
+    square = float(guess.double().square().sum())
+    scale = float((guess.double() * centered.double()).sum()) / square if square > 0 else 1.0
+    return Dictionary(mean, directions, "positive", k, scale)

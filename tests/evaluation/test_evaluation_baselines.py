@@ -1,0 +1,80 @@
+"""The baselines are what they are called: PCA is optimal at its width, k-means picks the nearest center, and so on."""
+
+import pytest
+import torch
+
+from saetool.evaluation.baselines import Dictionary, KMeans, fit_baselines, random_dictionary
+from saetool.evaluation.reconstruction import held_out_sums, numbers
+
+
+def rows(n=400, d=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(d, d, generator=generator) * torch.linspace(3, 0.2, d)[:, None]
+    return torch.randn(n, d, generator=generator) @ mixing + 5
+
+
+def fvu(model, x):
+    x = x[None]
+    return numbers(held_out_sums(model, [x], x.double().mean((0, 1))), seed=0)["fvu"]["value"]
+
+
+def fitted(x, k=3, n_latents=32, clusters=10):
+    return {b.name: b.model for b in fit_baselines(x, k, n_latents, clusters, seed=0)}
+
+
+def test_pca_leaves_exactly_the_trailing_eigenvalues():
+    x = rows()
+    spectrum = torch.linalg.eigvalsh(torch.cov(x.double().T, correction=0)).flip(0)
+    assert fvu(fitted(x)["PCA"], x) == pytest.approx(float(spectrum[3:].sum() / spectrum.sum()), rel=1e-5)
+
+
+def test_kmeans_takes_the_nearest_center():
+    x = rows(50)
+    model = fitted(x)["k-means"]
+    assert isinstance(model, KMeans)
+    nearest = torch.cdist(x, model.centers).argmin(1)
+    assert torch.equal(model.encode(x).argmax(1), nearest)
+    assert torch.equal(model(x), model.centers[nearest])
+
+
+def test_every_baseline_stays_within_its_budget_and_codes_agree():
+    x = rows()
+    for name, model in fitted(x).items():
+        z = model.encode(x)
+        active = (z != 0).sum(1)
+        assert int(active.max()) <= (1 if name == "k-means" else 3), name
+        assert torch.equal(model.encode_sparse(x).dense(), z), name
+        assert torch.allclose(model.decode_sparse(model.encode_sparse(x)), model(x), atol=1e-4), name
+
+
+def test_raw_neurons_keep_the_coordinates_farthest_from_their_mean():
+    x = torch.tensor([[5.0, 1.0, -9.0, 2.0]])
+    model = Dictionary(torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.eye(4), "magnitude", 2)
+    assert torch.equal(model.encode(x), torch.tensor([[5.0, 0.0, -9.0, 0.0]]))
+    assert torch.equal(model(x), torch.tensor([[5.0, 1.0, -9.0, 0.0]]))
+
+
+def test_the_random_dictionarys_scale_is_the_best_one():
+    x = rows()
+    mean = x.mean(0)
+    best = random_dictionary(x, mean, 32, 3, seed=0)
+    errors = []
+    for factor in (0.9, 1.0, 1.1):
+        other = Dictionary(mean, best.directions, "positive", 3, best.scale * factor)
+        errors.append(float((other(x) - x).square().sum()))
+    assert errors[1] < errors[0]
+    assert errors[1] < errors[2]
+
+
+def test_order_of_merit_at_equal_budget():
+    """PCA is the best linear code; random directions do better than the mean alone, and worse than PCA."""
+    x = rows()
+    models = fitted(x)
+    assert fvu(models["PCA"], x) < fvu(models["random dictionary"], x) < 1
+    assert fvu(models["PCA"], x) < fvu(models["raw neurons"], x) < 1
+
+
+def test_more_components_than_rows_or_coordinates_are_cut():
+    models = fitted(rows(6), k=50, clusters=100)
+    assert models["PCA"].n_latents == 6
+    assert models["k-means"].n_latents == 6
