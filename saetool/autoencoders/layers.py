@@ -1,0 +1,87 @@
+"""A chain of fully connected layers, whose weights are its own or another chain's, transposed."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Activation = Literal["identity", "relu", "sigmoid", "tanh"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda a: a,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+# The derivative of each activation as a function of its value.
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": torch.ones_like,
+    "relu": lambda z: (z > 0).to(z.dtype),
+    "sigmoid": lambda z: z * (1 - z),
+    "tanh": lambda z: 1 - z.square(),
+}
+
+
+class Chain(nn.Module):
+    """h ↦ s_L(W_L … s_1(W_1 h + b_1) … + b_L), with W_l of shape [widths[l], widths[l − 1]].
+
+    A chain built with `own_weights=False` holds biases only and is given its weights at every call.
+    """
+
+    def __init__(self, widths: Sequence[int], activations: Sequence[Activation], own_weights: bool = True):
+        super().__init__()
+        self.activations = tuple(activations)
+        shapes = [(out, into) for into, out in pairwise(widths)]
+        self.weights = nn.ParameterList([torch.empty(shape) for shape in shapes] if own_weights else [])
+        self.biases = nn.ParameterList([torch.zeros(out) for out, _ in shapes])
+
+    def __len__(self) -> int:
+        return len(self.biases)
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the weights anew (Glorot & Bengio 2010; He et al. 2015 before a ReLU) and zero the biases."""
+        for weight, activation in zip(self.weights, self.activations, strict=False):
+            if activation == "relu":
+                nn.init.kaiming_uniform_(weight, nonlinearity="relu", generator=generator)
+            else:
+                nn.init.xavier_uniform_(weight, generator=generator)
+        for bias in self.biases:
+            bias.zero_()
+
+    def transposed(self) -> list[Tensor]:
+        """Return the weights of the mirrored chain: transposed, last first."""
+        return [weight.T for weight in reversed(list(self.weights))]
+
+    def logits(
+        self,
+        h: Float[Tensor, "batch width"],
+        weights: Sequence[Tensor] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Float[Tensor, "batch width_out"]:
+        """Apply layers start … stop − 1 (all by default) but the last one's activation."""
+        weights = list(self.weights) if weights is None else weights
+        stop = len(self) if stop is None else stop
+        for index in range(start, stop):
+            h = nn.functional.linear(h, weights[index], self.biases[index])
+            if index < stop - 1:
+                h = ACTIVATIONS[self.activations[index]](h)
+        return h
+
+    def forward(
+        self,
+        h: Float[Tensor, "batch width"],
+        weights: Sequence[Tensor] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Float[Tensor, "batch width_out"]:
+        """Apply layers start … stop − 1 (all by default)."""
+        last = (len(self) if stop is None else stop) - 1
+        if last < start:
+            return h
+        return ACTIVATIONS[self.activations[last]](self.logits(h, weights, start, stop))
