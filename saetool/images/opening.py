@@ -1,0 +1,50 @@
+"""From the `images` section of a config to a source."""
+
+from pathlib import Path
+
+from saetool.errors import RequestError
+from saetool.images.settings import ImageSettings
+from saetool.images.source import ImageSource
+
+DATASET_SUFFIXES = {".parquet", ".arrow"}
+
+
+def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource:
+    """Open the images that `settings` name; `root` says where they are now, when they have moved.
+
+    Raises RequestError where there are none.
+    """
+    name = settings.source
+    if name == "elpv":
+        from saetool.images.elpv import ElpvSource
+
+        return ElpvSource(root, settings.limit)
+    if name in ("digits", "mnist"):
+        from saetool.images.arrays import digits, mnist
+
+        return (digits if name == "digits" else mnist)(settings.limit)
+    if name.startswith("hf:"):
+        from saetool.images.datasets import open_hub
+
+        return open_hub(settings)
+    path = Path(root or name).expanduser()
+    if _is_dataset(path):
+        from saetool.images.datasets import open_local
+
+        return open_local(path, settings)
+    if not path.exists():
+        raise RequestError(f"images.source: there is no {path} (known names: elpv, digits, mnist, hf:NAME)")
+    from saetool.images.folder import FolderSource
+
+    return FolderSource(path, settings.limit)
+
+
+def _is_dataset(path: Path) -> bool:
+    if path.is_file():
+        return path.suffix in DATASET_SUFFIXES
+    if not path.is_dir():
+        return False
+    marks = ("dataset_info.json", "dataset_dict.json", "state.json")
+    return any((path / mark).is_file() for mark in marks) or any(
+        file.suffix in DATASET_SUFFIXES for pattern in ("*", "*/*") for file in path.glob(pattern)
+    )

@@ -1,0 +1,29 @@
+"""The `images` section of a config."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from saetool.settings import Settings
+
+
+class ImageSettings(Settings):
+    """Which images, and what happens at one that cannot be read."""
+
+    source: str = "elpv"
+    """`elpv`, `digits`, `mnist`, `hf:NAME` (a dataset on the Hugging Face hub), or the path of a folder of images, of a
+    folder of Parquet or Arrow files, or of one such file."""
+    limit: int | None = Field(default=None, ge=1)
+    """The first N images only."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """At an image that cannot be read: stop and name it, or record it and go on."""
+    split: str = "train"
+    """Of a dataset with splits."""
+    subset: str | None = None
+    """The configuration of a hub dataset that has several."""
+    streaming: bool = False
+    """Read a hub dataset as it comes instead of downloading it first."""
+    image_column: str | None = None
+    """Of a dataset; null: the only one that holds images."""
+    label_columns: list[str] | None = None
+    """Of a dataset; null: every class label, or a column named like one."""

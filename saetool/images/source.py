@@ -1,0 +1,62 @@
+"""What every source of images answers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import xxhash
+
+from saetool.images.picture import Picture
+
+Label = str | float | None
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """A label that every image may carry: a class by name, or a number."""
+
+    name: str
+    kind: Literal["category", "number"]
+    classes: list[str] | None = None
+    """The names in their order, where they are known before reading."""
+
+
+class ImageSource(Protocol):
+    """Images in a fixed order (by the UTF-8 bytes of their paths), each read on its own, from any thread."""
+
+    name: str
+    label_columns: list[LabelColumn]
+    root: str | None
+    """Where the images are; it says nothing about what they are."""
+    attribution: str | None
+    """What must stand beside a picture that is shown, where its license asks for it."""
+
+    def __len__(self) -> int: ...
+
+    def path(self, i: int) -> str:
+        """Return image `i`'s path below the root, with forward slashes, or its index in a dataset."""
+        ...
+
+    def size_hint(self, i: int) -> int:
+        """Return the bytes of image `i` on disk; 0 where that is not known without reading it."""
+        ...
+
+    def labels(self, i: int) -> dict[str, Label]:
+        """Return image `i`'s label in each column; None where it has none."""
+        ...
+
+    def read(self, i: int) -> Picture:
+        """Decode image `i`; WorkError names the file when it is corrupt."""
+        ...
+
+    def listing(self) -> str:
+        """Return a digest over what there is to read, cheap: nothing is opened."""
+        ...
+
+
+def digest_listing(entries: Iterable[tuple[str, int]]) -> str:
+    """Return `xxh3-128:…` over (path, size) pairs in their order."""
+    state = xxhash.xxh3_128()
+    for path, size in entries:
+        state.update(f"{path}\0{size}\n".encode("utf-8", "surrogateescape"))
+    return f"xxh3-128:{state.hexdigest()}"

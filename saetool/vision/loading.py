@@ -1,0 +1,103 @@
+"""From a backbone's name, or from a module, to a backbone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saetool import seeding
+from saetool.errors import RequestError
+from saetool.vision.backbone import Backbone, Parts
+from saetool.vision.geometry import Geometry
+from saetool.vision.layout import TokenLayout
+from saetool.vision.settings import BackboneSettings, Tokens
+from saetool.vision.transform import Transform
+from saetool.vision.weights import digest_weights, resolve_precision, settle
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load_backbone(settings: BackboneSettings, seed: int = 0, device: str | torch.device | None = None) -> Backbone:
+    """Load the backbone that `settings` name, on `device` (default: CUDA where there is one, else the CPU).
+
+    `seed` decides the weights where `pretrained` is false. Raises RequestError for names, layers or tokens that do not
+    exist, WorkError where weights cannot be fetched.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = resolve_precision(settings.precision, where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.derive(seed, "backbone", settings.name))
+        parts = _loader(settings.name)(settings, precision, where)
+    return Backbone(parts, settings.layers, settings.tokens, precision)
+
+
+def wrap(
+    module: nn.Module,
+    layers: Sequence[int | str],
+    tokens: Tokens = "patches",
+    *,
+    name: str | None = None,
+    image_size: int | tuple[int, int] = 224,
+    transform: Transform | None = None,
+    blocks: str | None = None,
+    grid: tuple[int, int] | None = None,
+    prefix_tokens: int = 0,
+    run: Callable[[Tensor], Any] | None = None,
+) -> Backbone:
+    """Make a backbone of any module, as it is (device, dtype), in evaluation mode.
+
+    transform: default squashes to `image_size` with ImageNet's mean and standard deviation; blocks: path of the list of
+    layers (default: the longest list of modules of one class); grid, prefix_tokens: where the probe forward cannot find them, as
+    for a patch embedding that is not a convolution; run: a forward pass, where it is not `module(images)`.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    geometry = Geometry("squash", size, size, patch=size, grid=None)
+    parameter = next(module.parameters(), torch.empty(0))
+    parts = Parts(
+        name=name or type(module).__name__,
+        model=settle(module, "as it is", parameter.device),
+        transform=transform or Transform(geometry, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        blocks=_block_paths(module, blocks),
+        run=run or module,
+        weights_digest=digest_weights(module.state_dict().items()),
+        declared=None if grid is None else TokenLayout(prefix_tokens, grid, has_class_token=False),
+    )
+    return Backbone(parts, layers, tokens, "bf16" if parameter.dtype == torch.bfloat16 else "fp32")
+
+
+def _loader(name: str) -> Callable[[BackboneSettings, str, torch.device], Parts]:
+    if name == "demo/vits14":
+        from saetool.vision import demo_model
+
+        return demo_model.load
+    if name.startswith("timm/"):
+        from saetool.vision import timm_models
+
+        return timm_models.load
+    if name.startswith("hf/"):
+        from saetool.vision import transformers_models
+
+        return transformers_models.load
+    if name in ("pixels", "pixels/gray"):
+        from saetool.vision import pixels
+
+        return pixels.load
+    raise RequestError(
+        f"backbone.name: {name!r} is none of timm/NAME, hf/NAME, demo/vits14, pixels, pixels/gray"
+        + (f"; did you mean timm/{name}?" if "/" not in name else "")
+    )
+
+
+def _block_paths(module: nn.Module, blocks: str | None) -> list[str]:
+    if blocks is not None:
+        return [f"{blocks}.{key}" for key, _ in module.get_submodule(blocks).named_children()]
+    lists = []
+    for path, child in module.named_modules():
+        members = list(child.children())
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len({type(member) for member in members}) == 1:
+            lists.append((len(members), path))
+    if not lists:
+        return []
+    _, path = max(lists, key=lambda found: found[0])
+    return [f"{path}.{i}" if path else str(i) for i in range(len(module.get_submodule(path)))]  # pyright: ignore[reportArgumentType]
