@@ -1,0 +1,92 @@
+"""A store made from tensors: anything with rows can be stored, trained on and indexed like activations."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from saetool.activations.moments import SiteMoments
+from saetool.activations.settings import CacheSettings
+from saetool.activations.store import KIND, ActivationStore
+from saetool.activations.writer import Plan, ShardContent, StoreWriter
+from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
+from saetool.errors import RequestError
+
+
+def write_store(
+    out: str | os.PathLike,
+    tokens: "Shaped[Tensor, 'images tokens d'] | dict[str, Shaped[Tensor, 'images tokens d']]",
+    *,
+    images: Sequence[dict[str, Any]] | None = None,
+    labels: Sequence[dict[str, Any]] = (),
+    grid: tuple[int, int] | None = None,
+    geometry: dict[str, Any] | None = None,
+    settings: CacheSettings | None = None,
+    force: bool = False,
+) -> ActivationStore:
+    """Store tensors [images, tokens, d], by site folder where there are several, and return the opened store.
+
+    `images`: a dictionary an image with any of path, width, height, digest (default: of its values) and the labels;
+    `labels`: [{"name", "kind": "category" | "number", "classes"}]. Values are converted to `settings.dtype`.
+    Raises RequestError for values that are not finite or shapes that do not fit together.
+    """
+    settings = settings or CacheSettings(dtype="float32")
+    sites = tokens if isinstance(tokens, dict) else {"rows": tokens}
+    n_images = len(next(iter(sites.values())))
+    if any(rows.ndim != 3 or len(rows) != n_images for rows in sites.values()):
+        raise RequestError("Each site needs a tensor [images, tokens, d], with the same number of images.")
+    plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)
+    stored = {folder: rows.detach().to(plan.dtype).contiguous() for folder, rows in sites.items()}
+    contents = {folder: digest_bytes(_bytes(rows)) for folder, rows in stored.items()}
+    table = _table(images, next(iter(stored.values())), labels)
+    facts = {"grid": list(grid) if grid else None, "token_kind": "rows", "geometry": geometry, "source": None}
+
+    def build(partial: Partial) -> dict[str, Any]:
+        writer = StoreWriter(partial, plan, list(labels))
+        for shard in range(plan.n_shards):
+            _write(writer, shard, stored, table)
+        return writer.finish(facts)
+
+    config = {"source": "tensors", "sites": plan.sites, "contents": contents, **settings.model_dump(), **facts}
+    config |= {"images": digest_json(table), "labels": list(labels)}
+    return ActivationStore(run_stage(Stage(KIND, config, build), out, force=force))
+
+
+def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: list[dict[str, Any]]) -> None:
+    slices = writer.plan.slices_of(shard)
+    parts = [writer.plan.images_of(slice_) for slice_ in slices]
+    tokens = {folder: rows[parts[0].start : parts[-1].stop] for folder, rows in stored.items()}
+    moments = {folder: SiteMoments.of(rows.flatten(0, 1)) for folder, rows in tokens.items()}
+    for folder, moment in moments.items():
+        if not torch.isfinite(torch.tensor(moment.norm_sum)):
+            raise RequestError(f"{folder}: some values are not finite (in {writer.plan.settings.dtype}).")
+    rows = [{**table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
+    writer.write_shard(shard, tokens, ShardContent(rows, [len(part) for part in parts], [], moments))
+
+
+def _site(folder: str, rows: Tensor) -> dict[str, Any]:
+    identity = {"weights": None, "module": folder, "tokens": "rows", "preprocessing": None}
+    size = {"n_tokens": rows.shape[1], "d": rows.shape[2]}
+    fields = {"backbone": None, "folder": folder, "layer": None, "label": folder}
+    return {**fields, **size, **identity, "digest": digest_json({**identity, "d": rows.shape[2]})}
+
+
+def _table(
+    images: Sequence[dict[str, Any]] | None, rows: Tensor, labels: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    entries = images if images is not None else [{} for _ in rows]
+    if len(entries) != len(rows):
+        raise RequestError(f"{len(entries)} images are described, {len(rows)} are given.")
+    table = []
+    for i, (entry, values) in enumerate(zip(entries, rows, strict=True)):
+        row = {"path": f"{i:06d}", "width": None, "height": None, **{label["name"]: None for label in labels}, **entry}
+        row.setdefault("digest", digest_bytes(_bytes(values)))
+        table.append(row)
+    return table
+
+
+def _bytes(rows: Tensor) -> memoryview:
+    return memoryview(rows.reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,70 @@
+"""What a store says about a site's values: moments, norms, largest value, in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saetool.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class SiteMoments:
+    """Moments of the stored rows of a site: statistics, sum of row norms, largest absolute value.
+
+    They are taken a slice at a time and merged in slice order, then in shard order: the same bits from any number
+    of processes, resumed or not.
+    """
+
+    statistics: Statistics
+    norm_sum: float = 0.0
+    max_abs: float = 0.0
+
+    @classmethod
+    def none(cls, d: int) -> "SiteMoments":
+        """Return the moments of no rows."""
+        return cls(Statistics.none(d))
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "rows d"]) -> "SiteMoments":
+        """Return the moments of `rows`; `norm_sum` is not finite where any value is not."""
+        if len(rows) == 0:
+            return cls.none(rows.shape[1])
+        statistics = Statistics.of(rows)
+        norm_sum = torch.linalg.vector_norm(rows.float(), dim=1).double().sum()
+        return cls(statistics, float(norm_sum), float(rows.abs().max()))
+
+    def merge(self, other: "SiteMoments") -> "SiteMoments":
+        """Return the moments of both sets of rows together."""
+        merged = self.statistics.merge(other.statistics)
+        return SiteMoments(merged, self.norm_sum + other.norm_sum, max(self.max_abs, other.max_abs))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `stats.safetensors` holds."""
+        count = self.statistics.count
+        return {
+            "count": torch.tensor(count),
+            "mean": self.statistics.mean,
+            "variance": self.statistics.variance,
+            "mean_norm": torch.tensor(self.norm_sum / max(count, 1), dtype=torch.float64),
+            "max_abs": torch.tensor(self.max_abs, dtype=torch.float64),
+            # A job with values that are not finite stops, so a sealed store has none.
+            "non_finite": torch.tensor(0),
+        }
+
+    def to_json(self) -> dict:
+        """Return the moments as JSON types; Python writes floats so that they read back the same."""
+        return {
+            "count": self.statistics.count,
+            "mean": self.statistics.mean.tolist(),
+            "variance": self.statistics.variance.tolist(),
+            "norm_sum": self.norm_sum,
+            "max_abs": self.max_abs,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict) -> "SiteMoments":
+        """Read what `to_json` wrote."""
+        mean, variance = (torch.tensor(value[key], dtype=torch.float64) for key in ("mean", "variance"))
+        return cls(Statistics(value["count"], mean, variance), value["norm_sum"], value["max_abs"])

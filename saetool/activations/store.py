@@ -1,0 +1,167 @@
+"""Reading a store of activations: images, sites, rows.
+
+activations/
+  manifest.json             content: see writer.py
+  images.parquet            row i is image i: id, path, labels, width, height, digest, slice
+  layer-10/00000.safetensors   "tokens": [images, tokens, d]; a shard holds whole slices
+  layer-10/stats.safetensors   count, mean [d], variance [d], mean_norm, max_abs, non_finite
+"""
+
+import os
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saetool.activations.shard import DTYPES, Shard
+from saetool.artifacts import Artifact
+from saetool.errors import RequestError
+from saetool.statistics import Statistics
+
+if TYPE_CHECKING:
+    import pyarrow
+
+KIND = "activations"
+_MAPPED = 16
+"""Shards of a site that stay mapped: a view keeps its own mapping alive, so this bounds only what nobody uses."""
+
+
+class ActivationStore:
+    """A sealed store: `n_images` images, one `SiteStore` a site."""
+
+    def __init__(self, artifact: Artifact):
+        self.artifact = artifact
+        self.n_images: int = artifact.content["images"]
+        self.slices = _ranges(artifact.content["slices"])
+        """Image rows of each slice, the unit of every later pass; one that lost all its images is empty."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "ActivationStore":
+        """Open the store at `path`; raises RequestError unless it is a sealed, whole store of activations."""
+        return cls(Artifact.open(path, kind=KIND))
+
+    @cached_property
+    def images(self) -> "pyarrow.Table":
+        """The table of images: id, path, labels, width, height, digest, slice."""
+        import pyarrow.parquet as parquet
+
+        table = parquet.read_table(self.artifact.file("images.parquet"))
+        if table.num_rows != self.n_images:
+            raise RequestError(f"{self.artifact.path}: damaged: images.parquet has {table.num_rows} rows.")
+        return table
+
+    @property
+    def digests(self) -> list[str]:
+        """The digest of each image's file."""
+        return self.images["digest"].to_pylist()
+
+    @property
+    def sites(self) -> list["SiteStore"]:
+        """All sites, in the order they were asked for."""
+        return [self.site(info["folder"]) for info in self.artifact.content["sites"]]
+
+    def site(self, name: str | int | None = None) -> "SiteStore":
+        """Return a site by folder, module path or layer number; None: the only one.
+
+        Raises RequestError naming the sites there are.
+        """
+        infos = self.artifact.content["sites"]
+        found = [info for info in infos if name is None or name in (info["folder"], info["module"], info["layer"])]
+        if len(found) != 1:
+            known = ", ".join(info["folder"] for info in infos)
+            asked = "Several sites are stored; say which (training.layer)" if name is None else f"No site {name!r}"
+            raise RequestError(f"{self.artifact.path}: {asked}. Stored: {known}.")
+        return SiteStore(self, found[0])
+
+
+class SiteStore:
+    """The rows of one site: `n_images` × `tokens` rows of width `d`."""
+
+    def __init__(self, store: ActivationStore, info: dict):
+        content = store.artifact.content
+        self.store = store
+        self.info = info
+        """The site as the manifest describes it; info["digest"] is its identity."""
+        self.d: int = info["d"]
+        self.tokens: int = info["n_tokens"]
+        self.dtype: torch.dtype = DTYPES[content["dtype"]]
+        self.grid: list[int] | None = content["grid"]
+        self.n_images = store.n_images
+        self._shards = _ranges(content["shards"])
+        self._starts = np.array([shard.start for shard in self._shards])
+        self._opened = lru_cache(maxsize=None)(self._open)
+        self._mapped = lru_cache(maxsize=_MAPPED)(lambda index: self._opened(index).map())
+
+    def rows(self, start: int, stop: int) -> Float[Tensor, "images tokens d"]:
+        """Return images `start` to `stop`: a view of the mapped file inside one shard, a copy across shards."""
+        if not 0 <= start <= stop <= self.n_images:
+            raise RequestError(f"Images {start} to {stop} were asked for; the store has {self.n_images}.")
+        pieces = [self._mapped(index)[a:b] for index, a, b in self._parts(start, stop)]
+        if not pieces:
+            return torch.empty(0, self.tokens, self.d, dtype=self.dtype)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def read_into(self, out: Float[Tensor, "images tokens d"], start: int, stop: int) -> None:
+        """Read images `start` to `stop` into `out`, without mapping files: memory stays what `out` takes."""
+        place = 0
+        for index, a, b in self._parts(start, stop):
+            self._opened(index).read_into(out[place : place + b - a], a)
+            place += b - a
+
+    def statistics(self, images: Bool[np.ndarray, "images"] | None = None) -> Statistics:
+        """Return the moments of all rows, or of the images where `images` is true, in float64.
+
+        For a part, the smaller of it and its complement is read; the rest follows from the stored moments.
+        """
+        if images is None or images.all():
+            return self._stored_statistics
+        if images.sum() <= len(images) // 2:
+            return self._read_statistics(images)
+        return self._stored_statistics.without(self._read_statistics(~images))
+
+    @cached_property
+    def _stored_statistics(self) -> Statistics:
+        from safetensors.torch import load_file
+
+        found = load_file(self.store.artifact.file(f"{self.info['folder']}/stats.safetensors"))
+        return Statistics(int(found["count"]), found["mean"], found["variance"])
+
+    def _read_statistics(self, images: np.ndarray) -> Statistics:
+        total = Statistics.none(self.d)
+        for block in self.store.slices:
+            for start, stop in runs(images[block.start : block.stop]):
+                rows = self.rows(block.start + start, block.start + stop)
+                total = total.merge(Statistics.of(rows.reshape(-1, self.d)))
+        return total
+
+    def _open(self, index: int) -> Shard:
+        name = f"{self.info['folder']}/{index:05d}.safetensors"
+        shape = (len(self._shards[index]), self.tokens, self.d)
+        return Shard.open(self.store.artifact.file(name), shape, self.dtype)
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Return (shard, first, end) for each shard that holds some of the images `start` to `stop`."""
+        parts = []
+        index = max(int(np.searchsorted(self._starts, start, side="right")) - 1, 0)
+        while start < stop:
+            shard = self._shards[index]
+            end = min(stop, shard.stop)
+            if end > start:
+                parts.append((index, start - shard.start, end - shard.start))
+                start = end
+            index += 1
+        return parts
+
+
+def runs(mask: Bool[np.ndarray, "n"]) -> list[tuple[int, int]]:
+    """Return (start, stop) of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def _ranges(counts: list[int]) -> list[range]:
+    ends = np.cumsum(counts).tolist()
+    return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]

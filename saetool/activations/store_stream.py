@@ -1,0 +1,114 @@
+"""A store as a stream: blocks are read whole into a bounded pool and shuffled there."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saetool.activations.shuffle import Shuffle
+from saetool.activations.store import SiteStore, runs
+from saetool.activations.stream import ShuffledStream
+from saetool.errors import RequestError
+from saetool.statistics import Statistics
+
+_READERS = 4
+"""Blocks read at a time: enough to keep a disk's queue busy, few enough to read in large pieces."""
+_POOLS = 3
+"""One pool is being filled, one is full, one is being emptied."""
+
+
+class StoreStream(ShuffledStream):
+    """Training and held-out rows of a site of a store.
+
+    A block is the training part of one slice. Memory: three pools of `pool_rows` rows (or of one block where that is
+    larger) and a few batches, whatever the size of the store; the order never depends on memory.
+    """
+
+    def __init__(
+        self,
+        site: SiteStore,
+        batch_size: int,
+        pool_rows: int,
+        seed: int,
+        held_out: Bool[np.ndarray, "images"] | None = None,
+    ):
+        self.site = site
+        held_out = np.zeros(site.n_images, dtype=bool) if held_out is None else np.asarray(held_out, dtype=bool)
+        if held_out.shape != (site.n_images,):
+            raise RequestError(f"The split has {held_out.size} images, the store {site.n_images}.")
+        self._train = ~held_out
+        # Cumulative counts give the training images of any slice without a list of them.
+        before = np.concatenate([[0], np.cumsum(self._train)])
+        slices = site.store.slices
+        counts = [before[block.stop] - before[block.start] for block in slices]
+        shuffle = Shuffle(np.array(counts, dtype=np.int64) * site.tokens, pool_rows, seed)
+        super().__init__(shuffle, site.d, batch_size)
+
+    def ordered(self) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield every training row once, in order, a run of training images inside a slice at a time."""
+        yield from self._in_order(self._train)
+
+    def held_out(self) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield every held-out row once, in order, in blocks of at most `batch_size`."""
+        waiting, count = [], 0
+        for rows in self._in_order(~self._train):
+            for piece in rows.split(self.batch_size):
+                if count + len(piece) > self.batch_size:
+                    yield torch.cat(waiting)
+                    waiting, count = [], 0
+                waiting.append(piece)
+                count += len(piece)
+        if waiting:
+            yield torch.cat(waiting)
+
+    def _in_order(self, images: np.ndarray) -> Iterator[Tensor]:
+        for block in self.site.store.slices:
+            for start, stop in runs(images[block.start : block.stop]):
+                yield self.site.rows(block.start + start, block.start + stop).reshape(-1, self.d_in)
+
+    def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        buffers: list[Tensor] = []
+        # A buffer comes back after two others: its batches have been gathered (they are copies) by the time that the
+        # next but one round is asked for.
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="saetool-read") as readers:
+            for number, (epoch, round_) in enumerate(rounds):
+                if len(buffers) < _POOLS:
+                    buffers.append(torch.empty(self._pool_capacity(), self.d_in, dtype=self.site.dtype))
+                pool = buffers[number % _POOLS]
+                tasks = self._reads(self._shuffle.rounds(epoch)[round_])
+                list(readers.map(lambda task, pool=pool: self._read(pool, *task), tasks))
+                yield pool, self._shuffle.rows(epoch, round_)
+
+    def _pool_capacity(self) -> int:
+        largest = int(self._shuffle.block_rows.max())
+        return min(max(self._shuffle.pool_rows, largest), self.n_rows)
+
+    def _reads(self, blocks: np.ndarray) -> list[tuple[int, int, int]]:
+        """Return (first row in the pool, first image, end) for each run of training images of a round's blocks."""
+        tasks, place = [], 0
+        for index in blocks:
+            block = self.site.store.slices[index]
+            for start, stop in runs(self._train[block.start : block.stop]):
+                tasks.append((place, block.start + start, block.start + stop))
+                place += (stop - start) * self.site.tokens
+        return tasks
+
+    def _read(self, pool: Tensor, place: int, start: int, stop: int) -> None:
+        count = (stop - start) * self.site.tokens
+        self.site.read_into(pool[place : place + count].view(stop - start, self.site.tokens, self.d_in), start, stop)
+
+    def _moments(self) -> Statistics:
+        return self.site.statistics(self._train)
+
+    def _rows_at(self, rows: Tensor) -> Tensor:
+        images, tokens = np.divmod(rows.numpy(), self.site.tokens)
+        images = np.flatnonzero(self._train)[images]
+        out = torch.empty(len(rows), self.d_in)
+        starts = np.flatnonzero(np.diff(images, prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+            image = int(images[start])
+            out[start:stop] = self.site.rows(image, image + 1)[0, torch.from_numpy(tokens[start:stop])].float()
+        return out

@@ -1,0 +1,187 @@
+"""Writing a store: shards of whole slices, each its own unit of resuming, then the tables that cover all of them.
+
+The manifest's content: images (rows of images.parquet), tokens (an image, at the first site), dtype, sites [{folder,
+layer, module, d, n_tokens, digest, …}], grid, token_kind, geometry, labels [{name, kind, classes}], slices and shards
+(images in each), skipped [{path, reason}], source.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saetool.activations.moments import SiteMoments
+from saetool.activations.settings import CacheSettings
+from saetool.activations.shard import DTYPES, TENSOR
+from saetool.artifacts import Partial
+from saetool.errors import RequestError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_COLUMNS = ("id", "path", "width", "height", "digest", "slice")
+_TABLE_ROWS = 65536
+"""Images in a row group of images.parquet: what finishing holds in memory."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the images of a source fall into slices and shards; the same for every process and every attempt."""
+
+    n_images: int
+    """Images in the source, before any is skipped."""
+    sites: list[dict[str, Any]]
+    """Each with folder, n_tokens and d, as the manifest will hold them."""
+    settings: CacheSettings
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The stored type."""
+        return DTYPES[self.settings.dtype]
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image at the widest site."""
+        return max(site["n_tokens"] * site["d"] for site in self.sites) * self.dtype.itemsize
+
+    @property
+    def slices_per_shard(self) -> int:
+        """Slices in a shard: as many as the widest site's share of `shard_mb` holds, at least one."""
+        return max(1, int(self.settings.shard_mb * 2**20 / (self.image_bytes * self.settings.batch_size)))
+
+    @property
+    def n_slices(self) -> int:
+        """Slices in the store."""
+        return math.ceil(self.n_images / self.settings.batch_size)
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of each site."""
+        return math.ceil(self.n_slices / self.slices_per_shard)
+
+    def slices_of(self, shard: int) -> range:
+        """Return the slices of a shard."""
+        return range(shard * self.slices_per_shard, min((shard + 1) * self.slices_per_shard, self.n_slices))
+
+    def images_of(self, slice_: int) -> range:
+        """Return the source's images in a slice."""
+        size = self.settings.batch_size
+        return range(slice_ * size, min((slice_ + 1) * size, self.n_images))
+
+
+@dataclass
+class ShardContent:
+    """What is known of a finished shard."""
+
+    images: list[dict[str, Any]]
+    """A row of images.parquet each, without id."""
+    slices: list[int]
+    """Images kept of each slice."""
+    skipped: list[dict[str, str]]
+    moments: dict[str, SiteMoments]
+    """By site folder."""
+
+
+class StoreWriter:
+    """Writes the shards of a plan in any order, from any process; `finish` puts them under one roof."""
+
+    def __init__(self, partial: Partial, plan: Plan, labels: list[dict[str, Any]]):
+        taken = [label["name"] for label in labels if label["name"] in _COLUMNS]
+        if taken:
+            raise RequestError(f"Label column {taken[0]!r} has a name that the store uses itself: rename it.")
+        self.partial = partial
+        self.plan = plan
+        self.labels = labels
+
+    def is_done(self, shard: int) -> bool:
+        """Say whether a shard was finished, by this attempt or an earlier one."""
+        record = self.partial.record_of(f"shards/{shard:05d}")
+        paths = [self.partial.path / self._name(site, shard) for site in self.plan.sites]
+        return record is not None and all(path.is_file() for path in paths)
+
+    def write_shard(self, shard: int, tokens: dict[str, Tensor], content: ShardContent) -> None:
+        """Write a shard of every site ({folder: [images, tokens, d]} in the stored dtype), then record it as done."""
+        for site in self.plan.sites:
+            self.partial.write_tensors(self._name(site, shard), {TENSOR: tokens[site["folder"]]})
+        self.partial.record(
+            f"shards/{shard:05d}",
+            {
+                "images": content.images,
+                "slices": content.slices,
+                "skipped": content.skipped,
+                "moments": {folder: moments.to_json() for folder, moments in content.moments.items()},
+            },
+        )
+
+    def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Merge all shards' records, in order: images.parquet, statistics, the manifest's content with `facts`."""
+        slices: list[int] = []
+        shards: list[int] = []
+        skipped: list[dict[str, str]] = []
+        moments = {site["folder"]: SiteMoments.none(site["d"]) for site in self.plan.sites}
+        table = _ImageTable(self.partial, self.labels)
+        for shard in range(self.plan.n_shards):
+            record = self.partial.record_of(f"shards/{shard:05d}")
+            slices += record["slices"]
+            shards.append(sum(record["slices"]))
+            skipped += record["skipped"]
+            for folder, value in record["moments"].items():
+                moments[folder] = moments[folder].merge(SiteMoments.from_json(value))
+            table.add(record["images"])
+        table.close()
+        for folder, value in moments.items():
+            self.partial.write_tensors(f"{folder}/stats.safetensors", value.tensors())
+        return {
+            "images": sum(shards),
+            "tokens": self.plan.sites[0]["n_tokens"],
+            "dtype": self.plan.settings.dtype,
+            "sites": self.plan.sites,
+            "labels": self.labels,
+            "slices": slices,
+            "shards": shards,
+            "skipped": skipped,
+            **facts,
+        }
+
+    def _name(self, site: dict[str, Any], shard: int) -> str:
+        return f"{site['folder']}/{shard:05d}.safetensors"
+
+
+class _ImageTable:
+    """images.parquet, written a row group at a time."""
+
+    def __init__(self, partial: Partial, labels: list[dict[str, Any]]):
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        types = {"category": pa.string(), "number": pa.float64()}
+        fields = [("id", pa.int64()), ("path", pa.string())]
+        fields += [(label["name"], types[label["kind"]]) for label in labels]
+        fields += [("width", pa.int32()), ("height", pa.int32()), ("digest", pa.string()), ("slice", pa.int32())]
+        self._schema = pa.schema(fields)
+        path = partial.file("images.parquet")
+        self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd", store_schema=False)
+        self._rows: list[dict[str, Any]] = []
+        self._written = 0
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self._rows += rows
+        while len(self._rows) >= _TABLE_ROWS:
+            self._flush(_TABLE_ROWS)
+
+    def close(self) -> None:
+        self._flush(len(self._rows))
+        self._writer.close()
+
+    def _flush(self, count: int) -> None:
+        rows = [{"id": self._written + i, **row} for i, row in enumerate(self._rows[:count])]
+        self._writer.write_table(self._table(rows))
+        self._written += count
+        self._rows = self._rows[count:]
+
+    def _table(self, rows: list[dict[str, Any]]) -> "pyarrow.Table":
+        import pyarrow as pa
+
+        return pa.Table.from_pylist(rows, schema=self._schema)
