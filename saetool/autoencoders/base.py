@@ -127,6 +127,10 @@ class Autoencoder(nn.Module):
     n_latents: int
     active_above: float = 0.0
     """A latent counts as active (L0, dead, frequency) when its value exceeds this."""
+    total_tokens: int = 0
+    """Rows of the whole training; the trainer says it before `initialize`."""
+    fuse_gradients: bool = False
+    """Whether nobody but the optimizer needs gradients: it may then build and apply them piece by piece."""
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations; deterministic, never corrupts its input, independent of the batch."""

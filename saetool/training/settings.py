@@ -27,6 +27,8 @@ class TrainingSettings(Settings):
     """Where linear and cosine end, as a share of `lr`."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly to `lr`, in every phase."""
+    seed: int | None = None
+    """Seed of weights and noise; None: the run's seed. Sweep this one for several seeds on one stream."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip_norm: float | None = Field(default=None, gt=0)

@@ -1,0 +1,57 @@
+"""What training will need, for a dry run: measured on a few steps, not guessed."""
+
+import time
+from typing import Any
+
+import torch
+
+from saetool import distributed
+from saetool.autoencoders.base import Autoencoder, Stream
+from saetool.training.learner import Learner
+from saetool.training.settings import TrainingSettings
+
+BYTES_A_PARAMETER = 16
+"""Weight, gradient and two moments, each in fp32."""
+TIMED_STEPS = 3
+
+
+def estimate(autoencoder: Autoencoder, settings: TrainingSettings, stream: Stream) -> dict[str, Any]:
+    """Return tokens, steps, parameters, bytes on disk (in the end and at most), bytes of memory, and seconds.
+
+    Takes a few steps on real rows and throws them away; evaluations and checkpoints are not in the time.
+    """
+    parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
+    saved = sum(tensor.numel() * tensor.element_size() for tensor in autoencoder.state_dict().values())
+    row_bytes = 4 * autoencoder.d_in
+    learner = Learner(autoencoder, settings, 0, distributed.default_device())
+    return {
+        "tokens": settings.steps * settings.batch_size,
+        "steps": settings.steps,
+        "parameters": parameters,
+        "bytes_on_disk": saved,
+        # Two checkpoints, each of weights and two moments, stand side by side for a moment.
+        "bytes_on_disk_while_training": 2 * 3 * saved,
+        "bytes_of_memory": BYTES_A_PARAMETER * parameters + row_bytes * (settings.pool_rows + settings.batch_size),
+        "seconds": _seconds_a_step(learner, stream) * settings.steps,
+    }
+
+
+def _seconds_a_step(learner: Learner, stream: Stream) -> float:
+    """Return the mean time of a step after the first, or 0 where a closed form takes none."""
+    learner.autoencoder.train()
+    learner.initialize(stream)
+    if learner.fit(stream):
+        return 0.0
+    learner.enter_phase(stream)
+    start = 0.0
+    for i, batch in zip(range(TIMED_STEPS + 1), stream.batches(), strict=False):
+        learner.step(batch)
+        _wait(learner.device)
+        start = start or time.monotonic()
+        done = i
+    return (time.monotonic() - start) / max(done, 1)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

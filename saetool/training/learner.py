@@ -1,0 +1,209 @@
+"""One model in training: its optimizer, schedule, generator and running numbers. It is fed batches from outside."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saetool import distributed, seeding
+from saetool.autoencoders.base import Autoencoder, Loss, Stream
+from saetool.errors import WorkError
+from saetool.training.metrics import Window
+from saetool.training.schedules import lr_factor, phase_borders
+from saetool.training.settings import TrainingSettings
+
+PROBE_ROWS = 512
+"""Rows of the latest batch on which a log line's fvu and l0 are taken: a percent of the work between two lines."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """The phase that a step belongs to, and the steps it spans."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class Learner:
+    """A model that learns: `prepare` once, then `step` for each batch; `state` and `restore` carry it over a kill."""
+
+    def __init__(self, autoencoder: Autoencoder, settings: TrainingSettings, seed: int, device: torch.device):
+        self.autoencoder = autoencoder.to(device)
+        self.settings = settings
+        self._announce(autoencoder)
+        self.device = device
+        self.dtype = next(autoencoder.parameters()).dtype
+        self.generator = seeding.generator(seed, "training", device=device)
+        self.done = 0
+        self.window = Window()
+        self.latest: Tensor | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.phase: Where | None = None
+        phases = autoencoder.phases()
+        borders = phase_borders(phases, settings.steps)
+        self.phases = [
+            Where(phase.name, start, stop)
+            for phase, start, stop in zip(phases, [0, *borders[:-1]], borders, strict=True)
+        ]
+
+    def probe(self) -> Float[Tensor, "rows d_in"]:
+        """Return the first rows of the latest batch."""
+        assert self.latest is not None
+        return self.latest[:PROBE_ROWS]
+
+    def initialize(self, stream: Stream) -> None:
+        """Set what comes from data before the first step."""
+        with torch.no_grad():
+            self.autoencoder.initialize(stream, self.generator)
+
+    def fit(self, stream: Stream) -> bool:
+        """Fit in closed form where the model has one and say so; training is then over."""
+        with torch.no_grad():
+            fitted = self.autoencoder.fit(stream)
+        if fitted:
+            self.done, self.phase = self.settings.steps, self.phases[-1]
+        return fitted
+
+    def enter_phase(self, stream: Stream) -> None:
+        """Enter the phase of the next step with a fresh optimizer, unless it is the current one."""
+        where = self._where()
+        if where is self.phase:
+            return
+        self.phase = where
+        self.autoencoder.enter(where.name, stream)
+        settings = self.settings
+        self.optimizer = self.autoencoder.make_optimizer(settings.lr, settings.betas, settings.eps)
+
+    def step(self, batch: Float[Tensor, "batch d_in"]) -> None:
+        """Learn from one batch of raw activations (this process's part of the global one)."""
+        autoencoder, settings, optimizer = self.autoencoder, self.settings, self._optimizer()
+        self._set_lr(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        total = None
+        for piece in batch.split(len(batch) // settings.accumulate):
+            loss = self._loss(piece.to(self.device, non_blocking=True).to(self.dtype))
+            share = loss.total / settings.accumulate
+            share.backward()
+            self.window.add(loss)
+            total = share.detach() if total is None else total + share.detach()
+        assert total is not None
+        self.window.put("loss", total)
+        self._average_gradients()
+        with torch.no_grad():
+            autoencoder.before_update()
+        if settings.clip_norm is not None:
+            self.window.put("grad_norm", nn.utils.clip_grad_norm_(self._learning(), settings.clip_norm))
+        optimizer.step()
+        with torch.no_grad():
+            autoencoder.after_update(optimizer, self.done, self.generator)
+        self.done += 1
+        self.latest = batch
+
+    def read_window(self) -> tuple[dict[str, float], list[float]]:
+        """Return the means since the last call and the loss of each step."""
+        return self.window.flush(self.settings.accumulate)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return self._optimizer().param_groups[0]["lr"]
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """Return all that the next step depends on: tensors, and a JSON-able rest."""
+        optimizer = self._optimizer().state_dict()
+        tensors = {f"model/{name}": tensor for name, tensor in self.autoencoder.state_dict().items()}
+        numbers: dict[str, dict] = {}
+        for index, entries in optimizer["state"].items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{index}/{name}"] = value
+                else:
+                    numbers.setdefault(str(index), {})[name] = value
+        tensors["generator"] = self.generator.get_state()
+        assert self.phase is not None
+        rest = {
+            "done": self.done,
+            "phase_start": self.phase.start,
+            "groups": optimizer["param_groups"],
+            "numbers": numbers,
+        }
+        return tensors, rest
+
+    def restore(self, tensors: dict[str, Tensor], rest: dict, stream: Stream) -> None:
+        """Take up a recorded state: weights, generator, and the optimizer unless its phase ended with the record."""
+        self.done = rest["done"]
+        model = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}
+        within = self._where().start == rest["phase_start"]
+        if within:
+            self.enter_phase(stream)  # before the weights: what it sets in them was set before the record, too
+        self.autoencoder.load_state_dict(model)
+        self.generator.set_state(tensors["generator"].cpu())
+        if within:
+            restore_optimizer(self._optimizer(), tensors, rest)
+        else:
+            self.enter_phase(stream)
+
+    def _announce(self, autoencoder: Autoencoder) -> None:
+        """Tell the model what it cannot know: how long training is, and whether gradients must exist as tensors.
+
+        A model may build and apply large gradients piece by piece inside its optimizer when nobody else needs them.
+        """
+        settings = self.settings
+        autoencoder.total_tokens = settings.steps * settings.batch_size
+        alone = distributed.world_size() == 1 and settings.clip_norm is None and settings.accumulate == 1
+        autoencoder.fuse_gradients = alone
+
+    def _where(self) -> Where:
+        return next((where for where in self.phases if where.start <= self.done < where.stop), self.phases[-1])
+
+    def _set_lr(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self.phase is not None
+        settings, phase = self.settings, self.phase
+        steps = phase.stop - phase.start
+        warmup = min(settings.warmup_steps, steps)
+        factor = lr_factor(self.done - phase.start, steps, settings.schedule, warmup, settings.lr_end)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * factor
+
+    def _learning(self) -> list[nn.Parameter]:
+        return [p for group in self._optimizer().param_groups for p in group["params"] if p.requires_grad]
+
+    def _average_gradients(self) -> None:
+        """Make every process's gradient the gradient of the global batch's mean loss."""
+        if distributed.world_size() == 1:
+            return
+        for parameter in self._learning():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.all_reduce_mean(parameter.grad)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            raise WorkError("a learner was used before `enter_phase`")
+        return self.optimizer
+
+    def _loss(self, x: Tensor) -> Loss:
+        bf16 = self.settings.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            return self.autoencoder.loss(x, self.done, self.generator)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict) -> None:
+    """Load moments and hyperparameters as `Learner.state` recorded them."""
+    state: dict[int, dict] = {int(index): dict(numbers) for index, numbers in rest["numbers"].items()}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    groups = [
+        {key: tuple(value) if isinstance(mine.get(key), tuple) else value for key, value in saved.items()}
+        for mine, saved in zip(optimizer.param_groups, rest["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            # Fused kernels walk memory: a moment must lie in memory as its parameter does.
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,218 @@
+"""Training as a stage: from a store (or a stream) and settings to a sealed autoencoder; several at once as a sweep."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from saetool import distributed, seeding
+from saetool.artifacts import Artifact, Partial, Stage, digest_json, run_stages
+from saetool.autoencoders.base import Autoencoder, Stream
+from saetool.autoencoders.families import AutoencoderSettings, build
+from saetool.errors import RequestError
+from saetool.progress import say
+from saetool.training.estimate import estimate
+from saetool.training.learner import Learner
+from saetool.training.metrics import MetricLog
+from saetool.training.settings import TrainingSettings
+from saetool.training.source import GivenStream, Source, StoreSource
+from saetool.training.trackers import open_trackers
+from saetool.training.trainer import Diverged, Run, learn
+
+KIND = "autoencoder"
+SHARED = {"tokens", "batch_size", "pool_rows", "layer", "held_out", "log_every", "evaluate_every"}
+"""Settings that models must agree on to learn from one stream."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One model to train: on what, which, how, and with which seed for the order and split of the data."""
+
+    source: Source
+    autoencoder: AutoencoderSettings
+    settings: TrainingSettings
+    seed: int
+    device: torch.device | None = None
+
+    @property
+    def model_seed(self) -> int:
+        """The seed of weights and noise."""
+        return self.seed if self.settings.seed is None else self.settings.seed
+
+    @property
+    def stream_key(self) -> str:
+        """Equal for plans that can share one stream."""
+        return digest_json(
+            {
+                "inputs": [artifact.id for artifact in self.source.inputs],
+                "listing": self.source.listing,
+                "source": self.source.config(),
+                "seed": self.seed,
+                "settings": self.settings.model_dump(mode="json", include=SHARED),
+            }
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Return the resolved request, as JSON types."""
+        return {
+            "autoencoder": self.autoencoder.model_dump(mode="json"),
+            "training": self.settings.content(),
+            "seed": self.seed,
+            **self.source.config(),
+        }
+
+    def model(self, d_in: int) -> Autoencoder:
+        """Return the untrained model; whatever it draws while it is built follows from the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeding.derive(self.model_seed, "build"))
+            return build(self.autoencoder, d_in)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStage(Stage):
+    """A stage that keeps its plan, so that several can be trained together."""
+
+    plan: Plan
+
+
+def training_stage(
+    source: Artifact | Stream | Source,
+    autoencoder: AutoencoderSettings,
+    settings: TrainingSettings,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> TrainingStage:
+    """Return the stage that trains one autoencoder; nothing is read before it is built.
+
+    `source` is a sealed store of activations, a stream of batches, or any other `Source`. `seed` decides the order
+    of the data and the held-out split, and the weights too unless `settings.seed` is given. Raises RequestError when
+    the site is missing or the settings cannot work together.
+    """
+    plan = Plan(_as_source(source), autoencoder, settings, seed, device)
+    if settings.precision == "bf16" and autoencoder.kind == "sparse":
+        raise RequestError(
+            "training.precision is bf16, which is for dense families; a sparse model uses bf16 where it is exact "
+            "already. Drop training.precision."
+        )
+    plan.source.d_in(settings)
+    return TrainingStage(
+        kind=KIND,
+        config=plan.config(),
+        build=lambda partial: _train([plan], [partial])[0],
+        inputs=plan.source.inputs,
+        listing=plan.source.listing,
+        estimate=lambda: estimate(plan.model(plan.source.d_in(settings)), settings, plan.source.open(settings, seed)),
+        plan=plan,
+    )
+
+
+def _as_source(source: Artifact | Stream | Source) -> Source:
+    if isinstance(source, Artifact):
+        return StoreSource(source)
+    return GivenStream(cast(Stream, source)) if hasattr(source, "batches") else cast(Source, source)
+
+
+def train(
+    source: Artifact | Stream | Source | str | os.PathLike,
+    autoencoder: AutoencoderSettings,
+    settings: TrainingSettings,
+    out: str | os.PathLike,
+    *,
+    seed: int = 0,
+    device: torch.device | None = None,
+    force: bool = False,
+) -> Artifact:
+    """Train one autoencoder and return its sealed artifact; finished work is skipped, begun work resumed.
+
+    `source` may also be the path of a store. Raises WorkError when training diverges.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = Artifact.open(source, kind="activations")
+    return train_together([(training_stage(source, autoencoder, settings, seed, device), Path(out))], force=force)[0]
+
+
+def train_together(members: Sequence[tuple[Stage, str | os.PathLike]], *, force: bool = False) -> list[Artifact]:
+    """Train several models: those with equal data and equal `SHARED` settings learn side by side from one stream.
+
+    Each has its own directory, metrics, checkpoints and generator, and comes out as if trained alone. When some
+    diverge, the others are finished and sealed first. Raises WorkError for the diverged ones.
+    """
+    stages = [(stage, Path(out)) for stage, out in members]
+    plans = {out: stage.plan for stage, out in stages if isinstance(stage, TrainingStage)}
+
+    def build_all(partials: list[Partial]) -> list[dict[str, Any]]:
+        groups: dict[str, list[int]] = {}
+        for i, partial in enumerate(partials):
+            groups.setdefault(plans[partial.out].stream_key, []).append(i)
+        contents: dict[int, dict[str, Any]] = {}
+        for group in groups.values():
+            made = _train([plans[partials[i].out] for i in group], [partials[i] for i in group])
+            contents |= dict(zip(group, made, strict=True))
+        return [contents[i] for i in range(len(partials))]
+
+    try:
+        return run_stages(stages, build_all, force=force)
+    except Diverged as error:
+        good = [(stage, out) for stage, out in stages if out not in error.outs]
+        if good:
+            train_together(good, force=force)
+        raise
+
+
+def _train(plans: list[Plan], partials: list[Partial]) -> list[dict[str, Any]]:
+    """Train a group of models on one stream, write their weights, and return what is known of each."""
+    settings, source = plans[0].settings, plans[0].source
+    device = plans[0].device or distributed.default_device()
+    stream = source.open(settings, plans[0].seed)
+    runs = []
+    for plan, partial in zip(plans, partials, strict=True):
+        learner = Learner(plan.model(stream.d_in), plan.settings, plan.model_seed, device)
+        log = MetricLog(partial, open_trackers(plan.settings, partial.out, plan.config()))
+        runs.append(Run(learner, partial, log))
+        _say_where(plan, learner, partial)
+    try:
+        learn(runs, stream)
+    finally:
+        for run in runs:
+            run.log.close()
+    return [_finish(plan, run, stream) for plan, run in zip(plans, runs, strict=True)]
+
+
+def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
+    """Write the weights and return the artifact's content."""
+    autoencoder, settings = run.learner.autoencoder, plan.settings
+    if distributed.is_main():
+        run.partial.write_tensors("model.safetensors", autoencoder.state_dict())
+    return {
+        "family": plan.autoencoder.kind,
+        "settings": plan.autoencoder.model_dump(mode="json"),
+        "d_in": autoencoder.d_in,
+        "n_latents": autoencoder.n_latents,
+        "site": plan.source.site(settings),
+        "loss_convention": autoencoder.loss_convention(),
+        "held_out": {"seed": plan.seed, "share": settings.held_out},
+        "trained_on": plan.source.inputs[0].id if plan.source.inputs else None,
+        "tokens": stream.n_rows if run.fitted else settings.steps * settings.batch_size,
+        "steps": 0 if run.fitted else settings.steps,
+        "final": run.final,
+    }
+
+
+def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
+    """Say in one line what runs where, and keep it in the notes."""
+    autoencoder, settings, processes = learner.autoencoder, plan.settings, distributed.world_size()
+    place = torch.cuda.get_device_name(learner.device) if learner.device.type == "cuda" else learner.device.type
+    threads = f" ({torch.get_num_threads()} threads)" if learner.device.type == "cpu" else ""
+    pieces = f" in {settings.accumulate} pieces" if settings.accumulate > 1 else ""
+    parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
+    line = (
+        f"{plan.autoencoder.kind} {autoencoder.d_in} → {autoencoder.n_latents} ({parameters:,} parameters), "
+        f"{settings.steps:,} steps of {settings.batch_size:,} rows{pieces}, {settings.precision}, "
+        f"{processes} process{'es' if processes > 1 else ''} on {place}{threads}"
+    )
+    say(f"{partial.out}: {line}")
+    if distributed.is_main():
+        partial.note("where", line)
