@@ -1,0 +1,31 @@
+"""What the index shows of each latent, and how much of it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from saetool.settings import Settings
+
+
+class IndexSettings(Settings):
+    """The `index` section of a config.
+
+    `top` images a latent, ranked by their strongest patch (`max`) or their mean over patches (`mean`); `intervals`
+    equal parts of (0, max], each with `interval_examples` images drawn by seed; `random` firing images drawn by seed.
+    `strongest` latents are kept for each patch. A latent is rare or dense when its share of firing tokens is below
+    `rare_below` or above `dense_above`. `label_classes` is the most classes a latent has rows for in
+    label_statistics. `embedding_layer` names another cached layer whose mean token is the image embedding of the
+    monosemanticity score; null leaves the score undefined.
+    """
+
+    top: int = Field(16, ge=1, le=1000)
+    top_by: Literal["max", "mean"] = "max"
+    intervals: int = Field(4, ge=0, le=100)
+    interval_examples: int = Field(4, ge=1, le=100)
+    random: int = Field(8, ge=0, le=1000)
+    strongest: int = Field(8, ge=1, le=64)
+    neighbors: int = Field(10, ge=1, le=100)
+    rare_below: float = Field(1e-5, ge=0, lt=1)
+    dense_above: float = Field(0.1, gt=0, le=1)
+    label_classes: int = Field(64, ge=1)
+    embedding_layer: int | str | None = None
