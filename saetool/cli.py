@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saetool.errors import RequestError, SaetoolError
+from saetool.errors import SaetoolError
 
 app = typer.Typer(
     name="saetool",
@@ -25,7 +25,9 @@ app = typer.Typer(
 )
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged config (demo, folder, …).")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value …]", help="Overrides, e.g. training.lr=1e-3.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value …]", help="Overrides, e.g. training.lr=1e-3.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Build anew and replace what stands at the same place.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="State tokens, disk, memory and time; start nothing.")]
 
@@ -35,8 +37,8 @@ def run(config: Config, overrides: Overrides = None, force: Force = False) -> No
     """Cache, train, index, evaluate, report: skips what is done, resumes what was begun."""
     from saetool.pipeline import Run
 
-    for member in Run.load(config, overrides).all_members(force=force):
-        member.print_result()
+    for member in Run.load(config, overrides).make_all(force=force):
+        _say(member.result())
 
 
 @app.command()
@@ -65,10 +67,14 @@ def evaluate(config: Config, overrides: Overrides = None, force: Force = False) 
 
 @app.command()
 def report(
-    config: Annotated[str, typer.Argument(help="A config; with --check a report's directory; with --overview a folder of runs.")],
+    config: Annotated[
+        str, typer.Argument(help="A config; with --check a report's directory; with --overview a folder of runs.")
+    ],
     overrides: Overrides = None,
     force: Force = False,
-    check: Annotated[bool, typer.Option("--check", help="Check a finished report: links, chunks, size, escaping.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check a finished report: links, chunks, size, escaping.")
+    ] = False,
     overview: Annotated[bool, typer.Option("--overview", help="Write one page over all runs below a folder.")] = False,
 ) -> None:
     """Write the web page; or check one; or write an overview of several runs."""
@@ -134,7 +140,13 @@ def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry
         _print_estimate(run_.estimate(name))
         return
     for artifact in run_.make(name, force=force):
-        typer.echo(f"{artifact.kind}: {artifact.path}  ({artifact.id})")
+        _say(f"{artifact.kind}: {artifact.path}  ({artifact.id})")
+
+
+def _say(text: str) -> None:
+    """Print a result once, whatever the number of processes."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
 
 
 def _print_estimate(estimate: dict[str, Any]) -> None:

@@ -1,0 +1,225 @@
+"""A run: from one config to its stages, and where each one's artifact goes.
+
+runs/NAME/{activations, autoencoder, features, evaluation, report}/      one model
+runs/NAME/activations  runs/NAME/MEMBER/{autoencoder, features, …}/     a sweep
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saetool import distributed
+from saetool.activations import caching_stage
+from saetool.artifacts import Artifact, Stage, run_stage
+from saetool.artifacts.manifest import MANIFEST
+from saetool.config import LIVE, RunConfig, load_config, sweep_members
+from saetool.errors import RequestError
+from saetool.evaluation import evaluation_stage
+from saetool.features import index_stage
+from saetool.images import ImageSource, open_source
+from saetool.progress import say
+from saetool.report import report_stage
+from saetool.training import train_together, training_stage
+
+COMMANDS = {
+    "activations": "cache",
+    "autoencoder": "train",
+    "features": "index",
+    "evaluation": "evaluate",
+    "report": "report",
+}
+"""The command that makes each kind of artifact."""
+
+
+class Run:
+    """One config and the places of its artifacts. Images and store are opened when they are first needed."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.directory = Path(config.run)
+        self.members = [Member(self, name, member) for name, member in sweep_members(config)]
+
+    @classmethod
+    def load(cls, config: str, overrides: list[str] | None = None) -> "Run":
+        """Read a config (joining `torchrun`'s processes where there are any); raise RequestError when it is wrong."""
+        run = cls(load_config(config, overrides))
+        distributed.start()
+        return run
+
+    @cached_property
+    def source(self) -> ImageSource:
+        """The images."""
+        return open_source(self.config.images)
+
+    @property
+    def store_path(self) -> Path:
+        """Where the activations are: in the run, or shared."""
+        return Path(self.config.activations or self.directory / "activations")
+
+    @cached_property
+    def store(self) -> Artifact:
+        """The sealed activations; raises RequestError when they are not made yet."""
+        return _made(self.store_path, "activations")
+
+    def caching(self) -> Stage:
+        """Return the stage that caches activations."""
+        if self.config.activations:
+            raise RequestError(
+                f"activations: {self.config.activations} is given, so there is nothing to cache; set it to null."
+            )
+        c = self.config
+        return caching_stage(c.backbone, self.source, c.images, c.cache, c.seed)
+
+    def cache(self, force: bool = False) -> Artifact:
+        """Cache activations, or take them as they are when they are sealed and the images are not at hand any more."""
+        try:
+            stage = self.caching()
+        except RequestError:
+            if force or not (self.store_path / MANIFEST).is_file():
+                raise
+            say(f"{self.store_path}: sealed; the images themselves are not at hand.")
+            return self.store
+        return run_stage(stage, self.store_path, force=force)
+
+    def train(self, force: bool = False) -> list[Artifact]:
+        """Train the models: several on one stream."""
+        stages = [(member.training(), member.path("autoencoder")) for member in self.members]
+        return train_together(stages, force=force)
+
+    def estimate(self, kind: str) -> dict[str, Any]:
+        """Return what a dry run of caching or training says; raise RequestError when the disk cannot hold it."""
+        stage = self.caching() if kind == "activations" else self.members[0].training()
+        if stage.estimate is None:
+            raise RequestError(f"{COMMANDS[kind]} has no dry run.")
+        return stage.estimate()
+
+    def make(self, kind: str, force: bool = False) -> list[Artifact]:
+        """Make one kind of artifact, for every member of the run; what it is made from must be there."""
+        if kind == "activations":
+            return [self.cache(force)]
+        if kind == "autoencoder":
+            return self.train(force)
+        return [getattr(member, COMMANDS[kind])(force=force) for member in self.members]
+
+    def make_all(self, force: bool = False) -> list["Member"]:
+        """Make everything, the cheap part of the evaluation included; return the members."""
+        if not self.config.activations:
+            self.cache(force)
+        self.train(force)
+        for member in self.members:
+            member.index(force)
+            member.evaluate(force, full=False)
+            member.report(force)
+        return self.members
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a run, with the artifacts made from it."""
+
+    run: Run
+    name: str
+    config: RunConfig
+
+    def path(self, kind: str) -> Path:
+        """Return where an artifact of this member goes."""
+        return self.run.directory / self.name / kind
+
+    def training(self) -> Stage:
+        """Return the stage that trains this model."""
+        store = LIVE if self.config.activations == LIVE else self.run.store
+        return training_stage(store, self.config.autoencoder, self.config.training, self.config.seed)
+
+    def index(self, force: bool = False) -> Artifact:
+        """Find what each latent responds to."""
+        stage = index_stage(_made(self.path("autoencoder"), "autoencoder"), self.run.store, self.config.index)
+        return run_stage(stage, self.path("features"), force=force)
+
+    def evaluate(self, force: bool = False, full: bool = True) -> Artifact:
+        """Measure held-out numbers and baselines; `full` adds probes and the effect on the model.
+
+        Both answers go to one place: the full one replaces the cheap one and serves where the cheap one is asked for.
+        """
+        place = self.path("evaluation")
+        cheap, whole = self._evaluation(full=False), self._evaluation(full=True)
+        found = _recipe_at(place)
+        if full:
+            return run_stage(whole, place, force=force or found == cheap.recipe)
+        return run_stage(whole if found == whole.recipe and not force else cheap, place, force=force)
+
+    def _evaluation(self, full: bool) -> Stage:
+        settings = self.config.evaluation
+        if full:
+            settings = settings.model_copy(update={"probing": True, "effect": True})
+        features = self.path("features")
+        return evaluation_stage(
+            _made(self.path("autoencoder"), "autoencoder"),
+            self.run.store,
+            settings,
+            backbone=self.config.backbone,
+            source=self.run.source if settings.effect else None,
+            features=Artifact.open(features, "features") if (features / MANIFEST).is_file() else None,
+            seed=self.config.seed,
+        )
+
+    def report(self, force: bool = False) -> Artifact:
+        """Write the web page. A page whose only difference is a newer evaluation is written again without asking."""
+        features, evaluation = (
+            Artifact.open(self.path(kind), kind) if (self.path(kind) / MANIFEST).is_file() else None
+            for kind in ("features", "evaluation")
+        )
+        model = _made(self.path("autoencoder"), "autoencoder")
+        stage = report_stage(features, self.run.store, model, evaluation, self.run.source, self.config.report)
+        place = self.path("report")
+        if not force and _differs_only_in_evaluation(stage, place):
+            say(f"{place}: the evaluation is newer; writing the page again.")
+            force = True
+        return run_stage(stage, place, force=force)
+
+    def result(self) -> str:
+        """Return the result in a few lines: quality on held-out images, and where the report is."""
+        facts = _made(self.path("autoencoder"), "autoencoder").content
+        final = facts.get("final", {})
+        name = f"{self.name}: " if self.name else ""
+        lines = [
+            f"{name}{facts['family']} autoencoder, {facts['d_in']:,} → {facts['n_latents']:,} latents, "
+            f"{facts['tokens']:,} activations of training; on held-out images:",
+            f"  FVU {_number(final.get('fvu'), '.3f')}   L0 {_number(final.get('l0'), '.1f')}   "
+            f"dead {_number(final.get('dead_share'), '.1%')}",
+        ]
+        page = self.path("report") / "index.html"
+        if page.is_file():
+            lines.append(f"  report: {page.resolve().as_uri()}")
+        return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _made(path: Path, kind: str) -> Artifact:
+    """Open what an earlier stage made; raise RequestError naming the command that makes it."""
+    if not path.exists() and not path.with_name(path.name + ".partial").exists():
+        raise RequestError(
+            f"{path}: not made yet. `saetool {COMMANDS[kind]} CONFIG` makes it, `saetool run CONFIG` makes all."
+        )
+    return Artifact.open(path, kind)
+
+
+def _recipe_at(path: Path) -> str | None:
+    return Artifact.open(path).manifest["recipe"] if (path / MANIFEST).is_file() else None
+
+
+def _differs_only_in_evaluation(stage: Stage, path: Path) -> bool:
+    """Say whether the report at `path` is the asked one but for the evaluation that it shows."""
+    if not (path / MANIFEST).is_file():
+        return False
+    found = Artifact.open(path)
+
+    def others(entries: list[dict]) -> list[dict]:
+        return [entry for entry in entries if entry["kind"] != "evaluation"]
+
+    asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in stage.inputs]
+    same = found.config == stage.config and others(found.inputs) == others(asked)
+    return same and found.manifest["recipe"] != stage.recipe
