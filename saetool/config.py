@@ -214,7 +214,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _explain(entry: Any) -> str:
     """Put one pydantic error into a sentence that names the key and the way out."""
     location = [part for part in entry["loc"] if not _is_union_tag(part)]
-    key = ".".join(map(str, location)) or "config"
+    key = ".".join(map(str, location))
     if entry["type"] == "extra_forbidden":
         valid = _keys_at(entry["loc"][:-1])
         close = difflib.get_close_matches(str(entry["loc"][-1]), valid, n=1, cutoff=0.5)
@@ -233,7 +233,7 @@ def _explain(entry: Any) -> str:
     message = entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = entry.get("input")
     shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
-    return f"{key}: {message}{shown}"
+    return f"{key}: {message}{shown}" if key else message
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,0 +1,138 @@
+"""A config says what is wrong with it, and what would be right."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from saetool.config import build_config, load_config, packaged_configs, sweep_members
+from saetool.errors import RequestError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
+def test_every_packaged_config_is_valid_found_by_name_and_one_screen_long(name):
+    config = load_config(name)
+    assert config == load_config(str(ROOT / "configs" / f"{name}.yaml"))
+    assert len(packaged_configs()[name].read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainig.lr=1", "trainig: unknown key. Did you mean training?"),
+        ("training.lrr=1", "Did you mean training.lr?"),
+        ("training.lr=fast", "training.lr: Input should be a valid number"),
+        ("autoencoder.kind=spars", "autoencoder.kind"),
+        ("autoencoder.activation.kind=topk", "autoencoder.activation.k: missing"),
+        ("autoencoder.penalty.target=3", "Did you mean autoencoder.penalty.target_l0?"),
+        ("autoencoder.penalty={kind: kl, rho: 0.05}", "the KL penalty reads a latent's mean as a probability"),
+        ("backbone.layers=[0]", "layers count from 1"),
+        ("training.layer=3", "training.layer is 3, but backbone.layers caches [10]"),
+        ("training.lr", "is not an override"),
+        ("training.lr=[1", "not valid YAML"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_the_way_out(override, message):
+    with pytest.raises(RequestError) as caught:
+        load_config("demo", [override])
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_overrides_reach_their_key_and_nothing_else():
+    config = load_config("demo", ["training.lr=1e-2", "run=elsewhere", "images.limit=24"])
+    assert config.training.lr == 0.01
+    assert config.run == "elsewhere"
+    assert config.images.limit == 24
+    plain = load_config("demo")
+    assert config.autoencoder == plain.autoencoder
+    assert config.training.tokens == plain.training.tokens
+
+
+def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
+    text = (ROOT / "configs" / "demo.yaml").read_text().replace("run: runs/demo", "run: no")
+    path = tmp_path / "a.yaml"
+    path.write_text(text.replace("lr: 1e-3", "lr: 5e-4"))
+    config = load_config(str(path))
+    assert config.run == "no"
+    assert config.training.lr == 5e-4
+    assert config.training.tokens == 1_300_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: a\nrun: b\n", "'run' stands twice"),
+        ("- a\n- b\n", "a config is a mapping"),
+        ("run: !!python/object/apply:os.system [echo]\n", "not valid YAML"),
+        ("", "a config is a mapping"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        load_config(str(path))
+
+
+def test_a_missing_config_is_named_with_the_closest_packaged_one():
+    with pytest.raises(RequestError, match="Did you mean 'demo'"):
+        load_config("dmo")
+    with pytest.raises(RequestError, match="no such config file"):
+        load_config("nowhere/demo.yaml")
+
+
+def sweep(value) -> list:
+    values = {
+        "run": "runs/x",
+        "images": {"source": "elpv"},
+        "backbone": {"name": "demo/vits14", "layers": [10]},
+        "autoencoder": {"kind": "sparse", "expansion": 4, "penalty": {"kind": "l1", "weight": 0.1}},
+        "training": {"tokens": 1000, "batch_size": 10},
+        "sweep": value,
+    }
+    return sweep_members(build_config(values, "test"))
+
+
+def test_a_mapping_sweeps_over_the_product_and_a_list_over_its_entries():
+    members = sweep({"autoencoder.penalty.weight": [0.1, 0.2], "training.seed": [0, 1]})
+    assert [name for name, _ in members][:2] == [
+        "penalty.weight=0.1,training.seed=0",
+        "penalty.weight=0.1,training.seed=1",
+    ]
+    assert [(m.autoencoder.penalty.weight, m.training.seed) for _, m in members] == [
+        (0.1, 0),
+        (0.1, 1),
+        (0.2, 0),
+        (0.2, 1),
+    ]
+    topk = {
+        "autoencoder.activation": {"kind": "topk", "k": 8},
+        "autoencoder.penalty": {"kind": "none"},
+        "name": "topk-8",
+    }
+    members = sweep([{"autoencoder.penalty.weight": 0.3}, topk])
+    assert [name for name, _ in members] == ["penalty.weight=0.3", "topk-8"]
+    assert members[1][1].autoencoder.activation.k == 8
+
+
+def test_a_sweep_varies_the_model_only():
+    with pytest.raises(RequestError, match="share images and activations"):
+        sweep({"backbone.layers": [[1], [2]]})
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_configs(tmp_path):
+    copy = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=ignore)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(copy)]
+    subprocess.run(command, check=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("saetool-*.whl"))).namelist()
+    assert {f"saetool/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} <= set(names)
+    assert any(name.startswith("saetool/report/") and name.endswith(".js") for name in names)
