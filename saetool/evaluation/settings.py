@@ -34,3 +34,7 @@ class EvaluationSettings(Settings):
     """Latents a class in the table of effects, each confirmed by ablation."""
     stability: list[str] = Field(default=[])
     """Paths of other autoencoders of the same site (other seeds) to compare directions with."""
+
+    def complete(self) -> "EvaluationSettings":
+        """Return these settings with everything switched on: what `saetool evaluate` does."""
+        return self.model_copy(update={"baselines": True, "probing": True, "effect": True})

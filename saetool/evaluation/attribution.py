@@ -1,0 +1,123 @@
+"""Which latents move a class: every latent by one backward pass, the strongest confirmed by ablating them.
+
+The first-order effect of ablating latent j on a logit is −Σ_tokens z_j (W_d,j · ∂logit/∂x), W_d,j in raw units. It is
+exact where the model is linear from the site to the logit, a ranking elsewhere; hence the confirmation.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saetool.autoencoders.base import Autoencoder
+from saetool.errors import RequestError
+from saetool.evaluation.interventions import intervene, site_of
+from saetool.evaluation.readout import Readout
+from saetool.sparse.codes import Codes
+
+ROWS_AT_ONCE = 1024
+"""Tokens whose active latents are gathered at once: 70 MB of directions at 50 active latents and width 384."""
+
+
+def attribute(
+    readout: Readout,
+    autoencoder: Autoencoder,
+    images: Float[Tensor, "batch channels height width"],
+    target: Int[Tensor, "batch"],
+    site: int | str | None = None,
+) -> Float[Tensor, "n_latents"]:
+    """Return the first-order change of the images' own target logits, summed over images, if a latent were ablated."""
+    directions = autoencoder.decoder_directions()
+    if directions is None:
+        raise RequestError("effects on classes need a linear decoder: this autoencoder's latents have no directions")
+    backbone = readout.backbone
+    leaves: list[Tensor] = []
+
+    def catch(x: Tensor) -> Tensor:
+        leaf = x.detach().float().requires_grad_()
+        leaves.append(leaf)
+        return leaf.to(x.dtype)
+
+    with torch.enable_grad(), backbone.replacing(site_of(backbone, autoencoder, site), catch):
+        _, logits = readout(images)
+        if logits is None:
+            raise RequestError("effects on classes need class logits: a head, or a probe trained on labels")
+        logits.gather(1, target.to(logits.device)[:, None]).sum().backward()
+    leaf = leaves[-1]
+    gradient = leaf.grad
+    assert gradient is not None
+    total = torch.zeros(autoencoder.n_latents, dtype=torch.float64)
+    rows, slopes = leaf.detach().flatten(0, -2), gradient.flatten(0, -2)
+    for x, slope in zip(rows.split(ROWS_AT_ONCE), slopes.split(ROWS_AT_ONCE), strict=True):
+        total += _ablation_effect(autoencoder, directions, x, slope)
+    return total
+
+
+@torch.no_grad()
+def _ablation_effect(
+    autoencoder: Autoencoder, directions: Tensor, x: Float[Tensor, "rows d"], slope: Float[Tensor, "rows d"]
+) -> Float[Tensor, "n_latents"]:
+    like = directions
+    x, slope = x.to(like.device, like.dtype), slope.to(like.device, like.dtype)
+    dense = autoencoder.active_above > 0
+    codes = Codes.from_dense(autoencoder.encode(x)) if dense else autoencoder.encode_sparse(x)
+    slopes = (slope[codes.row_of_entry()] * directions[codes.latents]).sum(-1)
+    effects = -(codes.values * slopes).double().cpu()
+    return torch.bincount(codes.latents.cpu(), effects, minlength=autoencoder.n_latents)
+
+
+def class_effects(
+    readout: Readout,
+    autoencoder: Autoencoder,
+    batches: Callable[[str], list[Tensor]],
+    classes: list[str],
+    latents: int,
+    confirm: int,
+    site: int | str | None = None,
+) -> list[dict]:
+    """Return, for each class, the latents whose ablation changes its logit most, on images of that class.
+
+    `batches(class)` gives the prepared images of a class; effects are means over images. Rows: class, latent, rank,
+    `attributed` (first order, all images), and on the first `confirm` images `attributed_there` and `measured`, the
+    change of the logit and of the class's probability when the latent is really ablated.
+    """
+    rows = []
+    for index, name in enumerate(classes):
+        images = batches(name)
+        if not images:
+            continue
+        total, first = torch.zeros(autoencoder.n_latents, dtype=torch.float64), None
+        for batch in images:
+            target = torch.full((len(batch),), index)
+            total += attribute(readout, autoencoder, batch, target, site)
+        count = sum(len(batch) for batch in images)
+        first = torch.cat(images)[:confirm]
+        there = attribute(readout, autoencoder, first, torch.full((len(first),), index), site) / len(first)
+        clean = _logit(readout, first, index)
+        order = torch.argsort(-total.abs(), stable=True)[:latents].tolist()
+        for rank, latent in enumerate(order):
+            if float(total[latent]) == 0:
+                break
+            with intervene(readout.backbone, autoencoder, {latent: 0}, site=site):
+                ablated = _logit(readout, first, index)
+            rows.append(
+                {
+                    "class": name,
+                    "rank": rank,
+                    "latent": latent,
+                    "images": count,
+                    "attributed": float(total[latent]) / count,
+                    "attributed_there": float(there[latent]),
+                    "measured_logit": float((ablated[0] - clean[0]).mean()),
+                    "measured_probability": float((ablated[1] - clean[1]).mean()),
+                }
+            )
+    return rows
+
+
+@torch.no_grad()
+def _logit(readout: Readout, images: Tensor, index: int) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+    logits = readout(images)[1]
+    assert logits is not None
+    return logits[:, index].double().cpu(), logits.double().softmax(-1)[:, index].cpu()

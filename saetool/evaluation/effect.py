@@ -1,0 +1,125 @@
+"""What the model loses when it computes with the reconstruction, beside zero and mean ablation and the exact splice."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saetool.autoencoders.base import Autoencoder
+from saetool.evaluation import bootstrap
+from saetool.evaluation.interventions import ablate_site, site_of, splice
+from saetool.evaluation.readout import Readout
+
+CONDITIONS = ("clean", "spliced", "spliced_with_error", "mean_ablation", "zero_ablation")
+
+
+def condition(
+    name: str, readout: Readout, autoencoder: Autoencoder, mean: Float[Tensor, "d"], site: int | str | None = None
+) -> AbstractContextManager[None]:
+    """Return the context in which the model runs under one of CONDITIONS; `mean` is the site's mean activation."""
+    backbone = readout.backbone
+    if name == "clean":
+        return nullcontext()
+    if name in ("spliced", "spliced_with_error"):
+        return splice(backbone, autoencoder, error=name == "spliced_with_error", site=site)
+    place = site_of(backbone, autoencoder, site)
+    return ablate_site(backbone, place, mean if name == "mean_ablation" else None)
+
+
+class EffectSums:
+    """Per-image numbers under every condition, kept as they come: a few floats an image."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[Tensor]] = {name: [] for name in CONDITIONS}
+        self.columns: list[str] = []
+
+    def table(self, name: str) -> Float[Tensor, "images columns"]:
+        """Return the numbers of one condition, one row an image."""
+        return torch.cat(self.rows[name])
+
+
+@torch.no_grad()
+def measure_effect(
+    readout: Readout,
+    autoencoder: Autoencoder,
+    batches: Iterator[tuple[Tensor, Int[Tensor, "batch"] | None]],
+    mean: Float[Tensor, "d"],
+    site: int | str | None = None,
+) -> EffectSums:
+    """Run every batch of (prepared images, class indices or None) under every condition."""
+    sums = EffectSums()
+    for images, target in batches:
+        clean: tuple[Tensor, Tensor | None] | None = None
+        for name in CONDITIONS:
+            with condition(name, readout, autoencoder, mean, site):
+                said = readout(images)
+            clean = clean or said
+            numbers = _image_numbers(said, clean, target)
+            sums.columns = list(numbers)
+            sums.rows[name].append(torch.stack(list(numbers.values()), dim=-1))
+    return sums
+
+
+def _image_numbers(
+    said: tuple[Tensor, Tensor | None], clean: tuple[Tensor, Tensor | None], target: Tensor | None
+) -> dict[str, Float[Tensor, "batch"]]:
+    """Return an image's numbers: embedding cosine with the clean pass, and with logits what became of the classes."""
+    embedding, logits = said[0].double().cpu(), said[1]
+    reference = clean[0].double().cpu()
+    numbers = {
+        "one": torch.ones(len(embedding), dtype=torch.float64),
+        "embedding_cosine": torch.nn.functional.cosine_similarity(embedding, reference, dim=-1),
+        "embedding_relative_error": (embedding - reference).norm(dim=-1) / reference.norm(dim=-1).clamp(min=1e-30),
+    }
+    if logits is None or clean[1] is None:
+        return numbers
+    log_p, log_clean = logits.double().cpu().log_softmax(-1), clean[1].double().cpu().log_softmax(-1)
+    numbers["kl_from_clean"] = (log_clean.exp() * (log_clean - log_p)).sum(-1)
+    numbers["agreement"] = (log_p.argmax(-1) == log_clean.argmax(-1)).double()
+    if target is not None:
+        of_target = log_p.gather(1, target[:, None])[:, 0]
+        numbers["accuracy"] = (log_p.argmax(-1) == target).double()
+        numbers["cross_entropy"] = -of_target
+        numbers["probability"] = of_target.exp()
+    return numbers
+
+
+def summarize(sums: EffectSums, seed: int, resamples: int = bootstrap.RESAMPLES) -> dict:
+    """Return the mean of every number under every condition, with intervals, and the shares recovered.
+
+    A share is (condition − ablation) / (clean − ablation), for splicing against zero and mean ablation; null where
+    the ablation costs nothing, so that there is nothing to recover.
+    """
+    wanted = {name: (name, "one") for name in sums.columns if name != "one"}
+    conditions = {
+        name: bootstrap.ratios(sums.table(name), sums.columns, wanted, seed, resamples) for name in CONDITIONS
+    }
+    return {
+        "images": int(sums.table("clean").shape[0]),
+        "conditions": conditions,
+        "share_recovered": {
+            ablation: {
+                number: share_recovered(
+                    conditions["clean"][number]["value"],
+                    conditions["spliced"][number]["value"],
+                    conditions[ablation][number]["value"],
+                )
+                for number in wanted
+                if number in ("embedding_cosine", "accuracy", "cross_entropy", "kl_from_clean", "probability")
+            }
+            for ablation in ("zero_ablation", "mean_ablation")
+        },
+    }
+
+
+SMALLEST_LOSS = 1e-9
+"""Differences between clean and ablated below this are rounding; a share of them means nothing."""
+
+
+def share_recovered(clean: float | None, spliced: float | None, ablated: float | None) -> float | None:
+    """Return (spliced − ablated) / (clean − ablated): 1 as good as clean, 0 as bad as the ablation."""
+    if clean is None or spliced is None or ablated is None or abs(clean - ablated) < SMALLEST_LOSS:
+        return None
+    return (spliced - ablated) / (clean - ablated)

@@ -1,0 +1,90 @@
+"""What the model says of an image: its final embedding, and class logits from its own head or from a linear probe."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from saetool.evaluation.probing import Standardizer, fit_probe
+from saetool.vision.backbone import Backbone
+from saetool.vision.hooks import submodule
+
+HEADS = ("head", "classifier", "fc", "heads.head")
+"""What timm, transformers and torchvision call the linear map from the final embedding to class logits."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Embedding [batch, e] and class logits [batch, classes] of images, differentiable in the activations.
+
+    head: module path of the model's own classifier, whose input is the embedding; without it the embedding is the
+    model's output and `probe` (weights [classes, e] and bias [classes]) gives the logits, where there is one.
+    """
+
+    backbone: Backbone
+    head: str | None = None
+    probe: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, images: Tensor) -> tuple[Float[Tensor, "batch e"], Float[Tensor, "batch classes"] | None]:
+        """Run the whole model, in float32 from the embedding on."""
+        if self.head is None:
+            embedding = self.backbone.forward(images).float()
+            return embedding, self._probed(embedding)
+        caught: list[Tensor] = []
+
+        def catch(module: nn.Module, inputs: Any) -> None:
+            caught.append(inputs[0])
+
+        handle = submodule(self.backbone.model, self.head).register_forward_pre_hook(catch)
+        try:
+            logits = self.backbone.forward(images).float()
+        finally:
+            handle.remove()
+        return caught[-1].float(), logits
+
+    def _probed(self, embedding: Float[Tensor, "batch e"]) -> Float[Tensor, "batch classes"] | None:
+        if self.probe is None:
+            return None
+        weight, bias = self.probe
+        return embedding @ weight.T.to(embedding.device) + bias.to(embedding.device)
+
+
+def find_head(backbone: Backbone, n_classes: int) -> str | None:
+    """Return the path of the model's linear classifier over `n_classes` classes, or None.
+
+    Another number of outputs is another task, or a projection (CLIP's), and no classifier of these labels.
+    """
+    for path in HEADS:
+        try:
+            module = backbone.model.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(module, nn.Linear) and module.out_features == n_classes:
+            return path
+    return None
+
+
+def linear_probe(
+    embeddings: Float[Tensor, "images e"], labels: Sequence[str] | np.ndarray, classes: list[str]
+) -> tuple[Float[Tensor, "classes e"], Float[Tensor, "classes"]]:
+    """Fit a logistic regression on embeddings and return its weights and bias, centered over classes.
+
+    Adding one number to all of an image's logits changes no probability; centered, a logit's change is a class's own.
+    """
+    features = embeddings.double().cpu().numpy()
+    scale = Standardizer(features)
+    probe: LogisticRegression = fit_probe(scale(features), np.asarray(labels))
+    weight, bias = probe.coef_, probe.intercept_
+    if weight.shape[0] == 1:
+        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
+    raw_weight = weight * scale.factor
+    raw_bias = bias - raw_weight @ scale.mean
+    order = [list(probe.classes_).index(name) for name in classes]
+    raw_weight, raw_bias = raw_weight[order], raw_bias[order]
+    centered = raw_weight - raw_weight.mean(0), raw_bias - raw_bias.mean()
+    return torch.from_numpy(centered[0]).float(), torch.from_numpy(centered[1]).float()
