@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def load(partial: Partial) -> tuple[dict[str, Tensor], dict] | None:
         return None
     try:
         return load_file(folder / record["tensors"]), record["rest"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise WorkError(
             f"{folder}: the checkpoint cannot be read ({error}). Delete {partial.path} to train from the start."
         ) from None
@@ -57,10 +58,8 @@ def position(partial: Partial) -> dict | None:
 
 
 def _record(folder: Path) -> dict | None:
-    try:
-        return json.loads((folder / LATEST).read_bytes())
-    except FileNotFoundError:
-        return None
+    path = folder / LATEST
+    return json.loads(path.read_bytes()) if path.exists() else None
 
 
 def _folder(partial: Partial) -> Path:

@@ -68,7 +68,7 @@ class Learner:
 
     def enter_phase(self, stream: Stream) -> None:
         """Enter the phase of the next step with a fresh optimizer, unless it is the current one."""
-        where = self._where()
+        where = self.phase_of(self.done)
         if where is self.phase:
             return
         self.phase = where
@@ -135,7 +135,7 @@ class Learner:
         """Take up a recorded state: weights, generator, and the optimizer unless its phase ended with the record."""
         self.done = rest["done"]
         model = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}
-        within = self._where().start == rest["phase_start"]
+        within = self.phase_of(self.done).start == rest["phase_start"]
         if within:
             self.enter_phase(stream)  # before the weights: what it sets in them was set before the record, too
         self.autoencoder.load_state_dict(model)
@@ -155,8 +155,9 @@ class Learner:
         alone = distributed.world_size() == 1 and settings.clip_norm is None and settings.accumulate == 1
         autoencoder.fuse_gradients = alone
 
-    def _where(self) -> Where:
-        return next((where for where in self.phases if where.start <= self.done < where.stop), self.phases[-1])
+    def phase_of(self, step: int) -> Where:
+        """Return the phase that a step (from 0) belongs to."""
+        return next((where for where in self.phases if where.start <= step < where.stop), self.phases[-1])
 
     def _set_lr(self, optimizer: torch.optim.Optimizer) -> None:
         assert self.phase is not None
@@ -196,7 +197,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     for key, tensor in tensors.items():
         if key.startswith("optimizer/"):
             _, index, name = key.split("/", 2)
-            state.setdefault(int(index), {})[name] = tensor
+            state.setdefault(int(index), {})[name] = tensor.clone()  # `tensor` is a mapped file
     groups = [
         {key: tuple(value) if isinstance(mine.get(key), tuple) else value for key, value in saved.items()}
         for mine, saved in zip(optimizer.param_groups, rest["groups"], strict=True)

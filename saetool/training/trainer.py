@@ -189,8 +189,8 @@ def _train_line(learner: Learner, stream: Stream, means: dict[str, float], rate:
 
 
 def _place(learner: Learner, stream: Stream) -> dict:
-    assert learner.phase is not None
-    return {"step": learner.done, "tokens": learner.done * stream.batch_size, "phase": learner.phase.name}
+    phase = learner.phase_of(learner.done - 1)
+    return {"step": learner.done, "tokens": learner.done * stream.batch_size, "phase": phase.name}
 
 
 def _diverged(label: str, learner: Learner, losses: list[float], probe: Measures) -> str | None:

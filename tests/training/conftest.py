@@ -1,0 +1,116 @@
+"""A toy autoencoder with everything that a trainer must carry over a kill: phases, noise, buffers, constraints."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from saetool.activations import TensorStream
+from saetool.artifacts import Partial
+from saetool.autoencoders.base import Autoencoder, Loss, Phase
+from saetool.training.learner import Learner
+from saetool.training.metrics import MetricLog
+from saetool.training.settings import TrainingSettings
+from saetool.training.trainer import Run, learn
+
+
+class Toy(Autoencoder):
+    """z = ReLU(W_e x̃ + b), x̂ = W_d z: noisy inputs, unit decoder rows, two phases, a counter in a buffer."""
+
+    updates: Tensor
+
+    def __init__(self, n_latents: int = 12, dtype=torch.float32, two_phases: bool = True, noise: float = 0.01):
+        super().__init__()
+        self.d_in, self.n_latents, self.two_phases, self.noise = 8, n_latents, two_phases, noise
+        draw = torch.Generator().manual_seed(7)
+        self.encoder = nn.Parameter(torch.randn(n_latents, self.d_in, generator=draw, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(n_latents, dtype=dtype))
+        self.decoder = nn.Parameter(torch.randn(n_latents, self.d_in, generator=draw, dtype=dtype))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def encode(self, x):
+        return torch.relu(x @ self.encoder.T + self.bias)
+
+    def decode(self, z):
+        return z @ self.decoder
+
+    def loss(self, x, step, generator):
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype) * self.noise
+        z = self.encode(x + noise)
+        reconstruction = (self.decode(z) - x).square().sum() / len(x)
+        return Loss({"reconstruction": reconstruction, "sparsity": 0.01 * z.sum() / len(x)}, {"l1": z.sum() / len(x)})
+
+    def initialize(self, stream, generator):
+        self.bias.copy_(torch.randn(self.bias.shape, generator=generator) * 0.1)
+
+    def after_update(self, optimizer, step, generator):
+        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
+        self.updates += 1
+
+    def phases(self):
+        return [Phase("decoder", 0.4), Phase("all", 0.6)] if self.two_phases else [Phase("train")]
+
+    def enter(self, phase, stream):
+        self.encoder.requires_grad_(phase != "decoder")
+
+
+def rows_of(seed: int, rows: int, d_in: int = 8) -> Tensor:
+    """Return correlated rows."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, d_in, generator=draw) @ torch.randn(d_in, d_in, generator=draw)
+
+
+@pytest.fixture
+def toy():
+    return Toy
+
+
+@pytest.fixture
+def make_stream():
+    """Return a function that makes a fresh stream: `batch_size` of 320 training rows, 70 held out."""
+
+    def make(batch_size: int = 32, held_out: int = 70, dtype=torch.float32) -> TensorStream:
+        train, rest = rows_of(1, 320).to(dtype), rows_of(2, 70)[:held_out].to(dtype)
+        return TensorStream(train, rest, batch_size=batch_size, seed=5)
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path: Path):
+    """Return a function that puts a model into a directory, ready to learn; the same name again resumes."""
+
+    def make(model: Autoencoder, settings: TrainingSettings, name: str = "toy", seed: int = 3) -> Run:
+        path = tmp_path / f"{name}.partial"
+        path.mkdir(exist_ok=True)
+        partial = Partial(path, tmp_path / name)
+        return Run(Learner(model, settings, seed, torch.device("cpu")), partial, MetricLog(partial, []))
+
+    return make
+
+
+@pytest.fixture
+def run_to_end(make_run, make_stream):
+    """Return a function that trains a toy to its end and returns its run."""
+
+    def train(model: Autoencoder, settings: TrainingSettings, name: str = "toy", stream=None) -> Run:
+        run = make_run(model, settings, name)
+        learn([run], stream or make_stream(settings.batch_size))
+        return run
+
+    return train
+
+
+@pytest.fixture
+def lines_of():
+    """Return a function that reads a run's metric lines, rates (the only clock in them) left out."""
+
+    def read(run: Run, **wanted) -> list[dict]:
+        lines = [json.loads(line) for line in (run.partial.path / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            line.pop("rate", None)
+        return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
+
+    return read
