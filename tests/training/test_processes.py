@@ -1,0 +1,110 @@
+"""Two and three processes learn what one process learns from the same global batches, in float64."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+from saetool import distributed
+from saetool.activations import TensorStream
+from saetool.artifacts import Partial
+from saetool.autoencoders.families import AutoencoderSettings, build
+from saetool.training import TrainingSettings
+from saetool.training.learner import Learner
+from saetool.training.metrics import MetricLog
+from saetool.training.trainer import Run, learn
+
+out, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
+distributed.start()
+draw = torch.Generator().manual_seed(0)
+x = (torch.randn(700, 6, generator=draw) @ torch.randn(6, 12, generator=draw)).double()
+
+for name, job in jobs.items():
+    torch.manual_seed(0)
+    settings = TypeAdapter(AutoencoderSettings).validate_python(job["autoencoder"])
+    training = TrainingSettings(**({"tokens": 960, "batch_size": 48, "log_every": 5, "evaluate_every": 7}
+                                   | job.get("training", {})))
+    model = build(settings, 12).double()
+    path = out / f"{name}.partial"
+    if distributed.is_main():
+        path.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    partial = Partial(path, out / name)
+    run = Run(Learner(model, training, 3, torch.device("cpu")), partial, MetricLog(partial, []))
+    learn([run], TensorStream(x[:600], x[600:], batch_size=48, seed=1))
+    if distributed.is_main():
+        save_file(model.state_dict(), out / f"{name}.safetensors")
+        (out / f"{name}.json").write_text(json.dumps(run.final))
+    distributed.barrier()
+distributed.stop()
+"""
+
+SPARSE = {"kind": "sparse", "n_latents": 40, "initial_l0": 6}
+JOBS = {
+    "l1": {"autoencoder": SPARSE | {"penalty": {"kind": "l1", "weight": 0.1}}},
+    "clipped": {"autoencoder": SPARSE, "training": {"clip_norm": 0.5, "schedule": "cosine"}},
+}
+
+
+def launch(processes: int, out: Path, jobs: dict) -> list[subprocess.Popen]:
+    """Start the worker as `torchrun` would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+        environment = os.environ | {key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, "-c", WORKER, str(out), json.dumps(jobs)]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    return started
+
+
+def results(processes: int, out: Path, jobs: dict) -> dict[str, tuple[dict, dict, list]]:
+    """Train every job with some processes; return weights, final numbers and metric lines of each."""
+    for process in launch(processes, out, jobs):
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors[-2000:]
+    found = {}
+    for name in jobs:
+        lines = [json.loads(line) for line in (out / f"{name}.partial" / "metrics.jsonl").read_text().splitlines()]
+        final = json.loads((out / f"{name}.json").read_text())
+        found[name] = (load_file(out / f"{name}.safetensors"), final, lines)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return results(1, tmp_path_factory.mktemp("alone"), JOBS)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_learns_the_same(processes, alone, tmp_path):
+    shared = results(processes, tmp_path, JOBS)
+    for name in JOBS:
+        (weights, final, lines), (expected, expected_final, expected_lines) = shared[name], alone[name]
+        for key, value in expected.items():
+            torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-11, msg=f"{name}: {key}")
+        assert final["fvu"] == pytest.approx(expected_final["fvu"], rel=1e-9), name
+        assert all(final[key] == expected_final[key] for key in ("rows", "l0", "dead", "dense")), name
+        assert [(line["split"], line["step"]) for line in lines] == [
+            (line["split"], line["step"]) for line in expected_lines
+        ]
+        for line, other in zip(lines, expected_lines, strict=True):
+            if line["split"] == "train":
+                assert line["loss"] == pytest.approx(other["loss"], rel=1e-9), name
+                assert line["parts"] == pytest.approx(other["parts"], rel=1e-9), name
+                assert line["fvu"] is not None

@@ -1,0 +1,112 @@
+"""What the stage refuses before any work, what it says, and where numbers go."""
+
+import sys
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from saetool.activations import TensorStream
+from saetool.autoencoders.families import AutoencoderSettings
+from saetool.errors import RequestError
+from saetool.training import TrainingSettings, train, training_stage
+from saetool.training.source import StoreSource
+
+
+@pytest.fixture
+def stream():
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    return TensorStream(x[:350], x[350:], batch_size=50, seed=1)
+
+
+@pytest.fixture
+def sparse():
+    return TypeAdapter(AutoencoderSettings).validate_python({"kind": "sparse", "n_latents": 16, "initial_l0": 4})
+
+
+def how(**changes) -> TrainingSettings:
+    return TrainingSettings(**({"tokens": 500, "batch_size": 50, "log_every": 5} | changes))
+
+
+class FakeStore:
+    """A store's manifest, as far as choosing a site goes."""
+
+    path = "runs/x/activations"
+    content = {  # noqa: RUF012
+        "sites": [
+            {"folder": "layer-10", "layer": 10, "module": "blocks.9", "d": 384},
+            {"folder": "blocks.3.mlp", "layer": None, "module": "blocks.3.mlp", "d": 1536},
+        ]
+    }
+
+
+def test_a_site_is_chosen_by_layer_or_module_and_an_open_choice_is_refused():
+    source = StoreSource(FakeStore())  # pyright: ignore[reportArgumentType]
+    assert source.d_in(how(layer=10)) == 384
+    assert source.d_in(how(layer="blocks.9")) == 384
+    assert source.d_in(how(layer="blocks.3.mlp")) == 1536
+    for layer in (None, 11, "blocks.4"):
+        with pytest.raises(RequestError, match=r"holds 10, blocks.3.mlp"):
+            source.d_in(how(layer=layer))
+
+
+def test_autocast_is_refused_for_sparse_models(stream, sparse):
+    with pytest.raises(RequestError, match=r"training.precision"):
+        training_stage(stream, sparse, how(precision="bf16"))
+
+
+def test_a_stream_with_other_batches_is_refused(stream, sparse, tmp_path):
+    with pytest.raises(RequestError, match=r"batch_size is 25.*50 rows"):
+        train(stream, sparse, how(batch_size=25), tmp_path / "model")
+
+
+def test_another_request_at_the_same_place_is_refused_but_not_another_logbook(stream, sparse, tmp_path):
+    first = train(stream, sparse, how(), tmp_path / "model")
+    again = train(stream, sparse, how(checkpoint_minutes=9), tmp_path / "model")
+    assert again.id == first.id
+    with pytest.raises(RequestError, match=r"training.lr: 0.001 there, 0.002 asked"):
+        train(stream, sparse, how(lr=2e-3), tmp_path / "model")
+
+
+def test_other_rows_are_another_request(sparse, tmp_path):
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    train(TensorStream(x[:350], batch_size=50), sparse, how(), tmp_path / "model")
+    with pytest.raises(RequestError, match="source's list of files"):
+        train(TensorStream(x[50:], batch_size=50), sparse, how(), tmp_path / "model")
+
+
+def test_one_line_says_what_runs_where(stream, sparse, tmp_path, capfd):
+    artifact = train(stream, sparse, how(), tmp_path / "model")
+    line = artifact.notes["where"]
+    for fact in ("sparse 8 → 16", "10 steps of 50 rows", "fp32", "1 process on"):
+        assert fact in line
+    assert line in capfd.readouterr().err
+
+
+def test_a_dry_run_estimates_from_real_steps(stream, sparse):
+    estimate = training_stage(stream, sparse, how(tokens=499)).estimate()
+    parameters = 2 * 8 * 16 + 16 + 8
+    assert (estimate["tokens"], estimate["steps"], estimate["parameters"]) == (500, 10, parameters)
+    assert estimate["bytes_on_disk"] >= 4 * parameters
+    assert estimate["seconds"] > 0
+
+
+def test_tensorboard_gets_every_curve(stream, sparse, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(stream, sparse, how(tensorboard=True), tmp_path / "model")
+    events = EventAccumulator(str(tmp_path / "model.tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [5, 10]
+    assert {"held_out/fvu", "train/parts/reconstruction", "train/lr"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize(
+    ("package", "settings"), [("tensorboard", {"tensorboard": True}), ("wandb", {"wandb": "project"})]
+)
+def test_a_missing_tracker_says_how_to_get_it(stream, sparse, tmp_path, monkeypatch, package, settings):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(RequestError, match=rf"{package} is not installed: pip install 'saetool\[track\]'"):
+        train(stream, sparse, how(**settings), tmp_path / "model")
