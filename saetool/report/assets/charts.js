@@ -1,0 +1,164 @@
+// Small charts in SVG, colored by the stylesheet: lines, bars, a plane of points.
+"use strict";
+
+saetool.charts = (() => {
+  const { h, s, format } = saetool;
+
+  /** Return about `count` round numbers between low and high. */
+  function ticks(low, high, count = 4) {
+    if (!(high > low)) return [low];
+    const raw = (high - low) / count;
+    const power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((candidate) => candidate >= raw);
+    const found = [];
+    for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) found.push(Math.abs(v) < step * 1e-9 ? 0 : v);
+    return found;
+  }
+
+  /** Return 1, 2 and 5 times powers of ten between two logarithms, as logarithms; powers alone over wide ranges. */
+  function logTicks(low, high) {
+    const found = [];
+    for (let power = Math.floor(low); power <= Math.ceil(high); power++) {
+      for (const m of high - low > 2.6 ? [1] : [1, 2, 5]) found.push(power + Math.log10(m));
+    }
+    return found.filter((v) => v >= low && v <= high);
+  }
+
+  function short(value) {
+    const size = Math.abs(value);
+    if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)} M`;
+    if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)} k`;
+    return String(+value.toPrecision(3)).replace("-", "−");
+  }
+
+  /** Return an SVG drawing area with axes: {svg, x(value), y(value)} in a view box of `width` × `height`. */
+  function axes({ width, height, x, y, left = 44, bottom = 24, top = 8, right = 10, xTicks, yTicks, xText = short, yText = short, label }) {
+    const svg = s("svg.chart", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+    const across = (v) => left + ((v - x[0]) / (x[1] - x[0] || 1)) * (width - left - right);
+    const down = (v) => height - bottom - ((v - y[0]) / (y[1] - y[0] || 1)) * (height - top - bottom);
+    for (const v of yTicks ?? ticks(...y)) {
+      svg.append(s("line.grid", { x1: left, x2: width - right, y1: down(v), y2: down(v) }));
+      const text = s("text.tick", { x: left - 6, y: down(v) + 3.5, "text-anchor": "end" });
+      text.textContent = yText(v);
+      svg.append(text);
+    }
+    for (const v of xTicks ?? ticks(...x)) {
+      const text = s("text.tick", { x: across(v), y: height - 7, "text-anchor": "middle" });
+      text.textContent = xText(v);
+      svg.append(text);
+    }
+    svg.append(s("line.axis", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }));
+    return { svg, x: across, y: down };
+  }
+
+  /** Return a figure with lines [{name, held_out, x, y}] and a readout that follows the pointer. */
+  function lines(chart) {
+    const width = 380, height = 190;
+    const xs = chart.series.flatMap((one) => one.x), ys = chart.series.flatMap((one) => one.y);
+    const yHigh = bound(ys);
+    const yLow = Math.min(0, ...ys);
+    const xRange = [Math.min(...xs), Math.max(...xs)];
+    const area = axes({ width, height, x: xRange, y: [yLow, yHigh], label: `${chart.title} during training` });
+    chart.series.forEach((one, i) => {
+      const points = one.x.map((x, k) => `${area.x(x).toFixed(1)},${area.y(Math.min(one.y[k], yHigh)).toFixed(1)}`);
+      area.svg.append(s(`polyline.line.series-${i % 6}${one.held_out ? ".held-out" : ""}`, { points: points.join(" ") }));
+      if (one.x.length <= 30) {
+        one.x.forEach((x, k) => area.svg.append(
+          s(`circle.series-${i % 6}`, { cx: area.x(x), cy: area.y(Math.min(one.y[k], yHigh)), r: 2.4 })));
+      }
+    });
+    const readout = legend(chart);
+    follow(area, chart, xRange, readout);
+    return h("figure.curve", {}, h("figcaption", {}, chart.title), area.svg, readout.element);
+  }
+
+  /** Return an upper bound that a few early outliers do not decide: 1.05 × the largest after the first tenth. */
+  function bound(values) {
+    const sorted = [...values].sort((a, b) => a - b);
+    const high = sorted[sorted.length - 1], usual = sorted[Math.floor(sorted.length * 0.97)];
+    return (high > 4 * usual && usual > 0 ? usual * 2 : high) * 1.05 || 1;
+  }
+
+  function legend(chart) {
+    const form = chart.share ? "share" : "value";
+    const values = chart.series.map((one) => h("span.number", {}, format(form, one.y[one.y.length - 1])));
+    const items = chart.series.map((one, i) =>
+      h("li", {}, h(`span.swatch.series-${i % 6}${one.held_out ? ".held-out" : ""}`), h("span", {}, one.name), values[i]));
+    const show = (x) => chart.series.forEach((one, i) => {
+      const k = x === null ? one.x.length - 1 : nearest(one.x, x);
+      values[i].textContent = format(form, one.y[k]);
+    });
+    return { element: h("ul.legend", {}, ...items), show };
+  }
+
+  function nearest(sorted, x) {
+    let best = 0;
+    for (let i = 1; i < sorted.length; i++) if (Math.abs(sorted[i] - x) < Math.abs(sorted[best] - x)) best = i;
+    return best;
+  }
+
+  function follow(area, chart, [low, high], readout) {
+    const cursor = s("line.guide", { y1: 8, y2: 166 });
+    area.svg.append(cursor);
+    area.svg.addEventListener("pointermove", (event) => {
+      const bounds = area.svg.getBoundingClientRect();
+      const view = ((event.clientX - bounds.left) / bounds.width) * 380;
+      const x = low + ((view - area.x(low)) / (area.x(high) - area.x(low) || 1)) * (high - low);
+      const at = Math.min(Math.max(x, low), high);
+      cursor.classList.add("on");
+      cursor.setAttribute("x1", area.x(at));
+      cursor.setAttribute("x2", area.x(at));
+      readout.show(at);
+    });
+    area.svg.addEventListener("pointerleave", () => {
+      cursor.classList.remove("on");
+      readout.show(null);
+    });
+  }
+
+  /** Return bars over bins [{low, high, count, className, title}]; the x axis is in log10, the heights are counts. */
+  function bars(bins, { label, width = 380, height = 190, onpick, extra }) {
+    const drawn = bins.filter((bin) => bin !== extra);
+    const x = [drawn[0].low, drawn[drawn.length - 1].high];
+    const most = Math.max(1, ...bins.map((bin) => bin.count));
+    const left = extra ? 78 : 44;
+    const whole = (v) => Number.isInteger(v);
+    const powers = ticks(...x, 5).filter(whole);
+    const area = axes({ width, height, x, y: [0, most], left, label, xTicks: powers, xText: powerText, yTicks: ticks(0, most).filter(whole) });
+    const bar = (bin, from, to) => {
+      const element = s(`rect.bar${bin.className ? `.${bin.className}` : ""}`, {
+        x: from + 0.5, width: Math.max(to - from - 1, 0.5), y: area.y(bin.count), height: area.y(0) - area.y(bin.count) });
+      element.append(s("title"));
+      element.firstChild.textContent = bin.title;
+      if (onpick) element.addEventListener("click", () => onpick(bin));
+      return element;
+    };
+    for (const bin of drawn) area.svg.append(bar(bin, area.x(bin.low), area.x(bin.high)));
+    if (extra) {
+      area.svg.append(bar(extra, 50, 66));
+      const text = s("text.tick", { x: 58, y: height - 7, "text-anchor": "middle" });
+      text.textContent = extra.name;
+      area.svg.append(text);
+    }
+    return area.svg;
+  }
+
+  const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+  const powerText = (v) => `10${v < 0 ? "⁻" : ""}${String(Math.abs(v)).replace(/\d/g, (d) => SUPERSCRIPT[d])}`;
+
+  /** Return rows of intervals [{name, low, middle, high, note}] on a common scale, `reference` marked. */
+  function intervals(rows, { x = [0, 1], reference = 0.5, label }) {
+    const body = rows.map((row) => {
+      const svg = s("svg.interval", { viewBox: "0 0 200 16", preserveAspectRatio: "none", "aria-hidden": "true" });
+      const across = (v) => 4 + ((v - x[0]) / (x[1] - x[0])) * 192;
+      svg.append(s("line.axis", { x1: across(reference), x2: across(reference), y1: 0, y2: 16 }));
+      if (!Number.isNaN(row.low)) svg.append(s("line.whisker", { x1: across(row.low), x2: across(row.high), y1: 8, y2: 8 }));
+      if (!Number.isNaN(row.middle)) svg.append(s("rect.dot", { x: across(row.middle) - 2, y: 3, width: 4, height: 10, rx: 1 }));
+      return h("tr", { title: row.note }, h("th.clip", { scope: "row", title: row.name.slice(0, 500), dir: "auto" }, row.name),
+        h("td.wide", {}, svg), ...row.cells.map((cell) => h("td.number", {}, cell)));
+    });
+    return h("tbody", { "aria-label": label }, ...body);
+  }
+
+  return { ticks, logTicks, short, axes, lines, bars, intervals, powerText };
+})();

@@ -1,0 +1,201 @@
+// What every page uses: chunks loaded on demand, numbers in words, elements without HTML strings.
+"use strict";
+
+const saetool = (() => {
+  const chunks = new Map();
+
+  /** Return the record of a chunk: a promise and the functions that settle it. */
+  function record(name) {
+    if (!chunks.has(name)) {
+      const entry = { asked: false };
+      entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
+      entry.promise.catch(() => {});
+      chunks.set(name, entry);
+    }
+    return chunks.get(name);
+  }
+
+  function bytesOf(base64) {
+    const text = atob(base64);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    return bytes;
+  }
+
+  async function inflate(bytes) {
+    if (!bytes.length) return new ArrayBuffer(0);
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Response(stream).arrayBuffer();
+  }
+
+  const TYPES = {
+    float64: Float64Array, float32: Float32Array, int32: Int32Array, uint32: Uint32Array,
+    int16: Int16Array, uint16: Uint16Array, int8: Int8Array, uint8: Uint8Array,
+  };
+
+  /** Take a chunk: named typed arrays and JSON values. Chunk files call this. */
+  async function define(name, header, body) {
+    const entry = record(name);
+    entry.asked = true;
+    try {
+      const buffer = await inflate(bytesOf(body));
+      const found = { values: header.values };
+      let start = 0;
+      for (const [key, type, size] of header.arrays) {
+        found[key] = new TYPES[type](buffer, start, size);
+        start += found[key].byteLength;
+      }
+      entry.resolve(found);
+    } catch (error) {
+      entry.reject(error);
+    }
+  }
+
+  /** Return a promise of the chunk `name`, loading data/NAME.js the first time. */
+  function load(name) {
+    const entry = record(name);
+    if (!entry.asked) {
+      entry.asked = true;
+      const script = document.createElement("script");
+      script.src = `data/${name}.js`;
+      script.onload = () => script.remove();
+      script.onerror = () => entry.reject(new Error(`data/${name}.js is missing from this report`));
+      document.head.append(script);
+    }
+    return entry.promise;
+  }
+
+  /** Return an element. Text becomes text nodes, never markup; `on…` are listeners; `style` sets properties. */
+  function h(tag, properties = {}, ...children) {
+    const [name, ...classes] = tag.split(".");
+    const element = document.createElement(name || "div");
+    if (classes.length) element.classList.add(...classes);
+    for (const [key, value] of Object.entries(properties)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+      else if (key === "style") for (const [k, v] of Object.entries(value)) element.style.setProperty(k, v);
+      else element.setAttribute(key, value === true ? "" : value);
+    }
+    element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+    return element;
+  }
+
+  const SVG = "http:" + "//www.w3.org/2000/svg"; // a name, not an address: nothing is fetched from it
+
+  /** Return an SVG element. */
+  function s(tag, attributes = {}, ...children) {
+    const [name, ...classes] = tag.split(".");
+    const element = document.createElementNS(SVG, name);
+    if (classes.length) element.classList.add(...classes);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children);
+    return element;
+  }
+
+  const bit = (bytes, i) => i >= 0 && ((bytes[i >> 3] >> (i & 7)) & 1) === 1;
+
+  /** Return where each member of a run-length coded array begins: [0, counts[0], counts[0] + counts[1], …]. */
+  function offsets(counts) {
+    const starts = new Uint32Array(counts.length + 1);
+    for (let i = 0; i < counts.length; i++) starts[i + 1] = starts[i] + counts[i];
+    return starts;
+  }
+
+  /** Read the URL's fragment as parameters. */
+  const parameters = () => new URLSearchParams(location.hash.slice(1));
+
+  /** Show a failure where the reader looks. */
+  function complain(error) {
+    const message = typeof DecompressionStream === "undefined"
+      ? "This report needs a browser of 2023 or newer (Chrome 80, Firefox 113, Safari 16.4)."
+      : String(error.message || error);
+    const box = document.getElementById("problem");
+    box.textContent = message;
+    box.hidden = false;
+    console.error(error);
+  }
+
+  return { define, load, h, s, bit, offsets, parameters, complain };
+})();
+
+/** Numbers in words, one function a form of column. */
+saetool.format = (() => {
+  const NONE = "–";
+  const digits = (value, n) => value.toLocaleString("en-US", { maximumFractionDigits: n, minimumFractionDigits: n });
+  const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+
+  function scientific(value) {
+    const [mantissa, exponent] = value.toExponential(1).split("e");
+    const power = String(Math.abs(Number(exponent))).replace(/\d/g, (d) => SUPERSCRIPT[d]);
+    return `${mantissa}·10${Number(exponent) < 0 ? "⁻" : ""}${power}`;
+  }
+
+  function value(number) {
+    const size = Math.abs(number);
+    if (size === 0) return "0";
+    if (size < 0.001) return scientific(number);
+    return size >= 1000 ? digits(number, 0) : size >= 100 ? digits(number, 1) : size >= 1 ? digits(number, 2) : digits(number, 3);
+  }
+
+  function share(number) {
+    const percent = number * 100;
+    if (percent === 0) return "0%";
+    if (Math.abs(percent) < 0.001) return `${scientific(percent)}%`;
+    return `${digits(percent, percent >= 10 ? 1 : percent >= 0.1 ? 2 : 3)}%`;
+  }
+
+  const FORMS = {
+    count: (number) => digits(number, 0),
+    share,
+    value,
+    unit: (number) => digits(number, 3),
+    probability: (number) => (number === 0 ? "0" : number < 0.001 ? scientific(number) : digits(number, 3)),
+    flag: (number) => (number ? "yes" : "no"),
+  };
+  return (form, number) =>
+    number === null || number === undefined || Number.isNaN(number) ? NONE : (FORMS[form] || FORMS.value)(number);
+})();
+
+/** The facts of the site that every page needs, and of single images. */
+saetool.site = (() => {
+  const { load, bit } = saetool;
+  const ready = load("site");
+
+  /** Return a promise of an image's facts: path, width, height, box of the patch grid as shares, labels. */
+  async function image(row) {
+    const site = await ready;
+    const block = Math.floor(row / site.values.blocks.images);
+    const chunk = await load(`images/${block}`);
+    const i = row - block * site.values.blocks.images;
+    const labels = Object.entries(chunk.values.labels).map(([name, values]) => [name, values[i]]);
+    return {
+      row,
+      path: chunk.values.path[i],
+      width: chunk.size[2 * i],
+      height: chunk.size[2 * i + 1],
+      box: chunk.box ? Array.from(chunk.box.subarray(4 * i, 4 * i + 4)) : null,
+      labels,
+      thumbnail: bit(site.thumbnail, row) ? `thumbs/${Math.floor(row / 1000)}/${row}.webp` : null,
+      page: bit(site.image_page, row),
+    };
+  }
+
+  /** Return a random living latent with a page. */
+  async function random() {
+    const site = await ready;
+    const choices = [];
+    for (let i = 0; i < site.values.n_latents; i++) if (bit(site.live, i) && bit(site.with_page, i)) choices.push(i);
+    return choices.length ? choices[Math.floor(Math.random() * choices.length)] : 0;
+  }
+
+  return { ready, image, random };
+})();
+
+document.addEventListener("DOMContentLoaded", () => {
+  for (const link of document.querySelectorAll("a[data-random]")) {
+    link.addEventListener("click", async (event) => {
+      event.preventDefault();
+      location.href = `latent.html#latent=${await saetool.site.random()}`;
+    });
+  }
+});

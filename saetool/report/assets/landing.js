@@ -1,0 +1,151 @@
+// The landing page: a first look, training curves, the plane of latents and their table.
+"use strict";
+
+(() => {
+  const { h, load, site, format, heat, charts, complain } = saetool;
+  const by = (id) => document.getElementById(id);
+  const GALLERY = 12;
+
+  async function curves() {
+    const { charts: found } = (await load("curves")).values;
+    by("training").hidden = !found.length;
+    by("curves").replaceChildren(...found.map(charts.lines));
+    by("clock").textContent = found.length && found[0].clock === "step" ? "steps" : "activations";
+  }
+
+  /** Choose latents for the first look: the most specific ones that fire often enough, no two close together. */
+  function chosen(model) {
+    const key = model.byKey.has("monosemanticity") ? "monosemanticity" : "max";
+    const rows = [];
+    for (let i = 0; i < model.n; i++) if (model.status(i) === "ok" && model.table[key][i] >= 0) rows.push(i);
+    rows.sort((a, b) => model.table[key][b] - model.table[key][a] || a - b);
+    const images = new Map(), found = [];
+    for (const i of rows) {
+      const image = model.table.best_image[i];
+      if (image < 0 || images.has(image)) continue;
+      images.set(image, i);
+      found.push(i);
+      if (found.length === GALLERY) break;
+    }
+    return found;
+  }
+
+  function gallery(model) {
+    const auroc = model.ofLabel("auroc"), best = model.ofLabel("best_class");
+    const cards = chosen(model).map((latent) => {
+      const stamps = h("div.stamps");
+      heat.glimpse(latent).then((found) => stamps.replaceChildren(...found)).catch(complain);
+      const note = best && model.text(best, latent) !== null
+        ? h("span.clip.muted", { dir: "auto" }, `${model.text(best, latent).slice(0, 60)} · ${format("unit", model.number(auroc, latent))}`)
+        : h("span.muted", {}, format("share", model.number("token_frequency", latent)));
+      return h("a.card", { href: `latent.html#latent=${latent}` }, stamps, h("span.card-name", {}, `Latent ${latent}`), note);
+    });
+    by("look").hidden = !cards.length;
+    by("gallery").replaceChildren(...cards);
+  }
+
+  /** Draw how often latents fire, in decades, the dead ones as a bar of their own. */
+  function frequencies(model) {
+    const values = model.table.token_frequency;
+    const logs = [];
+    for (let i = 0; i < model.n; i++) if (values[i] > 0) logs.push(Math.log10(values[i]));
+    if (!logs.length) return;
+    const low = Math.floor(Math.min(...[logs.reduce((a, b) => Math.min(a, b))]) * 5) / 5;
+    const count = Math.max(1, Math.round(-low * 5));
+    const bins = Array.from({ length: count }, (_, k) => ({ low: low + k / 5, high: low + (k + 1) / 5, count: 0 }));
+    for (const v of logs) bins[Math.min(count - 1, Math.max(0, Math.floor((v - low) * 5 + 1e-9)))].count++;
+    for (const bin of bins) bin.title = `${format("count", bin.count)} latents fire on ${format("share", 10 ** bin.low)} to ${format("share", 10 ** bin.high)} of tokens`;
+    const dead = { name: "dead", className: "dead", count: model.n - logs.length, title: `${format("count", model.n - logs.length)} latents never fire` };
+    const onpick = (bin) => (bin === dead
+      ? model.set({ status: ["dead"], ranges: [] })
+      : model.setRange("token_frequency", 10 ** bin.low, 10 ** bin.high));
+    by("frequencies").replaceChildren(charts.bars([dead, ...bins], {
+      label: `How many latents fire how often; ${dead.count} are dead`, extra: dead, onpick, height: 260 }));
+  }
+
+  function option(value, text, selected) {
+    return h("option", { value, selected }, text);
+  }
+
+  /** Fill and connect everything above the table. */
+  function controls(model) {
+    const presets = saetool.model.presets(model);
+    by("presets").replaceChildren(...presets.map((preset) =>
+      h("button.chip", { type: "button", "data-preset": preset.name, onclick: () => model.set(preset.filters()) }, preset.name)));
+    const search = by("search");
+    search.addEventListener("input", () => model.set({ q: search.value }));
+    by("statuses").replaceChildren(...model.statuses.map((name) => h("label.check", {}, h("input", {
+      type: "checkbox", value: name, onchange: () => model.set({
+        status: [...by("statuses").querySelectorAll("input:checked")].map((input) => input.value) }) }), h(`span.status.${name}`, {}, name))));
+    const label = by("label");
+    by("label-field").hidden = model.labels.length < 2;
+    label.replaceChildren(...model.labels.map((name) => option(name, name.slice(0, 60), name === model.filters.label)));
+    label.addEventListener("change", () => model.set({ label: label.value }));
+    by("clear").addEventListener("click", () => model.set(presets[0].filters()));
+    rangeForm(model);
+  }
+
+  function rangeForm(model) {
+    const column = by("range-column"), low = by("range-low"), high = by("range-high");
+    const numeric = model.columns.filter(({ form }) => form !== "text");
+    const title = ({ title: text, label }) => (label === null ? text : `${text} (${label.slice(0, 40)})`);
+    column.replaceChildren(...numeric.map((one) => option(one.key, title(one))));
+    by("range").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const end = (input, otherwise) => (input.value.trim() === "" || Number.isNaN(Number(input.value)) ? otherwise : Number(input.value));
+      model.setRange(column.value, end(low, -Infinity), end(high, Infinity));
+      low.value = high.value = "";
+    });
+    const color = by("color");
+    color.replaceChildren(option("status", "status"), ...numeric.map((one) => option(one.key, title(one))));
+    if (model.byKey.has("monosemanticity")) color.value = "monosemanticity";
+    if (model.byKey.has(model.filters.color)) color.value = model.filters.color;
+  }
+
+  /** Show the present filters: as chips that can be taken off, in the inputs, and as a count. */
+  function reflect(model) {
+    const { q, status, ranges, sort } = model.filters;
+    const text = (value, form) => (Number.isFinite(value) ? format(form, value) : "");
+    by("chips").replaceChildren(...ranges.map(({ key, low, high }) => {
+      const { title, form } = model.byKey.get(key);
+      const words = Number.isFinite(low) && Number.isFinite(high) ? `${text(low, form)} to ${text(high, form)}` : Number.isFinite(low) ? `≥ ${text(low, form)}` : `≤ ${text(high, form)}`;
+      return h("button.chip.on", { type: "button", title: "Remove this filter", onclick: () => model.setRange(key, -Infinity, Infinity) }, `${title} ${words} ×`);
+    }));
+    if (by("search").value !== q) by("search").value = q;
+    for (const input of by("statuses").querySelectorAll("input")) input.checked = status.includes(input.value);
+    by("count").textContent = `${format("count", model.order.length)} of ${format("count", model.n)}`;
+    by("clear").hidden = !q && !status.length && !ranges.length && sort === "latent";
+    const same = (filters) => JSON.stringify([filters.q, filters.status, filters.ranges, filters.sort]) === JSON.stringify([q, status, ranges, sort]);
+    for (const button of by("presets").children) {
+      const preset = saetool.model.presets(model).find(({ name }) => name === button.dataset.preset);
+      button.setAttribute("aria-pressed", preset !== undefined && same(preset.filters()));
+    }
+  }
+
+  async function start() {
+    const facts = await site.ready, table = await load("table");
+    const model = new saetool.model.Model(facts, table);
+    controls(model);
+    reflect(model);
+    model.addEventListener("change", () => reflect(model));
+    new saetool.table.Table(by("table"), model, facts);
+    new saetool.scatter.Scatter(by("scatter"), model, by("color"), by("scatter-legend"));
+    frequencies(model);
+    gallery(model);
+    addEventListener("hashchange", () => {
+      if (location.hash.slice(1) !== model.written) model.set(model.read());
+    });
+    addEventListener("keydown", (event) => {
+      if (event.key === "/" && !event.target.closest("input, select, textarea")) {
+        event.preventDefault();
+        by("search").focus();
+      }
+    });
+    document.body.dataset.ready = "true";
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    curves().catch(complain);
+    start().catch(complain);
+  });
+})();

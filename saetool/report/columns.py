@@ -1,0 +1,104 @@
+"""The columns of the table of latents: how each is named, explained and formatted, and its numbers as arrays."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Form = Literal["count", "share", "value", "unit", "probability", "text", "flag"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its key in `latents.parquet`, a short title, how to print it and what it means."""
+
+    key: str
+    title: str
+    form: Form
+    help: str
+    label: str | None = None
+    """The label column that it speaks of."""
+
+
+STATUSES = ["dead", "rare", "ok", "dense"]
+
+PLAIN = (
+    Column("token_frequency", "Frequency", "share", "Share of all tokens on which the latent fires"),
+    Column("image_frequency", "Images", "share", "Share of images with at least one firing token"),
+    Column("max", "Max", "value", "Largest activation in the whole store"),
+    Column("mean_firing", "Strength", "value", "Mean activation over the tokens on which the latent fires"),
+    Column("spatial_entropy", "Spread", "unit", "Entropy of the mean activation over positions: 1 is everywhere alike"),
+    Column("monosemanticity", "Specificity", "unit", "Monosemanticity: how alike the images are on which it fires"),
+    Column("neighbor_similarity", "Nearest", "unit", "Largest cosine with another latent's decoder direction"),
+    Column(
+        "coactivation_similarity", "Co-active", "unit", "Largest Jaccard overlap of firing images with another latent"
+    ),
+    Column("encoder_decoder_cosine", "Enc·dec", "unit", "Cosine between the latent's encoder and decoder directions"),
+    Column("decoder_norm", "Norm", "value", "Length of the decoder direction"),
+    Column("mean", "Mean", "value", "Mean activation over all tokens"),
+    Column("token_count", "Tokens", "count", "Tokens on which the latent fires"),
+    Column("image_count", "Image count", "count", "Images with at least one firing token"),
+    Column("held_out_token_count", "Held-out tokens", "count", "Firing tokens in images that training never saw"),
+    Column("silent_on_held_out", "Silent held out", "flag", "Never fires on images that training never saw"),
+)
+
+OF_LABEL = (
+    Column("best_class", "Best class", "text", "Class that the latent tells apart best"),
+    Column("auroc", "AUROC", "unit", "Area under the ROC curve for the best class, by the image's largest activation"),
+    Column("average_precision", "Avg. precision", "unit", "Average precision for the best class"),
+    Column("purity", "Purity", "unit", "Largest share of one class in the latent's activation mass"),
+    Column("entropy", "Class entropy", "unit", "Entropy of the activation mass over classes"),
+    Column("q_value", "q", "probability", "Share of false discoveries at this threshold (Benjamini–Hochberg)"),
+    Column("p_value", "p", "probability", "Probability of so extreme a rank statistic by chance"),
+)
+
+
+def columns_of(labels: list[dict], present: set[str]) -> list[Column]:
+    """Return the columns that a table with the columns `present` can show, label columns last."""
+    columns = [column for column in PLAIN if column.key in present]
+    for label in labels:
+        for column in OF_LABEL:
+            key = f"{label['name']}.{column.key}"
+            if key in present:
+                columns.append(Column(key, column.title, column.form, column.help, label["name"]))
+    return columns
+
+
+def describe(columns: list[Column]) -> list[dict]:
+    """Return the columns as JSON, in order."""
+    return [asdict(column) for column in columns]
+
+
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column as int32, or float32 with NaN for null; whole numbers beyond int32 become float64."""
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column, kind = column.cast(pa.int8()), pa.int8()
+    if pa.types.is_integer(kind) and column.null_count == 0:
+        values = column.to_numpy()
+        fits = values.size == 0 or (values.min() >= -(2**31) and values.max() < 2**31)
+        return values.astype(np.int32 if fits else np.float64)
+    wide = pa.types.is_integer(kind) or pa.types.is_null(kind)
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64 if wide else np.float32)
+
+
+def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """Return a column of text as numbers into a list of its distinct texts; null is −1."""
+    texts = sorted({text for text in pc.unique(column).to_pylist() if text is not None})
+    found = pc.fill_null(pc.index_in(column, value_set=pa.array(texts, pa.string())), -1)
+    return found.to_numpy().astype(np.int32), texts
+
+
+def table_arrays(table: pa.Table, columns: list[Column]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return every column's numbers, and the texts that coded columns point into."""
+    status = pc.index_in(table["status"], value_set=pa.array(STATUSES)).to_numpy()
+    arrays: dict[str, np.ndarray] = {"status": status.astype(np.uint8)}
+    texts: dict[str, Any] = {"status": STATUSES}
+    for column in columns:
+        if column.form == "text":
+            arrays[column.key], texts[column.key] = codes(table[column.key].cast(pa.string()))
+        else:
+            arrays[column.key] = numbers(table[column.key])
+    return arrays, texts

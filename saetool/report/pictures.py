@@ -1,0 +1,148 @@
+"""The chunks of the image pages, and one thumbnail an image."""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from safetensors import safe_open
+
+from saetool import progress
+from saetool.errors import WorkError
+from saetool.report.chunks import pack, smallest_unsigned
+from saetool.vision.geometry import Geometry
+
+THUMBNAIL_PX = 240
+"""Longest side: the tiles of a latent page at their natural size on most screens, about 6 kB each."""
+THUMBNAIL_QUALITY = 78
+FACTS_BLOCK = 512
+PATCHES_BLOCK = 16
+
+
+class ReadsImages(Protocol):
+    """The part of an image source that thumbnails need."""
+
+    def __len__(self) -> int: ...
+    def path(self, i: int) -> str: ...
+    def read(self, i: int): ...
+
+
+def thumbnail_name(image: int) -> str:
+    """Return the file of an image's thumbnail; a folder holds a thousand."""
+    return f"thumbs/{image // 1000}/{image}.webp"
+
+
+def facts_chunks(images: pa.Table, labels: list[dict], geometry: dict | None) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, script) with path, size, labels and patch-grid box (as shares of the picture) of every image."""
+    shape = Geometry.from_dict(geometry) if geometry else None
+    names = [label["name"] for label in labels if label["name"] in images.column_names]
+    for start in range(0, images.num_rows, FACTS_BLOCK):
+        rows = images.slice(start, FACTS_BLOCK)
+        sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+        arrays = {"size": np.asarray(sizes, np.int32)}
+        if shape:
+            boxes = [[*shape.grid_box(width, height)] for width, height in sizes]
+            scale = np.asarray([[width, height, width, height] for width, height in sizes])
+            arrays["box"] = (np.asarray(boxes) / scale).astype(np.float32)
+        values = {"path": rows["path"].to_pylist(), "labels": {name: _plain(rows[name].to_pylist()) for name in names}}
+        name = f"images/{start // FACTS_BLOCK}"
+        yield name, pack(name, arrays, values)
+
+
+def _plain(values: list) -> list:
+    """Return label values as JSON: NaN is null."""
+    return [None if isinstance(value, float) and value != value else value for value in values]
+
+
+def patches_chunks(path: Path, chosen: np.ndarray, n_latents: int) -> Iterator[tuple[np.ndarray, str, bytes]]:
+    """Yield (rows, name, script) with the strongest latents of every patch, `PATCHES_BLOCK` chosen images a chunk.
+
+    A patch's strongest value is exact, the others are bytes of it.
+    """
+    kind = smallest_unsigned(n_latents)
+    with safe_open(path, "np") as file:
+        latents, values = file.get_slice("latents"), file.get_slice("values")
+        for block in np.unique(chosen // PATCHES_BLOCK):
+            rows = np.arange(block * PATCHES_BLOCK, min((block + 1) * PATCHES_BLOCK, latents.get_shape()[0]))
+            rows = rows[np.isin(rows, chosen)]
+            ids = np.stack([latents[int(row)] for row in rows])
+            strength = np.stack([values[int(row)] for row in rows]).astype(np.float32)
+            strength = np.where(ids >= 0, strength, 0)
+            top = strength.max(axis=2, initial=0.0)
+            share = np.rint(strength / np.maximum(top, np.finfo(np.float32).tiny)[..., None] * 255)
+            arrays = {
+                "rows": rows.astype(np.int32),
+                "top": top,
+                "share": share.astype(np.uint8),
+                # 0 is "none"; latents count from 1 here.
+                "latent": (ids + 1).astype(kind),
+            }
+            name = f"patches/{block}"
+            yield rows, name, pack(name, arrays, {"tokens": ids.shape[1], "strongest": ids.shape[2]})
+
+
+class Thumbnails:
+    """Makes thumbnails of a store's images in threads, in a given order, until a budget is spent."""
+
+    def __init__(self, images: pa.Table, source: ReadsImages):
+        self.paths = images["path"].to_pylist()
+        self.digests = images["digest"].to_pylist() if "digest" in images.column_names else None
+        self.source = source
+        self.place = {source.path(i): i for i in range(len(source))}
+
+    def make(self, order: np.ndarray, folder: Path, budget: int) -> np.ndarray:
+        """Write thumbnails below `folder` in `order` while `budget` bytes last; return the rows that have one.
+
+        A thumbnail already there is kept. Raises WorkError when an image is gone, unreadable or not the cached one.
+        """
+        made, spent = [], 0
+        workers = min(8, os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers) as pool, progress.bar("thumbnails", len(order), "images") as advance:
+            waiting: deque = deque()
+            rows = iter(order.tolist())
+            for row in itertools.islice(rows, 4 * workers):
+                waiting.append((row, pool.submit(self._one, row, folder)))
+            while waiting:
+                row, future = waiting.popleft()
+                path, size = future.result()
+                if spent + size > budget:
+                    for other, pending in [(row, future), *waiting]:
+                        pending.result()
+                        (folder / thumbnail_name(other)).unlink(missing_ok=True)
+                    break
+                spent += size
+                made.append(row)
+                advance(1)
+                if (following := next(rows, None)) is not None:
+                    waiting.append((following, pool.submit(self._one, following, folder)))
+        return np.asarray(sorted(made), np.int64)
+
+    def _one(self, row: int, folder: Path) -> tuple[Path, int]:
+        path = folder / thumbnail_name(row)
+        if not path.exists():
+            picture = self._read(row)
+            small = picture.copy()
+            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            small.save(temporary, "WEBP", quality=THUMBNAIL_QUALITY, method=4)
+            os.replace(temporary, path)
+        return path, path.stat().st_size
+
+    def _read(self, row: int) -> Image.Image:
+        place = self.place.get(self.paths[row])
+        if place is None:
+            raise WorkError(
+                f"image {self.paths[row]!r} is in the store but not in the image source: "
+                "give the source that was cached, or its new place."
+            )
+        picture = self.source.read(place)
+        if self.digests and picture.digest != self.digests[row]:
+            raise WorkError(f"image {self.paths[row]!r} is not the one that was cached: its digest differs.")
+        return picture.image

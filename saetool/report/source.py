@@ -1,0 +1,119 @@
+"""What the report reads from a features artifact, as tables and arrays; large files a piece at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors import safe_open
+
+from saetool.artifacts import Artifact
+from saetool.report.heat import dense_bytes
+
+GROUPS = ["top", "interval", "random"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of some latents, in order of latent, group, interval, rank; heat is bytes [rows, tokens]."""
+
+    table: pa.Table
+    heat: np.ndarray
+
+    def column(self, name: str, missing: float, dtype: type) -> np.ndarray:
+        """Return a column with null as `missing`."""
+        return pc.fill_null(self.table[name], missing).to_numpy(zero_copy_only=False).astype(dtype)
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """A features artifact's files."""
+
+    artifact: Artifact
+
+    @property
+    def content(self) -> dict:
+        """The facts of the artifact."""
+        return self.artifact.content
+
+    @property
+    def n_latents(self) -> int:
+        """How many latents there are."""
+        return self.content["n_latents"]
+
+    @property
+    def n_images(self) -> int:
+        """How many images were encoded."""
+        return self.content["images"]
+
+    @property
+    def heat_size(self) -> int:
+        """Bytes of one heat map: the patches of an image; 0 without a grid."""
+        grid = self.content["grid"]
+        return grid[0] * grid[1] if grid else 0
+
+    @cached_property
+    def latents(self) -> pa.Table:
+        """`latents.parquet`, one row a latent."""
+        return pq.read_table(self.artifact.file("latents.parquet"))
+
+    @cached_property
+    def label_statistics(self) -> pa.Table | None:
+        """`label_statistics.parquet` in order of latent, where there are labels."""
+        if "label_statistics.parquet" not in self.artifact.files:
+            return None
+        return pq.read_table(self.artifact.file("label_statistics.parquet")).sort_by("latent")
+
+    @cached_property
+    def example_places(self) -> pa.Table:
+        """Which images serve as examples: latent, group, rank, image; without the heat maps."""
+        return pq.read_table(self.artifact.file("examples.parquet"), columns=["latent", "group", "rank", "image"])
+
+    def examples(self, block: int) -> Iterator[tuple[int, Examples]]:
+        """Yield (first latent, examples) for every `block` latents; the file is read a piece at a time."""
+        waiting, start = pa.table({}), 0
+        for batch in pq.ParquetFile(self.artifact.file("examples.parquet")).iter_batches(batch_size=16_384):
+            piece = pa.Table.from_batches([batch])
+            waiting = pa.concat_tables([waiting, piece]) if waiting.num_rows else piece
+            last = int(waiting["latent"][-1].as_py()) if waiting.num_rows else start
+            while last >= start + block:
+                ready, waiting = _split(waiting, start + block)
+                yield start, self._examples(ready)
+                start += block
+        while start < self.n_latents:
+            ready, waiting = _split(waiting, start + block)
+            yield start, self._examples(ready)
+            start += block
+
+    def _examples(self, table: pa.Table) -> Examples:
+        if table.num_rows:
+            place = pc.index_in(table["group"].cast(pa.string()), value_set=pa.array(GROUPS))
+            table = table.append_column("place", place)
+            order = [(key, "ascending") for key in ("latent", "place", "interval", "rank")]
+            table = table.take(pc.sort_indices(table, order))
+        heat = dense_bytes(table["heat"], self.heat_size) if table.num_rows else np.zeros((0, self.heat_size), np.uint8)
+        return Examples(table, heat)
+
+    def tensor(self, name: str) -> np.ndarray | None:
+        """Return a tensor of `tensors.safetensors`, None where it was not made."""
+        path = self.artifact.file("tensors.safetensors")
+        with safe_open(path, "np") as file:
+            return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118
+
+    @property
+    def patches_file(self) -> Path | None:
+        """`patches.safetensors`, where there is a grid."""
+        name = "patches.safetensors"
+        return self.artifact.file(name) if name in self.artifact.files and self.content["grid"] else None
+
+
+def _split(table: pa.Table, latent: int) -> tuple[pa.Table, pa.Table]:
+    """Cut a table in order of latent where `latent` begins."""
+    if not table.num_rows:
+        return table, table
+    cut = int(np.searchsorted(table["latent"].to_numpy(), latent))
+    return table.slice(0, cut), table.slice(cut)
