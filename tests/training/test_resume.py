@@ -126,7 +126,8 @@ def test_a_damaged_checkpoint_is_named(toy, make_run, make_stream, settings):
 SCRIPT = """
 import os, signal, sys, torch
 from saetool.activations import TensorStream
-from saetool.autoencoders.families import TypeAdapter, AutoencoderSettings
+from pydantic import TypeAdapter
+from saetool.autoencoders.families import AutoencoderSettings
 from saetool.training import TrainingSettings, train
 
 out, kill_after = sys.argv[1], int(sys.argv[2])

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from saetool.activations import TensorStream
 from saetool.artifacts import Artifact
-from saetool.autoencoders.families import FAMILIES, AutoencoderSettings, TypeAdapter, load
+from saetool.autoencoders.families import FAMILIES, AutoencoderSettings, load
 from saetool.errors import WorkError
 from saetool.training import TrainingSettings, train, train_together, training_stage
 
