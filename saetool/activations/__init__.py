@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from saetool.activations.caching import cache, caching_stage
+    from saetool.activations.estimate import require_space
     from saetool.activations.from_tensors import write_store
     from saetool.activations.settings import CacheSettings
     from saetool.activations.split import held_out_mask
@@ -21,7 +23,10 @@ _HOMES = {
     "SiteStore": "store",
     "StoreStream": "store_stream",
     "TensorStream": "stream",
+    "cache": "caching",
+    "caching_stage": "caching",
     "held_out_mask": "split",
+    "require_space": "estimate",
     "write_store": "from_tensors",
 }
 
@@ -32,7 +37,10 @@ __all__ = [
     "SiteStore",
     "StoreStream",
     "TensorStream",
+    "cache",
+    "caching_stage",
     "held_out_mask",
+    "require_space",
     "write_store",
 ]
 

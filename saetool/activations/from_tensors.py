@@ -61,7 +61,7 @@ def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: li
     tokens = {folder: rows[parts[0].start : parts[-1].stop] for folder, rows in stored.items()}
     moments = {folder: SiteMoments.of(rows.flatten(0, 1)) for folder, rows in tokens.items()}
     for folder, moment in moments.items():
-        if not torch.isfinite(torch.tensor(moment.norm_sum)):
+        if not moment.finite:
             raise RequestError(f"{folder}: some values are not finite (in {writer.plan.settings.dtype}).")
     rows = [{**table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
     writer.write_shard(shard, tokens, ShardContent(rows, [len(part) for part in parts], [], moments))

@@ -1,5 +1,6 @@
 """What a store says about a site's values: moments, norms, largest value, in float64."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +29,20 @@ class SiteMoments:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "rows d"]) -> "SiteMoments":
-        """Return the moments of `rows`; `norm_sum` is not finite where any value is not."""
+        """Return the moments of `rows`; where a value is not finite, `finite` is false and the rest means nothing."""
         if len(rows) == 0:
             return cls.none(rows.shape[1])
+        max_abs = float(torch.stack(rows.aminmax()).abs().max())  # NaN and infinity come through
+        if not math.isfinite(max_abs):
+            return cls(Statistics.none(rows.shape[1]), 0.0, max_abs)
         statistics = Statistics.of(rows)
         norm_sum = torch.linalg.vector_norm(rows.float(), dim=1).double().sum()
-        return cls(statistics, float(norm_sum), float(rows.abs().max()))
+        return cls(statistics, float(norm_sum), max_abs)
+
+    @property
+    def finite(self) -> bool:
+        """Say whether every value was finite."""
+        return math.isfinite(self.max_abs)
 
     def merge(self, other: "SiteMoments") -> "SiteMoments":
         """Return the moments of both sets of rows together."""

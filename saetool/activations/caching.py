@@ -1,0 +1,246 @@
+"""The caching job: images in, sealed store out, at the speed of the forward pass.
+
+Decoding runs in threads ahead of the model; rounding, statistics and writing run in one thread behind it. A shard is
+finished by one process and recorded; whatever happens, another start does only the shards that are missing.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from saetool import distributed
+from saetool.activations.decoding import DecodedSlice, Decoder
+from saetool.activations.moments import SiteMoments
+from saetool.activations.settings import CacheSettings
+from saetool.activations.store import KIND
+from saetool.activations.writer import Plan, ShardContent, StoreWriter
+from saetool.artifacts import Artifact, Partial, Stage, digest_file, run_stage
+from saetool.errors import RequestError, WorkError
+from saetool.images import ImageSettings, ImageSource, open_source
+from saetool.progress import bar, say
+from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
+from saetool.vision.weights import resolve_precision
+
+_KEEPING = 2
+"""Slices of outputs that may wait to be kept: enough to hide a write, few enough for a GPU's memory."""
+_NAMED_SOURCES = ("elpv", "digits", "mnist")
+
+
+@dataclass(frozen=True)
+class CachingJob:
+    """What is cached: a model's sites over a source's images."""
+
+    backbone: Callable[[], Backbone]
+    """Loads the model: planning a stage that is done already must not need it."""
+    sites: Callable[[Backbone], list[Site]]
+    source: ImageSource
+    settings: CacheSettings
+    on_error: Literal["fail", "skip"]
+    reference: Callable[[], Backbone] | None = None
+    """Loads the same model in float32, where it computes in less."""
+    identity: dict[str, Any] | None = None
+    """What the manifest says of the source; no places."""
+
+    def plan(self, backbone: Backbone) -> Plan:
+        """Return how the images fall into slices and shards."""
+        sites = [
+            {**backbone.describe_site(site), "n_tokens": backbone.tokens_at(site)} for site in self.sites(backbone)
+        ]
+        return Plan(len(self.source), sites, self.settings)
+
+    def build(self, partial: Partial) -> dict[str, Any]:
+        """Cache what is missing, then merge; the builder of the stage."""
+        backbone = self.backbone()
+        plan = self.plan(backbone)
+        _refuse_other_weights(partial, plan)
+        labels = [{"name": c.name, "kind": c.kind, "classes": c.classes} for c in self.source.label_columns]
+        writer = StoreWriter(partial, plan, labels)
+        mine = range(distributed.rank(), plan.n_shards, distributed.world_size())
+        missing = [shard for shard in mine if not writer.is_done(shard)]
+        if missing:
+            if distributed.is_main():
+                self._measure_errors(partial, backbone, plan)
+            self._fill(writer, backbone, missing)
+        distributed.barrier()
+        if not distributed.is_main():
+            return {}
+        partial.note("images_root", self.source.root)
+        return writer.finish(self._facts(backbone))
+
+    def _fill(self, writer: StoreWriter, backbone: Backbone, missing: list[int]) -> None:
+        plan, sites = writer.plan, self.sites(backbone)
+        decoder = Decoder(self.source, backbone.transform, plan, self.on_error)
+        numbers = [number for shard in missing for number in plan.slices_of(shard)]
+        total = sum(len(plan.images_of(number)) for number in numbers)
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="saetool-keep") as keeper,
+            bar("caching", total, "images") as advance,
+        ):
+            waiting: list[Future] = []
+            shards = ShardKeeper(writer, sites)
+            for decoded in decoder.slices(numbers):
+                outputs = backbone.forward_to(decoded.batch, sites)
+                while len(waiting) >= _KEEPING:
+                    waiting.pop(0).result()
+                waiting.append(keeper.submit(shards.keep, decoded, outputs))
+                advance(len(plan.images_of(decoded.number)))
+            for future in waiting:
+                future.result()
+
+    def _facts(self, backbone: Backbone) -> dict[str, Any]:
+        patches = backbone.tokens == "patches" and backbone.grid is not None
+        return {
+            "backbone": backbone.describe(),
+            "grid": list(backbone.grid) if patches and backbone.grid else None,
+            "token_kind": backbone.tokens,
+            "geometry": backbone.transform.geometry.describe(),
+            "source": self.identity,
+            "attribution": self.source.attribution,
+        }
+
+    def _measure_errors(self, partial: Partial, backbone: Backbone, plan: Plan) -> None:
+        """Note, on the first batch, what computing and storing in fewer bits costs: relative errors (RMS)."""
+        from saetool.activations.precision import measure_errors
+
+        if "errors" not in partial.notes:
+            decoder = Decoder(self.source, backbone.transform, plan, self.on_error)
+            first = next(iter(decoder.slices([0])))
+            partial.note("errors", measure_errors(backbone, self.reference, self.sites(backbone), first, plan.dtype))
+
+
+class ShardKeeper:
+    """Collects slices of outputs, in order, until a shard is whole, and writes it. Runs in one thread."""
+
+    def __init__(self, writer: StoreWriter, sites: Sequence[Site]):
+        self._writer = writer
+        self._sites = sites
+        self._begin()
+
+    def _begin(self) -> None:
+        self._content = ShardContent([], [], [], {site.folder: SiteMoments.none(site.d) for site in self._sites})
+        self._tokens: dict[str, Tensor] = {}
+
+    def keep(self, decoded: DecodedSlice, outputs: list[Tensor]) -> None:
+        """Round, measure and keep a slice's outputs at every site; write the shard after its last slice."""
+        plan = self._writer.plan
+        for path, reason in zip(decoded.skipped, decoded.reasons, strict=True):
+            say(f"skipped {path['path']}: {reason}")
+        filled = len(self._content.images)
+        for site, output in zip(self._sites, outputs, strict=True):
+            rows = output[decoded.kept].to(plan.dtype)
+            moments = SiteMoments.of(rows.flatten(0, 1))
+            if not moments.finite:
+                raise WorkError(_not_finite(decoded, rows, site, self._writer.plan.settings.dtype))
+            self._content.moments[site.folder] = self._content.moments[site.folder].merge(moments)
+            if site.folder not in self._tokens:
+                images = sum(len(plan.images_of(n)) for n in plan.slices_of(decoded.number // plan.slices_per_shard))
+                self._tokens[site.folder] = torch.empty(images, *rows.shape[1:], dtype=plan.dtype)
+            self._tokens[site.folder][filled : filled + len(rows)] = rows
+        self._content.images += decoded.images
+        self._content.slices.append(len(decoded.kept))
+        self._content.skipped += decoded.skipped
+        shard = decoded.number // plan.slices_per_shard
+        if decoded.number == plan.slices_of(shard)[-1]:
+            kept = len(self._content.images)
+            tokens = {folder: rows[:kept] for folder, rows in self._tokens.items()}
+            self._writer.write_shard(shard, tokens, self._content)
+            self._begin()
+
+
+def caching_stage(
+    backbone: BackboneSettings, source: ImageSource, images: ImageSettings, cache: CacheSettings, seed: int = 0
+) -> Stage:
+    """Return the stage that caches the activations of `backbone` over `source`; nothing is loaded yet."""
+    device = distributed.default_device()
+    precision = resolve_precision(backbone.precision, device)
+    resolved = backbone.model_copy(update={"precision": precision})
+    named = images.source in _NAMED_SOURCES or images.source.startswith("hf:")
+    identity = {**images.model_dump(mode="json"), "source": images.source if named else "folder"}
+    exact = resolved.model_copy(update={"precision": "fp32"})
+    job = CachingJob(
+        backbone=lambda: load_backbone(resolved, seed, device),
+        sites=lambda loaded: loaded.sites,
+        source=source,
+        settings=cache,
+        on_error=images.on_error,
+        reference=None if precision == "fp32" else lambda: load_backbone(exact, seed, device),
+        identity=identity,
+    )
+    described = resolved.model_dump(mode="json")
+    if resolved.weights:  # where the file stands says nothing about what it holds
+        described |= {"weights": None, "weights_file": digest_file(Path(resolved.weights).expanduser())}
+    config = {"backbone": described, "images": identity, "cache": cache.model_dump(mode="json")}
+    if not resolved.pretrained:
+        config["seed"] = seed
+    return _stage(job, config)
+
+
+def cache(
+    backbone: Backbone | BackboneSettings | str,
+    images: ImageSource | ImageSettings | str | os.PathLike,
+    sites: Sequence[int | str] | None,
+    out: str | os.PathLike,
+    settings: CacheSettings | None = None,
+    *,
+    on_error: Literal["fail", "skip"] = "fail",
+    force: bool = False,
+) -> Artifact:
+    """Cache the activations at `sites` (layers from 1, or module paths) over `images` into the store `out`.
+
+    backbone: a loaded one (any nn.Module: see `saetool.vision.wrap`), settings, or a name; images: an opened source,
+    settings, or a folder. Skips when the same is there, resumes when it was begun. Returns the sealed artifact.
+    """
+    settings = settings or CacheSettings()
+    if isinstance(images, str | os.PathLike):
+        images = ImageSettings(source=os.fspath(images), on_error=on_error)
+    if isinstance(backbone, str):
+        backbone = BackboneSettings(name=backbone, layers=list(sites or BackboneSettings().layers))
+    if isinstance(backbone, BackboneSettings) and isinstance(images, ImageSettings):
+        backbone = backbone if sites is None else backbone.model_copy(update={"layers": list(sites)})
+        return run_stage(caching_stage(backbone, open_source(images), images, settings), out, force=force)
+    loaded = load_backbone(backbone) if isinstance(backbone, BackboneSettings) else backbone
+    source = open_source(images) if isinstance(images, ImageSettings) else images
+    wanted = loaded.sites if sites is None else [loaded.site(layer) for layer in sites]
+    identity = {"source": source.name}
+    job = CachingJob(lambda: loaded, lambda _: wanted, source, settings, on_error, identity=identity)
+    config = {
+        "backbone": loaded.describe(),
+        "sites": [loaded.describe_site(site) for site in wanted],
+        "images": {**identity, "on_error": on_error},
+        "cache": settings.model_dump(mode="json"),
+    }
+    return run_stage(_stage(job, config), out, force=force)
+
+
+def _stage(job: CachingJob, config: dict[str, Any]) -> Stage:
+    from saetool.activations.estimate import estimate
+
+    return Stage(KIND, config, job.build, listing=job.source.listing(), estimate=lambda: estimate(job))
+
+
+def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
+    """Raise RequestError when shards from other weights, tokens or preprocessing are there already."""
+    sites = [{"folder": site["folder"], "digest": site["digest"]} for site in plan.sites]
+    begun = partial.record_of("sites")
+    if begun is None and distributed.is_main():
+        partial.record("sites", sites)
+    if begun is not None and begun != sites:
+        raise RequestError(
+            f"{partial.path}: begun with other weights or preprocessing than this model has now ({begun} there, "
+            f"{sites} now). Take the former, or give --force to begin anew."
+        )
+
+
+def _not_finite(decoded: DecodedSlice, rows: Tensor, site: Site, dtype: str) -> str:
+    bad = ~torch.isfinite(rows.float()).flatten(1).all(1)
+    image = decoded.images[int(bad.nonzero()[0])]
+    hint = " (float16 ends at 65,504: try cache.dtype=bfloat16)" if dtype == "float16" else ""
+    return (
+        f"{image['path']}: the values at {site.label} are not all finite{hint}. Remove the image or check the weights."
+    )

@@ -1,0 +1,44 @@
+"""What fewer bits cost: the error of a low-precision forward pass and of the stored type."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from saetool.activations.decoding import DecodedSlice
+from saetool.vision import Backbone, Site
+
+_IMAGES = 8
+"""Images compared: thousands of tokens, and a second of float32 on a small CPU."""
+
+
+def measure_errors(
+    backbone: Backbone,
+    reference: Callable[[], Backbone] | None,
+    sites: Sequence[Site],
+    first: DecodedSlice,
+    stored: torch.dtype,
+) -> dict[str, dict[str, float]]:
+    """Return, by site folder, relative RMS errors: `round_trip` of the stored type, `forward` against float32.
+
+    `reference` loads the float32 model; without one (the pass is float32 already, or the module is the caller's own)
+    `forward` is left out.
+    """
+    if not first.kept:
+        return {}
+    batch = first.batch[first.kept[:_IMAGES]]
+    outputs = backbone.forward_to(batch, sites)
+    errors = {
+        site.folder: {"round_trip": relative_error(output.to(stored), output)}
+        for site, output in zip(sites, outputs, strict=True)
+    }
+    if reference is not None:
+        for site, output, exact in zip(sites, outputs, reference().forward_to(batch, sites), strict=True):
+            errors[site.folder]["forward"] = relative_error(output, exact)
+    return errors
+
+
+def relative_error(approximate: Tensor, exact: Tensor) -> float:
+    """Return ‖approximate − exact‖ / ‖exact‖ over all values."""
+    difference = torch.linalg.vector_norm(approximate.double() - exact.double())
+    return float(difference / torch.linalg.vector_norm(exact.double()).clamp(min=1e-300))
