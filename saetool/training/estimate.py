@@ -6,24 +6,26 @@ from typing import Any
 import torch
 
 from saetool import distributed
-from saetool.autoencoders.base import Autoencoder, Stream
+from saetool.autoencoders.base import Stream
 from saetool.training.learner import Learner
-from saetool.training.settings import TrainingSettings
+from saetool.training.plan import Plan
 
 BYTES_A_PARAMETER = 16
 """Weight, gradient and two moments, each in fp32."""
 TIMED_STEPS = 3
 
 
-def estimate(autoencoder: Autoencoder, settings: TrainingSettings, stream: Stream) -> dict[str, Any]:
+def estimate(plan: Plan) -> dict[str, Any]:
     """Return tokens, steps, parameters, bytes on disk (in the end and at most), bytes of memory, and seconds.
 
     Takes a few steps on real rows and throws them away; evaluations and checkpoints are not in the time.
     """
+    settings, stream = plan.settings, plan.source.open(plan.settings, plan.seed)
+    autoencoder = plan.model(stream.d_in)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     saved = sum(tensor.numel() * tensor.element_size() for tensor in autoencoder.state_dict().values())
     row_bytes = 4 * autoencoder.d_in
-    learner = Learner(autoencoder, settings, 0, distributed.default_device())
+    learner = Learner(autoencoder, settings, plan.model_seed, plan.device or distributed.default_device())
     return {
         "tokens": settings.steps * settings.batch_size,
         "steps": settings.steps,

@@ -22,12 +22,12 @@ class Source(Protocol):
         """Digest that names the rows where no input artifact does."""
         ...
 
-    def d_in(self, settings: TrainingSettings) -> int:
-        """Return the width of a row."""
+    def check(self, settings: TrainingSettings) -> None:
+        """Raise RequestError where these rows cannot be had; cheap."""
         ...
 
     def site(self, settings: TrainingSettings) -> dict | None:
-        """Return the site that the rows were read from."""
+        """Return the site that the rows were read from; asked after `open`."""
         ...
 
     def config(self) -> dict:
@@ -65,9 +65,9 @@ class StoreSource:
             raise RequestError(f"training.layer is {settings.layer!r}; {self.artifact.path} holds {names}: name one.")
         return wanted
 
-    def d_in(self, settings: TrainingSettings) -> int:
-        """Return the width of the chosen site."""
-        return self.site(settings)["d"]
+    def check(self, settings: TrainingSettings) -> None:
+        """Raise RequestError where no site is chosen."""
+        self.site(settings)
 
     def config(self) -> dict:
         """Return nothing: the input's id says it all."""
@@ -97,9 +97,13 @@ class GivenStream:
         moments = statistics.mean.cpu().numpy().tobytes() + statistics.variance.cpu().numpy().tobytes()
         return digest_bytes(moments + str(statistics.count).encode())
 
-    def d_in(self, settings: TrainingSettings) -> int:
-        """Return the width of the stream's rows."""
-        return self.stream.d_in
+    def check(self, settings: TrainingSettings) -> None:
+        """Raise RequestError where the stream's batches are not those that the settings ask for."""
+        if self.stream.batch_size != settings.batch_size:
+            raise RequestError(
+                f"training.batch_size is {settings.batch_size}, but the stream's batches have "
+                f"{self.stream.batch_size} rows: make them equal."
+            )
 
     def site(self, settings: TrainingSettings) -> None:
         """Return None: nobody knows what the rows are."""
@@ -109,10 +113,5 @@ class GivenStream:
         return {}
 
     def open(self, settings: TrainingSettings, seed: int) -> Stream:
-        """Return the stream; raises RequestError where its batches are not those that the settings ask for."""
-        if self.stream.batch_size != settings.batch_size:
-            raise RequestError(
-                f"training.batch_size is {settings.batch_size}, but the stream's batches have "
-                f"{self.stream.batch_size} rows: make them equal."
-            )
+        """Return the stream."""
         return self.stream

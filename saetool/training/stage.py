@@ -4,71 +4,26 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from saetool import distributed, seeding
-from saetool.artifacts import Artifact, Partial, Stage, digest_json, run_stages
-from saetool.autoencoders.base import Autoencoder, Stream
-from saetool.autoencoders.families import AutoencoderSettings, build
+from saetool import distributed
+from saetool.artifacts import Artifact, Partial, Stage, run_stages
+from saetool.autoencoders.base import Stream
+from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.progress import say
 from saetool.training.estimate import estimate
 from saetool.training.learner import Learner
 from saetool.training.metrics import MetricLog
+from saetool.training.plan import Plan, as_source
 from saetool.training.settings import TrainingSettings
-from saetool.training.source import GivenStream, Source, StoreSource
+from saetool.training.source import Source
 from saetool.training.trackers import open_trackers
 from saetool.training.trainer import Diverged, Run, learn
 
 KIND = "autoencoder"
-SHARED = {"tokens", "batch_size", "pool_rows", "layer", "held_out", "log_every", "evaluate_every"}
-"""Settings that models must agree on to learn from one stream."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One model to train: on what, which, how, and with which seed for the order and split of the data."""
-
-    source: Source
-    autoencoder: AutoencoderSettings
-    settings: TrainingSettings
-    seed: int
-    device: torch.device | None = None
-
-    @property
-    def model_seed(self) -> int:
-        """The seed of weights and noise."""
-        return self.seed if self.settings.seed is None else self.settings.seed
-
-    @property
-    def stream_key(self) -> str:
-        """Equal for plans that can share one stream."""
-        return digest_json(
-            {
-                "inputs": [artifact.id for artifact in self.source.inputs],
-                "listing": self.source.listing,
-                "source": self.source.config(),
-                "seed": self.seed,
-                "settings": self.settings.model_dump(mode="json", include=SHARED),
-            }
-        )
-
-    def config(self) -> dict[str, Any]:
-        """Return the resolved request, as JSON types."""
-        return {
-            "autoencoder": self.autoencoder.model_dump(mode="json"),
-            "training": self.settings.content(),
-            "seed": self.seed,
-            **self.source.config(),
-        }
-
-    def model(self, d_in: int) -> Autoencoder:
-        """Return the untrained model; whatever it draws while it is built follows from the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeding.derive(self.model_seed, "build"))
-            return build(self.autoencoder, d_in)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,28 +46,22 @@ def training_stage(
     of the data and the held-out split, and the weights too unless `settings.seed` is given. Raises RequestError when
     the site is missing or the settings cannot work together.
     """
-    plan = Plan(_as_source(source), autoencoder, settings, seed, device)
+    plan = Plan(as_source(source), autoencoder, settings, seed, device)
     if settings.precision == "bf16" and autoencoder.kind == "sparse":
         raise RequestError(
             "training.precision is bf16, which is for dense families; a sparse model uses bf16 where it is exact "
             "already. Drop training.precision."
         )
-    plan.source.d_in(settings)
+    plan.source.check(settings)
     return TrainingStage(
         kind=KIND,
         config=plan.config(),
         build=lambda partial: _train([plan], [partial])[0],
         inputs=plan.source.inputs,
         listing=plan.source.listing,
-        estimate=lambda: estimate(plan.model(plan.source.d_in(settings)), settings, plan.source.open(settings, seed)),
+        estimate=lambda: estimate(plan),
         plan=plan,
     )
-
-
-def _as_source(source: Artifact | Stream | Source) -> Source:
-    if isinstance(source, Artifact):
-        return StoreSource(source)
-    return GivenStream(cast(Stream, source)) if hasattr(source, "batches") else cast(Source, source)
 
 
 def train(

@@ -219,10 +219,12 @@ def _save_when_due(run: Run, stream: Stream) -> None:
     settings = run.learner.settings
     old_enough = time.monotonic() - run.saved_at >= settings.checkpoint_minutes * 60
     due = old_enough or run.learner.done == settings.steps
-    # The main process's clock decides for all; they meet here anyway for the averages.
-    if not distributed.is_main() or not due:
+    # The main process's clock decides for all, because all take part in recording a live stream's position.
+    if not distributed.all_gather(due)[0]:
         return
-    tensors, rest = run.learner.state()
-    record = {"learner": rest, "position": stream.position(), "log_bytes": run.log.size()}
-    checkpoints.save(run.partial, run.learner.done, tensors, record)
     run.saved_at = time.monotonic()
+    position = stream.position()
+    if distributed.is_main():
+        tensors, rest = run.learner.state()
+        record = {"learner": rest, "position": position, "log_bytes": run.log.size()}
+        checkpoints.save(run.partial, run.learner.done, tensors, record)

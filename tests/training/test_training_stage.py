@@ -42,12 +42,12 @@ class FakeStore:
 
 def test_a_site_is_chosen_by_layer_or_module_and_an_open_choice_is_refused():
     source = StoreSource(FakeStore())  # pyright: ignore[reportArgumentType]
-    assert source.d_in(how(layer=10)) == 384
-    assert source.d_in(how(layer="blocks.9")) == 384
-    assert source.d_in(how(layer="blocks.3.mlp")) == 1536
+    assert source.site(how(layer=10))["d"] == 384
+    assert source.site(how(layer="blocks.9"))["d"] == 384
+    assert source.site(how(layer="blocks.3.mlp"))["d"] == 1536
     for layer in (None, 11, "blocks.4"):
         with pytest.raises(RequestError, match=r"holds 10, blocks.3.mlp"):
-            source.d_in(how(layer=layer))
+            source.check(how(layer=layer))
 
 
 def test_autocast_is_refused_for_sparse_models(stream, sparse):
