@@ -28,7 +28,7 @@ class Statistics:
         """Return the moments of `rows`, a piece at a time in their order: the same bits wherever they are computed."""
         total = cls.none(rows.shape[1])
         for piece in rows.split(_PIECE):
-            wide = piece.double()
+            wide = piece.to(torch.float64, copy=True)  # float64 rows must not be changed in place
             mean = wide.mean(0)
             total = total.merge(cls(len(piece), mean.cpu(), wide.sub_(mean).square_().mean(0).cpu()))
         return total
