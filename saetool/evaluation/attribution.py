@@ -71,23 +71,23 @@ def class_effects(
     readout: Readout,
     autoencoder: Autoencoder,
     batches: Callable[[str], list[Tensor]],
-    classes: list[str],
+    classes: dict[str, int],
     latents: int,
     confirm: int,
     site: int | str | None = None,
 ) -> list[dict]:
     """Return, for each class, the latents whose ablation changes its logit most, on images of that class.
 
-    `batches(class)` gives the prepared images of a class; effects are means over images. Rows: class, latent, rank,
-    `attributed` (first order, all images), and on the first `confirm` images `attributed_there` and `measured`, the
-    change of the logit and of the class's probability when the latent is really ablated.
+    `classes` maps names to logits; `batches(name)` gives a class's prepared images; effects are means over images.
+    Rows: class, latent, rank, `attributed` (first order, all images) and, on the first `confirm` images,
+    `attributed_there` and `measured_logit`, `measured_probability`: the change when the latent is really ablated.
     """
     rows = []
-    for index, name in enumerate(classes):
+    for name, index in classes.items():
         images = batches(name)
         if not images:
             continue
-        total, first = torch.zeros(autoencoder.n_latents, dtype=torch.float64), None
+        total = torch.zeros(autoencoder.n_latents, dtype=torch.float64)
         for batch in images:
             target = torch.full((len(batch),), index)
             total += attribute(readout, autoencoder, batch, target, site)

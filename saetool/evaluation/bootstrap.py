@@ -53,10 +53,10 @@ def ratios(
 ) -> dict[str, dict[str, float | None]]:
     """Return every wanted ratio of totals, {name: (numerator column, denominator column)}, with its interval.
 
-    A ratio whose denominator is 0 is null; one image gives no interval.
+    A ratio whose denominator is 0 is null; one image, or no resampling, gives no interval.
     """
     total = sums.double().sum(0)
-    draws = resample(sums, seed, resamples) if sums.shape[0] > 1 else None
+    draws = resample(sums, seed, resamples) if min(sums.shape[0], resamples) > 1 else None
     found = {}
     for name, (above, below) in wanted.items():
         i, j = names.index(above), names.index(below)

@@ -14,6 +14,10 @@ ITERATIONS = 200
 """Of L-BFGS on standardized features; a probe that has not converged by then is used as it is."""
 
 
+STRENGTHS = (1.0, 10.0, 100.0)
+"""Inverse ridges times number of features that a full probe chooses from."""
+
+
 class Standardizer:
     """Features minus their training mean, over their training standard deviation; constant features become 0."""
 
@@ -35,6 +39,38 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, strength: float = 1.0) -
         return probe.fit(features, labels)
 
 
+def fit_full_probe(features: np.ndarray, labels: np.ndarray) -> LogisticRegression:
+    """Fit a probe on all features, its ridge chosen from STRENGTHS / n on every fifth image, then fitted on all.
+
+    The strength is divided by the number of features, so that many features are not regularized less than few.
+    """
+    checked = np.arange(len(labels)) % 5 == 4
+    strengths = [strength / features.shape[1] for strength in STRENGTHS]
+    seen = set(np.unique(labels))
+    if set(np.unique(labels[~checked])) != seen or set(np.unique(labels[checked])) != seen:
+        return fit_probe(features, labels, strengths[1])
+
+    def score(strength: float) -> float:
+        probe = fit_probe(features[~checked], labels[~checked], strength)
+        return float(balanced_accuracy_score(labels[checked], probe.predict(features[checked])))
+
+    return fit_probe(features, labels, max(strengths, key=score))
+
+
+def rotate(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return coordinates in the span of the training images where features outnumber images: the same ridge probe.
+
+    The weights of a ridge-regularized linear model lie in that span and inner products do not change, so predictions
+    stay the same, at the size images × images instead of images × features.
+    """
+    if train.shape[1] <= train.shape[0]:
+        return train, test
+    values, vectors = np.linalg.eigh(train @ train.T)
+    kept = values > values.max(initial=0) * 1e-12
+    root = np.sqrt(values[kept])
+    return vectors[:, kept] * root, (test @ train.T) @ (vectors[:, kept] / root)
+
+
 def choose_latents(train: np.ndarray, positive: np.ndarray, k: int) -> np.ndarray:
     """Return the k features whose standardized class means differ most on training images, ties to the lowest."""
     difference = np.abs(train[positive].mean(0) - train[~positive].mean(0))
@@ -52,19 +88,22 @@ def probe_classes(
     """Probe image features [images, n] for each class against the rest; fit on training images, score on held-out.
 
     Returns mean balanced accuracy and mean AUROC over classes for each k ("1", "2", …) and for all features
-    ("full"); classes that lack members or others on either side are left out, and null where none remains.
+    ("full"); of two classes one suffices; classes that lack members or others on either side are left out, and null
+    where none remains.
     """
     scale = Standardizer(train)
     train, test = scale(train), scale(test)
+    whole = rotate(train, test)
     scores: dict[str, list[tuple[float, float]]] = {str(k): [] for k in ks} | {"full": []}
-    for name in classes:
+    for name in classes[1:] if len(classes) == 2 else classes:
         positive, truth = train_labels == name, test_labels == name
         if not _both(positive) or not _both(truth):
             continue
         order = choose_latents(train, positive, max(ks))
         for k in ks:
-            scores[str(k)].append(_score(train[:, order[:k]], positive, test[:, order[:k]], truth))
-        scores["full"].append(_score(train, positive, test, truth, strength=1.0 / train.shape[1]))
+            probe = fit_probe(train[:, order[:k]], positive)
+            scores[str(k)].append(_score(probe, test[:, order[:k]], truth))
+        scores["full"].append(_score(fit_full_probe(whole[0], positive), whole[1], truth))
     return {key: _mean(found) for key, found in scores.items()}
 
 
@@ -72,14 +111,9 @@ def _both(members: np.ndarray) -> bool:
     return bool(members.any()) and not bool(members.all())
 
 
-def _score(
-    train: np.ndarray, positive: np.ndarray, test: np.ndarray, truth: np.ndarray, strength: float = 1.0
-) -> tuple[float, float]:
-    probe = fit_probe(train, positive, strength)
-    return (
-        float(balanced_accuracy_score(truth, probe.predict(test))),
-        float(roc_auc_score(truth, probe.decision_function(test))),
-    )
+def _score(probe: LogisticRegression, test: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    accuracy = balanced_accuracy_score(truth, probe.predict(test))
+    return float(accuracy), float(roc_auc_score(truth, probe.decision_function(test)))
 
 
 def _mean(found: list[tuple[float, float]]) -> dict[str, float | None]:

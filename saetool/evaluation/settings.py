@@ -1,8 +1,6 @@
 """The `evaluation` section of a config."""
 
-from typing import Literal
-
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from saetool.settings import Settings
 
@@ -24,17 +22,13 @@ class EvaluationSettings(Settings):
     """At most so many training images for probes and alignment."""
     probe_classes: PositiveInt = 20
     """At most so many classes a label, the most frequent ones."""
-    pooling: Literal["max", "mean"] = "max"
-    """How an image's tokens become one number a latent; raw activations and PCA always take the mean as well."""
     effect: bool = False
     """Splice the reconstruction into the backbone, and ablate and rank latents by their effect; needs the images."""
     effect_images: PositiveInt = 256
     """At most so many held-out images pass through the backbone, and twice as many training images fit its probe."""
-    effect_latents: PositiveInt = 10
+    effect_label: str | None = None
+    """The label whose classes are predicted; null: one with as many classes as the model's head, else the first."""
+    effect_latents: PositiveInt = 5
     """Latents a class in the table of effects, each confirmed by ablation."""
-    stability: list[str] = Field(default=[])
+    stability: tuple[str, ...] = ()
     """Paths of other autoencoders of the same site (other seeds) to compare directions with."""
-
-    def complete(self) -> "EvaluationSettings":
-        """Return these settings with everything switched on: what `saetool evaluate` does."""
-        return self.model_copy(update={"baselines": True, "probing": True, "effect": True})

@@ -7,7 +7,7 @@ import torch
 
 from saetool.errors import RequestError
 from saetool.evaluation.geometry import coherence
-from saetool.evaluation.stability import stability
+from saetool.evaluation.matching import stability
 
 
 def directions(n, d, seed):

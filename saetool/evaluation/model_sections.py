@@ -1,0 +1,149 @@
+"""The sections of evaluation.json that run the backbone: splicing and the latents with the largest effects."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saetool.errors import RequestError
+from saetool.evaluation.attribution import class_effects
+from saetool.evaluation.effect import CONDITIONS, measure_effect, summarize
+from saetool.evaluation.readout import Readout, find_head, linear_probe
+from saetool.evaluation.settings import EvaluationSettings
+from saetool.evaluation.subject import Labels, Subject, spread
+from saetool.images import ImageSource
+from saetool.progress import bar, say
+from saetool.vision.backbone import Backbone
+
+IMAGES_AT_ONCE = 16
+"""Images in a forward pass."""
+
+CONFIRM_IMAGES = 32
+"""Images of a class on which the strongest latents are really ablated."""
+
+
+MOST_CLASSES = 1000
+"""Classes that a probe may tell apart."""
+
+
+class Pictures:
+    """The store's images, prepared for the backbone, by row; each must have the digest that the store recorded."""
+
+    def __init__(self, subject: Subject, source: ImageSource, backbone: Backbone):
+        self.source, self.transform = source, backbone.transform
+        self.paths: list[str] = subject.store.images["path"].to_pylist()
+        self.digests = subject.store.digests
+        self.places = {source.path(i): i for i in range(len(source))}
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Return prepared images [batch, channels, height, width]; RequestError where one is missing or changed."""
+        return torch.stack([self._one(int(row)) for row in rows])
+
+    def _one(self, row: int) -> Tensor:
+        path = self.paths[row]
+        if path not in self.places:
+            raise RequestError(
+                f"image {path!r} of the store is not in the source {self.source.name}: is it the same one?"
+            )
+        picture = self.source.read(self.places[path])
+        if picture.digest != self.digests[row]:
+            raise RequestError(f"image {path!r} is not the one that was cached (its content differs): cache it again")
+        return self.transform(picture.image)
+
+    def batches(self, rows: np.ndarray, title: str) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield (rows, prepared images) of IMAGES_AT_ONCE images."""
+        with bar(title, len(rows), "images") as advance:
+            for start in range(0, len(rows), IMAGES_AT_ONCE):
+                chosen = rows[start : start + IMAGES_AT_ONCE]
+                yield chosen, self.read(chosen)
+                advance(len(chosen))
+
+
+def choose_label(
+    subject: Subject, settings: EvaluationSettings, backbone: Backbone
+) -> tuple[Labels | None, str | None]:
+    """Return the label to predict and the path of the model's own head for it, where it has one.
+
+    A head is taken where it has as many outputs as the label has classes, which must stand in its order.
+    """
+    wanted = settings.effect_label
+    columns = [c for c in subject.store.artifact.content["labels"] if wanted is None or c["name"] == wanted]
+    for column in columns:
+        head = find_head(backbone, len(column["classes"])) if column.get("classes") else None
+        if head is not None:
+            values = np.array(subject.store.images[column["name"]].to_pylist(), dtype=object)
+            return Labels(column["name"], column["classes"], values), head
+    labels = [label for label in subject.labels(most_classes=MOST_CLASSES) if wanted in (None, label.name)]
+    if labels:
+        return labels[0], None
+    if wanted is not None:
+        names = ", ".join(c["name"] for c in subject.store.artifact.content["labels"]) or "none"
+        raise RequestError(
+            f"evaluation.effect_label: {wanted!r} is no category label with two classes; the store has {names}"
+        )
+    say("No category label with two classes: the effect is measured on the final embedding only.")
+    return None, None
+
+
+def effect(subject: Subject, settings: EvaluationSettings, backbone: Backbone, source: ImageSource) -> dict[str, Any]:
+    """Return what splicing does to the model, and each class's latents of largest effect."""
+    pictures = Pictures(subject, source, backbone)
+    label, head = choose_label(subject, settings, backbone)
+    rows = spread(subject.held_out, settings.effect_images)
+    if label is not None:
+        rows = rows[np.isin(label.values[rows], label.classes)]
+    readout, probe_images = Readout(backbone, head), 0
+    if label is not None and head is None:
+        train = spread(subject.train, 2 * settings.effect_images)
+        train = train[np.isin(label.values[train], label.classes)]
+        readout, probe_images = _with_probe(backbone, pictures, label, train), len(train)
+    sums = measure_effect(
+        readout, subject.autoencoder, _with_targets(pictures, rows, label), subject.mean(subject.train).float()
+    )
+    found: dict[str, Any] = {
+        "label": label.name if label else None,
+        "readout": "head" if head else "probe" if label else "embedding",
+        "probe_images": probe_images,
+        **summarize(sums, subject.seed, settings.bootstrap),
+        "latents": [],
+    }
+    if label is not None and subject.autoencoder.decoder_directions() is not None:
+        found["latents"] = _strongest(subject, settings, pictures, readout, label, rows)
+    return found
+
+
+def _with_probe(backbone: Backbone, pictures: Pictures, label: Labels, rows: np.ndarray) -> Readout:
+    missing = [name for name in label.classes if name not in set(label.values[rows])]
+    if missing:
+        raise RequestError(
+            f"evaluation.effect_label: no training image of class {missing[0]!r} of {label.name!r} among {len(rows)}; "
+            "raise evaluation.effect_images, or choose another label"
+        )
+    embeddings = [backbone.output(images).float() for _, images in pictures.batches(rows, "Images for the probe")]
+    return Readout(backbone, None, linear_probe(torch.cat(embeddings), label.values[rows].astype(str), label.classes))
+
+
+def _with_targets(pictures: Pictures, rows: np.ndarray, label: Labels | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for chosen, images in pictures.batches(rows, f"Images under {len(CONDITIONS)} conditions"):
+        yield images, None if label is None else torch.tensor([label.classes.index(v) for v in label.values[chosen]])
+
+
+def _strongest(
+    subject: Subject,
+    settings: EvaluationSettings,
+    pictures: Pictures,
+    readout: Readout,
+    label: Labels,
+    rows: np.ndarray,
+) -> list[dict[str, Any]]:
+    counts = {name: int((label.values[rows] == name).sum()) for name in label.classes}
+    most = sorted((name for name in label.classes if counts[name]), key=lambda name: -counts[name])
+    classes = {name: label.classes.index(name) for name in most[: settings.probe_classes]}
+
+    def batches(name: str) -> list[Tensor]:
+        of_class = rows[label.values[rows] == name]
+        return [images for _, images in pictures.batches(of_class, f"Latents that move {name}")]
+
+    return class_effects(readout, subject.autoencoder, batches, classes, settings.effect_latents, CONFIRM_IMAGES)

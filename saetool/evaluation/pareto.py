@@ -1,0 +1,76 @@
+"""The plane of sparsity and fidelity: one autoencoder with its baselines, or a sweep's members with theirs."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from saetool.artifacts import Artifact
+from saetool.errors import RequestError
+
+COLUMNS = ("fvu", "l0", "cosine", "relative_bias")
+"""Numbers with intervals that stand in every row of the table."""
+
+
+def point(name: str, kind: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return one row of the plane from held-out numbers: values, and intervals as [low, high]."""
+    row: dict[str, Any] = {"name": name, "kind": kind, "n_latents": numbers["n_latents"]}
+    for column in COLUMNS:
+        row[column] = numbers[column]["value"]
+        row[f"{column}_interval"] = [numbers[column]["low"], numbers[column]["high"]]
+    return row | {"dead": numbers["dead"], "dense": numbers["dense"]}
+
+
+def mark_frontier(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add "frontier" to every point: no other has at most its L0 and at most its FVU, one of them smaller."""
+
+    def beaten(a: dict[str, Any]) -> bool:
+        return any(
+            b["l0"] <= a["l0"] and b["fvu"] <= a["fvu"] and (b["l0"] < a["l0"] or b["fvu"] < a["fvu"])
+            for b in points
+            if b["fvu"] is not None and b["l0"] is not None
+        )
+
+    known = [p["fvu"] is not None and p["l0"] is not None for p in points]
+    return [{**p, "frontier": ok and not beaten(p)} for p, ok in zip(points, known, strict=True)]
+
+
+def read_evaluation(artifact: Artifact) -> dict[str, Any]:
+    """Return the evaluation.json of an evaluation artifact."""
+    return json.loads(artifact.file("evaluation.json").read_bytes())
+
+
+def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
+    """Return {"points": [...]}: the plane of a sweep's evaluation artifacts, by member name, baselines included.
+
+    The plane compares like with like: raises RequestError unless all were measured on the same held-out tokens.
+    """
+    if not members:
+        raise RequestError("a sweep's summary needs at least one evaluation: run `saetool evaluate CONFIG` first")
+    found = {name: read_evaluation(artifact) for name, artifact in members.items()}
+    measured = {(e["subject"]["store"], e["held_out"]["images"], e["held_out"]["tokens"]) for e in found.values()}
+    if len(measured) > 1:
+        raise RequestError(
+            "these evaluations were made on different held-out images and cannot be compared: "
+            + "; ".join(
+                f"{name}: {e['held_out']['images']} images of {e['subject']['store']}" for name, e in found.items()
+            )
+        )
+    points = [point(name, "autoencoder", e["held_out"]) for name, e in found.items()]
+    for name, evaluation in found.items():
+        for row in evaluation.get("baselines") or []:
+            suffix = "" if len(found) == 1 else f" ({name})"
+            points.append(point(row["name"] + suffix, "baseline", row["numbers"]))
+    return {"points": mark_frontier(points)}
+
+
+def sweep_markdown(summary: dict[str, Any]) -> str:
+    """Return the summary as a Markdown table, sparsest first; * marks the frontier."""
+    lines = ["| model | latents | L0 | FVU | 95 % | dead | dense |", "|---|---:|---:|---:|---|---:|---:|"]
+    for row in sorted(summary["points"], key=lambda row: (row["kind"], row["l0"] or 0.0)):
+        low, high = row["fvu_interval"]
+        interval = f"{low:.3f}–{high:.3f}" if low is not None else ""
+        fvu = f"{row['fvu']:.3f}" if row["fvu"] is not None else ""
+        name = row["name"].replace("|", "\\|") + (" *" if row["frontier"] else "")
+        counts = f"{row['dead']:,} | {row['dense']:,}"
+        lines.append(f"| {name} | {row['n_latents']:,} | {row['l0']:.1f} | {fvu} | {interval} | {counts} |")
+    return "\n".join(lines) + "\n"

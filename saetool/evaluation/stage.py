@@ -1,0 +1,146 @@
+"""The evaluation as a stage: evaluation.json (docs/evaluation.md says what each number is) and evaluation.md."""
+
+from collections.abc import Callable
+from typing import Any
+
+from saetool import distributed
+from saetool.artifacts import Artifact, Partial, Stage
+from saetool.errors import RequestError
+from saetool.evaluation.settings import EvaluationSettings
+from saetool.images import ImageSource
+from saetool.vision import Backbone, BackboneSettings
+
+KIND = "evaluation"
+SCHEMA = 1
+"""Of evaluation.json."""
+
+
+def evaluation_stage(
+    autoencoder: Artifact,
+    store: Artifact,
+    settings: EvaluationSettings,
+    *,
+    backbone: BackboneSettings | Backbone | None = None,
+    source: ImageSource | None = None,
+    features: Artifact | None = None,
+    seed: int = 0,
+) -> Stage:
+    """Return the stage that evaluates an autoencoder on a store's held-out images; nothing is read before it is built.
+
+    `features` (an index of the same autoencoder) adds the distribution of monosemanticity; `settings.effect` needs
+    the `backbone` and the images' `source`. Raises RequestError where autoencoder, store and features do not fit.
+    """
+    from saetool.evaluation.sections import open_others
+    from saetool.evaluation.subject import find_site
+
+    find_site(autoencoder, store)
+    if settings.effect and (backbone is None or source is None):
+        raise RequestError("evaluation.effect runs the images through the backbone again: give both, or effect: false")
+    if features is not None and autoencoder.id not in [entry["id"] for entry in features.inputs]:
+        raise RequestError(f"{features.path} is the index of another autoencoder than {autoencoder.path}")
+    others = open_others(settings.stability, autoencoder)
+    config: dict[str, Any] = {"settings": settings.model_dump(mode="json", exclude={"stability"}), "seed": seed}
+    if settings.effect:
+        config["backbone"] = _describe(backbone)
+    inputs = [autoencoder, store, *([features] if features else []), *others]
+
+    def build(partial: Partial) -> dict[str, Any]:
+        # One process measures: the passes are short beside training. The others need the content for the seal only.
+        if not distributed.is_main():
+            return {}
+        return _build(partial, autoencoder, store, settings, backbone, source, features, others, seed)
+
+    return Stage(KIND, config, build, tuple(inputs))
+
+
+def _describe(backbone: BackboneSettings | Backbone | None) -> Any:
+    if isinstance(backbone, BackboneSettings):
+        return backbone.model_dump(mode="json", exclude={"layers", "weights"})
+    return backbone.describe() if backbone is not None else None
+
+
+def _build(
+    partial: Partial,
+    autoencoder: Artifact,
+    store: Artifact,
+    settings: EvaluationSettings,
+    backbone: BackboneSettings | Backbone | None,
+    source: ImageSource | None,
+    features: Artifact | None,
+    others: list[Artifact],
+    seed: int,
+) -> dict[str, Any]:
+    from saetool.evaluation import sections
+    from saetool.evaluation.markdown import render
+    from saetool.evaluation.pareto import mark_frontier, point
+    from saetool.evaluation.subject import Subject
+
+    subject = Subject.open(autoencoder, store, settings, seed)
+    journal = Journal(partial)
+    found: dict[str, Any] = {"schema": SCHEMA, "subject": _facts(autoencoder, store, subject)}
+    found["held_out"] = journal("held_out", lambda: sections.held_out(subject, settings))
+    found["decoder"] = journal("decoder", lambda: sections.decoder(subject, settings))
+    fitted = None
+    if settings.baselines or settings.probing:
+        fitted = sections.fitted_baselines(subject, settings, found["held_out"]["l0"]["value"])
+    if settings.baselines:
+        found["baselines"] = journal("baselines", lambda: sections.baselines(subject, settings, fitted or []))
+    if features is not None:
+        found["features"] = journal("features", lambda: sections.features(subject, features))
+    if settings.probing:
+        found["probing"] = journal("probing", lambda: sections.probing(subject, settings, fitted or []))
+    if settings.effect:
+        found["effect"] = journal("effect", lambda: _effect(subject, settings, backbone, source, seed))
+    if others:
+        found["stability"] = journal("stability", lambda: sections.other_seeds(subject, others))
+    points = [point("this autoencoder", "autoencoder", found["held_out"])]
+    points += [point(row["name"], "baseline", row["numbers"]) for row in found.get("baselines", [])]
+    found["pareto"] = mark_frontier(points)
+    partial.write_json("evaluation.json", found)
+    partial.write_bytes("evaluation.md", render(found).encode())
+    summary = {key: found["held_out"][key]["value"] for key in ("fvu", "l0", "cosine")}
+    return {"sections": sorted(found), "images": found["held_out"]["images"], **summary}
+
+
+class Journal:
+    """Sections that are done stay done: a killed evaluation goes on with the next one."""
+
+    def __init__(self, partial: Partial):
+        self.partial = partial
+
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return the section, from the journal or made now."""
+        kept = self.partial.record_of(f"section/{name}")
+        if kept is None:
+            kept = {"found": make()}
+            self.partial.record(f"section/{name}", kept)
+        return kept["found"]
+
+
+def _facts(autoencoder: Artifact, store: Artifact, subject: Any) -> dict[str, Any]:
+    from saetool.evaluation.interventions import name_site
+
+    content = autoencoder.content
+    return {
+        "autoencoder": autoencoder.id,
+        "store": store.id,
+        "trained_on": content["trained_on"],
+        "family": content["family"],
+        "d_in": content["d_in"],
+        "n_latents": content["n_latents"],
+        "tokens_trained": content["tokens"],
+        "site": name_site(subject.site.info),
+        "active_above": subject.autoencoder.active_above,
+        "held_out": {**content["held_out"], "images": len(subject.held_out)},
+    }
+
+
+def _effect(subject: Any, settings: EvaluationSettings, backbone: Any, source: Any, seed: int) -> dict[str, Any]:
+    from saetool.evaluation.model_sections import effect
+    from saetool.vision import load_backbone
+
+    if subject.site.info.get("token_kind", subject.site.info.get("tokens")) == "mean":
+        return {"skipped": "mean tokens cannot be put back into the model"}
+    if not isinstance(backbone, BackboneSettings):
+        return effect(subject, settings, backbone, source)
+    return effect(subject, settings, load_backbone(backbone, seed), source)

@@ -1,0 +1,142 @@
+"""What is evaluated, on what: a trained autoencoder, its site in a store, the images it was and was not trained on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saetool import distributed
+from saetool.activations import ActivationStore, SiteStore, StoreStream, held_out_mask
+from saetool.activations.store import runs
+from saetool.artifacts import Artifact
+from saetool.autoencoders.base import Autoencoder
+from saetool.autoencoders.families import load
+from saetool.errors import RequestError
+from saetool.evaluation.interventions import name_site, refuse_other_site
+from saetool.evaluation.settings import EvaluationSettings
+
+ROWS_AT_ONCE = 2048
+"""Rows encoded together; whole images, at least one."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One label: its name, its classes in order, the class of every image of the store (None where unlabeled)."""
+
+    name: str
+    classes: list[str]
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An autoencoder in evaluation mode with the images of its site, split as in its training.
+
+    held_out and train are increasing image rows; `measured` are the held-out images that numbers are taken from.
+    """
+
+    autoencoder: Autoencoder
+    content: dict
+    store: ActivationStore
+    site: SiteStore
+    held_out: Int[np.ndarray, "images"]
+    train: Int[np.ndarray, "images"]
+    measured: Int[np.ndarray, "images"]
+    seed: int
+
+    @classmethod
+    def open(cls, autoencoder: Artifact, store: Artifact, settings: EvaluationSettings, seed: int) -> "Subject":
+        """Load the autoencoder and split the store's images; raises RequestError where no image was held out."""
+        content = autoencoder.content
+        opened = ActivationStore(store)
+        site = opened.site(find_site(autoencoder, store)["folder"])
+        split = content["held_out"]
+        mask = held_out_mask(opened.digests, split["seed"], split["share"])
+        if not mask.any():
+            raise RequestError(
+                f"{autoencoder.path}: no image was held out of training (training.held_out is {split['share']}), "
+                "so nothing can be measured on images it has not seen; train with held_out above 0"
+            )
+        held_out = np.flatnonzero(mask)
+        model = load(autoencoder.path).to(distributed.default_device())
+        measured = spread(held_out, settings.max_images)
+        return cls(model, content, opened, site, held_out, np.flatnonzero(~mask), measured, seed)
+
+    def batches(self, images: Int[np.ndarray, "images"]) -> Iterator[Float[Tensor, "images tokens d_in"]]:
+        """Yield the tokens of some images, whole images at a time, in order, as stored."""
+        at_once = max(1, ROWS_AT_ONCE // self.site.tokens)
+        for start in range(0, len(images), at_once):
+            mask = np.zeros(images[start : start + at_once].max() + 1, dtype=bool)
+            mask[images[start : start + at_once]] = True
+            parts = [self.site.rows(a, b) for a, b in runs(mask)]
+            yield parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def mean(self, images: Int[np.ndarray, "images"]) -> Float[Tensor, "d_in"]:
+        """Return the global mean of some images' tokens, float64."""
+        mask = np.zeros(self.site.n_images, dtype=bool)
+        mask[images] = True
+        return self.site.statistics(mask).mean
+
+    def training_rows(self, rows: int) -> Float[Tensor, "rows d_in"]:
+        """Return up to `rows` training rows, the same for the same seed."""
+        mask = np.zeros(self.site.n_images, dtype=bool)
+        mask[self.held_out] = True
+        if mask.all():
+            raise RequestError(f"{self.store.artifact.path}: every image is held out; baselines and probes need others")
+        return StoreStream(self.site, 1, 1, self.seed, mask).sample(rows)
+
+    def labels(self, most_classes: int) -> list[Labels]:
+        """Return the store's category labels with at least two classes, of each the most frequent classes."""
+        return read_labels(self.store, most_classes)
+
+
+def find_site(autoencoder: Artifact, store: Artifact) -> dict:
+    """Return the store's site that the autoencoder was trained on; RequestError names both where there is none."""
+    trained, sites = autoencoder.content["site"], store.content["sites"]
+    d_in = autoencoder.content["d_in"]
+    if trained is None:
+        fitting = [site for site in sites if site["d"] == d_in]
+        if len(fitting) == 1:
+            return fitting[0]
+        widths = ", ".join(f"{site['folder']}: {site['d']}" for site in sites)
+        raise RequestError(
+            f"{autoencoder.path} takes vectors of width {d_in} and does not say from which site; "
+            f"{store.path} holds {widths}"
+        )
+    for site in sites:
+        if site["digest"] == trained["digest"]:
+            return site
+    near = next((site for site in sites if site["module"] == trained["module"]), sites[0])
+    if near["d"] != d_in:
+        raise RequestError(
+            f"{autoencoder.path} was trained on {name_site(trained)}, vectors of width {d_in}; "
+            f"{store.path} holds {name_site(near)}, width {near['d']}. Cache the site it was trained on."
+        )
+    refuse_other_site(near, trained)
+    raise AssertionError("sites of one digest are one site")
+
+
+def spread(images: Int[np.ndarray, "images"], most: int | None) -> Int[np.ndarray, "chosen"]:
+    """Return at most `most` of the images, evenly spaced in their order."""
+    if most is None or len(images) <= most:
+        return images
+    return images[(np.arange(most) * len(images)) // most]
+
+
+def read_labels(store: ActivationStore, most_classes: int) -> list[Labels]:
+    """Return the category labels of a store that have at least two classes, of each the most frequent classes."""
+    found = []
+    for column in store.artifact.content["labels"]:
+        if column["kind"] != "category":
+            continue
+        values = np.array(store.images[column["name"]].to_pylist(), dtype=object)
+        present = [value for value in values if value is not None]
+        counts = {name: present.count(name) for name in dict.fromkeys(column.get("classes") or sorted(set(present)))}
+        counts = {name: count for name, count in counts.items() if count}
+        kept = sorted(counts, key=lambda name: -counts[name])[:most_classes]
+        if len(kept) >= 2:
+            found.append(Labels(column["name"], [name for name in counts if name in kept], values))
+    return found

@@ -1,0 +1,200 @@
+"""The whole evaluation of small trained autoencoders on stores, with planted labels; bad input is explained."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from saetool.activations import write_store
+from saetool.artifacts import Artifact, run_stage
+from saetool.autoencoders.families import AutoencoderSettings, load
+from saetool.errors import RequestError
+from saetool.evaluation import EvaluationSettings, evaluation_stage, sweep_summary
+from saetool.evaluation.pareto import mark_frontier, sweep_markdown
+from saetool.evaluation.reconstruction import held_out_sums, numbers
+from saetool.training import TrainingSettings, train
+
+D, TOKENS, ATOMS = 16, 4, 24
+
+
+def planted_store(folder, seed=0, images=240, folder_name="rows", labels=True, d=D):
+    """Tokens are sparse sums of atoms; one atom appears only in images of class 'crack'."""
+    rng = np.random.default_rng(seed)
+    atoms = np.random.default_rng(99).normal(size=(ATOMS, d))
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    z = rng.uniform(0.5, 1.5, (images, TOKENS, ATOMS)) * (rng.random((images, TOKENS, ATOMS)) < 0.08)
+    crack = rng.random(images) < 0.4
+    z[:, :, 0] = 0
+    z[crack, 0, 0] = rng.uniform(1, 2, crack.sum())
+    tokens = torch.from_numpy(z @ atoms).float()
+    names = [{"state": "crack" if c else "sound"} for c in crack]
+    columns = [{"name": "state", "kind": "category", "classes": ["crack", "sound"]}]
+    return write_store(
+        folder,
+        {folder_name: tokens},
+        images=names if labels else None,
+        labels=columns if labels else (),
+        grid=(2, 2),
+    ).artifact
+
+
+def trained(store, out, seed=0, k=3, tokens=60_000, lr=5e-3):
+    settings = TypeAdapter(AutoencoderSettings).validate_python(
+        {"kind": "sparse", "n_latents": 48, "activation": {"kind": "relu"}, "penalty": {"kind": "l1", "weight": 0.1}}
+    )
+    return train(store, settings, TrainingSettings(tokens=tokens, lr=lr, batch_size=256, held_out=0.25), out, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def store(place):
+    return planted_store(place / "store")
+
+
+@pytest.fixture(scope="module")
+def autoencoder(place, store):
+    return trained(store, place / "autoencoder")
+
+
+@pytest.fixture(scope="module")
+def evaluation(place, store, autoencoder):
+    settings = EvaluationSettings(probing=True, bootstrap=200, clusters=16)
+    return run_stage(evaluation_stage(autoencoder, store, settings, seed=0), place / "evaluation")
+
+
+@pytest.fixture(scope="module")
+def found(evaluation):
+    return json.loads(evaluation.file("evaluation.json").read_text())
+
+
+def test_numbers_are_those_of_the_held_out_images(found, store, autoencoder):
+    from saetool.activations import ActivationStore, held_out_mask
+
+    opened = ActivationStore(store)
+    mask = held_out_mask(opened.digests, 0, 0.25)
+    x = opened.site().rows(0, 240)[torch.from_numpy(mask)]
+    slow = numbers(held_out_sums(load(autoencoder.path), [x], x.double().mean((0, 1))), seed=0)
+    assert found["held_out"]["images"] == int(mask.sum())
+    assert 0.15 < mask.mean() < 0.35
+    for name in ("fvu", "l0", "cosine"):
+        assert found["held_out"][name]["value"] == pytest.approx(slow[name]["value"], rel=1e-5)
+    final = autoencoder.content["final"]
+    assert found["held_out"]["fvu"]["value"] == pytest.approx(final["fvu"], rel=1e-4)
+    assert found["held_out"]["dead"] == final["dead"]
+
+
+def test_the_trained_dictionary_beats_the_random_one(found):
+    fvu = {row["name"]: row["numbers"]["fvu"]["value"] for row in found["baselines"]}
+    assert set(fvu) == {"PCA", "k-means", "random dictionary", "raw neurons"}
+    assert found["held_out"]["fvu"]["value"] < 0.5 * fvu["random dictionary"]
+    columns = {key for row in found["baselines"] for key in row["numbers"]}
+    assert columns <= set(found["held_out"])
+
+
+def test_one_latent_knows_the_planted_class_and_shuffled_labels_nothing(found):
+    state = found["probing"]["labels"][0]
+    best = next(row for row in state["alignment"] if row["representation"] == "autoencoder")
+    crack = best["classes"][0]
+    assert crack["auroc"] > 0.95
+    assert abs(best["control_mean_auroc"] - 0.5) < 0.2
+    probe = next(row for row in state["probes"] if (row["representation"], row["pooling"]) == ("autoencoder", "max"))
+    assert probe["scores"]["1"]["balanced_accuracy"] > 0.9
+
+
+def test_markdown_states_the_same_numbers(evaluation, found):
+    page = evaluation.file("evaluation.md").read_text()
+    assert f"{found['held_out']['fvu']['value']:.3f}" in page
+    assert "random dictionary" in page
+    assert "shuffled labels" in page
+
+
+def test_equal_input_gives_an_equal_id_and_a_killed_evaluation_goes_on(
+    place, store, autoencoder, evaluation, monkeypatch
+):
+    from saetool.evaluation import sections
+
+    settings = EvaluationSettings(probing=True, bootstrap=200, clusters=16)
+    stage = evaluation_stage(autoencoder, store, settings, seed=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(sections, "probing", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_stage(stage, place / "again")
+    with monkeypatch.context() as patched:
+        patched.setattr(sections, "held_out", lambda *_: 1 / 0)  # done before the kill: not measured again
+        assert run_stage(stage, place / "again").id == evaluation.id
+
+
+def test_the_sweep_summary_puts_members_and_baselines_on_one_plane(place, store, evaluation, autoencoder):
+    other = trained(store, place / "short", tokens=10_000)
+    second = run_stage(evaluation_stage(other, store, EvaluationSettings(bootstrap=50), seed=0), place / "second")
+    summary = sweep_summary({"long": evaluation, "short": second})
+    names = [point["name"] for point in summary["points"]]
+    assert names[:2] == ["long", "short"]
+    assert "PCA (long)" in names
+    table = sweep_markdown(summary)
+    assert table.count("\n") == len(names) + 2
+    fewer = EvaluationSettings(bootstrap=0, baselines=False, max_images=10)
+    smaller = run_stage(evaluation_stage(other, store, fewer, seed=0), place / "smaller")
+    with pytest.raises(RequestError, match="different held-out images"):
+        sweep_summary({"long": evaluation, "small": smaller})
+
+
+def test_the_frontier_holds_what_nothing_beats():
+    points = [{"l0": 1, "fvu": 0.5}, {"l0": 2, "fvu": 0.4}, {"l0": 2, "fvu": 0.6}, {"l0": 3, "fvu": 0.4}]
+    assert [p["frontier"] for p in mark_frontier(points)] == [True, True, False, False]
+
+
+def test_stability_compares_seeds_and_a_copy_is_perfect(place, store, autoencoder):
+    other = trained(store, place / "seed-1", seed=0, lr=2.9e-3)
+    settings = EvaluationSettings(baselines=False, stability=(str(other.path), str(autoencoder.path)))
+    artifact = run_stage(evaluation_stage(autoencoder, store, settings), place / "stability")
+    rows = json.loads(artifact.file("evaluation.json").read_text())["stability"]
+    assert [row["autoencoder"] for row in rows] == [other.id, autoencoder.id]
+    assert rows[1]["forward"]["mean_max_cosine"] == pytest.approx(1, abs=1e-5)
+    assert 0.3 < rows[0]["forward"]["mean_max_cosine"] < 1
+
+
+def test_another_site_or_width_is_refused_naming_both(place, autoencoder):
+    elsewhere = planted_store(place / "elsewhere", folder_name="other-rows")
+    with pytest.raises(RequestError, match=r"trained on rows of .*not on other-rows of"):
+        evaluation_stage(autoencoder, elsewhere, EvaluationSettings())
+    wider = planted_store(place / "wider", d=20)
+    with pytest.raises(RequestError, match=r"trained on rows .*width 16.*width 20"):
+        evaluation_stage(autoencoder, wider, EvaluationSettings())
+
+
+def test_images_of_another_store_of_the_same_site_are_welcome(place, autoencoder):
+    other = planted_store(place / "other", seed=5)
+    artifact = run_stage(evaluation_stage(autoencoder, other, EvaluationSettings(bootstrap=0)), place / "on-other")
+    assert json.loads(artifact.file("evaluation.json").read_text())["held_out"]["fvu"]["low"] is None
+
+
+def test_no_labels_and_one_class_are_said_in_words(place, autoencoder):
+    bare = planted_store(place / "bare", labels=False)
+    settings = EvaluationSettings(probing=True, baselines=False)
+    artifact = run_stage(evaluation_stage(autoencoder, bare, settings), place / "on-bare")
+    found = json.loads(artifact.file("evaluation.json").read_text())
+    assert "no category label with two classes" in found["probing"]["skipped"]
+    assert "no category label with two classes" in artifact.file("evaluation.md").read_text()
+
+
+def test_training_without_held_out_images_cannot_be_evaluated(place, store):
+    settings = TypeAdapter(AutoencoderSettings).validate_python(
+        {"kind": "sparse", "n_latents": 20, "penalty": {"kind": "l1", "weight": 0.1}}
+    )
+    made = train(store, settings, TrainingSettings(tokens=1024, batch_size=256, held_out=0), place / "all-seen")
+    with pytest.raises(RequestError, match="no image was held out"):
+        run_stage(evaluation_stage(made, store, EvaluationSettings()), place / "never")
+
+
+def test_effect_without_a_backbone_and_a_foreign_index_are_refused(store, autoencoder, evaluation):
+    with pytest.raises(RequestError, match="give both, or effect: false"):
+        evaluation_stage(autoencoder, store, EvaluationSettings(effect=True))
+    with pytest.raises(RequestError, match="index of another autoencoder"):
+        evaluation_stage(autoencoder, store, EvaluationSettings(), features=Artifact.open(store.path))
