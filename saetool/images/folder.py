@@ -8,7 +8,23 @@ from saetool.images.picture import Picture, read_picture
 from saetool.images.source import Label, LabelColumn, digest_listing
 
 SUFFIXES = frozenset(
-    [".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"],
+    [
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ],
 )
 """Files that end otherwise are left alone, and so are hidden ones."""
 

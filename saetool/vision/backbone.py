@@ -129,10 +129,14 @@ class Backbone:
             self._run(self.prepare(images))
         return [self._select(outputs[site.module]) for site in wanted]
 
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs"]:
+        """Return what the whole model says of each image, as `output` does; gradients may flow."""
+        return _pooled(self._run(self.prepare(images)))
+
     def output(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs"]:
         """Return what the whole model says of each image: class logits where it has a head, else pooled features."""
         with torch.no_grad():
-            return _pooled(self._run(self.prepare(images)))
+            return self.forward(images)
 
     @contextmanager
     def replacing(self, site: Site, function: Replacement) -> Iterator[None]:

@@ -29,7 +29,7 @@ from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry
 from saetool.vision.settings import BackboneSettings
 from saetool.vision.timm_models import parts_of
-from saetool.vision.transform import Transform
+from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from saetool.vision.weights import digest_weights, fill
 
 NAME = "demo/vits14"
@@ -40,7 +40,6 @@ WEIGHTS_DIGEST = "xxh3-128:459a6b315d569f9832cc05c34e775094"
 """Of the converted weights (`digest_weights`), so that a damaged cache is noticed."""
 CACHE_VARIABLE = "SAETOOL_CACHE"
 SIZE, PATCH, BLOCKS, D = 224, 14, 12, 384
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load(settings: BackboneSettings, precision: str, device: torch.device) -> Parts:

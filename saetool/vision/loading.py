@@ -12,10 +12,8 @@ from saetool.vision.backbone import Backbone, Parts
 from saetool.vision.geometry import Geometry
 from saetool.vision.layout import TokenLayout
 from saetool.vision.settings import BackboneSettings, Tokens
-from saetool.vision.transform import Transform
+from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from saetool.vision.weights import digest_weights, resolve_precision, settle
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load_backbone(settings: BackboneSettings, seed: int = 0, device: str | torch.device | None = None) -> Backbone:

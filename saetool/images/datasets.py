@@ -1,0 +1,246 @@
+"""Hugging Face datasets: from the hub by name and split, streaming or not, or from local Arrow or Parquet files."""
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from saetool.errors import RequestError, WorkError
+from saetool.images.picture import Picture, read_picture
+from saetool.images.settings import ImageSettings
+from saetool.images.source import Label, LabelColumn, digest_listing
+
+LABEL_NAMES = ("label", "labels", "class", "category", "fine_label", "coarse_label")
+"""Columns taken for labels where a dataset declares no class labels and none are named."""
+STREAM_BUFFER = 1024
+"""Examples of a stream kept after they were read: threads ask a little out of order, labels are asked for later."""
+
+
+class DatasetSource:
+    """Rows of a dataset, by index: the image's path is the row's number."""
+
+    attribution: str | None = None
+
+    def __init__(self, rows: Any, name: str, settings: ImageSettings, root: str | None = None):
+        import datasets
+
+        self.name = name
+        self.root = root
+        self._image_column = _image_column(rows.features, settings.image_column, name)
+        self._features = {column: rows.features[column] for column in _label_columns(rows.features, settings, name)}
+        # Undecoded: the file's bytes are wanted for its digest, and decoding is ours.
+        rows = rows.cast_column(self._image_column, datasets.Image(decode=False))
+        rows = rows.select_columns([self._image_column, *self._features])
+        self._rows = _Stream(rows) if settings.streaming else _Table(rows)
+        self._length = _length(rows, settings, name)
+        self.label_columns = [self._label_column(column) for column in self._features]
+        self._facts = f"{name}\0{settings.subset}\0{settings.split}\0{getattr(rows, '_fingerprint', '')}"
+
+    def __len__(self) -> int:
+        return self._length
+
+    def path(self, i: int) -> str:
+        """Return the row's number with leading zeros, so that paths are in the order of rows."""
+        return f"{i:09d}"
+
+    def size_hint(self, i: int) -> int:
+        """Return 0: a dataset does not say before it is read."""
+        return 0
+
+    def labels(self, i: int) -> dict[str, Label]:
+        """Return the row's labels: class names for class labels, integers and text; numbers for floats."""
+        row = self._rows.labels(i, list(self._features))
+        return {column: self._label(column, row[column]) for column in self._features}
+
+    def read(self, i: int) -> Picture:
+        """Decode the row's image; WorkError names the row when it is corrupt."""
+        name = f"{self.name}, row {i}"
+        image = self._rows.row(i)[self._image_column]
+        return read_picture(_content(image, name), name)
+
+    def listing(self) -> str:
+        """Return a digest over the dataset's name, split, fingerprint and length."""
+        return digest_listing([(self._facts, self._length)])
+
+    def _label_column(self, column: str) -> LabelColumn:
+        feature = self._features[column]
+        names = getattr(feature, "names", None)
+        if names is not None:
+            return LabelColumn(column, "category", list(names))
+        if str(getattr(feature, "dtype", "")).startswith(("float", "double")):
+            return LabelColumn(column, "number")
+        return LabelColumn(column, "category", None)
+
+    def _label(self, column: str, value: Any) -> Label:
+        names = getattr(self._features[column], "names", None)
+        # Hidden labels of a test split are written as −1.
+        if value is None or (names is not None and not 0 <= int(value) < len(names)):
+            return None
+        if names is not None:
+            return names[int(value)]
+        return float(value) if isinstance(value, float) else str(value)
+
+
+class _Table:
+    """Rows that can be read in any order."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+        self._labels: dict[tuple[str, ...], Any] = {}
+
+    def row(self, i: int) -> dict:
+        return self._rows[i]
+
+    def labels(self, i: int, columns: list[str]) -> dict:
+        if not columns:
+            return {}
+        key = tuple(columns)
+        if key not in self._labels:
+            self._labels[key] = self._rows.select_columns(columns)
+        return self._labels[key][i]
+
+
+class _Stream:
+    """Rows that arrive in order; a row behind the buffer or far ahead starts the stream again there."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+        self._lock = threading.Lock()
+        self._iterator: Iterator[dict] = iter(())
+        self._next = -1
+        self._kept: OrderedDict[int, dict] = OrderedDict()
+
+    def row(self, i: int) -> dict:
+        with self._lock:
+            if i not in self._kept:
+                self._read_up_to(i)
+            return self._kept[i]
+
+    def labels(self, i: int, columns: list[str]) -> dict:
+        row = self.row(i) if columns else {}
+        return {column: row[column] for column in columns}
+
+    def _read_up_to(self, i: int) -> None:
+        if not 0 <= self._next <= i < self._next + STREAM_BUFFER:
+            self._iterator, self._next = iter(self._rows.skip(i)), i
+        while self._next <= i:
+            row = next(self._iterator, None)
+            if row is None:
+                raise WorkError(f"the stream ended at row {self._next:,}: it is shorter than it declares")
+            self._kept[self._next] = row
+            self._next += 1
+            if len(self._kept) > STREAM_BUFFER:
+                self._kept.popitem(last=False)
+
+
+def open_hub(settings: ImageSettings) -> DatasetSource:
+    """Open `hf:NAME`: `split` of `subset`; RequestError where there is none, WorkError where the hub is out of reach."""
+    import datasets
+
+    name = settings.source.removeprefix("hf:")
+    try:
+        rows = datasets.load_dataset(name, settings.subset, split=settings.split, streaming=settings.streaming)
+    except ValueError as error:
+        raise RequestError(f"images: {name} cannot be opened: {_first_line(error)}") from None
+    except Exception as error:
+        raise WorkError(
+            f"the dataset {name} could not be fetched ({type(error).__name__}: {_first_line(error)}); without a hub, name "
+            "a folder of images or of Parquet files as images.source"
+        ) from None
+    return DatasetSource(rows, settings.source, settings)
+
+
+def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
+    """Open a folder that `save_to_disk` wrote, a folder of Parquet or Arrow files, or one such file."""
+    import datasets
+
+    try:
+        saved = path.is_dir() and any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+        rows = datasets.load_from_disk(str(path)) if saved else _from_files(path, settings)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise WorkError(f"{path} cannot be read as a dataset: {_first_line(error)}") from None
+    if isinstance(rows, datasets.DatasetDict):
+        if settings.split not in rows:
+            raise RequestError(f"images.split: {path} has {', '.join(rows)}, not {settings.split!r}")
+        rows = rows[settings.split]
+    if settings.streaming and isinstance(rows, datasets.Dataset):
+        rows = rows.to_iterable_dataset()
+    return DatasetSource(rows, path.resolve().name, settings, root=str(path.resolve()))
+
+
+def _from_files(path: Path, settings: ImageSettings) -> Any:
+    import datasets
+
+    files = [path] if path.is_file() else sorted(f for p in ("*", "*/*") for f in path.glob(p) if f.is_file())
+    by_kind = {kind: [str(f) for f in files if f.suffix == f".{kind}"] for kind in ("parquet", "arrow")}
+    kind = "parquet" if by_kind["parquet"] else "arrow"
+    chosen = [file for file in by_kind[kind] if Path(file).name.startswith(settings.split)] or by_kind[kind]
+    return datasets.load_dataset(kind, data_files={settings.split: chosen}, split=settings.split)
+
+
+def _image_column(features: Any, named: str | None, name: str) -> str:
+    import datasets
+
+    if features is None:
+        raise RequestError(f"images: {name} does not say what its columns hold")
+    if named is not None:
+        if named not in features:
+            raise RequestError(f"images.image_column: {name} has no column {named!r}, but {', '.join(features)}")
+        return named
+    found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if not found:
+        # Parquet files written without the library hold {"bytes", "path"} in plain columns.
+        found = [column for column, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
+    if len(found) != 1:
+        which = (
+            f"several image columns ({', '.join(found)})" if found else f"no image column among {', '.join(features)}"
+        )
+        raise RequestError(f"images: {name} has {which}; name one as images.image_column")
+    return found[0]
+
+
+def _label_columns(features: Any, settings: ImageSettings, name: str) -> list[str]:
+    import datasets
+
+    if settings.label_columns is not None:
+        for column in settings.label_columns:
+            if column not in features:
+                raise RequestError(f"images.label_columns: {name} has no column {column!r}, but {', '.join(features)}")
+        return settings.label_columns
+    declared = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return declared or [column for column in LABEL_NAMES if isinstance(features.get(column), datasets.Value)]
+
+
+def _length(rows: Any, settings: ImageSettings, name: str) -> int:
+    if not settings.streaming:
+        return len(rows) if settings.limit is None else min(len(rows), settings.limit)
+    split = (getattr(rows.info, "splits", None) or {}).get(settings.split)
+    declared = getattr(split, "num_examples", None)
+    if declared is None and settings.limit is None:
+        raise RequestError(f"images.limit: {name} does not say how many images it streams; give a number")
+    return min(number for number in (declared, settings.limit) if number is not None)
+
+
+def _content(image: Any, name: str) -> bytes:
+    if isinstance(image, dict) and image.get("bytes") is not None:
+        return image["bytes"]
+    if isinstance(image, dict) and image.get("path"):
+        try:
+            return Path(image["path"]).read_bytes()
+        except OSError as error:
+            raise WorkError(f"{name}: {image['path']} cannot be read: {error.strerror}") from None
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        file = io.BytesIO()
+        image.save(file, "png")
+        return file.getvalue()
+    raise WorkError(f"{name} holds no image ({type(image).__name__})")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,223 @@
+"""Backbones of the transformers library: `hf/NAME`, or `hf/PATH` of a local folder; the vision half where there are two.
+
+With `pretrained: false`, a model type alone (`hf/dinov2`) gives that type's default architecture, without a hub.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saetool.errors import RequestError, WorkError
+from saetool.vision.backbone import Parts
+from saetool.vision.geometry import Geometry
+from saetool.vision.layout import TokenLayout
+from saetool.vision.settings import BackboneSettings
+from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
+from saetool.vision.weights import digest_weights, fill, read_weights, settle
+
+
+def load(settings: BackboneSettings, precision: str, device: torch.device) -> Parts:
+    """Load `hf/NAME`; randomly initialized where `pretrained` is false (the caller seeds torch)."""
+    source = settings.name.removeprefix("hf/")
+    model = _create(source, settings)
+    if settings.weights is not None:
+        fill(model, read_weights(settings.weights), settings.weights)
+    config: Any = model.config
+    patch = _pair(config.patch_size)
+    transform = _transform(source, config, settings)
+    grid = transform.geometry.crop[0] // patch[0], transform.geometry.crop[1] // patch[1]
+    digest = digest_weights(model.state_dict().items())
+    model = settle(model, precision, device)
+    return Parts(
+        name=settings.name,
+        model=model,
+        transform=transform,
+        blocks=_block_paths(settings.name, model, config.num_hidden_layers),
+        run=_runner(model, transform, patch, grid),
+        weights_digest=digest,
+        declared=TokenLayout(_prefix_tokens(model), grid, has_class_token=False),
+        patch=patch,
+    )
+
+
+def _create(source: str, settings: BackboneSettings) -> nn.Module:
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    config = _config(source, settings)
+    config = getattr(config, "vision_config", config)
+    if type(config) not in MODEL_MAPPING or not hasattr(config, "patch_size"):
+        raise RequestError(
+            f"{settings.name} is no vision transformer that transformers knows ({type(config).__name__})"
+        )
+    kind = MODEL_MAPPING[type(config)]
+    # The pooler is not among a classifier's weights: it would be random.
+    plain = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    if not settings.pretrained or settings.weights is not None:
+        return _ready(kind(config, **plain))
+    try:
+        model, report = kind.from_pretrained(
+            _place(source), config=config, dtype=torch.float32, output_loading_info=True, **plain
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreachable(settings.name, error) from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise WorkError(
+            f"{settings.name} lacks {len(missing)} of its vision model's weights, {missing[0]!r} among them"
+        )
+    return _ready(model)
+
+
+def _config(source: str, settings: BackboneSettings) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if _is_model_type(source, settings):
+        return CONFIG_MAPPING[source]()
+    try:
+        return AutoConfig.from_pretrained(_place(source))
+    except (OSError, ValueError) as error:
+        raise _unreachable(settings.name, error) from None
+
+
+def _is_model_type(source: str, settings: BackboneSettings) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return not settings.pretrained and source in CONFIG_MAPPING
+
+
+def _place(source: str) -> str:
+    folder = Path(source).expanduser()
+    return str(folder) if folder.is_dir() else source
+
+
+def _ready(model: Any) -> nn.Module:
+    if hasattr(model.config, "mask_ratio"):
+        # A masked autoencoder hides and shuffles patches; here it sees all of them.
+        model.config.mask_ratio = 0.0
+    return model
+
+
+def _transform(source: str, config: Any, settings: BackboneSettings) -> Transform:
+    size = None if settings.image_size is None else _pair(settings.image_size)
+    if _is_model_type(source, settings):
+        size = size or _own_size(config)
+        return Transform(Geometry("squash", size, size, size, None, "floor"), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(_place(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise WorkError(f"{settings.name} says nothing of its preprocessing ({_first_line(error)})") from None
+    return transform_of(processor, config, size, settings.name)
+
+
+def transform_of(processor: Any, config: Any, size: tuple[int, int] | None, name: str) -> Transform:
+    """Return an image processor's evaluation preprocessing; `size` (height, width) replaces the model's input size.
+
+    Raises RequestError for a rule that has no fixed input size.
+    """
+    resize, crop = _resize_rule(processor, config, name)
+    if size is not None:
+        scale = size[0] / crop[0], size[1] / crop[1]
+        resize = (resize[0], (round(resize[1][0] * scale[0]), round(resize[1][1] * scale[1])))
+        crop = size
+    normalize = bool(processor.do_normalize)
+    return Transform(
+        Geometry(resize[0], resize[1], crop, crop, None, "floor"),  # pyright: ignore[reportArgumentType]
+        interpolation=_interpolation(processor.resample),
+        scale=processor.rescale_factor if processor.do_rescale else 1.0,
+        mean=tuple(processor.image_mean) if normalize else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalize else (1.0, 1.0, 1.0),
+    )
+
+
+def _resize_rule(processor: Any, config: Any, name: str) -> tuple[tuple[str, tuple[int, int]], tuple[int, int]]:
+    if not hasattr(config, "image_size"):
+        # Patches are cut beforehand (SigLIP 2): one square input of as many patches as the position table has.
+        return ("squash", _own_size(config)), _own_size(config)
+    size = dict(processor.size or {}) if processor.do_resize else {}
+    crop = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else {}
+    target = (crop["height"], crop["width"]) if crop else None
+    if size.get("shortest_edge") and not size.get("longest_edge") and target:
+        return ("shortest", (size["shortest_edge"],) * 2), target
+    if size.get("height") and size.get("width"):
+        squashed = size["height"], size["width"]
+        return ("squash", squashed), target or squashed
+    if not size and target:
+        return ("none", target), target
+    raise RequestError(f"the image processor of {name} gives no fixed input size (size {size}, crop {crop})")
+
+
+def _runner(model: Any, transform: Transform, patch: tuple[int, int], grid: tuple[int, int]) -> Callable[[Tensor], Any]:
+    parameters = inspect.signature(model.forward).parameters
+    if "spatial_shapes" in parameters:
+        return lambda images: model(**_as_patches(images, patch, grid))
+    if "noise" in parameters:
+        # Ordered noise keeps the patches in their order.
+        order = torch.arange(grid[0] * grid[1])
+        return lambda images: model(images, noise=order.to(images.device).expand(len(images), -1), **extra)
+    foreign_size = _own_size(model.config) != transform.geometry.crop
+    extra = {"interpolate_pos_encoding": True} if foreign_size and "interpolate_pos_encoding" in parameters else {}
+    return lambda images: model(images, **extra)
+
+
+def _as_patches(
+    images: Float[Tensor, "batch c h w"], patch: tuple[int, int], grid: tuple[int, int]
+) -> dict[str, Tensor]:
+    batch, channels = images.shape[:2]
+    cut = images.reshape(batch, channels, grid[0], patch[0], grid[1], patch[1]).permute(0, 2, 4, 3, 5, 1)
+    pixels = cut.reshape(batch, grid[0] * grid[1], -1)
+    return {
+        "pixel_values": pixels,
+        "pixel_attention_mask": torch.ones(pixels.shape[:2], dtype=torch.long, device=images.device),
+        "spatial_shapes": torch.tensor([grid], device=images.device).expand(batch, -1),
+    }
+
+
+def _prefix_tokens(model: nn.Module) -> int:
+    sizes = {path.rpartition(".")[2]: parameter.numel() for path, parameter in model.named_parameters()}
+    width: int = model.config.hidden_size  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
+    names = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
+    return sum(sizes.get(name, 0) for name in names) // width
+
+
+def _block_paths(name: str, model: nn.Module, count: int) -> list[str]:
+    lists = [path for path, child in model.named_modules() if isinstance(child, nn.ModuleList) and len(child) == count]
+    if not lists:
+        raise RequestError(f"{name} has no list of {count} blocks; hand the module to saetool.vision.wrap")
+    return [f"{lists[0]}.{i}" for i in range(count)]
+
+
+def _own_size(config: Any) -> tuple[int, int]:
+    if hasattr(config, "image_size"):
+        return _pair(config.image_size)
+    side = math.isqrt(config.num_patches) * _pair(config.patch_size)[0]
+    return side, side
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _interpolation(resample: Any) -> Any:
+    from PIL import Image
+
+    return "bilinear" if resample is None else Image.Resampling(int(resample)).name.lower()
+
+
+def _unreachable(name: str, error: Exception) -> WorkError:
+    return WorkError(
+        f"{name} could not be loaded ({_first_line(error)}). Without a hub, name a local folder (hf/PATH), or random "
+        "weights of a model type (hf/dinov2 with backbone.pretrained=false)"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
