@@ -1,18 +1,33 @@
 """Every family of autoencoders: its settings, building one, loading a trained one."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file
 
 from saetool.autoencoders.base import Autoencoder
+from saetool.autoencoders.contractive import Contractive, ContractiveSettings
+from saetool.autoencoders.denoising import Denoising, DenoisingSettings
+from saetool.autoencoders.dense import Dense, DenseSettings
+from saetool.autoencoders.linear import Linear, LinearSettings
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
+from saetool.autoencoders.variational import Variational, VariationalSettings
 
-# With a second family: Annotated[SparseSettings | ..., Field(discriminator="kind")].
-AutoencoderSettings = SparseSettings
+AutoencoderSettings = Annotated[
+    SparseSettings | LinearSettings | DenseSettings | DenoisingSettings | ContractiveSettings | VariationalSettings,
+    Field(discriminator="kind"),
+]
 
-FAMILIES: dict[str, type[Autoencoder]] = {"sparse": SparseAutoencoder}
+FAMILIES: dict[str, type[Autoencoder]] = {
+    "sparse": SparseAutoencoder,
+    "linear": Linear,
+    "dense": Dense,
+    "denoising": Denoising,
+    "contractive": Contractive,
+    "variational": Variational,
+}
 
 
 def build(settings: AutoencoderSettings, d_in: int) -> Autoencoder:
@@ -31,4 +46,5 @@ def load(path: str | Path) -> Autoencoder:
     settings = TypeAdapter(AutoencoderSettings).validate_python(artifact.content["settings"])
     model = build(settings, artifact.content["d_in"])
     model.load_state_dict(load_file(artifact.file("model.safetensors")))
+    model.site = artifact.content.get("site")
     return model.eval()

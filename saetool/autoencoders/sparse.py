@@ -1,116 +1,326 @@
 """Sparse autoencoders: z = f(W_e (x − b_d) + b_e), x_hat = W_d z + b_d (Bricken et al. 2023).
 
-Inside, x is normalized; `encoder` and `decoder` hold one row a latent: [n_latents, d_in].
+f, the penalty, nested prefixes and the cure for dead latents are choices of the settings; the formulas stand in
+`sparse_activations`, `sparse_penalties` and `sparse_dead`. Inside, x is normalized, and `encoder` and `decoder` hold
+one row a latent: [n_latents, d_in].
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saetool import distributed
 from saetool.autoencoders.base import Autoencoder, Loss, Normalizer, Stream
-from saetool.autoencoders.sparse_settings import SparseSettings
-from saetool.errors import RequestError
+from saetool.autoencoders.sparse_activations import Gated, JumpRelu, make_activation
+from saetool.autoencoders.sparse_dead import (
+    SilenceCounter,
+    auxk_loss,
+    due,
+    pre_activation_loss,
+    resample_directions,
+)
+from saetool.autoencoders.sparse_initial import initialize_sparse
+from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
+from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, PreActivation, Resample, SparseSettings
+from saetool.autoencoders.sparse_views import DenseView, SparseView, View
+from saetool.sparse.adam import BlockAdam, BlockRule
 from saetool.sparse.codes import Codes
-from saetool.sparse.products import decode, pre_activations
+from saetool.sparse.gradients import Term
+from saetool.sparse.products import Sink, decode, pre_activations, row_norms
+from saetool.sparse.select import Encoder
 from saetool.sparse.support import Support
 
-SAMPLE_ROWS = 4096
-"""Rows from which biases are initialized: the quantile at L0 100 of 12,288 is then known to about 1 %."""
+SPARSE_BELOW = {"cpu": 0.1, "cuda": 0.02, "mps": 0.0}
+"""Share of active latents above which the dense step is faster (measured on CPU; an estimate on CUDA)."""
 
-SLICE_ROWS = 256
-"""Rows whose pre-activations are held at once: they stay in cache (measured: twice the rate of the whole batch)."""
+DENSITY_EVERY = 100
+"""Steps between two decisions for the sparse or the dense step: asking costs a synchronization on CUDA."""
+
+SIGMOID_ACTIVE = 0.1
+"""A sigmoid latent is never 0; it counts as active above this."""
 
 
 class SparseAutoencoder(Autoencoder):
     """A dictionary of `n_latents` directions, few of them active at a time."""
 
-    penalty_weight: Tensor
+    total_tokens: int | None = None
+    """All tokens of the training, where the trainer knows: it sets the dead window and the end of resampling."""
+    fuse_gradients: bool = False
+    """Leave the weights' gradients to the optimizer's step, which builds them block by block; `.grad` stays None."""
+
+    tokens_seen: Tensor
+    use_dense: Tensor
+    mean_l0: Tensor
 
     def __init__(self, settings: SparseSettings, d_in: int):
         super().__init__()
-        if settings.activation.kind != "relu" or settings.penalty.kind not in ("l1", "none"):
-            raise RequestError(f"activation {settings.activation.kind} is not there yet")
         self.settings, self.d_in, self.n_latents = settings, d_in, settings.width(d_in)
         self.normalizer = Normalizer(d_in, settings.normalize)
-        decoder = torch.nn.functional.normalize(torch.randn(self.n_latents, d_in), dim=1)
+        self.activation = make_activation(settings.activation, self.n_latents, d_in)
+        self.penalty_weight = PenaltyWeight(settings.penalty)
+        self.silence = SilenceCounter(settings.dead, self.n_latents)
+        decoder = nn.functional.normalize(torch.randn(self.n_latents, d_in), dim=1)
         self.decoder = nn.Parameter(decoder)
         self.encoder = nn.Parameter(decoder.clone())
         self.encoder_bias = nn.Parameter(torch.zeros(self.n_latents))
         self.decoder_bias = nn.Parameter(torch.zeros(d_in))
-        self.register_buffer("penalty_weight", torch.tensor(0.1))
+        self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("use_dense", torch.tensor(self.activation.dense_only))
+        self.register_buffer("mean_l0", torch.zeros(()))
+        if self.activation.dense_only:
+            self.active_above = SIGMOID_ACTIVE
+        prefixes = list(settings.matryoshka or ())
+        self.prefixes = [p for p in prefixes if p < self.n_latents] + [self.n_latents] if prefixes else None
+        self._finder = Encoder(self.encoder, settings.codes)
+        self._sinks: tuple[list[Term], list[Term]] = ([], [])
+        self._last: dict[str, Tensor] = {}
+        self._dense: bool | None = None
+        self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_dense", None))
+
+    @property
+    def unit_decoder(self) -> bool:
+        """Whether decoder rows are kept at norm 1: where nothing else in the loss holds their norm."""
+        penalty = self.settings.penalty
+        return not isinstance(penalty, KlPenalty) and getattr(penalty, "norm", "unit") == "unit"
+
+    # --- inference ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
-        """Fit the normalization, draw unit decoder rows, tie the encoder to them, set biases for the wanted L0."""
-        self.normalizer.fit(stream.statistics())
-        self.decoder.copy_(torch.randn(self.decoder.shape, generator=generator))
-        self._normalize_decoder()
-        self.encoder.copy_(self.decoder)
-        x = self.normalizer(stream.sample(SAMPLE_ROWS).to(self.decoder)) - self.decoder_bias
-        pre = torch.cat([part @ self.encoder.T for part in x.split(SLICE_ROWS)]).flatten()
-        rank = max(1, round(pre.numel() * (1 - min(self.settings.initial_l0, self.n_latents / 4) / self.n_latents)))
-        self.encoder_bias.fill_(-float(pre.kthvalue(rank).values))
-
-    def _select(self, x: Tensor) -> tuple[Support, Tensor]:
-        rows, latents, values = [], [], []
-        with torch.no_grad():
-            for start in range(0, len(x), SLICE_ROWS):
-                pre = torch.addmm(self.encoder_bias, x[start : start + SLICE_ROWS], self.encoder.T)
-                i, j = (pre > 0).nonzero(as_tuple=True)
-                rows.append(i + start)
-                latents.append(j)
-                values.append(pre[i, j])
-        support = Support(torch.cat(rows), torch.cat(latents), len(x), self.n_latents)
-        return support, torch.cat(values)
-
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the active latents of raw activations."""
-        support, values = self._select(self.normalizer(x.to(self.decoder)) - self.decoder_bias)
-        return Codes(support.offsets, support.latents, values, self.n_latents)
+        if self._dense_only():
+            return Codes.from_dense(self.encode(x), self.active_above)
+        training = self.training
+        self.eval()
+        centered = self.normalizer(x.to(self.encoder)) - self.decoder_bias
+        support, a = self.activation.select(self._finder, centered, self.encoder_bias)
+        view = SparseView(a, support)
+        values = self.activation.values(a, view.pick, self.encoder_bias)
+        self.train(training)
+        return support.codes(values)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations."""
-        return self.encode_sparse(x).dense()
+        if not self._dense_only():
+            return self.encode_sparse(x).dense()
+        training = self.training
+        self.eval()
+        view = self._dense_view(self.normalizer(x.to(self.encoder)))
+        z = self.activation.values(view.a, view.pick, self.encoder_bias)
+        self.train(training)
+        return z
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction in raw units."""
-        return self.normalizer.inverse(z @ self.decoder + self.decoder_bias)
+        return self.normalizer.inverse(z.to(self.decoder) @ self.decoder + self.decoder_bias)
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
-        """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch) and the penalty."""
-        x = self.normalizer(x.to(self.decoder))
-        centered = x - self.decoder_bias.detach()
-        support, values = self._select(centered)
-        z = pre_activations(values, centered, self.decoder_bias, self.encoder, self.encoder_bias, support)
-        x_hat = decode(z, self.decoder, support) + self.decoder_bias
-        parts = {"reconstruction": (x - x_hat).square().sum() / len(x)}
-        penalty = self.settings.penalty
-        if penalty.kind == "l1":
-            warm = min(1.0, (step + 1) / max(1, penalty.warmup_steps))
-            weight = penalty.weight if penalty.weight is not None else 0.15
-            parts["sparsity"] = warm * weight * self.d_in**0.5 * z.sum() / len(x)
-        metrics = {"l0": (values > 0).sum() / len(x), "l1": values.sum() / len(x)}
-        return Loss(parts, metrics)
-
-    @torch.no_grad()
-    def before_update(self) -> None:
-        """Remove the part of the decoder's gradient that would only change row norms."""
-        if self.decoder.grad is not None:
-            along = (self.decoder.grad * self.decoder).sum(1, keepdim=True)
-            self.decoder.grad -= along * self.decoder
-
-    @torch.no_grad()
-    def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
-        """Bring the decoder rows back to norm 1."""
-        self._normalize_decoder()
-
-    def _normalize_decoder(self) -> None:
-        self.decoder.div_(self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
+        """Return the reconstruction of sparse codes, in raw units."""
+        if self._dense_only():
+            return self.decode(codes.dense())
+        support = Support.of(codes)
+        x_hat = decode(codes.values.to(self.decoder), self.decoder, support) + self.decoder_bias
+        return self.normalizer.inverse(x_hat)
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
         """Return what one unit of each latent adds to the reconstruction, in raw units."""
         return self.decoder.detach() / self.normalizer.factor
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return each latent's encoder row."""
+        """Return each latent's encoder row, in normalized units."""
         return self.encoder.detach()
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+        """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the cure."""
+        x = self.normalizer(x.to(self.encoder))
+        centered = x - self.decoder_bias.detach()
+        view = self._dense_view(x) if self._is_dense() else self._sparse_view(centered)
+        z = self.activation.values(view.a, view.pick, self.encoder_bias)
+        decoder_sink = self._sink(1)
+        if self.prefixes:
+            x_hats = view.decode_prefixes(z, self.decoder, decoder_sink, self.prefixes) + self.decoder_bias
+        else:
+            x_hats = (view.decode(z, self.decoder, decoder_sink) + self.decoder_bias)[None]
+        residuals = x - x_hats
+        parts = {"reconstruction": residuals.square().sum() / (len(residuals) * len(x))}
+        metrics = self._note_batch(view, z, residuals[-1], centered)
+        weight = self.penalty_weight.at(step)
+        parts |= self._penalty(view, z, x, weight)
+        parts |= self._cure(residuals[-1], centered)
+        metrics |= {"penalty_weight": weight, "dead": self.silence.dead().float().mean()}
+        return Loss(parts, metrics)
+
+    def _penalty(self, view: View, z: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        penalty = self.settings.penalty
+        match penalty.kind:
+            case "l1":
+                cost = z if not isinstance(self.activation, Gated) else view.a.relu()
+                if penalty.norm == "weighted":
+                    cost = cost * view.pick(row_norms(self.decoder, self._sink(1)))
+                parts = {"sparsity": weight * self.d_in**0.5 * cost.sum() / view.rows}
+                if isinstance(self.activation, Gated):
+                    x_hat = view.decode(view.a.relu(), self.decoder.detach(), None) + self.decoder_bias.detach()
+                    parts["gate"] = (x - x_hat).square().sum() / view.rows
+                return parts
+            case "l0":
+                assert isinstance(self.activation, JumpRelu)
+                return {"sparsity": weight * self.activation.active(view.a, view.pick).sum() / view.rows}
+            case "kl":
+                q = view.latent_sums(z) / view.rows
+                squares = row_norms(self.decoder, self._sink(1)).square().sum()
+                return {
+                    "sparsity": weight * self.d_in * kl_penalty(penalty.rho, q),
+                    "decoder_decay": penalty.decoder_decay / 2 * squares,
+                }
+        return {}
+
+    def _cure(self, residual: Tensor, centered: Tensor) -> dict[str, Tensor]:
+        cure = self.settings.dead
+        if isinstance(cure, AuxK):
+            sinks = (self._sink(0), self._sink(1))
+            weights = (self.decoder_bias, self.encoder, self.encoder_bias, self.decoder)
+            return {"auxiliary": auxk_loss(cure, residual, centered, *weights, self.silence.dead(), sinks)}
+        if isinstance(cure, PreActivation) and isinstance(self.activation, JumpRelu):
+            theta = self.activation.log_threshold.exp()
+            weights = (self.encoder, self.encoder_bias, self.decoder, theta)
+            return {"auxiliary": pre_activation_loss(cure, centered, *weights, self.silence.dead())}
+        return {}
+
+    @torch.no_grad()
+    def _note_batch(self, view: View, z: Tensor, residual: Tensor, centered: Tensor) -> dict[str, Tensor]:
+        """Return what is worth logging of a batch, and keep for `after_update` what it needs."""
+        active = (z > self.active_above).to(z.dtype)
+        counts = view.latent_sums(active)
+        metrics = {"l0": counts.sum() / view.rows, "l1": z.sum() / view.rows}
+        if isinstance(self.settings.penalty, KlPenalty):
+            q = view.latent_sums(z) / view.rows
+            spread = view.latent_sums(z.square()) / view.rows - q.square()
+            # Bimodal latents are near 1, a dense linear code around rho is near 0.
+            metrics["binarity"] = (spread / (q * (1 - q)).clamp_min(1e-12)).mean()
+        if self.training:
+            self._last = {"counts": counts, "l0": metrics["l0"]}
+            if isinstance(self.settings.dead, Resample):
+                self._last |= {"errors": residual.square().sum(1), "x": centered}
+        self._rows = view.rows
+        return metrics
+
+    def _sparse_view(self, centered: Tensor) -> SparseView:
+        select = self.activation.select_training if self.training else self.activation.select
+        support, values = select(self._finder, centered, self.encoder_bias.detach())
+        a = pre_activations(
+            values, centered, self.decoder_bias, self.encoder, self.encoder_bias, support, self._sink(0)
+        )
+        return SparseView(a, support)
+
+    def _dense_view(self, x: Tensor) -> DenseView:
+        a = torch.addmm(self.encoder_bias, x - self.decoder_bias, self.encoder.T)
+        kept = self.activation.survivors(a, self.training)
+        return DenseView(a if kept is None else torch.where(kept, a, 0.0))
+
+    def _dense_only(self) -> bool:
+        return self.activation.dense_only or SPARSE_BELOW.get(self.encoder.device.type, 0.0) == 0.0
+
+    def _is_dense(self) -> bool:
+        if self._dense is None:
+            self._dense = bool(self.use_dense) or self._dense_only()
+        return self._dense
+
+    def _sink(self, which: Literal[0, 1]) -> Sink:
+        return self._sinks[which] if self.fuse_gradients and torch.is_grad_enabled() else None
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
+        """Set normalization, dictionary and biases from training rows; decide how to start (sparse or dense)."""
+        self.silence.set_training_tokens(self.total_tokens or stream.n_rows)
+        expected = initialize_sparse(self, stream, generator)  # type: ignore[arg-type]
+        self.mean_l0.fill_(expected)
+        self._decide_density()
+
+    def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> BlockAdam:
+        """Return Adam in blocks of latents, with unit rows and the bfloat16 copy kept up on the way."""
+        encoder_rule, decoder_rule = BlockRule(self._sinks[0]), BlockRule(self._sinks[1])
+        if self.unit_decoder:
+            decoder_rule.project = _project
+            decoder_rule.restore = lambda start, stop: _normalize(self.decoder[start:stop])
+        encoder_rule.restore = self._finder.refresh
+        encoder_rule.finish = self._finder.mark_current
+        rules = {self.encoder: encoder_rule, self.decoder: decoder_rule}
+        return BlockAdam(list(self.parameters()), rules, lr, betas, eps)
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """Remove the part of the decoder's gradient that would only change row norms."""
+        if self.unit_decoder and self.decoder.grad is not None:
+            _project(self.decoder, self.decoder.grad)
+
+    @torch.no_grad()
+    def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
+        """Restore unit rows, count silence, move thresholds, steer the penalty, resample, choose sparse or dense."""
+        if self.unit_decoder and not isinstance(optimizer, BlockAdam):
+            _normalize(self.decoder)
+        if not self._last:
+            return
+        l0 = distributed.all_reduce_mean(self._last["l0"].float())
+        self.silence.update(self._last["counts"] > 0, self._rows)
+        self.tokens_seen += self._rows * distributed.world_size()
+        self.activation.after_update()
+        self.penalty_weight.after_update(step, l0)
+        self.mean_l0.lerp_(l0.to(self.mean_l0), 0.1)
+        if (step + 1) % DENSITY_EVERY == 0:
+            self._decide_density()
+        cure = self.settings.dead
+        if isinstance(cure, Resample) and due(cure, step, self.tokens_seen, self.total_tokens):
+            self._resample(cure, optimizer, generator)
+        self._last = {}
+
+    def _decide_density(self) -> None:
+        limit = SPARSE_BELOW.get(self.encoder.device.type, 0.0) * self.n_latents
+        self.use_dense.copy_(self.mean_l0 > limit)
+        self._dense = None
+
+    def _resample(self, cure: Resample, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Give dead latents the directions of badly reconstructed inputs, a small encoder row, and a fresh start."""
+        dead = self.silence.dead()
+        index = dead.nonzero().squeeze(1)
+        drawn = resample_directions(self._last["errors"], self._last["x"], index.numel(), generator)
+        index = index[: len(drawn)]
+        if index.numel() == 0:
+            return
+        alive = torch.linalg.vector_norm(self.encoder[~dead], dim=1)
+        scale = alive.mean() if alive.numel() else self.encoder.new_ones(())
+        self.decoder[index] = drawn
+        self.encoder[index] = drawn * (cure.encoder_scale * scale)
+        reset = [self.encoder, self.decoder, self.encoder_bias]
+        self.encoder_bias[index] = 0.0
+        if isinstance(self.activation, Gated):
+            reset += [self.activation.magnitude_bias, self.activation.log_scale]
+            self.activation.magnitude_bias[index] = 0.0
+            self.activation.log_scale[index] = 0.0
+        for parameter in reset:
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name in optimizer.state.get(parameter, {}):
+                    optimizer.state[parameter][name][index] = 0.0
+        self.silence.silent_tokens[index] = 0
+
+    def loss_convention(self) -> str:
+        """Say in words what `loss` sums and averages."""
+        return (
+            "reconstruction error: squared, in normalized units, summed over d_in, mean over the batch"
+            + (" and over prefixes" if self.prefixes else "")
+            + "; L1 weight times sqrt(d_in), KL weight times d_in"
+        )
+
+
+def _project(weight: Tensor, grad: Tensor) -> None:
+    """Remove from each row of `grad`, in place, its part along the unit row of `weight`."""
+    grad.addcmul_(weight, torch.linalg.vecdot(grad, weight)[:, None], value=-1.0)
+
+
+def _normalize(rows: Tensor) -> None:
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows.div_(norms.clamp_min(torch.finfo(rows.dtype).tiny))

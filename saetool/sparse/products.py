@@ -2,47 +2,38 @@
 
 `pre_activations`: a_e = x_row(e) · W_latent(e) + b_latent(e) on the entries e of a support.
 `decode`: x_hat_row = Σ_e z_e W_latent(e).
-Neither makes a [batch, n_latents] tensor, forward or backward.
+Neither makes a [batch, n_latents] tensor, forward or backward. A gradient with respect to a weight can be deferred:
+it is then handed to `sink` as an `Outer`, for an optimizer that builds it a block of latents at a time.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from saetool.sparse.gradients import Along, Outer, Term
+from saetool.sparse.kernels import bag_sum, sampled
 from saetool.sparse.support import Support
 
-ROWS_AT_ONCE = 4096
-"""Entries whose two vectors are held at once by the plain sampled product: small enough to stay in cache."""
+Sink = list[Term] | None
 
 
-def bag_sum(rows: Tensor, weights: Tensor, offsets: Tensor, table: Tensor) -> Float[Tensor, "bags d_in"]:
-    """Return Σ over the entries of each bag of weights[e] · table[rows[e]]; bag i is offsets[i] to offsets[i + 1]."""
-    return F.embedding_bag(
-        rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
-
-
-def sampled(left: Tensor, left_rows: Tensor, right: Tensor, right_rows: Tensor) -> Float[Tensor, "entries"]:
-    """Return left[left_rows[e]] · right[right_rows[e]] for every entry e."""
-    parts = [
-        (left[i] * right[j]).sum(-1)
-        for i, j in zip(left_rows.split(ROWS_AT_ONCE), right_rows.split(ROWS_AT_ONCE), strict=True)
-    ]
-    return torch.cat(parts) if parts else left.new_zeros(0)
-
-
-def latent_sums(values: Tensor, support: Support) -> Float[Tensor, "n_latents"]:
+def latent_sums(values: Float[Tensor, "entries"], support: Support) -> Float[Tensor, "n_latents"]:
     """Return the sum of the entries' values, latent by latent."""
-    return torch.zeros(support.n_latents, dtype=values.dtype, device=values.device).index_add_(
-        0, support.latents, values
-    )
+    return values.new_zeros(support.n_latents).index_add_(0, support.latents, values)
+
+
+def _deliver(term: Term, sink: Sink) -> Tensor | None:
+    """Hand the gradient to the sink, or build it now."""
+    if sink is None:
+        return term.whole()
+    sink.append(term)
+    return None
 
 
 class _PreActivations(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, x, center, weight, bias, support):
-        ctx.support = support
+    def forward(ctx, values, x, center, weight, bias, support, sink):
+        ctx.support, ctx.sink = support, sink
         ctx.save_for_backward(x, weight)
         return values.clone()
 
@@ -51,9 +42,9 @@ class _PreActivations(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         by_latent = ctx.support.by_latent
         grad_bias = latent_sums(grad, ctx.support)
-        grad_weight = bag_sum(by_latent.rows, grad[by_latent.order], by_latent.offsets, x)
+        grad_weight = _deliver(Outer(by_latent.rows, grad[by_latent.order], by_latent.offsets, x), ctx.sink)
         grad_center = -(grad_bias @ weight) if ctx.needs_input_grad[2] else None
-        return None, None, grad_center, grad_weight, grad_bias, None
+        return None, None, grad_center, grad_weight, grad_bias, None, None
 
 
 def pre_activations(
@@ -63,36 +54,58 @@ def pre_activations(
     weight: Float[Tensor, "n_latents d_in"],
     bias: Float[Tensor, "n_latents"],
     support: Support,
+    sink: Sink = None,
 ) -> Float[Tensor, "entries"]:
     """Return `values`, the pre-activations that selection already computed, with their gradient.
 
-    `x` is the centered input (center already subtracted) and gets no gradient; center, weight and bias do.
+    `x` is the centered input (`center` already subtracted) and gets no gradient; center, weight and bias do.
     """
-    return _PreActivations.apply(values, x, center, weight, bias, support)
+    return _PreActivations.apply(values, x, center, weight, bias, support, sink)
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, weight, support):
-        ctx.support = support
+    def forward(ctx, values, weight, support, sink):
+        ctx.support, ctx.sink = support, sink
         ctx.save_for_backward(values, weight)
         return bag_sum(support.latents, values, support.offsets, weight)
 
     @staticmethod
     def backward(ctx, grad):
         values, weight = ctx.saved_tensors
-        support, by_latent = ctx.support, ctx.support.by_latent
+        by_latent = ctx.support.by_latent
         grad = grad.contiguous()
         grad_values = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_values = sampled(grad, support.rows, weight, support.latents)
+            grad_values = torch.empty_like(values)
+            grad_values[by_latent.order] = sampled(weight, by_latent.offsets, grad, by_latent.rows)
         if ctx.needs_input_grad[1]:
-            grad_weight = bag_sum(by_latent.rows, values[by_latent.order], by_latent.offsets, grad)
-        return grad_values, grad_weight, None
+            outer = Outer(by_latent.rows, values[by_latent.order], by_latent.offsets, grad)
+            grad_weight = _deliver(outer, ctx.sink)
+        return grad_values, grad_weight, None, None
 
 
 def decode(
-    values: Float[Tensor, "entries"], weight: Float[Tensor, "n_latents d_in"], support: Support
+    values: Float[Tensor, "entries"], weight: Float[Tensor, "n_latents d_in"], support: Support, sink: Sink = None
 ) -> Float[Tensor, "batch d_in"]:
     """Return Σ over each row's entries of value · weight[latent]; values and weight get gradients."""
-    return _Decode.apply(values, weight, support)
+    return _Decode.apply(values, weight, support, sink)
+
+
+class _RowNorms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, sink):
+        norms = torch.linalg.vector_norm(weight, dim=1)
+        ctx.sink = sink
+        ctx.save_for_backward(weight, norms)
+        return norms
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, norms = ctx.saved_tensors
+        return _deliver(Along(weight, grad / norms.clamp_min(torch.finfo(norms.dtype).tiny)), ctx.sink), None
+
+
+def row_norms(weight: Float[Tensor, "n_latents d_in"], sink: Sink = None) -> Float[Tensor, "n_latents"]:
+    """Return ‖weight[j]‖ for every latent j, with its gradient."""
+    return _RowNorms.apply(weight, sink)

@@ -1,14 +1,19 @@
-"""`Support`: which latents of which rows are active, in row order and, on demand, in latent order."""
+"""`Support`: which latents of which rows may be active, in row order and, on demand, in latent order.
+
+A support contains every active entry; it may hold others, whose value is then 0.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saetool.sparse.codes import Codes
+
 INT16_LATENTS = 2**15
-"""Below this many latents, they sort as int16, about four times faster than as int64 (measured, CPU)."""
+"""Up to this many latents sort as int16, several times faster than as int64 (measured on CPU)."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,28 @@ class Support:
         order = torch.sort(key, stable=True).indices
         return ByLatent(order, self.rows[order], _offsets(self.latents, self.n_latents))
 
-    def where(self, kept: Tensor) -> "Support":
-        """Return the entries that `kept` [entries] (bool) marks."""
-        return Support(self.rows[kept], self.latents[kept], self.n_rows, self.n_latents)
+    def where(self, kept: Bool[Tensor, "entries"]) -> "Support":
+        """Return the entries that `kept` marks; an order by latent that is already known is kept too."""
+        support = Support(self.rows[kept], self.latents[kept], self.n_rows, self.n_latents)
+        if "by_latent" in self.__dict__:
+            old = self.by_latent
+            kept_there = kept[old.order]
+            before = torch.cat([old.offsets.new_zeros(1), kept_there.cumsum(0)])
+            place = kept.cumsum(0) - 1
+            support.__dict__["by_latent"] = ByLatent(
+                place[old.order[kept_there]], old.rows[kept_there], before[old.offsets]
+            )
+        return support
+
+    @classmethod
+    def of(cls, codes: Codes) -> "Support":
+        """Return the entries of codes."""
+        return cls(codes.row_of_entry(), codes.latents, codes.rows, codes.n_latents)
+
+    def codes(self, values: Float[Tensor, "entries"]) -> Codes:
+        """Return the entries with a positive value as codes."""
+        active = values > 0
+        return Codes.from_triples(self.rows[active], self.latents[active], values[active], self.n_rows, self.n_latents)
 
 
 def _offsets(index: Int[Tensor, "entries"], n: int) -> Int[Tensor, "n_plus_one"]:

@@ -1,0 +1,254 @@
+"""From pre-activations to latents: one small module a kind, with whatever it learns beside the encoder.
+
+The formulas see pre-activations `a` of any shape and a function `pick` that lays a parameter [n_latents] out beside
+them, so that the same lines serve all latents ([batch, n_latents]) and only the active ones ([entries]).
+"""
+
+import math
+from collections.abc import Callable
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+
+from saetool import distributed
+from saetool.autoencoders.sparse_settings import Activation, JumpReluActivation
+from saetool.sparse.select import Encoder
+from saetool.sparse.support import Support
+
+Pick = Callable[[Tensor], Tensor]
+
+GUESS, TRIES = 0.8, 4
+"""BatchTopK looks for candidates above this share of its last cut; too few, and it looks again lower, then at all."""
+
+THRESHOLD_DECAY = 0.99
+"""BatchTopK's running mean of the smallest kept value looks back over about 100 batches."""
+
+
+class SparseActivation(nn.Module):
+    """ReLU, and what all share: a support that holds every active entry, and the latents' values."""
+
+    dense_only = False
+
+    def cut(self, bias: Tensor) -> Tensor:
+        """Return for each latent the pre-activation at or below which its value (and gradient) is zero."""
+        return torch.zeros_like(bias)
+
+    def select(self, encoder: Encoder, x: Tensor, bias: Tensor) -> tuple[Support, Tensor]:
+        """Return the support of a batch and the pre-activations on it, as inference does: row by row."""
+        return encoder.above(x, bias, self.cut(bias))
+
+    def select_training(self, encoder: Encoder, x: Tensor, bias: Tensor) -> tuple[Support, Tensor]:
+        """Do what `select` does, as training does."""
+        return self.select(encoder, x, bias)
+
+    def survivors(self, a: Tensor, training: bool) -> Tensor | None:
+        """Return which of all pre-activations [batch, n_latents] are selected; None: the values say it."""
+        return None
+
+    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
+        """Return z from a."""
+        return a.relu()
+
+    def after_update(self) -> None:
+        """Update running state."""
+
+
+class Sigmoid(SparseActivation):
+    """z = 1 / (1 + exp(−a)) (Ng 2011)."""
+
+    dense_only = True
+
+    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
+        return a.sigmoid()
+
+
+class OneMinusExp(SparseActivation):
+    """z = 1 − exp(−max(a, 0)): a probability with true zeros."""
+
+    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
+        return -torch.expm1(-a.relu())
+
+
+class TopK(SparseActivation):
+    """The k largest of each row, then max(·, 0) (Gao et al. 2024, 2406.04093)."""
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = k
+
+    def select(self, encoder: Encoder, x: Tensor, bias: Tensor) -> tuple[Support, Tensor]:
+        return encoder.largest(x, bias, self.k)
+
+    def survivors(self, a: Tensor, training: bool) -> Tensor | None:
+        places = a.topk(min(self.k, a.shape[1]), dim=1, sorted=False).indices
+        return torch.zeros_like(a, dtype=torch.bool).scatter_(1, places, True)
+
+
+class BatchTopK(SparseActivation):
+    """The k · batch largest of a batch, then max(·, 0) (Bussmann et al. 2024, 2412.06410).
+
+    At inference a threshold decides instead, so that a row's code does not depend on its batch: the running mean of
+    the smallest kept value, corrected for its start at 0. With several processes the batch is that of all of them.
+    """
+
+    running: Tensor
+    updates: Tensor
+    guess: Tensor
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = k
+        self.register_buffer("running", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("guess", torch.zeros(()))
+        self._smallest: Tensor | None = None
+
+    def threshold(self) -> Tensor:
+        """Return the inference threshold; 0 before the first update."""
+        weight = 1 - THRESHOLD_DECAY ** self.updates.double()
+        return torch.where(self.updates > 0, self.running / weight.clamp_min(1e-12), self.running)
+
+    def cut(self, bias: Tensor) -> Tensor:
+        return self.threshold().to(bias).expand_as(bias)
+
+    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
+        return a.relu() if self.training else a.relu() * (a > self.threshold())
+
+    def select_training(self, encoder: Encoder, x: Tensor, bias: Tensor) -> tuple[Support, Tensor]:
+        guess = self.guess.to(bias) * GUESS
+        wanted = self.k * len(x)
+        for tries in count(1):
+            support, a = encoder.above(x, bias, guess.expand_as(bias))
+            # Enough above the guess everywhere: then the largest of the batch are all among them.
+            enough = distributed.all_reduce_sum((torch.sum(a > guess) >= wanted).double()) >= distributed.world_size()
+            # On CUDA this waits for the device, once a batch.
+            if bool(enough) or float(guess) == 0:
+                break
+            guess = guess * GUESS if tries < TRIES else torch.zeros_like(guess)
+        kept = self._largest(a, wanted)
+        return support.where(kept), a[kept]
+
+    def survivors(self, a: Tensor, training: bool) -> Tensor | None:
+        return self._largest(a.flatten(), self.k * len(a)).view_as(a) if training else None
+
+    def _largest(self, a: Tensor, wanted: int) -> Tensor:
+        """Mark the `wanted` · world_size largest positive ones of all processes; equals at the cut all stay."""
+        positive = a.detach().clamp_min(0)
+        lowest = global_kth_largest(positive, wanted * distributed.world_size())
+        kept = (positive >= lowest) & (positive > 0)
+        self._smallest = lowest.clamp_min(0)
+        return kept
+
+    def after_update(self) -> None:
+        """Take the last batch's smallest kept value into the running mean."""
+        if self._smallest is not None:
+            self.running.mul_(THRESHOLD_DECAY).add_((1 - THRESHOLD_DECAY) * self._smallest.double())
+            self.guess.copy_(self._smallest)
+            self.updates += 1
+            self._smallest = None
+
+
+def global_kth_largest(values: Tensor, k: int) -> Tensor:
+    """Return the k-th largest of the non-negative `values` of all processes; 0 where there are fewer."""
+    if distributed.world_size() == 1:
+        if values.numel() < k:
+            return values.new_zeros(())
+        return values.kthvalue(values.numel() - k + 1).values
+    # Non-negative floats order like their bits: find the largest bit pattern that at least k values reach.
+    bits = values.float().view(torch.int32).long()
+    low = torch.zeros((), dtype=torch.int64, device=values.device)
+    for place in range(30, -1, -1):
+        trial = low + (1 << place)
+        count = distributed.all_reduce_sum((bits >= trial).sum())
+        low = torch.where(count >= k, trial, low)
+    return low.int().view(torch.float32).to(values.dtype)
+
+
+class JumpRelu(SparseActivation):
+    """z = a · H(a − θ), θ learned through a rectangle kernel (Rajamanoharan et al. 2024, 2407.14435)."""
+
+    def __init__(self, settings: JumpReluActivation, n_latents: int, d_in: int):
+        super().__init__()
+        self.bandwidth = settings.bandwidth * math.sqrt(d_in)
+        self.log_threshold = nn.Parameter(torch.full((n_latents,), math.log(settings.threshold * math.sqrt(d_in))))
+
+    def cut(self, bias: Tensor) -> Tensor:
+        # Within the kernel's window below the threshold the value is 0 but its gradient is not.
+        return self.log_threshold.detach().exp() - self.bandwidth / 2
+
+    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
+        return _JumpRelu.apply(a, pick(self.log_threshold.exp()), self.bandwidth)
+
+    def active(self, a: Tensor, pick: Pick) -> Tensor:
+        """Return H(a − θ), whose sum is L0, with the kernel's gradient to θ."""
+        return _Step.apply(a, pick(self.log_threshold.exp()), self.bandwidth)
+
+
+def _kernel(a: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Return the rectangle K((a − θ) / ε)."""
+    return ((a - threshold).abs() < bandwidth / 2).to(a.dtype)
+
+
+def _sum_to(grad: Tensor, like: Tensor) -> Tensor:
+    return grad.sum(0) if grad.dim() > like.dim() else grad
+
+
+class _JumpRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, threshold, bandwidth):
+        ctx.save_for_backward(a, threshold)
+        ctx.bandwidth = bandwidth
+        return a * (a > threshold)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, threshold = ctx.saved_tensors
+        towards = -(threshold / ctx.bandwidth) * _kernel(a, threshold, ctx.bandwidth) * grad
+        return grad * (a > threshold), _sum_to(towards, threshold), None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, threshold, bandwidth):
+        ctx.save_for_backward(a, threshold)
+        ctx.bandwidth = bandwidth
+        return (a > threshold).to(a.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, threshold = ctx.saved_tensors
+        towards = -_kernel(a, threshold, ctx.bandwidth) / ctx.bandwidth * grad
+        return None, _sum_to(towards, threshold), None
+
+
+class Gated(SparseActivation):
+    """z = 1[a > 0] · max(exp(r) (a − b_gate) + b_magnitude, 0), a the gate (Rajamanoharan et al. 2024, 2404.16014)."""
+
+    def __init__(self, n_latents: int):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(n_latents))
+        self.magnitude_bias = nn.Parameter(torch.zeros(n_latents))
+
+    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
+        magnitude = pick(self.log_scale.exp()) * (a - pick(bias)) + pick(self.magnitude_bias)
+        return magnitude.relu() * (a > 0)
+
+
+def make_activation(settings: Activation, n_latents: int, d_in: int) -> SparseActivation:
+    """Return the module of an activation's settings."""
+    match settings.kind:
+        case "relu":
+            return SparseActivation()
+        case "sigmoid":
+            return Sigmoid()
+        case "one_minus_exp":
+            return OneMinusExp()
+        case "topk":
+            return TopK(settings.k)
+        case "batch_topk":
+            return BatchTopK(settings.k)
+        case "jump_relu":
+            return JumpRelu(settings, n_latents, d_in)
+        case "gated":
+            return Gated(n_latents)

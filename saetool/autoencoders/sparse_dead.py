@@ -1,0 +1,128 @@
+"""Latents that have not fired for long: counting them, and three ways to bring them back."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from saetool import distributed
+from saetool.autoencoders.sparse_settings import AuxK, Dead, PreActivation, Resample
+from saetool.sparse.products import Sink, decode, pre_activations
+from saetool.sparse.select import SLICE_ROWS, Encoder
+from saetool.sparse.support import Support
+
+WINDOW_TOKENS = 10_000_000
+WINDOW_SHARE = 0.2
+"""Dead: silent for the last min(10 million, 20 % of all training) tokens (mathematics of §3; Gao et al. 2024)."""
+
+
+class SilenceCounter(nn.Module):
+    """How many training tokens ago each latent last fired, over all processes."""
+
+    silent_tokens: Tensor
+
+    def __init__(self, settings: Dead, n_latents: int):
+        super().__init__()
+        self.window = getattr(settings, "after_tokens", None) or WINDOW_TOKENS
+        self._given = getattr(settings, "after_tokens", None) is not None
+        self.register_buffer("silent_tokens", torch.zeros(n_latents, dtype=torch.int64))
+
+    def set_training_tokens(self, tokens: int) -> None:
+        """Shorten the window to its share of a training of so many tokens, unless the settings fixed it."""
+        if not self._given:
+            self.window = max(1, min(WINDOW_TOKENS, round(WINDOW_SHARE * tokens)))
+
+    def dead(self) -> Bool[Tensor, "n_latents"]:
+        """Mark the latents that were silent for the whole window."""
+        return self.silent_tokens >= self.window
+
+    @torch.no_grad()
+    def update(self, fired: Bool[Tensor, "n_latents"], rows: int) -> None:
+        """Count a batch of `rows` rows a process, in which `fired` latents fired."""
+        anywhere = distributed.all_reduce_sum(fired.to(torch.int32)) > 0
+        self.silent_tokens.add_(rows * distributed.world_size()).masked_fill_(anywhere, 0)
+
+
+def auxk_loss(
+    settings: AuxK,
+    residual: Float[Tensor, "batch d_in"],
+    x: Float[Tensor, "batch d_in"],
+    center: Tensor,
+    encoder: Tensor,
+    bias: Tensor,
+    decoder: Tensor,
+    dead: Bool[Tensor, "n_latents"],
+    sinks: tuple[Sink, Sink],
+) -> Tensor:
+    """Return α ‖e − ê‖², summed over d_in, mean over the batch (Gao et al. 2024).
+
+    e is the detached residual, ê its reconstruction without b_d from each row's k largest dead pre-activations;
+    `x` is the centered input. Encoder, biases and decoder of dead latents get gradient. 0 where none is dead.
+    """
+    # On CUDA nonzero waits for the device, once a step.
+    index = dead.nonzero().squeeze(1)
+    if index.numel() == 0:
+        return residual.new_zeros(())
+    k = min(settings.k or min(x.shape[1] // 2, 512), index.numel())
+    some = Encoder(encoder.detach()[index])
+    found, values = some.largest(x, bias.detach()[index], max(k, 1))
+    support = Support(found.rows, index[found.latents], found.n_rows, encoder.shape[0])
+    a = pre_activations(values, x, center, encoder, bias, support, sinks[0])
+    estimate = decode(a.relu(), decoder, support, sinks[1])
+    return settings.weight * (residual.detach() - estimate).square().sum() / len(x)
+
+
+def pre_activation_loss(
+    settings: PreActivation,
+    x: Float[Tensor, "batch d_in"],
+    encoder: Tensor,
+    bias: Tensor,
+    decoder: Tensor,
+    threshold: Float[Tensor, "n_latents"],
+    dead: Bool[Tensor, "n_latents"],
+) -> Tensor:
+    """Return weight · √d_in · Σ over dead j of max(θ_j − a_j, 0) ‖W_d,j‖, mean over the batch (Anthropic, Jan. 2025).
+
+    The loss is piecewise linear in θ, W_e and b_e: with c = Σ over rows below θ, it is θ·c − W_e·(Σ x) − b_e·c, so a
+    slice leaves only those sums behind. `x` is the centered input and gets no gradient, neither does W_d.
+    """
+    index = dead.nonzero().squeeze(1)  # on CUDA this waits for the device, once a step
+    if index.numel() == 0:
+        return x.new_zeros(())
+    weight, offset, theta = (p.index_select(0, index) for p in (encoder, bias, threshold))
+    with torch.no_grad():
+        norms = torch.linalg.vector_norm(decoder[index], dim=1)
+        counts, inputs = torch.zeros_like(offset), torch.zeros_like(weight)
+        for part in x.split(SLICE_ROWS):
+            below = (torch.addmm(offset, part, weight.T) < theta).to(x.dtype) * norms
+            counts += below.sum(0)
+            inputs += below.T @ part
+    total = (theta * counts - offset * counts).sum() - (weight * inputs).sum()
+    return settings.weight * x.shape[1] ** 0.5 * total / len(x)
+
+
+def due(settings: Resample, step: int, tokens_seen: Tensor, total_tokens: int | None) -> bool:
+    """Say whether dead latents are to be resampled after this step."""
+    if (step + 1) % settings.every_steps:
+        return False
+    return total_tokens is None or int(tokens_seen) <= settings.stop_share * total_tokens
+
+
+@torch.no_grad()
+def resample_directions(
+    errors: Float[Tensor, "batch"],
+    x: Float[Tensor, "batch d_in"],
+    wanted: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "drawn d_in"]:
+    """Return up to `wanted` unit rows of the centered inputs, drawn with p ∝ error² (Bricken et al. 2023).
+
+    The main process draws from its batch and every process gets the same rows.
+    """
+    weights = errors.double().square().to(generator.device)
+    possible = (weights > 0).sum()
+    drawn = torch.zeros(min(wanted, len(x)), x.shape[1], dtype=x.dtype, device=x.device)
+    if distributed.is_main() and int(possible):
+        rows = torch.multinomial(weights, min(len(drawn), int(possible)), generator=generator).to(x.device)
+        drawn[: len(rows)] = nn.functional.normalize(x[rows], dim=1)
+    distributed.all_reduce_sum(drawn)
+    return drawn[drawn.square().sum(1) > 0]

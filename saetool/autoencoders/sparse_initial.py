@@ -1,0 +1,82 @@
+"""Where a sparse model starts: unit decoder rows, the encoder tied to them, biases that give the wanted L0 at once.
+
+Starting at the wanted L0 keeps the sparse step fast from step 0, and W_e = W_dᵀ keeps latents alive (Gao et al. 2024).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from saetool.autoencoders.base import Autoencoder, Normalizer, Stream
+from saetool.autoencoders.sparse_activations import BatchTopK, Gated, JumpRelu, SparseActivation, TopK
+from saetool.autoencoders.sparse_settings import KlPenalty, SparseSettings
+from saetool.sparse.select import SLICE_ROWS
+
+SAMPLE_ROWS = 1024
+"""Rows whose pre-activations set the biases: with 100 active of 12,288 the quantile is then known to about 1 %."""
+
+KL_ENCODER_SCALE = 1.5
+"""‖W_e,j‖ at the start of KL models: pre-activations then spread wide enough to be rare rather than small."""
+
+MOST_ACTIVE = 0.25
+"""The wanted L0 is at most this share of the latents: a quantile near 1 says nothing."""
+
+
+class Initial(Autoencoder):
+    """What initialization needs of a sparse model."""
+
+    settings: SparseSettings
+    normalizer: Normalizer
+    activation: SparseActivation
+    encoder: nn.Parameter
+    decoder: nn.Parameter
+    encoder_bias: nn.Parameter
+    decoder_bias: nn.Parameter
+
+
+@torch.no_grad()
+def initialize_sparse(model: Initial, stream: Stream, generator: torch.Generator) -> float:
+    """Set normalization and parameters from training rows; return the expected number of active latents."""
+    statistics = stream.statistics()
+    model.normalizer.fit(statistics)
+    if model.settings.normalize != "center_scale":
+        model.decoder_bias.copy_(model.normalizer(statistics.mean.to(model.decoder_bias)))
+    rows = torch.randn(model.decoder.shape, generator=generator, device=generator.device)
+    model.decoder.copy_(nn.functional.normalize(rows, dim=1))
+    penalty = model.settings.penalty
+    model.encoder.copy_(model.decoder * (KL_ENCODER_SCALE if isinstance(penalty, KlPenalty) else 1.0))
+    if isinstance(penalty, KlPenalty) and model.settings.activation.kind == "sigmoid":
+        model.encoder_bias.fill_(math.log(penalty.rho / (1 - penalty.rho)))
+        return float(model.n_latents)
+    return _set_biases(model, model.normalizer(stream.sample(SAMPLE_ROWS).to(model.encoder)))
+
+
+def _set_biases(model: Initial, x: Tensor) -> float:
+    activation, penalty = model.activation, model.settings.penalty
+    wanted = min(model.settings.initial_l0, MOST_ACTIVE * model.n_latents)
+    if isinstance(penalty, KlPenalty):
+        # Active latents start between 0 and about 1, so twice the rate of them gives about the mean.
+        wanted = min(2 * penalty.rho, MOST_ACTIVE) * model.n_latents
+    if isinstance(activation, TopK | BatchTopK):
+        if isinstance(activation, BatchTopK):
+            activation.guess.fill_(_quantile(model, x, float(activation.k)))
+        return float(activation.k)
+    shift = -_quantile(model, x, wanted)
+    if isinstance(activation, JumpRelu):
+        model.encoder_bias.copy_(activation.log_threshold.exp() + shift)
+    else:
+        model.encoder_bias.fill_(shift)
+    if isinstance(activation, Gated):
+        activation.magnitude_bias.fill_(shift)
+    return wanted
+
+
+def _quantile(model: Initial, x: Tensor, wanted: float) -> float:
+    """Return the value that, on average over the rows, `wanted` products with the encoder exceed."""
+    above = max(1, round(wanted * len(x)))
+    kept = torch.empty(0, dtype=x.dtype, device=x.device)
+    for part in (x - model.decoder_bias).split(SLICE_ROWS):
+        products = torch.cat([kept, (part @ model.encoder.T).flatten()])
+        kept = products.topk(min(above, products.numel()), sorted=False).values
+    return float(kept.min())
