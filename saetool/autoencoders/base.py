@@ -127,6 +127,8 @@ class Autoencoder(nn.Module):
     n_latents: int
     active_above: float = 0.0
     """A latent counts as active (L0, dead, frequency) when its value exceeds this."""
+    adds_input: bool = False
+    """Whether the reconstruction is x + decode(encode(x)): the code of a residual model holds a correction."""
     total_tokens: int = 0
     """Rows of the whole training; the trainer says it before `initialize`."""
     fuse_gradients: bool = False
@@ -137,7 +139,7 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return the reconstruction in raw units."""
+        """Return the reconstruction in raw units (what to add to x, where the model `adds_input`)."""
         raise NotImplementedError
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
@@ -146,7 +148,8 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction of raw activations, in raw units."""
-        return self.decode(self.encode(x))
+        x_hat = self.decode(self.encode(x))
+        return x + x_hat if self.adds_input else x_hat
 
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the active latents of raw activations; families with exact zeros override it and stay sparse."""

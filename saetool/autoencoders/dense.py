@@ -136,7 +136,7 @@ class Dense(Autoencoder):
         return self.settings.error == "cross_entropy" and (levels[0] == 1 or self.settings.activation == "sigmoid")
 
     def error(self, z: Float[Tensor, "batch code"], target: Float[Tensor, "batch width"], levels: range) -> Loss:
-        """Return the reconstruction error of `target` from codes `z`; of cross-entropy also its excess over the least."""
+        """Return the reconstruction error of `target` from codes `z`, and its excess over the least."""
         if not self._uses_cross_entropy(levels):
             return Loss({"reconstruction": squared_error(self.decode_levels(z, levels), target)})
         reconstruction = bernoulli_error(self.decode_logits(z, levels), target)

@@ -22,9 +22,11 @@ def reconstruct(autoencoder: Autoencoder, x: Float[Tensor, "rows d_in"]) -> tupl
     """
     if autoencoder.active_above > 0:
         z = autoencoder.encode(x)
-        return Codes.from_dense(z, autoencoder.active_above), autoencoder.decode(z)
-    codes = autoencoder.encode_sparse(x)
-    return codes, autoencoder.decode_sparse(codes)
+        codes, x_hat = Codes.from_dense(z, autoencoder.active_above), autoencoder.decode(z)
+    else:
+        codes = autoencoder.encode_sparse(x)
+        x_hat = autoencoder.decode_sparse(codes)
+    return codes, x + x_hat if autoencoder.adds_input else x_hat
 
 
 @dataclass(frozen=True)

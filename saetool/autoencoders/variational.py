@@ -1,0 +1,293 @@
+"""Variational autoencoders (Kingma & Welling 2013; β: Higgins et al. 2017).
+
+ELBO = E_q ln p(x|z) − β KL(q(z|x)‖N(0, I)), q = N(μ(x), diag σ²(x)), z = μ + σ ε,
+KL = −½ Σ(1 + ln σ² − μ² − σ²). Likelihoods keep their constants. With linear maps the optimum is probabilistic
+principal component analysis (Tipping & Bishop 1999; Lucas et al. 2019), reached in closed form.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from saetool.autoencoders.base import Autoencoder, Loss, Normalize, Normalizer, Stream
+from saetool.autoencoders.layers import Activation, Chain
+from saetool.autoencoders.linear import Spectrum, principal_components
+from saetool.autoencoders.noise import normal_like
+from saetool.autoencoders.reconstruction import require_unit_interval
+from saetool.autoencoders.width import Width
+from saetool.errors import RequestError
+from saetool.seeding import generator as seeded
+
+# ln σ² stays between ± this, smoothly: e^±15 spans seven orders of magnitude in σ and overflows nowhere.
+LOG_VARIANCE_BOUND = 15.0
+
+# A latent is active when its mean varies over the data by more than this (Burda et al. 2016).
+ACTIVE_VARIANCE = 0.01
+
+CHECKED_ROWS = 4096
+
+
+class VariationalSettings(Width):
+    """A variational autoencoder; without hidden layers both maps are linear."""
+
+    kind: Literal["variational"] = "variational"
+    hidden: tuple[PositiveInt, ...] = ()
+    activation: Activation = "tanh"
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
+    noise: PositiveFloat | None = None
+    """Standard deviation of the gaussian likelihood, in the model's units; null: learned."""
+    beta: NonNegativeFloat = 1.0
+    warmup_steps: NonNegativeInt = 0
+    """β rises linearly from 0 over these steps."""
+    solver: Literal["gradient", "closed_form"] = "gradient"
+    """closed_form: probabilistic PCA, for linear gaussian models with β = 1."""
+    normalize: Normalize = "none"
+
+    @model_validator(mode="after")
+    def _legal(self) -> "VariationalSettings":
+        if self.likelihood == "bernoulli" and self.normalize != "none":
+            raise ValueError(f"likelihood: bernoulli needs inputs in [0, 1], which normalize: {self.normalize} leaves")
+        if self.likelihood == "bernoulli" and self.noise is not None:
+            raise ValueError("noise belongs to likelihood: gaussian: drop it")
+        if self.solver == "closed_form" and (self.hidden or self.likelihood != "gaussian" or self.beta != 1):
+            raise ValueError("solver: closed_form needs no hidden layers, likelihood: gaussian and beta: 1")
+        return self
+
+
+class Variational(Autoencoder):
+    """Encoder x ↦ (μ, ln σ²), decoder z ↦ the mean of p(x|z); `encode` returns μ."""
+
+    log_noise: Tensor
+
+    def __init__(self, settings: VariationalSettings, d_in: int):
+        super().__init__()
+        self.settings = settings
+        self.d_in = d_in
+        self.n_latents = settings.width(d_in)
+        self.normalizer = Normalizer(d_in, settings.normalize)
+        inner: list[Activation] = [settings.activation] * len(settings.hidden)
+        self.encoder = Chain([d_in, *settings.hidden, 2 * self.n_latents], [*inner, "identity"])
+        self.decoder = Chain([self.n_latents, *settings.hidden[::-1], d_in], [*inner, "identity"])
+        fixed = settings.noise is not None or settings.likelihood == "bernoulli"
+        log_noise = torch.tensor(_unbounded(2 * math.log(settings.noise or 1.0)))
+        if fixed:
+            self.register_buffer("log_noise", log_noise)
+        else:
+            self.log_noise = nn.Parameter(log_noise)
+        self._draw(seeded(0, "variational"))
+
+    @torch.no_grad()
+    def _draw(self, generator: torch.Generator) -> None:
+        self.encoder.reset(generator)
+        self.decoder.reset(generator)
+        self.encoder.weights[-1][self.n_latents :].zero_()
+
+    def _to_units(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        return self.normalizer(x.to(self.normalizer.mean.dtype))
+
+    def _posterior(
+        self, x: Float[Tensor, "batch d_in"]
+    ) -> tuple[Float[Tensor, "batch n_latents"], Float[Tensor, "batch n_latents"]]:
+        """Return μ and ln σ² of q(z|x), x in the model's units."""
+        mean, log_variance = self.encoder(x).chunk(2, dim=-1)
+        return mean, _bounded(log_variance)
+
+    def posterior(
+        self, x: Float[Tensor, "batch d_in"]
+    ) -> tuple[Float[Tensor, "batch n_latents"], Float[Tensor, "batch n_latents"]]:
+        """Return mean and variance of q(z|x) for raw activations."""
+        mean, log_variance = self._posterior(self._to_units(x))
+        return mean, log_variance.exp()
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        """Return the posterior means of raw activations."""
+        return self._posterior(self._to_units(x))[0]
+
+    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+        """Return the mean of p(x|z) in raw units."""
+        logits = self.decoder(z)
+        return torch.sigmoid(logits) if self.settings.likelihood == "bernoulli" else self.normalizer.inverse(logits)
+
+    def noise_variance(self) -> Float[Tensor, ""]:
+        """Return the gaussian likelihood's variance, in the model's units."""
+        return _bounded(self.log_noise).exp()
+
+    def _log_likelihood(
+        self, x: Float[Tensor, "batch d_in"], z: Float[Tensor, "*samples batch n_latents"]
+    ) -> Float[Tensor, "*samples batch"]:
+        """Return ln p(x|z) in nats, x in the model's units."""
+        logits = self.decoder(z)
+        if self.settings.likelihood == "bernoulli":
+            target = x.expand_as(logits)
+            return -nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+        return self._gaussian((x - logits).square().sum(-1))
+
+    def _gaussian(self, square: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Return the gaussian log-likelihood of a squared distance from the mean."""
+        log_variance = _bounded(self.log_noise)
+        return -0.5 * (square / log_variance.exp() + self.d_in * (log_variance + math.log(2 * math.pi)))
+
+    def _expected_log_likelihood(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        mean: Float[Tensor, "batch n_latents"],
+        log_variance: Float[Tensor, "batch n_latents"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "batch"]:
+        """Return E_q ln p(x|z): exact for a linear gaussian decoder, else from one reparametrized sample."""
+        if not self.settings.hidden and self.settings.likelihood == "gaussian":
+            spread = log_variance.exp() @ self.decoder.weights[0].square().sum(0)
+            return self._gaussian((x - self.decoder(mean)).square().sum(-1) + spread)
+        return self._log_likelihood(x, _reparametrized(mean, log_variance, generator))
+
+    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+        """Return the negative ELBO with its β at `step`, in nats in the model's units.
+
+        Raises RequestError where a Bernoulli likelihood is given inputs outside [0, 1].
+        """
+        self._check(x)
+        x = self._to_units(x)
+        mean, log_variance = self._posterior(x)
+        negative = -self._expected_log_likelihood(x, mean, log_variance, generator).mean()
+        divergence = kl_from_standard_normal(mean, log_variance).mean()
+        beta = self.settings.beta * min(1.0, (step + 1) / max(self.settings.warmup_steps, 1))
+        active = (mean.detach().var(0, correction=0) > ACTIVE_VARIANCE).sum()
+        metrics = {"elbo": -(negative + divergence).detach(), "kl": divergence.detach(), "active_units": active}
+        return Loss({"reconstruction": negative, "kl": beta * divergence}, metrics)
+
+    def _check(self, x: Float[Tensor, "batch d_in"]) -> None:
+        if self.settings.likelihood == "bernoulli":
+            require_unit_interval(x, "likelihood: bernoulli", "use likelihood: gaussian, or pixels")
+
+    def elbo(self, x: Float[Tensor, "batch d_in"], generator: torch.Generator) -> Float[Tensor, "batch"]:
+        """Return each row's ELBO at β = 1 in nats, as a density of raw activations."""
+        x = self._to_units(x)
+        mean, log_variance = self._posterior(x)
+        expected = self._expected_log_likelihood(x, mean, log_variance, generator)
+        return expected - kl_from_standard_normal(mean, log_variance) + self._log_volume()
+
+    def importance_bound(
+        self, x: Float[Tensor, "batch d_in"], samples: int, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+        """Return the sampled ELBO and the importance-weighted bound of each row (Burda et al. 2016), same samples.
+
+        In nats, as densities of raw activations: mean and log-mean-exp of ln w = ln p(x, z) − ln q(z|x).
+        """
+        x = self._to_units(x)
+        mean, log_variance = self._posterior(x)
+        weights = []
+        for _ in range(samples):
+            z = _reparametrized(mean, log_variance, generator)
+            prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+            distance = (z - mean).square() / log_variance.exp()
+            posterior = -0.5 * (distance + log_variance + math.log(2 * math.pi)).sum(-1)
+            weights.append(self._log_likelihood(x, z) + prior - posterior)
+        log_weights = torch.stack(weights)
+        bound = log_weights.logsumexp(0) - math.log(samples)
+        return log_weights.mean(0) + self._log_volume(), bound + self._log_volume()
+
+    def _log_volume(self) -> Float[Tensor, ""]:
+        """Return d · ln factor: what a log-density gains from the model's units to raw ones."""
+        return self.d_in * self.normalizer.factor.log()
+
+    def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n d_in"]:
+        """Decode `n` draws from the prior, in raw units."""
+        mean = self.normalizer.mean
+        return self.decode(torch.randn(n, self.n_latents, generator=generator, device=mean.device, dtype=mean.dtype))
+
+    @torch.no_grad()
+    def active_units(self, blocks: Iterable[Float[Tensor, "batch d_in"]]) -> Bool[Tensor, "n_latents"]:
+        """Say which latents' posterior means vary over the rows by more than `ACTIVE_VARIANCE`."""
+        means = torch.cat([self.encode(block) for block in blocks]).double()
+        return means.var(0, correction=0) > ACTIVE_VARIANCE
+
+    @torch.no_grad()
+    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
+        """Draw the weights; the decoder starts at the data's mean, learned noise at its mean variance."""
+        self._draw(generator)
+        statistics = stream.statistics()
+        self.normalizer.fit(statistics)
+        self._check(stream.sample(CHECKED_ROWS))
+        if self.settings.likelihood == "bernoulli":
+            # A component that is always 0 or 1 has an infinite logit.
+            self.decoder.biases[-1].copy_(statistics.mean.clamp(0.01, 0.99).logit())
+            return
+        self.decoder.biases[-1].copy_(self._to_units(statistics.mean[None].to(self.normalizer.mean))[0])
+        if self.settings.noise is None:
+            variance = float(statistics.variance.mean()) * float(self.normalizer.factor) ** 2
+            self.log_noise.fill_(_unbounded(math.log(max(variance, 1e-6))))
+
+    @torch.no_grad()
+    def fit(self, stream: Stream) -> bool:
+        """Set probabilistic PCA, where the settings ask for the closed form.
+
+        Raises RequestError where no variance is left to be noise: n_latents must be below d_in and the data's rank.
+        """
+        if self.settings.solver != "closed_form":
+            return False
+        self.normalizer.fit(stream.statistics())
+        raw = principal_components(stream)
+        mean = self._to_units(raw.mean[None].to(self.normalizer.mean))[0].to(raw.mean)
+        self._set_probabilistic_pca(Spectrum(mean, raw.values * float(self.normalizer.factor) ** 2, raw.vectors))
+        return True
+
+    def _set_probabilistic_pca(self, spectrum: Spectrum) -> None:
+        """W = U (Λ − σ²)^½, q(z|x) = N(M⁻¹Wᵀ(x − mean), σ² M⁻¹), M = WᵀW + σ², which is diagonal for this W."""
+        k = self.n_latents
+        noise = self.settings.noise**2 if self.settings.noise else float(spectrum.values[k:].mean())
+        if not noise > math.exp(-LOG_VARIANCE_BOUND):
+            raise RequestError(
+                f"n_latents: {k} leaves no variance to be noise (d_in is {self.d_in}): choose fewer, or fix noise"
+            )
+        gain = (spectrum.values[:k] - noise).clamp_min(0)
+        decoder = spectrum.vectors[:, :k] * gain.sqrt()
+        inverse = 1 / (gain + noise)
+        weight, bias = self.encoder.weights[0], self.encoder.biases[0]
+        weight.zero_()
+        weight[:k] = (inverse[:, None] * decoder.T).to(weight)
+        bias[:k] = (-inverse * (decoder.T @ spectrum.mean)).to(bias)
+        bias[k:] = (noise * inverse).log().div(LOG_VARIANCE_BOUND).atanh().mul(LOG_VARIANCE_BOUND).to(bias)
+        self.decoder.weights[0].copy_(decoder)
+        self.decoder.biases[0].copy_(spectrum.mean)
+        self.log_noise.fill_(_unbounded(math.log(noise)))
+
+    def decoder_directions(self) -> Float[Tensor, "n_latents d_in"] | None:
+        """Return the columns of a linear gaussian decoder in raw units; None for any other decoder."""
+        if self.settings.hidden or self.settings.likelihood == "bernoulli":
+            return None
+        return self.decoder.weights[0].detach().T / self.normalizer.factor
+
+    def encoder_directions(self) -> Float[Tensor, "n_latents d_in"] | None:
+        """Return the rows of a linear mean encoder as they act on raw activations; None for a deep one."""
+        if self.settings.hidden:
+            return None
+        return self.encoder.weights[0].detach()[: self.n_latents] * self.normalizer.factor
+
+    def loss_convention(self) -> str:
+        """Say what the loss is made of."""
+        return "negative ELBO in nats, constants kept, summed over d_in, mean over the batch, in the model's units"
+
+
+def kl_from_standard_normal(
+    mean: Float[Tensor, "batch n_latents"], log_variance: Float[Tensor, "batch n_latents"]
+) -> Float[Tensor, "batch"]:
+    """Return KL(N(μ, diag σ²)‖N(0, I)) in nats."""
+    return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
+
+
+def _reparametrized(mean: Tensor, log_variance: Tensor, generator: torch.Generator) -> Tensor:
+    return mean + (0.5 * log_variance).exp() * normal_like(mean, generator)
+
+
+def _bounded(log_variance: Tensor) -> Tensor:
+    return LOG_VARIANCE_BOUND * torch.tanh(log_variance / LOG_VARIANCE_BOUND)
+
+
+def _unbounded(log_variance: float) -> float:
+    """Return the argument at which `_bounded` gives `log_variance`."""
+    return LOG_VARIANCE_BOUND * math.atanh(log_variance / LOG_VARIANCE_BOUND)

@@ -1,0 +1,184 @@
+"""Variational autoencoders: the divergence, the bounds, and probabilistic PCA as their exact linear case."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
+
+from saetool.autoencoders.variational import Variational, VariationalSettings, kl_from_standard_normal
+from saetool.errors import RequestError
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def model_of(d_in, **settings):
+    return Variational(VariationalSettings(**settings), d_in)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """1,500 rows in R^6: two strong directions, a mean, noise; float64."""
+    mixing = torch.randn(2, 6, generator=generator(1), dtype=torch.float64)
+    latents = torch.randn(1500, 2, generator=generator(2), dtype=torch.float64)
+    return latents @ mixing + 0.4 * torch.randn(1500, 6, generator=generator(3), dtype=torch.float64) + 2
+
+
+def probabilistic_pca(rows, k, noise=None):
+    """Return each row's log-likelihood under the maximum likelihood model (Tipping & Bishop 1999), by numpy."""
+    x = rows.numpy()
+    values, vectors = np.linalg.eigh(np.cov(x, rowvar=False, bias=True))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    variance = values[k:].mean() if noise is None else noise**2
+    low_rank = vectors[:, :k] * np.maximum(values[:k] - variance, 0) @ vectors[:, :k].T
+    covariance = torch.tensor(low_rank + variance * np.eye(x.shape[1]))
+    return MultivariateNormal(rows.mean(0), covariance).log_prob(rows)
+
+
+def test_divergence_equals_torch_distributions():
+    mean, log_variance = torch.randn(2, 40, 5, generator=generator(), dtype=torch.float64)
+    expected = kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(kl_from_standard_normal(mean, log_variance), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("hidden", [(), (7,)])
+def test_the_loss_is_the_negative_elbo_with_its_constants(likelihood, hidden):
+    model = model_of(5, n_latents=3, hidden=hidden, likelihood=likelihood).double()
+    x = torch.rand(200, 5, generator=generator(), dtype=torch.float64)
+    with torch.no_grad():
+        model.encoder.weights[-1][3:].normal_(generator=generator(5)).mul_(0.3)
+    mean, variance = model.posterior(x)
+    elbo = 0
+    for seed in range(400):  # the expectation over q, by brute force
+        z = mean + variance.sqrt() * torch.randn(200, 3, generator=generator(seed), dtype=torch.float64)
+        logits = model.decoder(z)
+        of_x = Normal(logits, model.noise_variance().sqrt()) if likelihood == "gaussian" else Bernoulli(logits=logits)
+        validated = of_x.log_prob(x) if likelihood == "gaussian" else -(torch.log1p(logits.exp()) - x * logits)
+        elbo = elbo + validated.sum(1) - kl_divergence(Normal(mean, variance.sqrt()), Normal(0.0, 1.0)).sum(1)
+    losses = [model.loss(x, 0, generator(1000 + seed)) for seed in range(400)]
+    average = torch.stack([loss.total for loss in losses]).mean()
+    assert float((average + elbo.mean() / 400).detach()) == pytest.approx(0, abs=0.02)
+    torch.testing.assert_close(losses[0].metrics["elbo"], -losses[0].total.detach())
+
+
+def test_reparametrized_gradients_are_right():
+    model = model_of(4, n_latents=2, hidden=(3,)).double()
+    x = torch.rand(6, 4, generator=generator(), dtype=torch.float64)
+    names, values = zip(*model.named_parameters(), strict=True)
+
+    class Losing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return model.loss(x, 0, generator(9)).total
+
+    def total(*parameters):
+        swapped = {f"model.{name}": value for name, value in zip(names, parameters, strict=True)}
+        return torch.func.functional_call(Losing(), swapped, (x,))
+
+    assert torch.autograd.gradcheck(total, values)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("normalize", ["none", "center_scale"])
+@pytest.mark.parametrize("noise", [None, 0.5])
+def test_closed_form_linear_model_is_probabilistic_pca(rows, rows_stream, k, normalize, noise):
+    if noise is not None and normalize != "none":
+        noise_setting = noise * math.sqrt(6 / float(rows.var(0, correction=0).sum()))
+    else:
+        noise_setting = noise
+    model = model_of(6, n_latents=k, solver="closed_form", normalize=normalize, noise=noise_setting).double()
+    assert model.fit(rows_stream(rows))
+    expected = probabilistic_pca(rows, k, noise)
+    torch.testing.assert_close(model.elbo(rows, generator()).detach(), expected, rtol=1e-9, atol=1e-9)
+    # The posterior is exact, so every single sample's importance weight is the likelihood itself.
+    sampled, bound = model.importance_bound(rows, 3, generator())
+    torch.testing.assert_close(sampled.detach(), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(bound.detach(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_trained_linear_model_comes_close_to_probabilistic_pca(rows, rows_stream, learn):
+    model = learn(model_of(6, n_latents=2), rows_stream(rows.float(), batch_size=500), 1500, lr=2e-2)
+    best = float(probabilistic_pca(rows, 2).mean()) / 6
+    mine = float(model.elbo(rows.float(), generator()).mean().detach()) / 6
+    assert best - 0.02 <= mine <= best + 1e-6
+
+
+@pytest.fixture(scope="module")
+def on_digits(digits, rows_stream, learn):
+    """Deep Bernoulli models of the digits at β = .5, 1 and 4."""
+    shape = {"n_latents": 10, "hidden": (64,), "activation": "relu", "likelihood": "bernoulli"}
+    stream = rows_stream(digits[0][:1400])
+    return [learn(model_of(64, beta=beta, **shape), stream, 500, lr=5e-3) for beta in (0.5, 1.0, 4.0)]
+
+
+def test_elbo_stays_below_the_importance_bound_of_the_same_samples(digits, on_digits):
+    test = digits[0][1400:]
+    elbo, bound = (values.detach() for values in on_digits[1].importance_bound(test, 50, generator()))
+    assert bool((elbo <= bound).all())
+    assert float((bound - elbo).mean()) > 0.1
+    again = on_digits[1].elbo(test, generator(1)).detach()
+    assert float(again.mean()) == pytest.approx(float(elbo.mean()), abs=0.3)
+
+
+def test_a_larger_beta_means_a_smaller_divergence_and_fewer_active_units(digits, on_digits):
+    divergences = [float(m.loss(digits[0], 10**9, generator()).metrics["kl"]) for m in on_digits]
+    assert all(later < earlier for earlier, later in pairwise(divergences))
+    active = [int(model.active_units(digits[0].split(100)).sum()) for model in on_digits]
+    assert active[0] >= active[1] > active[2]
+    means = on_digits[2].encode(digits[0]).detach().double()
+    assert active[2] == int((means.numpy().var(0) > 0.01).sum())
+
+
+def test_samples_are_images_decoded_from_the_prior(digits, on_digits):
+    images = on_digits[1].sample(500, generator(4)).detach()
+    z = torch.randn(500, 10, generator=generator(4))
+    torch.testing.assert_close(images, on_digits[1].decode(z).detach())
+    assert bool(((images >= 0) & (images <= 1)).all())
+    gap = (images.mean(0) - digits[0].mean(0)).abs().mean()
+    assert float(gap) < 0.25 * float((digits[0].mean(0) - digits[0].mean()).abs().mean())
+
+
+def test_beta_warms_up(digits):
+    model = model_of(64, n_latents=4, beta=2.0, warmup_steps=10)
+    parts = [model.loss(digits[0], step, generator()) for step in (0, 4, 9, 50)]
+    factors = [float((loss.parts["kl"] / loss.metrics["kl"]).detach()) for loss in parts]
+    assert factors == pytest.approx([0.2, 1.0, 2.0, 2.0])
+
+
+def test_log_variances_are_bounded_whatever_the_encoder_says():
+    model = model_of(3, n_latents=2)
+    with torch.no_grad():
+        model.encoder.biases[0].fill_(1e6)
+    mean, variance = (value.detach() for value in model.posterior(torch.zeros(1, 3)))
+    assert bool(torch.isfinite(variance).all())
+    assert float(variance.max()) == pytest.approx(math.exp(15), rel=1e-4)
+    assert torch.equal(model.encode(torch.zeros(1, 3)).detach(), mean)
+
+
+def test_bad_requests_are_named(rows, rows_stream):
+    for wrong, words in [
+        ({"likelihood": "bernoulli", "normalize": "scale"}, r"needs inputs in \[0, 1\]"),
+        ({"likelihood": "bernoulli", "noise": 0.1}, "noise belongs to likelihood: gaussian"),
+        ({"solver": "closed_form", "hidden": (3,)}, "needs no hidden layers"),
+        ({"solver": "closed_form", "beta": 2.0}, "beta: 1"),
+    ]:
+        with pytest.raises(ValidationError, match=words):
+            VariationalSettings(n_latents=2, **wrong)
+    with pytest.raises(ValidationError, match="n_latents"):
+        VariationalSettings(n_latents=0)
+    bernoulli = model_of(6, n_latents=2, likelihood="bernoulli")
+    with pytest.raises(RequestError, match=r"bernoulli needs every input in \[0, 1\]"):
+        bernoulli.initialize(rows_stream(rows), generator())
+    with pytest.raises(RequestError, match="use likelihood: gaussian"):
+        bernoulli.loss(rows.float(), 0, generator())
+    with pytest.raises(RequestError, match="leaves no variance to be noise"):
+        model_of(6, n_latents=6, solver="closed_form").fit(rows_stream(rows))
