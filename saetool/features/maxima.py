@@ -14,8 +14,8 @@ RECORD = np.dtype(
         ("mass", np.float32),
     ]
 )
-"""One (latent, image) pair with at least one firing token: the position of the strongest token (the first of equals), the
-number of firing tokens, the largest value and the sum of all values."""
+"""One (latent, image) pair with at least one firing token: the position of the strongest token (the first of equals),
+the number of firing tokens, the largest value and the sum of all values."""
 
 
 @dataclass(frozen=True)

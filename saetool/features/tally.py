@@ -111,15 +111,25 @@ class Tally:
 
 
 def _maxima(cell: Tensor, patch: Tensor, values: Tensor, units: Tensor, cells: int, tokens: int) -> Tensor:
-    """Return [5, pairs] int64: cell, packed (value bits, reversed patch), firing tokens, sum in units."""
+    """Return [4, pairs] int64: cell, packed value bits and reversed patch, firing tokens, sum in units; by cell."""
+    place, occupied = cell, None
+    if cells > _CELLS_PER_ENTRY * cell.numel():
+        # Few entries in many cells (one token an image): number the occupied cells instead of holding all.
+        occupied, place = torch.unique(cell, return_inverse=True)
+        cells = occupied.numel()
     # The larger packed number is the larger value, then the earlier patch: one reduction finds both.
     packed = (values.view(torch.int32).long() << 32) | (tokens - 1 - patch)
-    best = torch.zeros(cells, dtype=torch.int64, device=cell.device).scatter_reduce_(0, cell, packed, "amax")
+    best = torch.zeros(cells, dtype=torch.int64, device=cell.device).scatter_reduce_(0, place, packed, "amax")
     # float64 sums of whole numbers below 2^53: exact in any order.
-    mass = torch.bincount(cell, weights=units, minlength=cells)
-    count = torch.bincount(cell, minlength=cells)
+    mass = torch.bincount(place, weights=units, minlength=cells).long()
+    count = torch.bincount(place, minlength=cells)
+    if occupied is not None:
+        return torch.stack([occupied, best, count, mass])
     hit = best.nonzero().squeeze(1)
-    return torch.stack([hit, best[hit], count[hit], mass[hit].long()])
+    return torch.stack([hit, best[hit], count[hit], mass[hit]])
+
+
+_CELLS_PER_ENTRY = 8
 
 
 def _records(found: Tensor, images: int, first_image: int, tokens: int, unit: float) -> np.ndarray:
@@ -136,7 +146,7 @@ def _records(found: Tensor, images: int, first_image: int, tokens: int, unit: fl
 
 
 def strongest(codes: Codes, k: int) -> tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]:
-    """Return each row's k largest entries, latents (int32, −1 where there are fewer) and values; ties: lowest latent."""
+    """Return each row's k largest entries, latents (int32, −1 pads) and values; ties go to the lowest latent."""
     counts = codes.offsets.diff()
     width = max(int(counts.max()) if counts.numel() else 0, k)
     # value bits above, reversed latent below: one sort key, no ties

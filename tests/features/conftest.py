@@ -4,7 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
 
+from saetool.activations import CacheSettings, write_store
+from saetool.artifacts import Artifact, Stage, run_stage
+from saetool.autoencoders.families import AutoencoderSettings
+from saetool.autoencoders.families import build as build_autoencoder
+from saetool.features import IndexSettings, index
 from saetool.features.maxima import RECORD, Maxima
 
 
@@ -37,3 +45,37 @@ def random_scores() -> Callable[..., np.ndarray]:
 def maxima_of() -> Callable[..., Maxima]:
     """Turn dense scores [images, latents] into sparse maxima."""
     return _maxima_of
+
+
+@pytest.fixture(scope="session")
+def build_index(tmp_path_factory) -> Callable[..., Artifact]:
+    """Index codes z [images, tokens, latents]: stored as activations, read by an autoencoder whose encoder is 1."""
+
+    def build(z: Tensor, *, where=None, share: float = 0.3, shard_mb: float = 64, batch_size: int = 3, **given):
+        where = where or tmp_path_factory.mktemp("index")
+        settings = given.pop("settings", IndexSettings())
+        cache = CacheSettings(dtype="float32", shard_mb=shard_mb, batch_size=batch_size)
+        store = write_store(where / "activations", z, settings=cache, **given)
+        autoencoder = seal_identity(where / "autoencoder", store, share)
+        return index(autoencoder, store.artifact, where / "features", settings)
+
+    return build
+
+
+def seal_identity(out, store, share: float = 0.3) -> Artifact:
+    """Seal a sparse autoencoder whose codes are the positive part of its input, decoder = twice the identity."""
+    site = store.sites[0]
+    settings = {"kind": "sparse", "n_latents": site.d, "expansion": None, "normalize": "none"}
+    parsed = TypeAdapter(AutoencoderSettings).validate_python(settings)
+    model = build_autoencoder(parsed, site.d)
+    state = model.state_dict()
+    state["encoder"], state["decoder"] = torch.eye(site.d), 2 * torch.eye(site.d)
+    state["encoder_bias"], state["decoder_bias"] = torch.zeros(site.d), torch.zeros(site.d)
+
+    def build(partial) -> dict:
+        partial.write_tensors("model.safetensors", state)
+        held_out = {"seed": 5, "share": share}
+        content = {"settings": parsed.model_dump(mode="json"), "d_in": site.d, "n_latents": site.d}
+        return {**content, "site": site.info, "held_out": held_out}
+
+    return run_stage(Stage("autoencoder", {"d": site.d, "share": share}, build, (store.artifact,)), out)

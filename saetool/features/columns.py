@@ -1,0 +1,248 @@
+"""Every column of the tables of a features artifact; `docs/tables.md` is made from this."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `type` is an Arrow type's name, `unit` "" for counts, names and ratios."""
+
+    name: str
+    type: str
+    unit: str
+    definition: str
+
+    @property
+    def arrow(self) -> pa.DataType:
+        """The Arrow type."""
+        return pa.type_for_alias(self.type)
+
+
+_FIRES = "A latent fires on a token when its code there is stored and positive"
+
+LATENTS = (
+    Column("latent", "int32", "", "Number of the latent; row i is latent i."),
+    Column(
+        "status",
+        "string",
+        "",
+        "dead: never fired on the whole store; rare: token_frequency < rare_below; "
+        "dense: token_frequency > dense_above; else ok.",
+    ),
+    Column("token_count", "int64", "tokens", f"Tokens on which it fires. {_FIRES}."),
+    Column("token_frequency", "double", "", "token_count / all tokens."),
+    Column("image_count", "int64", "images", "Images with at least one firing token."),
+    Column("image_frequency", "double", "", "image_count / all images."),
+    Column("held_out_token_count", "int64", "tokens", "Firing tokens in images held out of training."),
+    Column("silent_on_held_out", "bool", "", "Whether held_out_token_count is 0."),
+    Column("max", "float", "activation", "Largest activation; null when dead."),
+    Column("mean_firing", "double", "activation", "Mean over the tokens on which it fires; null when dead."),
+    Column("mean", "double", "activation", "Mean over all tokens, zeros included."),
+    Column(
+        "spatial_entropy",
+        "double",
+        "",
+        "Entropy of its mean activation over positions, divided by ln(positions): 0 one "
+        "position, 1 all alike; null when dead or with one position.",
+    ),
+    Column(
+        "encoder_decoder_cosine",
+        "float",
+        "",
+        "Cosine of its encoder and decoder directions; null where the family has none.",
+    ),
+    Column(
+        "decoder_norm",
+        "float",
+        "raw units / activation",
+        "Length of its decoder direction in raw units; null as above.",
+    ),
+    Column("neighbor_similarity", "float", "", "Largest decoder cosine with another latent; null where there is none."),
+    Column(
+        "coactivation_similarity",
+        "float",
+        "",
+        "Largest Jaccard index with another latent over images on which they fire; null where it fires with none.",
+    ),
+    Column(
+        "monosemanticity",
+        "double",
+        "",
+        "Mean cosine of the embeddings (index.embedding_layer) of pairs of images, "
+        "weighted by the product of the latent's min–max scaled image maxima (Pach et al. 2025); null without "
+        "embeddings or with fewer than two images of positive weight.",
+    ),
+)
+
+LABELED = (
+    Column(
+        "{label}.best_class",
+        "string",
+        "",
+        "Class with the largest AUROC, the first of equals; null when dead or "
+        "undefined. A column of numbers has two classes, up to and above its median.",
+    ),
+    Column("{label}.auroc", "double", "", "AUROC of the best class (see label_statistics)."),
+    Column("{label}.average_precision", "double", "", "Average precision of the best class."),
+    Column(
+        "{label}.p_value",
+        "double",
+        "",
+        "Categories: Kruskal–Wallis test that image maxima are alike in all classes. "
+        "Numbers: test of Spearman's correlation (t distribution). Images at 0 are ties.",
+    ),
+    Column("{label}.q_value", "double", "", "p_value after Benjamini–Hochberg over the latents that have one."),
+    Column(
+        "{label}.purity", "double", "", "Largest share of its mass in one class (mass: sum of activations over tokens)."
+    ),
+    Column("{label}.entropy", "double", "", "Entropy of those shares, divided by ln(number of classes)."),
+    Column(
+        "{label}.spearman", "double", "", "Spearman's correlation of image maxima with the number; null for categories."
+    ),
+)
+
+LABEL_STATISTICS = (
+    Column("latent", "int32", "", "Number of the latent; dead ones have no rows."),
+    Column("label", "string", "", "Name of the label column."),
+    Column("class", "string", "", "Class; a latent has rows for its `index.label_classes` classes of largest AUROC."),
+    Column("images", "int64", "images", "Labeled images of the class."),
+    Column("firing_images", "int64", "images", "Of these, images on which the latent fires."),
+    Column(
+        "auroc",
+        "double",
+        "",
+        "Chance that the latent's maximum is larger on an image of the class than on another "
+        "labeled image, ties counted half; null where a side is empty.",
+    ),
+    Column(
+        "auroc_low",
+        "double",
+        "",
+        "Lower end of its 95 % interval (DeLong 1988, normal approximation); null with fewer than two images a side.",
+    ),
+    Column("auroc_high", "double", "", "Upper end of its 95 % interval."),
+    Column("average_precision", "double", "", "Average precision of the image maximum for the class (scikit-learn's)."),
+    Column(
+        "mass_share",
+        "double",
+        "",
+        "Share of the latent's activation, summed over tokens of labeled images, in the class.",
+    ),
+)
+
+EXAMPLES = (
+    Column("latent", "int32", "", "Number of the latent. Rows are sorted by latent, group, interval, rank."),
+    Column(
+        "group",
+        "string",
+        "",
+        "top: the images with the largest maximum (or mean, index.top_by); interval: drawn from "
+        "those whose maximum lies in one part of (0, max]; random: drawn from all on which it fires.",
+    ),
+    Column("interval", "int8", "", "Which part, 0 the lowest: (max·i/n, max·(i+1)/n]; null in other groups."),
+    Column(
+        "rank", "int16", "", "Place in the group, from 0. Drawn images are in the order of hash(seed, latent, file)."
+    ),
+    Column("image", "int32", "", "Row of images.parquet. A group holds an image once; ties go to the lower row."),
+    Column("patch", "int32", "", "Row-major index of the strongest patch, the first of equals; null without a grid."),
+    Column("value", "float", "activation", "The latent's maximum over the image's tokens."),
+    Column("held_out", "bool", "", "Whether the image was held out of training."),
+    Column(
+        "heat",
+        "binary",
+        "heat_scale / 255",
+        "One byte a patch, row by row: activation / heat_scale · 255, rounded, at "
+        "least 1 where it fires; null without a grid.",
+    ),
+    Column("heat_scale", "float", "activation", "The latent's max."),
+)
+
+IMAGES = (
+    Column("image", "int32", "", "Row number, the image's id in every table."),
+    Column("path", "string", "", "Path below the source's root, or its place in the source."),
+    Column("width", "int32", "pixels", "Width of the upright image."),
+    Column("height", "int32", "pixels", "Height of the upright image."),
+    Column("digest", "string", "", "Digest of the image's file."),
+    Column("held_out", "bool", "", "Whether it was held out of training."),
+)
+
+TABLES = {
+    "latents.parquet": LATENTS,
+    "label_statistics.parquet": LABEL_STATISTICS,
+    "examples.parquet": EXAMPLES,
+    "images.parquet": IMAGES,
+}
+
+TENSORS = (
+    (
+        "tensors.safetensors",
+        "histogram",
+        "int64 [n_latents, bins]",
+        "Firing tokens by activation. The outermost bins "
+        "also count what lies beyond 2^-24 and 2^24; empty bins at both ends are cut off.",
+    ),
+    (
+        "tensors.safetensors",
+        "histogram_edges",
+        "float32 [bins + 1]",
+        "Shared edges, four bins a factor of two; bin i holds activations in (edges[i], edges[i + 1]].",
+    ),
+    (
+        "tensors.safetensors",
+        "spatial_profile",
+        "float32 [n_latents, tokens]",
+        "Mean activation at each position over all images.",
+    ),
+    (
+        "tensors.safetensors",
+        "neighbors_decoder",
+        "int32 [n_latents, k]",
+        "Latents with the largest decoder cosine, −1 pads.",
+    ),
+    ("tensors.safetensors", "neighbors_decoder_value", "float32 [n_latents, k]", "Those cosines."),
+    (
+        "tensors.safetensors",
+        "neighbors_coactivation",
+        "int32 [n_latents, k]",
+        "Latents with the largest Jaccard index over images, −1 pads.",
+    ),
+    ("tensors.safetensors", "neighbors_coactivation_value", "float32 [n_latents, k]", "Those indices."),
+    (
+        "patches.safetensors",
+        "latents",
+        "int32 [images, tokens, k]",
+        "The strongest latents of each token, falling, −1 pads; ties go to the lowest latent.",
+    ),
+    ("patches.safetensors", "values", "float32 [images, tokens, k]", "Their activations, 0 pads."),
+)
+
+_HEAD = """# The tables of a features artifact
+
+`saetool index` writes Parquet tables and safetensors files that pandas, Polars, DuckDB or anything else can open:
+
+    import duckdb
+    duckdb.sql("select latent, max from 'runs/demo/features/latents.parquet' where status = 'ok' order by max desc")
+
+A value that is not defined is null, never NaN. Latents, images and patches count from 0. Activations are in the
+autoencoder's own units. The numbers are exact: equal to counting over every token, whatever the size of batches and
+shards and the number of processes.
+"""
+
+
+def render() -> str:
+    """Return the page that documents every column and tensor."""
+    parts = [_HEAD]
+    for name, columns in TABLES.items():
+        parts += [f"\n## {name}\n", "| column | type | unit | definition |", "|---|---|---|---|"]
+        parts += [f"| {c.name} | {c.type} | {c.unit} | {c.definition} |" for c in columns]
+        if name == "latents.parquet":
+            parts += ["\nFor each label column, in place of `{label}` its name:\n"]
+            parts += ["| column | type | unit | definition |", "|---|---|---|---|"]
+            parts += [f"| {c.name} | {c.type} | {c.unit} | {c.definition} |" for c in LABELED]
+        if name == "images.parquet":
+            parts += ["\nThe label columns follow under their own names: strings for categories, doubles for numbers."]
+    parts += ["\n## Tensors\n", "| file | tensor | type and shape | definition |", "|---|---|---|---|"]
+    parts += ["| " + " | ".join(row) + " |" for row in TENSORS]
+    return "\n".join(parts) + "\n"

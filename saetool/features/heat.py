@@ -1,0 +1,87 @@
+"""Heat maps of the chosen examples: their images are encoded again, in the same chunks as in the pass."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from saetool import distributed, progress
+from saetool.artifacts import Partial
+from saetool.features.encoding import Pass
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The distinct (image, latent) pairs to draw, sorted by image, then latent; `scale` [n_latents] is 255 in bytes."""
+
+    image: np.ndarray
+    latent: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, image: np.ndarray, latent: np.ndarray, scale: np.ndarray) -> "Wanted":
+        """Drop repeated pairs."""
+        key = np.unique(image.astype(np.int64) * len(scale) + latent)
+        return cls(key // len(scale), key % len(scale), scale)
+
+    def find(self, image: np.ndarray, latent: np.ndarray) -> np.ndarray:
+        """Return the number of each pair."""
+        keys = self.image * len(self.scale) + self.latent
+        return np.searchsorted(keys, image.astype(np.int64) * len(self.scale) + latent)
+
+    def save(self, path: Path) -> None:
+        """Keep the pairs for other processes and for a second attempt."""
+        np.savez(path, image=self.image, latent=self.latent, scale=self.scale)
+
+    @classmethod
+    def load(cls, path: Path) -> "Wanted":
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(arrays["image"], arrays["latent"], arrays["scale"])
+
+
+def draw(pass_: Pass, wanted: Wanted, partial: Partial) -> np.ndarray:
+    """Return the heat maps, uint8 [pairs, tokens], mapped from a scratch file; each process draws its own parts.
+
+    A byte is value / scale · 255, rounded, at least 1 where the latent fires.
+    """
+    tokens = pass_.site.tokens
+    path = partial.scratch("heat.bin")
+    if distributed.is_main() and not path.exists():
+        with path.open("wb") as file:
+            file.truncate(max(1, len(wanted.image) * tokens))
+    distributed.barrier()
+    mapped = np.memmap(path, np.uint8, mode="r+")
+    maps = mapped[: len(wanted.image) * tokens].reshape(len(wanted.image), tokens)
+    todo = [(n, chunks) for n, chunks in pass_.mine() if partial.record_of(f"heat/{n:05d}") is None]
+    with progress.bar("heat maps", sum(len(c) for _, chunks in todo for c in chunks), "images") as advance:
+        for number, chunks in todo:
+            started = time.monotonic()
+            for chunk in chunks:
+                first, last = np.searchsorted(wanted.image, [chunk.start, chunk.stop])
+                if last > first:
+                    maps[first:last] = _draw_chunk(pass_, chunk, wanted, slice(first, last))
+                advance(len(chunk))
+            mapped.flush()
+            partial.record(f"heat/{number:05d}", {"seconds": time.monotonic() - started})
+    distributed.barrier()
+    return maps
+
+
+def _draw_chunk(pass_: Pass, chunk: range, wanted: Wanted, pairs: slice) -> np.ndarray:
+    codes = pass_.encode(chunk)
+    n_latents, device = codes.n_latents, codes.values.device
+    image = torch.from_numpy(wanted.image[pairs] - chunk.start).to(device)
+    latent = torch.from_numpy(wanted.latent[pairs]).to(device)
+    slots = torch.full((len(chunk) * n_latents,), -1, dtype=torch.int64, device=device)
+    slots[image * n_latents + latent] = torch.arange(len(image), device=device)
+    row, tokens = codes.row_of_entry(), pass_.site.tokens
+    slot = slots[row // tokens * n_latents + codes.latents]
+    kept = slot >= 0
+    slot, token, values = slot[kept], row[kept] % tokens, codes.values[kept].float()
+    scale = torch.from_numpy(wanted.scale).to(device)[latent][slot]
+    heat = torch.zeros(len(image), tokens, dtype=torch.uint8, device=device)
+    heat[slot, token] = (values / scale * 255).round().clamp(1, 255).to(torch.uint8)
+    return heat.cpu().numpy()

@@ -1,0 +1,101 @@
+"""Which latents are alike: by the direction they write (decoder cosine), by the images they fire on (Jaccard)."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saetool import progress
+from saetool.features.blocks import largest_in_rows
+from saetool.features.spill import Spill
+
+BLOCK = 1024
+"""Latents compared with all others at a time."""
+_CELLS = 1 << 25
+"""Cells of the images × latents matrix held at a time (128 MiB)."""
+
+Neighbors = tuple[Int[Tensor, "n_latents k"], Float[Tensor, "n_latents k"]]
+"""Latents (int32, −1 pads) and similarities (0 pads), most similar first; ties go to the lowest latent."""
+
+
+def by_decoder(directions: Float[Tensor, "n_latents d_in"], k: int) -> Neighbors:
+    """Return each latent's neighbors by cosine of decoder directions; a latent without direction has none."""
+    directions = directions.float()
+    norms = directions.norm(dim=1, keepdim=True)
+    unit = directions / norms.clamp_min(torch.finfo(torch.float32).tiny)
+    without = norms.squeeze(1) == 0
+    found = []
+    for start in range(0, len(unit), BLOCK):
+        cosine = (unit[start : start + BLOCK] @ unit.T).clamp_(-1, 1)
+        cosine[:, without] = -torch.inf
+        cosine[without[start : start + BLOCK]] = -torch.inf
+        found.append(largest_in_rows(_without_self(cosine, start), k))
+    return _join(found)
+
+
+def by_coactivation(
+    spill: Spill, image_counts: Int[np.ndarray, "n_latents"], k: int, device: torch.device
+) -> Neighbors:
+    """Return each latent's neighbors by Jaccard index of the sets of images they fire on; only those above 0."""
+    alive = np.flatnonzero(image_counts > 0)
+    place = np.full(len(image_counts), -1, dtype=np.int64)
+    place[alive] = np.arange(len(alive))
+    counts = torch.from_numpy(image_counts[alive]).to(device).float()
+    latents = torch.full((len(image_counts), k), -1, dtype=torch.int32)
+    values = torch.zeros(len(image_counts), k)
+    with progress.bar("co-activation", len(alive), "latents") as advance:
+        for start in range(0, len(alive), BLOCK):
+            both = _counts_together(spill, place, len(alive), range(start, min(start + BLOCK, len(alive))), device)
+            either = counts[start : start + len(both), None] + counts - both
+            jaccard = torch.where(both > 0, both / either, -torch.inf)
+            column, value = largest_in_rows(_without_self(jaccard, start), k)
+            rows = alive[start : start + len(both)]
+            known = column.cpu().long()
+            latents[rows] = torch.where(known < 0, -1, torch.from_numpy(alive)[known.clamp_min(0)]).int()
+            values[rows] = value.cpu()
+            advance(len(both))
+    return latents, values
+
+
+def _counts_together(spill: Spill, place: np.ndarray, n: int, block: range, device: torch.device) -> Tensor:
+    """Return the number of images on which latents of `block` and each of `n` fire together (exact below 2^24)."""
+    both = torch.zeros(len(block), n, device=device)
+    for fires in _firing_matrices(spill, place, n, device):
+        both.addmm_(fires[:, block.start : block.stop].T, fires)
+    return both
+
+
+def _firing_matrices(spill: Spill, place: np.ndarray, n: int, device: torch.device):
+    """Yield 0/1 matrices [images, n] that together cover all images on which anything fires."""
+    waiting: list[np.ndarray] = []
+    images = 0
+    for records in spill.chunks():
+        waiting.append(records)
+        if len(records):
+            images += int(records["image"].max() - records["image"].min()) + 1
+        if images * n >= _CELLS:
+            yield _firing_matrix(waiting, place, n, device)
+            waiting, images = [], 0
+    if waiting:
+        yield _firing_matrix(waiting, place, n, device)
+
+
+def _firing_matrix(chunks: list[np.ndarray], place: np.ndarray, n: int, device: torch.device) -> Tensor:
+    image = np.concatenate([records["image"] for records in chunks])
+    latent = place[np.concatenate([records["latent"] for records in chunks])]
+    if len(image) == 0:
+        return torch.zeros(0, n, device=device)
+    image = torch.from_numpy(image - image.min()).to(device).long()
+    fires = torch.zeros(int(image.max()) + 1, n, device=device)
+    fires[image, torch.from_numpy(latent).to(device)] = 1
+    return fires
+
+
+def _without_self(similarity: Tensor, start: int) -> Tensor:
+    rows = torch.arange(len(similarity), device=similarity.device)
+    similarity[rows, rows + start] = -torch.inf
+    return similarity
+
+
+def _join(blocks: list[tuple[Tensor, Tensor]]) -> Neighbors:
+    return torch.cat([column for column, _ in blocks]).cpu(), torch.cat([value for _, value in blocks]).cpu()

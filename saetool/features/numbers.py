@@ -1,0 +1,49 @@
+"""Numbers of each latent that follow from its maxima, its profile over positions, or its weights."""
+
+import numpy as np
+import torch
+
+from saetool.autoencoders.base import Autoencoder
+from saetool.features.maxima import Maxima
+from saetool.features.ranking import largest
+
+
+def block_numbers(block: Maxima, held_out: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what the image maxima of a block say by themselves: counts and the largest value (0 when dead)."""
+    tokens = block.column("tokens").astype(np.float64)
+    mine = held_out[block.records["image"]]
+    return {
+        "image_count": block.counts,
+        "token_count": np.bincount(block.latent, weights=tokens, minlength=block.n_latents).astype(np.int64),
+        "held_out_token_count": np.bincount(block.latent[mine], weights=tokens[mine], minlength=block.n_latents).astype(
+            np.int64
+        ),
+        "max": largest(block),
+    }
+
+
+def spatial_entropy(profile: np.ndarray) -> np.ndarray:
+    """Return the entropy of each row of [n_latents, positions] over ln(positions); NaN for empty rows."""
+    if profile.shape[1] < 2:
+        return np.full(len(profile), np.nan)
+    mass = profile.astype(np.float64)
+    total = mass.sum(1, keepdims=True)
+    share = mass / np.where(total > 0, total, 1)
+    entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(1) / np.log(profile.shape[1])
+    return np.where(total[:, 0] > 0, np.clip(entropy, 0, 1), np.nan)
+
+
+@torch.no_grad()
+def directions(model: Autoencoder) -> dict[str, np.ndarray]:
+    """Return each latent's decoder norm and the cosine of its two directions; NaN where the family has none."""
+    decoder, encoder = model.decoder_directions(), model.encoder_directions()
+    none = np.full(model.n_latents, np.nan, np.float32)
+    if decoder is None:
+        return {"decoder_norm": none, "encoder_decoder_cosine": none}
+    norm = decoder.float().norm(dim=1)
+    if encoder is None:
+        return {"decoder_norm": norm.cpu().numpy(), "encoder_decoder_cosine": none}
+    lengths = norm * encoder.float().norm(dim=1)
+    cosine = (decoder.float() * encoder.float()).sum(1) / lengths
+    cosine = torch.where(lengths > 0, cosine.clamp(-1, 1), torch.nan)
+    return {"decoder_norm": norm.cpu().numpy(), "encoder_decoder_cosine": cosine.cpu().numpy()}

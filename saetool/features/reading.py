@@ -1,0 +1,191 @@
+"""Reading a features artifact: the few questions one asks of latents, images and labels. Made for notebooks."""
+
+import html
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as parquet
+from safetensors import safe_open
+
+from saetool.artifacts import Artifact
+from saetool.errors import RequestError
+
+_SHOWN = 40
+"""Rows of a table that are printed."""
+
+
+class Rows:
+    """A small table: prints well, iterates over dictionaries, `column(name)` is a list, `table` the Arrow table."""
+
+    def __init__(self, table: pa.Table):
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.table.to_pylist())
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.table.slice(range(len(self))[place], 1).to_pylist()[0]
+
+    def column(self, name: str) -> list:
+        """Return one column as a list."""
+        return self.table[name].to_pylist()
+
+    def to_pandas(self) -> Any:
+        """Return a pandas data frame (pandas must be installed)."""
+        return self.table.to_pandas()
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        names = [name for name in self.table.column_names if not pa.types.is_binary(self.table.schema.field(name).type)]
+        rows = self.table.select(names).slice(0, _SHOWN).to_pylist()
+        return names, [[_text(row[name]) for name in names] for row in rows]
+
+    def __repr__(self) -> str:
+        names, rows = self._cells()
+        widths = [max(len(row[i]) for row in [names, *rows]) for i in range(len(names))]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [names, *rows]
+        ]
+        return "\n".join([*lines, *self._more()])
+
+    def _repr_html_(self) -> str:
+        names, rows = self._cells()
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table>" + "".join(f"<p>{line}</p>" for line in self._more())
+
+    def _more(self) -> list[str]:
+        return [f"… {len(self) - _SHOWN:,} more rows"] if len(self) > _SHOWN else []
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Features:
+    """A sealed features artifact, opened for reading.
+
+    `latents`, `label_statistics`, `images` are the tables of docs/tables.md. Images are named by row or by path.
+    """
+
+    def __init__(self, path: Artifact | str | os.PathLike):
+        self.artifact = path if isinstance(path, Artifact) else Artifact.open(path, kind="features")
+        self.content = self.artifact.content
+        self.n_latents: int = self.content["n_latents"]
+        self.grid: list[int] | None = self.content["grid"]
+
+    @cached_property
+    def latents(self) -> pa.Table:
+        """One row a latent: every number there is."""
+        return parquet.read_table(self.artifact.file("latents.parquet"))
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """One row an image: path, size, digest, held_out, labels."""
+        return parquet.read_table(self.artifact.file("images.parquet"))
+
+    @cached_property
+    def label_statistics(self) -> pa.Table:
+        """One row a latent and class; raises RequestError where the images have no labels."""
+        if "label_statistics.parquet" not in self.artifact.files:
+            raise RequestError(f"{self.artifact.path}: its images have no labels.")
+        return parquet.read_table(self.artifact.file("label_statistics.parquet"))
+
+    def latent(self, latent: int) -> dict[str, Any]:
+        """Return everything latents.parquet says of one latent."""
+        return self.latents.slice(self._checked(latent), 1).to_pylist()[0]
+
+    def top(self, latent: int, count: int | None = None) -> Rows:
+        """Return a latent's strongest images: image, path, patch, value, held_out, heat, heat_scale; best first."""
+        return self.examples(latent, "top", count)
+
+    def examples(self, latent: int, group: str = "top", count: int | None = None) -> Rows:
+        """Return a latent's examples of one group (top, interval, random), with the images' paths."""
+        filters = [("latent", "=", self._checked(latent)), ("group", "=", group)]
+        table = parquet.read_table(self.artifact.file("examples.parquet"), filters=filters)
+        table = table if count is None else table.slice(0, count)
+        paths = self.images["path"].take(table["image"])
+        return Rows(table.add_column(table.schema.get_field_index("image") + 1, "path", paths))
+
+    def heat(self, row: dict[str, Any]) -> np.ndarray:
+        """Return the heat map of one example as activations, float32 [rows, columns]; raises without a grid."""
+        if self.grid is None or row["heat"] is None:
+            raise RequestError(f"{self.artifact.path}: these tokens have no grid, so there are no heat maps.")
+        return np.frombuffer(row["heat"], np.uint8).reshape(self.grid) * np.float32(row["heat_scale"] / 255)
+
+    def firing(self, image: int | str, count: int = 20) -> Rows:
+        """Return the strongest latents of an image: latent, value and patch of its maximum, number of patches.
+
+        Only the strongest latents of each patch are kept (`index.strongest`), so `patches` counts those.
+        """
+        row = self._row_of(image)
+        with safe_open(self.artifact.file("patches.safetensors"), "np") as file:
+            latents, values = (file.get_slice(name)[row] for name in ("latents", "values"))
+        patch, place = np.nonzero(latents >= 0)
+        latent, value = latents[patch, place], values[patch, place]
+        order = np.lexsort((patch, -value, latent))
+        found, first, patches = np.unique(latent[order], return_index=True, return_counts=True)
+        best = order[first]
+        shown = np.lexsort((found, -value[best]))[:count]
+        columns = {"latent": found, "value": value[best], "patch": patch[best], "patches": patches}
+        table = pa.table({name: pa.array(values[shown]) for name, values in columns.items()})
+        return Rows(table if self.grid else table.drop_columns(["patch", "patches"]))
+
+    def for_label(self, label: str, class_: str | None = None, count: int = 20) -> Rows:
+        """Return the latents with the largest AUROC for a class of a label column (None: for any of its classes)."""
+        table = self.label_statistics.filter(pc.equal(self.label_statistics["label"], self._label(label)))
+        if class_ is not None:
+            table = table.filter(pc.equal(table["class"], class_))
+            if table.num_rows == 0:
+                classes = next(info["classes"] for info in self.content["labels"] if info["name"] == label)
+                raise RequestError(f"{label!r} has no class {class_!r} here. Classes: {', '.join(classes)}.")
+        order = [("auroc", "descending"), ("latent", "ascending")]
+        return Rows(table.take(pc.sort_indices(table, order)).slice(0, count))
+
+    def similar(self, latent: int, by: str = "decoder") -> Rows:
+        """Return a latent's neighbors, most similar first: `by` decoder (cosine) or coactivation (Jaccard)."""
+        if by not in ("decoder", "coactivation"):
+            raise RequestError(f"Latents are compared by decoder or by coactivation, not by {by!r}.")
+        with safe_open(self.artifact.file("tensors.safetensors"), "np") as file:
+            latents = file.get_slice(f"neighbors_{by}")[self._checked(latent)]
+            values = file.get_slice(f"neighbors_{by}_value")[latent]
+        known = latents >= 0
+        return Rows(pa.table({"latent": latents[known], "similarity": values[known]}))
+
+    def histogram(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (counts [bins], edges [bins + 1]) of a latent's positive activations."""
+        with safe_open(self.artifact.file("tensors.safetensors"), "np") as file:
+            return file.get_slice("histogram")[self._checked(latent)], file.get_tensor("histogram_edges")
+
+    def _checked(self, latent: int) -> int:
+        if not 0 <= latent < self.n_latents:
+            raise RequestError(f"There is no latent {latent}; they go from 0 to {self.n_latents - 1}.")
+        return int(latent)
+
+    def _label(self, label: str) -> str:
+        names = [info["name"] for info in self.content["labels"]]
+        if label not in names:
+            raise RequestError(f"There is no label {label!r}. Labels: {', '.join(names) or 'none'}.")
+        return label
+
+    def _row_of(self, image: int | str) -> int:
+        if isinstance(image, str):
+            row = pc.index(self.images["path"], image).as_py()
+            if row < 0:
+                raise RequestError(f"There is no image {image!r} in this index; see Features.images['path'].")
+            return row
+        if not 0 <= image < self.images.num_rows:
+            raise RequestError(f"There is no image {image}; rows go from 0 to {self.images.num_rows - 1}.")
+        return int(image)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n:,} {name}" for name, n in self.content["counts"].items())
+        images = f"{self.content['images']:,} images"
+        return f"Features({str(self.artifact.path)!r}): {self.n_latents:,} latents ({counts}), {images}"

@@ -1,0 +1,120 @@
+"""Image maxima on disk between the pass and the statistics: written by images, read by latents.
+
+A part is a folder of raw arrays. `maxima.bin` holds the records of one chunk of images after the other, each sorted by
+latent, then image; `stripes` (in sums.safetensors) says where in the file each stripe of latents of each chunk begins,
+so that a block of latents is read without reading the rest.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saetool.artifacts.files import sync_file
+from saetool.features.maxima import RECORD, Maxima
+from saetool.features.tally import Tally
+
+STRIPES = 128
+"""At most this many stripes of latents: the grain of reading."""
+BLOCK_RECORDS = 1 << 22
+"""Records of a block of latents held at a time (96 MiB), unless one stripe has more."""
+
+_FILES = {"maxima": "maxima.bin", "latents": "latents.bin", "values": "values.bin"}
+
+
+def stripe_width(n_latents: int) -> int:
+    """Return the number of latents in a stripe."""
+    return -(-n_latents // STRIPES)
+
+
+class PartWriter:
+    """Writes one part: chunks in order, then `close` with the sums. Nothing counts until the caller records it."""
+
+    def __init__(self, folder: Path, n_latents: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.bounds = np.arange(0, n_latents + stripe_width(n_latents), stripe_width(n_latents))
+        self._files = {name: (folder / file).open("wb") for name, file in _FILES.items()}
+        self._stripes: list[np.ndarray] = []
+        self._written = 0
+
+    def add(self, records: np.ndarray, latents: Int[Tensor, "rows k"], values: Float[Tensor, "rows k"]) -> None:
+        """Append one chunk: its maxima, and the strongest latents of its rows."""
+        self._stripes.append(self._written + np.searchsorted(records["latent"], self.bounds))
+        self._written += len(records)
+        records.tofile(self._files["maxima"])
+        latents.cpu().numpy().tofile(self._files["latents"])
+        values.cpu().numpy().tofile(self._files["values"])
+
+    def close(self, tally: Tally) -> None:
+        """Write the sums and make everything durable."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        sums = {"histogram": tally.histogram.cpu(), "profile": tally.profile.cpu()}
+        stripes = torch.from_numpy(np.stack(self._stripes))
+        save_file({**sums, "stripes": stripes}, self.folder / "sums.safetensors")
+        sync_file(self.folder / "sums.safetensors")
+
+
+class Spill:
+    """All parts of a finished pass, in image order."""
+
+    def __init__(self, folders: list[Path], n_latents: int):
+        self.folders = folders
+        self.n_latents = n_latents
+        self.width = stripe_width(n_latents)
+        self._stripes = [load_file(folder / "sums.safetensors")["stripes"].numpy() for folder in folders]
+        self._maps = [_map(folder / _FILES["maxima"]) for folder in folders]
+        widths = [np.diff(stripes, axis=1).sum(0) for stripes in self._stripes]
+        self.stripe_records: np.ndarray = np.sum(widths, axis=0)
+        """Records in each stripe of latents, int64."""
+
+    def sums(self, part: int) -> dict[str, Tensor]:
+        """Return the integer sums of one part: histogram and profile."""
+        return load_file(self.folders[part] / "sums.safetensors")
+
+    def blocks(self, limit: int | None = None) -> Iterator[Maxima]:
+        """Yield the maxima of consecutive blocks of latents, together all of them."""
+        limit = BLOCK_RECORDS if limit is None else limit
+        first = 0
+        while first < len(self.stripe_records):
+            ends = np.cumsum(self.stripe_records[first:])
+            stop = first + max(1, int(np.searchsorted(ends, limit, side="right")))
+            yield self._block(first, stop)
+            first = stop
+
+    def _block(self, first: int, stop: int) -> Maxima:
+        pieces = [
+            records[begin:end]
+            for records, stripes in zip(self._maps, self._stripes, strict=True)
+            for begin, end in zip(stripes[:, first].tolist(), stripes[:, stop].tolist(), strict=True)
+        ]
+        records = np.concatenate(pieces) if pieces else np.empty(0, RECORD)
+        low, high = first * self.width, min(stop * self.width, self.n_latents)
+        # Chunks come in image order and are sorted by latent: a stable sort by latent leaves images ascending.
+        latent = records["latent"] - low
+        small = latent.astype(np.int16) if high - low < 1 << 15 else latent
+        return Maxima.of(records[np.argsort(small, kind="stable")], low, high)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield the records of each chunk of images, sorted by latent, then image."""
+        for records, stripes in zip(self._maps, self._stripes, strict=True):
+            for begin, end in zip(stripes[:, 0].tolist(), stripes[:, -1].tolist(), strict=True):
+                yield records[begin:end]
+
+    def strongest(self, name: str) -> list[Path]:
+        """Return the files that, one after the other, hold `latents` or `values` of all rows."""
+        return [folder / _FILES[name] for folder in self.folders]
+
+
+def _map(path: Path) -> np.ndarray:
+    if path.stat().st_size == 0:
+        return np.empty(0, RECORD)
+    return np.memmap(path, RECORD, mode="r")

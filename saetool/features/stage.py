@@ -1,0 +1,308 @@
+"""The index as a stage: the encoding pass, the statistics of every latent, heat maps, tables."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from torch import Tensor
+
+from saetool import distributed
+from saetool.activations import ActivationStore, SiteStore, held_out_mask
+from saetool.artifacts import Artifact, Partial, Stage, run_stage
+from saetool.autoencoders.families import load
+from saetool.errors import RequestError
+from saetool.features import heat, neighbors, ranking, tables
+from saetool.features.columns import EXAMPLES
+from saetool.features.encoding import Pass, encode_store
+from saetool.features.labels import LabelColumn, LabelStatistics, label_statistics
+from saetool.features.maxima import Maxima
+from saetool.features.monosemanticity import image_embeddings, monosemanticity
+from saetool.features.numbers import block_numbers, directions, spatial_entropy
+from saetool.features.patches_file import write_patches
+from saetool.features.settings import IndexSettings
+from saetool.features.spill import Spill
+from saetool.features.tally import Tally, histogram_edges
+
+KIND = "features"
+
+
+def index(
+    autoencoder: Artifact | str | os.PathLike,
+    activations: Artifact | str | os.PathLike,
+    out: str | os.PathLike,
+    settings: IndexSettings | None = None,
+    *,
+    embeddings: Artifact | str | os.PathLike | None = None,
+    force: bool = False,
+) -> Artifact:
+    """Index every latent of a trained autoencoder over a store at its site; return the sealed features artifact.
+
+    `embeddings` is another store of the same images, whose `settings.embedding_layer` gives the monosemanticity
+    score. Finished work is skipped, begun work resumed. Raises RequestError when the store is of another site.
+    """
+    stage = index_stage(
+        _open(autoencoder, "autoencoder"),
+        _open(activations, "activations"),
+        settings or IndexSettings(),
+        embeddings=_open(embeddings, "activations") if embeddings is not None else None,
+    )
+    return run_stage(stage, out, force=force)
+
+
+def index_stage(
+    autoencoder: Artifact, store: Artifact, settings: IndexSettings, *, embeddings: Artifact | None = None
+) -> Stage:
+    """Return the stage that indexes `autoencoder` over `store`; reads manifests only.
+
+    Raises RequestError when the store has no activations of the autoencoder's site.
+    """
+    site = _same_site(autoencoder, store)
+    if embeddings is not None and settings.embedding_layer is None:
+        raise RequestError("Embeddings were given, but index.embedding_layer does not say which of their sites to use.")
+    if settings.embedding_layer is not None:
+        ActivationStore(embeddings or store).site(settings.embedding_layer)
+    config = {**settings.model_dump(mode="json"), "site": site, "seed": autoencoder.content["held_out"]["seed"]}
+    return Stage(
+        kind=KIND,
+        config=config,
+        build=lambda partial: Index.of(autoencoder, store, settings, embeddings or store, site).build(partial),
+        inputs=(autoencoder, store) if embeddings is None else (autoencoder, store, embeddings),
+    )
+
+
+def _open(given: Artifact | str | os.PathLike, kind: str) -> Artifact:
+    return given if isinstance(given, Artifact) else Artifact.open(given, kind=kind)
+
+
+def _same_site(autoencoder: Artifact, store: Artifact) -> str:
+    """Return the folder of the site on which the autoencoder was trained."""
+    trained = autoencoder.content["site"]
+    sites = store.content["sites"]
+    for info in sites:
+        if trained is not None and info["digest"] == trained["digest"]:
+            return info["folder"]
+    if trained is None and len(sites) == 1 and sites[0]["d"] == autoencoder.content["d_in"]:
+        return sites[0]["folder"]  # trained on a stream of tensors, which has no site
+    there = ", ".join(f"{info.get('label') or info['folder']} ({info['digest']})" for info in sites)
+    wanted = f"{trained.get('label') or trained['folder']} ({trained['digest']})" if trained else "a stream of tensors"
+    raise RequestError(
+        f"{autoencoder.path}: was trained on {wanted}; {store.path} holds {there}. "
+        "Cache that site with the same model and preprocessing, or index with an autoencoder of this one."
+    )
+
+
+@dataclass
+class _Found:
+    """What the statistics of all blocks of latents come to."""
+
+    numbers: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    labels: list[list[LabelStatistics]] = field(default_factory=list)
+
+    def add(self, numbers: dict[str, np.ndarray], labels: list[LabelStatistics]) -> None:
+        for name, values in numbers.items():
+            self.numbers.setdefault(name, []).append(values)
+        self.labels.append(labels)
+
+    def column(self, name: str) -> np.ndarray:
+        return np.concatenate(self.numbers[name])
+
+    def statistics(self, place: int) -> LabelStatistics:
+        return LabelStatistics.concatenate([block[place] for block in self.labels])
+
+
+@dataclass
+class Index:
+    """One index under construction."""
+
+    autoencoder: Artifact
+    site: SiteStore
+    settings: IndexSettings
+    embedding_site: SiteStore | None
+    seed: int
+    share: float
+
+    @classmethod
+    def of(
+        cls, autoencoder: Artifact, store: Artifact, settings: IndexSettings, embeddings: Artifact, site: str
+    ) -> "Index":
+        """Open the inputs."""
+        held_out = autoencoder.content["held_out"]
+        layer = settings.embedding_layer
+        other = None if layer is None else ActivationStore(embeddings).site(layer)
+        opened = ActivationStore(store).site(site)
+        if other is not None and other.store.artifact.id != store.id and other.store.digests != opened.store.digests:
+            raise RequestError(f"{embeddings.path} and {store.path} hold different images, so it cannot embed them.")
+        return cls(autoencoder, opened, settings, other, held_out["seed"], held_out["share"])
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Which images were held out of training, bool [images]."""
+        return held_out_mask(self.site.store.digests, self.seed, self.share)
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """The images' hashes for drawing examples."""
+        return ranking.image_hashes(self.site.store.digests, self.seed)
+
+    @cached_property
+    def labels(self) -> list[LabelColumn]:
+        """The label columns that have at least one label."""
+        images, columns = self.site.store.images, []
+        for info in self.site.store.artifact.content["labels"]:
+            values = images[info["name"]].to_pylist()
+            if info["kind"] == "number":
+                column = LabelColumn.of_numbers(info["name"], values)
+            else:
+                column = LabelColumn.of_categories(info["name"], values, info["classes"])
+            if (column.classes >= 0).any():
+                columns.append(column)
+        return columns
+
+    def build(self, partial: Partial) -> dict[str, Any]:
+        """Build the artifact; every process encodes and draws its parts, the main one does the rest."""
+        device = distributed.default_device()
+        model = load(self.autoencoder.path).to(device)
+        pass_ = Pass(model, self.site, device)
+        started = time.monotonic()
+        spill, tally = encode_store(pass_, partial, self.settings.strongest)
+        encoded = time.monotonic()
+        embeddings = image_embeddings(self.embedding_site) if self.embedding_site and distributed.is_main() else None
+        if distributed.is_main():
+            found = self._statistics(spill, embeddings, partial)
+        counted = time.monotonic()
+        maps = self._heat(pass_, partial) if self.site.grid else None
+        drawn = time.monotonic()
+        if not distributed.is_main():
+            return {}
+        self._write_examples(spill, found.column("max"), maps, partial)
+        content = self._write(found, spill, tally, model, partial)
+        seconds = {"encode": encoded - started, "statistics": counted - encoded, "heat": drawn - counted}
+        partial.note("seconds", {**seconds, "tables": time.monotonic() - drawn})
+        return content
+
+    def _choose(self, block: Maxima, descending: np.ndarray) -> ranking.Chosen:
+        return ranking.choose(block, descending, self.hashes, self.settings, self.seed)
+
+    def _statistics(self, spill: Spill, embeddings: np.ndarray | None, partial: Partial) -> _Found:
+        """Compute the numbers of every latent, and note the examples whose heat maps are wanted."""
+        found, images, latents = _Found(), [], []
+        for block in spill.blocks():
+            descending = ranking.by_value(block)
+            numbers = block_numbers(block, self.held_out)
+            alive = block.counts > 0
+            score = monosemanticity(block, embeddings) if embeddings is not None else np.full(block.n_latents, np.nan)
+            numbers["monosemanticity"] = np.where(alive, score, np.nan)
+            found.add(numbers, [label_statistics(block, descending, column) for column in self.labels])
+            records = block.records[self._choose(block, descending).record]
+            images.append(records["image"])
+            latents.append(records["latent"])
+        wanted = heat.Wanted.of(np.concatenate(images), np.concatenate(latents), found.column("max"))
+        wanted.save(partial.scratch("wanted.npz"))
+        return found
+
+    def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray:
+        distributed.barrier()
+        return heat.draw(pass_, heat.Wanted.load(partial.scratch("wanted.npz")), partial)
+
+    def _write_examples(self, spill: Spill, scale: np.ndarray, maps: np.ndarray | None, partial: Partial) -> None:
+        wanted = heat.Wanted.load(partial.scratch("wanted.npz"))
+        schema = tables.table(EXAMPLES, {column.name: [] for column in EXAMPLES}).schema
+        path = partial.file("examples.parquet")
+        with parquet.ParquetWriter(path, schema, compression="zstd", store_schema=False) as writer:
+            for block in spill.blocks():
+                chosen = self._choose(block, ranking.by_value(block))
+                records = block.records[chosen.record]
+                drawn = None if maps is None else maps[wanted.find(records["image"], records["latent"])]
+                writer.write_table(tables.examples_table(block, chosen, scale, self.held_out, drawn))
+
+    def _write(self, found: _Found, spill: Spill, tally: Tally, model: Any, partial: Partial) -> dict[str, Any]:
+        numbers = {name: found.column(name) for name in found.numbers}
+        numbers |= self._frequencies(numbers, tally)
+        numbers |= directions(model)
+        tensors = self._tensors(numbers, spill, tally, model)
+        for name, column in (("decoder", "neighbor_similarity"), ("coactivation", "coactivation_similarity")):
+            nearest = tensors[f"neighbors_{name}"][:, 0].numpy()
+            numbers[column] = np.where(nearest < 0, np.nan, tensors[f"neighbors_{name}_value"][:, 0].numpy())
+        labels = [(column, found.statistics(i)) for i, column in enumerate(self.labels)]
+        partial.write_table("latents.parquet", tables.latents_table(numbers, labels))
+        if labels:
+            partial.write_table("label_statistics.parquet", tables.label_table(labels, self.settings.label_classes))
+        store = self.site.store
+        names = [column.name for column in self.labels]
+        partial.write_table("images.parquet", tables.images_table(store.images, self.held_out, names))
+        partial.write_tensors("tensors.safetensors", tensors)
+        shape = (self.site.n_images, self.site.tokens, self.settings.strongest)
+        write_patches(partial.file("patches.safetensors"), spill, shape)
+        return self._content(numbers)
+
+    def _frequencies(self, numbers: dict[str, np.ndarray], tally: Tally) -> dict[str, Any]:
+        tokens, images = self.site.n_images * self.site.tokens, self.site.n_images
+        sums = tally.profile.double().sum(0).numpy() * tally.unit
+        counts = numbers["token_count"]
+        frequency = counts / max(tokens, 1)
+        status = np.select(
+            [counts == 0, frequency < self.settings.rare_below, frequency > self.settings.dense_above],
+            ["dead", "rare", "dense"],
+            "ok",
+        )
+        scale = numbers["max"]
+        return {
+            "latent": np.arange(len(counts)),
+            "status": status.tolist(),
+            "token_frequency": frequency,
+            "image_frequency": numbers["image_count"] / max(images, 1),
+            "silent_on_held_out": numbers["held_out_token_count"] == 0,
+            "max": np.where(scale > 0, scale, np.nan).astype(np.float32),
+            "mean_firing": np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
+            "mean": sums / max(tokens, 1),
+            "spatial_entropy": spatial_entropy(tally.profile.T.numpy()),
+        }
+
+    def _tensors(self, numbers: dict[str, Any], spill: Spill, tally: Tally, model: Any) -> dict[str, Tensor]:
+        k, device = self.settings.neighbors, next(model.parameters()).device
+        directions_ = model.decoder_directions()
+        if directions_ is None:
+            none = torch.full((model.n_latents, k), -1, dtype=torch.int32)
+            decoder = none, torch.zeros(model.n_latents, k)
+        else:
+            decoder = neighbors.by_decoder(directions_.detach(), k)
+        together = neighbors.by_coactivation(spill, numbers["image_count"], k, device)
+        used = tally.histogram.any(0).nonzero().squeeze(1)
+        low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        return {
+            "histogram": tally.histogram[:, low:high],
+            "histogram_edges": histogram_edges()[low : high + 1],
+            "spatial_profile": (tally.profile.T.double() * (tally.unit / max(self.site.n_images, 1))).float(),
+            "neighbors_decoder": decoder[0],
+            "neighbors_decoder_value": decoder[1],
+            "neighbors_coactivation": together[0],
+            "neighbors_coactivation_value": together[1],
+        }
+
+    def _content(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        stored = self.site.store.artifact.content
+        status = numbers["status"]
+        return {
+            "n_latents": len(status),
+            "d_in": self.site.d,
+            "images": self.site.n_images,
+            "tokens": self.site.n_images * self.site.tokens,
+            "held_out_images": int(self.held_out.sum()),
+            "grid": self.site.grid,
+            "geometry": stored["geometry"],
+            "labels": [
+                {"name": column.name, "kind": "category" if column.ranks is None else "number", "classes": column.names}
+                for column in self.labels
+            ],
+            "site": self.site.info,
+            "top": self.settings.top,
+            "intervals": self.settings.intervals,
+            "sparse_threshold": self.settings.rare_below,
+            "dense_threshold": self.settings.dense_above,
+            "counts": {name: status.count(name) for name in ("dead", "rare", "ok", "dense")},
+        }

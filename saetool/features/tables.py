@@ -1,0 +1,122 @@
+"""From arrays to the tables of the artifact: declared columns only, NaN becomes null."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from saetool.features.columns import EXAMPLES, IMAGES, LABEL_STATISTICS, LABELED, LATENTS, Column
+from saetool.features.labels import LabelColumn, LabelStatistics, benjamini_hochberg
+from saetool.features.maxima import Maxima
+from saetool.features.ranking import GROUPS, Chosen
+
+
+def table(columns: Sequence[Column], values: Mapping[str, Any]) -> pa.Table:
+    """Build a table with exactly `columns`, in their order."""
+    fields = [pa.field(column.name, column.arrow) for column in columns]
+    return pa.Table.from_arrays([_array(values[column.name], column) for column in columns], schema=pa.schema(fields))
+
+
+def _array(values: Any, column: Column) -> pa.Array | pa.ChunkedArray:
+    if not isinstance(values, np.ndarray):
+        return values.cast(column.arrow) if isinstance(values, pa.Array) else pa.array(values, column.arrow)
+    missing = np.isnan(values) if values.dtype.kind == "f" else None
+    return pa.array(values, column.arrow, mask=missing)
+
+
+def latents_table(numbers: Mapping[str, np.ndarray], labels: Sequence[tuple[LabelColumn, LabelStatistics]]) -> pa.Table:
+    """Build latents.parquet from its plain columns and the statistics of every label column."""
+    columns, values = list(LATENTS), dict(numbers)
+    for column, found in labels:
+        best = found.best()
+        rows = np.arange(len(best))
+
+        def of_best(statistic: np.ndarray, best: np.ndarray = best, rows: np.ndarray = rows) -> np.ndarray:
+            return (
+                np.where(best >= 0, statistic[rows, best], np.nan) if statistic.shape[1] else np.full(len(best), np.nan)
+            )
+
+        named = {
+            "best_class": [column.names[i] if i >= 0 else None for i in best.tolist()],
+            "auroc": of_best(found.auroc),
+            "average_precision": of_best(found.average_precision),
+            "p_value": found.p_value,
+            "q_value": benjamini_hochberg(found.p_value),
+            "purity": found.purity(),
+            "entropy": found.entropy(),
+            "spearman": found.spearman,
+        }
+        for declared in LABELED:
+            name = declared.name.format(label=column.name)
+            columns.append(Column(name, declared.type, declared.unit, declared.definition))
+            values[name] = named[declared.name.removeprefix("{label}.")]
+    return table(columns, values)
+
+
+def label_table(labels: Sequence[tuple[LabelColumn, LabelStatistics]], keep: int) -> pa.Table:
+    """Build label_statistics.parquet: for every latent that fires, its `keep` classes of largest AUROC."""
+    parts = [_label_rows(column, found, keep) for column, found in labels]
+    joined = pa.concat_tables(parts)
+    order = np.lexsort((np.repeat(np.arange(len(parts)), [len(part) for part in parts]), joined["latent"].to_numpy()))
+    return joined.take(pa.array(order))
+
+
+def _label_rows(column: LabelColumn, found: LabelStatistics, keep: int) -> pa.Table:
+    alive = found.firing_images.sum(1) > 0
+    ranked = np.argsort(np.where(np.isnan(found.auroc), np.inf, -found.auroc), axis=1, kind="stable")
+    kept = np.zeros(found.auroc.shape, bool)
+    np.put_along_axis(kept, ranked[:, :keep], True, axis=1)
+    latent, class_ = np.nonzero(kept & alive[:, None])
+    images = np.bincount(column.classes[column.classes >= 0], minlength=len(column.names))
+    names = pa.DictionaryArray.from_arrays(pa.array(class_, pa.int32()), pa.array(column.names, pa.string()))
+    statistics = ("firing_images", "auroc", "auroc_low", "auroc_high", "average_precision", "mass_share")
+    values = {
+        "latent": latent,
+        "label": pa.repeat(pa.scalar(column.name, pa.string()), len(latent)),
+        "class": names,
+        "images": images[class_],
+        **{name: getattr(found, name)[latent, class_] for name in statistics},
+    }
+    return table(LABEL_STATISTICS, values)
+
+
+def examples_table(
+    maxima: Maxima, chosen: Chosen, scale: np.ndarray, held_out: np.ndarray, heat: np.ndarray | None
+) -> pa.Table:
+    """Build the rows of examples.parquet for a block of latents; `heat` [rows, tokens] bytes, None without a grid."""
+    records = maxima.records[chosen.record]
+    groups = pa.DictionaryArray.from_arrays(pa.array(chosen.group, pa.int8()), pa.array(GROUPS))
+    nothing = pa.nulls(len(records))
+    values = {
+        "latent": records["latent"],
+        "group": groups,
+        "interval": pa.array(chosen.interval, pa.int8(), mask=chosen.interval < 0),
+        "rank": chosen.rank,
+        "image": records["image"],
+        "patch": nothing if heat is None else records["patch"],
+        "value": records["value"],
+        "held_out": held_out[records["image"]],
+        "heat": nothing if heat is None else _binary(heat),
+        "heat_scale": scale[records["latent"]],
+    }
+    return table(EXAMPLES, values)
+
+
+def _binary(rows: np.ndarray) -> pa.Array:
+    """Return bytes [rows, width] as a column of binary values without copying each."""
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
+    return pa.Array.from_buffers(pa.binary(), len(rows), buffers)
+
+
+def images_table(images: pa.Table, held_out: np.ndarray, labels: Sequence[str]) -> pa.Table:
+    """Build images.parquet from the store's table of images."""
+    values = {
+        column.name: images[column.name].combine_chunks() for column in IMAGES if column.name in images.column_names
+    }
+    values |= {"image": np.arange(len(images)), "held_out": held_out}
+    made = table(IMAGES, values)
+    for name in labels:
+        made = made.append_column(name, images[name])
+    return made

@@ -1,0 +1,170 @@
+"""The whole index against counting by hand: every number of every column."""
+
+from itertools import pairwise
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from saetool.activations import ActivationStore, held_out_mask
+from saetool.features import IndexSettings
+
+LABELS = [
+    {"name": "kind", "kind": "category", "classes": ["a", "b", "c"]},
+    {"name": "score", "kind": "number", "classes": None},
+]
+
+
+def random_store(seed: int, images: int = 11, grid: tuple[int, int] = (2, 3), latents: int = 7) -> dict:
+    rng = np.random.default_rng(seed)
+    shape = (images, grid[0] * grid[1], latents)
+    z = np.where(rng.random(shape) < 0.2, rng.integers(1, 6, shape) / 3, -1.0)
+    z[:, :, 0] = -1  # dead
+    z[:, :, 1] = np.abs(z[:, :, 1])  # dense
+    z[3:, :, 2] = -1  # fires on three images at most
+    z[:3, 0, 2] = 1.5
+    entries = [
+        {"kind": None if rng.random() < 0.1 else "abc"[rng.integers(3)], "score": float(rng.integers(3))}
+        for _ in range(images)
+    ]
+    z = torch.tensor(z, dtype=torch.float32)
+    return {"z": z, "images": entries, "labels": LABELS, "grid": grid}
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def planted(request, build_index):
+    given = random_store(request.param)
+    artifact = build_index(**given, settings=IndexSettings(top=3, intervals=2, interval_examples=2, random=2))
+    codes = given["z"].clamp_min(0).numpy()
+    return artifact, codes, given
+
+
+def column(artifact, name: str) -> list:
+    return parquet.read_table(artifact.file("latents.parquet"))[name].to_pylist()
+
+
+def test_counts_and_means_equal_brute_force(planted):
+    artifact, z, _ = planted
+    images, tokens, latents = z.shape
+    held_out = held_out_mask(ActivationStore(artifact.find_input("activations")).digests, 5, 0.3)
+    for j in range(latents):
+        mine = z[:, :, j]
+        fires = mine > 0
+        row = {name: column(artifact, name)[j] for name in parquet.read_schema(artifact.file("latents.parquet")).names}
+        assert row["latent"] == j
+        assert row["token_count"] == fires.sum()
+        assert row["token_frequency"] == fires.sum() / (images * tokens)
+        assert row["image_count"] == fires.any(1).sum()
+        assert row["image_frequency"] == fires.any(1).sum() / images
+        assert row["held_out_token_count"] == fires[held_out].sum()
+        assert row["silent_on_held_out"] == (not fires[held_out].any())
+        assert row["mean"] == pytest.approx(mine.mean(dtype=float), abs=1e-9)
+        assert row["decoder_norm"] == 2
+        assert row["encoder_decoder_cosine"] == 1
+        assert row["neighbor_similarity"] == 0
+        if fires.any():
+            assert row["max"] == mine.max()
+            assert row["mean_firing"] == pytest.approx(mine[fires].mean(dtype=float), abs=1e-8)
+            share = mine.sum(0, dtype=float) / mine.sum(dtype=float)
+            entropy = -(share[share > 0] * np.log(share[share > 0])).sum() / np.log(tokens)
+            assert row["spatial_entropy"] == pytest.approx(entropy, abs=1e-7)
+        else:
+            for name in ("max", "mean_firing", "spatial_entropy", "coactivation_similarity", "kind.auroc"):
+                assert row[name] is None
+        status = "dead" if not fires.any() else "dense" if fires.mean() > 0.1 else "ok"
+        assert row["status"] == status
+        assert row["monosemanticity"] is None
+    counts = artifact.content["counts"]
+    assert counts == {name: column(artifact, "status").count(name) for name in ("dead", "rare", "ok", "dense")}
+
+
+def test_no_table_holds_nan(planted):
+    artifact, *_ = planted
+    for name in ("latents.parquet", "label_statistics.parquet", "examples.parquet"):
+        table = parquet.read_table(artifact.file(name))
+        for field in table.schema:
+            if str(field.type) in ("float", "double"):
+                values = [v for v in table[field.name].to_pylist() if v is not None]
+                assert not np.isnan(values).any(), field.name
+
+
+def test_examples_are_distinct_images_with_their_heat_maps(planted):
+    artifact, z, _ = planted
+    rows = parquet.read_table(artifact.file("examples.parquet")).to_pylist()
+    held_out = held_out_mask(ActivationStore(artifact.find_input("activations")).digests, 5, 0.3)
+    seen = set()
+    for row in rows:
+        j, image = row["latent"], row["image"]
+        mine = z[image, :, j]
+        key = (j, row["group"], row["interval"], image)
+        assert key not in seen
+        seen.add(key)
+        assert row["value"] == mine.max() > 0
+        assert row["patch"] == mine.argmax()
+        assert row["held_out"] == held_out[image]
+        top = z[:, :, j].max()
+        assert row["heat_scale"] == top
+        heat = np.frombuffer(row["heat"], np.uint8)
+        wanted = np.where(mine > 0, np.clip(np.rint(mine / top * 255), 1, 255), 0)
+        assert heat.tolist() == wanted.tolist()
+        if row["interval"] is not None:
+            assert top * row["interval"] < row["value"] * 2 <= top * (row["interval"] + 1)
+    order = {"top": 0, "interval": 1, "random": 2}
+    keys = [(r["latent"], order[r["group"]], r["interval"] or 0, r["rank"]) for r in rows]
+    assert keys == sorted(keys)
+
+
+def test_top_examples_equal_brute_force_and_dead_latents_have_none(planted):
+    artifact, z, _ = planted
+    rows = parquet.read_table(artifact.file("examples.parquet")).to_pylist()
+    for j in range(z.shape[2]):
+        best = z[:, :, j].max(1)
+        wanted = sorted(np.flatnonzero(best), key=lambda image: (-best[image], image))[:3]
+        assert [row["image"] for row in rows if row["latent"] == j and row["group"] == "top"] == wanted
+    assert not any(row["latent"] == 0 for row in rows)
+    assert sum(row["latent"] == 2 and row["group"] == "top" for row in rows) == 3
+
+
+def test_tensors_equal_brute_force(planted):
+    artifact, z, _ = planted
+    tensors = load_file(artifact.file("tensors.safetensors"))
+    edges = tensors["histogram_edges"]
+    assert tensors["histogram"].shape[1] == len(edges) - 1
+    for j in range(z.shape[2]):
+        values = torch.tensor(z[:, :, j][z[:, :, j] > 0])
+        wanted = [int(((values > low) & (values <= high)).sum()) for low, high in pairwise(edges)]
+        assert tensors["histogram"][j].tolist() == wanted
+    np.testing.assert_allclose(tensors["spatial_profile"].T, z.mean(0, dtype=float), rtol=1e-6, atol=1e-9)
+    assert bool(tensors["histogram"][:, 0].any())
+    assert bool(tensors["histogram"][:, -1].any())
+
+
+def test_neighbors_equal_brute_force(planted):
+    artifact, z, _ = planted
+    tensors = load_file(artifact.file("tensors.safetensors"))
+    fires = (z > 0).any(1)
+    for j in range(z.shape[2]):
+        both = (fires & fires[:, [j]]).sum(0)
+        either = (fires | fires[:, [j]]).sum(0)
+        others = [i for i in range(z.shape[2]) if i != j and both[i] > 0]
+        others.sort(key=lambda i: (-np.float32(both[i]) / np.float32(either[i]), i))
+        found = tensors["neighbors_coactivation"][j].tolist()
+        assert found == others + [-1] * (10 - len(others))
+        values = [float(np.float32(both[i]) / np.float32(either[i])) for i in others]
+        assert tensors["neighbors_coactivation_value"][j].tolist() == values + [0] * (10 - len(others))
+        # Orthogonal decoder rows: all cosines are 0, ties go to the lowest latent.
+        assert tensors["neighbors_decoder"][j].tolist() == [i for i in range(7) if i != j] + [-1] * 4
+
+
+def test_strongest_latents_of_every_patch(planted):
+    artifact, z, _ = planted
+    patches = load_file(artifact.file("patches.safetensors"))
+    assert patches["latents"].shape == (*z.shape[:2], 8)
+    for image in range(z.shape[0]):
+        for token in range(z.shape[1]):
+            mine = z[image, token]
+            order = sorted(np.flatnonzero(mine), key=lambda j: (-mine[j], j))[:8]
+            assert patches["latents"][image, token].tolist() == order + [-1] * (8 - len(order))
+            assert patches["values"][image, token].tolist() == mine[order].tolist() + [0] * (8 - len(order))
