@@ -40,11 +40,12 @@ def planted_store(folder, seed=0, images=240, folder_name="rows", labels=True, d
     ).artifact
 
 
-def trained(store, out, seed=0, k=3, tokens=60_000, lr=5e-3):
+def trained(store, out, tokens=30_000, lr=1e-2):
+    penalty = {"kind": "l1", "weight": 0.3, "warmup_steps": 10}
     settings = TypeAdapter(AutoencoderSettings).validate_python(
-        {"kind": "sparse", "n_latents": 48, "activation": {"kind": "relu"}, "penalty": {"kind": "l1", "weight": 0.1}}
+        {"kind": "sparse", "n_latents": 48, "initial_l0": 3, "penalty": penalty}
     )
-    return train(store, settings, TrainingSettings(tokens=tokens, lr=lr, batch_size=256, held_out=0.25), out, seed=seed)
+    return train(store, settings, TrainingSettings(tokens=tokens, lr=lr, batch_size=256, held_out=0.25), out)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_equal_input_gives_an_equal_id_and_a_killed_evaluation_goes_on(
 
 
 def test_the_sweep_summary_puts_members_and_baselines_on_one_plane(place, store, evaluation, autoencoder):
-    other = trained(store, place / "short", tokens=10_000)
+    other = trained(store, place / "short", tokens=2_000)
     second = run_stage(evaluation_stage(other, store, EvaluationSettings(bootstrap=50), seed=0), place / "second")
     summary = sweep_summary({"long": evaluation, "short": second})
     names = [point["name"] for point in summary["points"]]
@@ -151,7 +152,7 @@ def test_the_frontier_holds_what_nothing_beats():
 
 
 def test_stability_compares_seeds_and_a_copy_is_perfect(place, store, autoencoder):
-    other = trained(store, place / "seed-1", seed=0, lr=2.9e-3)
+    other = trained(store, place / "other-rate", lr=5e-3)
     settings = EvaluationSettings(baselines=False, stability=(str(other.path), str(autoencoder.path)))
     artifact = run_stage(evaluation_stage(autoencoder, store, settings), place / "stability")
     rows = json.loads(artifact.file("evaluation.json").read_text())["stability"]
