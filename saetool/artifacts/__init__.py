@@ -3,10 +3,15 @@
 Every stage of the pipeline makes one artifact through `run_stage`; everything that reads one starts at `Artifact.open`.
 """
 
-from saetool.artifacts.manifest import SCHEMA, Artifact, digest_bytes, digest_file, digest_json
-from saetool.artifacts.partial import Partial
-from saetool.artifacts.stage import Stage, run_stage, run_stages
-from saetool.artifacts.verify import verify
+from typing import TYPE_CHECKING
+
+from saetool.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from saetool.artifacts.manifest import SCHEMA, Artifact, digest_bytes, digest_file, digest_json
+    from saetool.artifacts.partial import Partial
+    from saetool.artifacts.stage import Stage, run_stage, run_stages
+    from saetool.artifacts.verification import verify
 
 __all__ = [
     "SCHEMA",
@@ -20,3 +25,19 @@ __all__ = [
     "run_stages",
     "verify",
 ]
+
+__getattr__ = lazy_names(
+    "saetool.artifacts",
+    {
+        "SCHEMA": "manifest",
+        "Artifact": "manifest",
+        "Partial": "partial",
+        "Stage": "stage",
+        "digest_bytes": "manifest",
+        "digest_file": "manifest",
+        "digest_json": "manifest",
+        "run_stage": "stage",
+        "run_stages": "stage",
+        "verify": "verification",
+    },
+)

@@ -1,0 +1,74 @@
+"""The commands: exit codes, one message, light starts."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from saetool.artifacts import Stage, run_stage
+from saetool.cli import app
+
+
+def saetool(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "saetool", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    def build(partial):
+        partial.write_tensors("t.safetensors", {"t": torch.arange(64.0)})
+        return {"rows": 64}
+
+    return run_stage(Stage("activations", {"a": 1}, build), tmp_path / "store")
+
+
+@pytest.mark.parametrize("command", [["--help"], ["verify", "{path}"], ["info", "{path}"]])
+def test_help_verify_and_info_import_neither_torch_nor_timm(command, artifact):
+    arguments = [word.format(path=artifact.path) for word in command]
+    code = (
+        "import sys\nfrom saetool.cli import app\n"
+        f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'timm', 'transformers', 'datasets', 'bokeh'} & set(sys.modules)\nsys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_verify_says_intact_and_then_names_the_damaged_file(artifact):
+    runner = CliRunner()
+    assert runner.invoke(app, ["verify", str(artifact.path)]).exit_code == 0
+    file = artifact.path / "t.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    result = runner.invoke(app, ["verify", str(artifact.path)])
+    assert result.exit_code == 1
+    assert "t.safetensors: its bytes have changed" in result.output
+
+
+def test_info_tells_kind_id_and_content(artifact):
+    output = CliRunner().invoke(app, ["info", str(artifact.path)]).output
+    assert artifact.id in output
+    assert "activations" in output
+    assert "rows" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "nowhere"], "no such file"),
+        (["run", "dmo"], "Did you mean 'demo'"),
+        (["train", "demo", "run=here", "training.lrr=1"], "Did you mean training.lr?"),
+        (["train", "demo", "run=here"], "`saetool cache CONFIG` makes it"),
+        (["cache", "folder", "run=here", "images.source=missing-folder"], "missing-folder"),
+    ],
+)
+def test_a_wrong_request_ends_in_one_message_and_exit_code_2(arguments, message, tmp_path):
+    done = saetool(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("manifest.json"))
