@@ -31,7 +31,8 @@ def test_help_verify_and_info_import_neither_torch_nor_timm(command, artifact):
     code = (
         "import sys\nfrom saetool.cli import app\n"
         f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'timm', 'transformers', 'datasets', 'bokeh'} & set(sys.modules)\nsys.exit(f'imported {heavy}' if heavy else 0)"
+        "heavy = {'torch', 'timm', 'transformers', 'datasets', 'bokeh'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
