@@ -89,4 +89,4 @@ def _table(
 
 
 def _bytes(rows: Tensor) -> memoryview:
-    return memoryview(rows.reshape(-1).view(torch.uint8).numpy())
+    return rows.reshape(-1).view(torch.uint8).numpy().data

@@ -21,19 +21,18 @@ def measure_errors(
 ) -> dict[str, dict[str, float]]:
     """Return, by site folder, relative RMS errors: `round_trip` of the stored type, `forward` against float32.
 
-    `reference` loads the float32 model; without one (the pass is float32 already, or the module is the caller's own)
-    `forward` is left out.
+    `reference` loads the float32 model. Without one (the pass is float32 already, or the module is the caller's own)
+    `forward` is left out and the round trip is that of the outputs as they are.
     """
     if not first.kept:
         return {}
     batch = first.batch[first.kept[:_IMAGES]]
     outputs = backbone.forward_to(batch, sites)
-    errors = {
-        site.folder: {"round_trip": relative_error(output.to(stored), output)}
-        for site, output in zip(sites, outputs, strict=True)
-    }
-    if reference is not None:
-        for site, output, exact in zip(sites, outputs, reference().forward_to(batch, sites), strict=True):
+    exacts = outputs if reference is None else reference().forward_to(batch, sites)
+    errors = {}
+    for site, output, exact in zip(sites, outputs, exacts, strict=True):
+        errors[site.folder] = {"round_trip": relative_error(exact.to(stored), exact)}
+        if reference is not None:
             errors[site.folder]["forward"] = relative_error(output, exact)
     return errors
 

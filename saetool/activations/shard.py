@@ -36,8 +36,8 @@ class Shard:
     def open(cls, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> "Shard":
         """Read the header of the shard at `path`; raises RequestError unless it holds `shape` and `dtype` exactly."""
         header, begin, size = _read_header(path)
-        entry = header.get(TENSOR)
         try:
+            entry = header[TENSOR]
             found = tuple(int(n) for n in entry["shape"]), _CODES[entry["dtype"]], tuple(entry["data_offsets"])
         except (TypeError, KeyError, ValueError):
             raise RequestError(f"{path}: damaged: its header does not describe a tensor {TENSOR!r}.") from None
@@ -47,7 +47,7 @@ class Shard:
                 f"{path}: damaged: holds {found[1]} {list(found[0])} in {size} bytes; "
                 f"the manifest says {dtype} {list(shape)} ({begin + length} bytes). `saetool verify` tells more."
             )
-        return cls(path, begin, tuple(shape), dtype)
+        return cls(path, begin, shape, dtype)
 
     def map(self) -> Float[Tensor, "images tokens d"]:
         """Return the tensor as a view of the file: nothing is read before it is touched, writes stay in memory."""
@@ -64,7 +64,7 @@ class Shard:
     def read_into(self, out: Float[Tensor, "images tokens d"], start: int) -> None:
         """Read the images from `start` on into `out`, without mapping the file."""
         image_bytes = self.shape[1] * self.shape[2] * self.dtype.itemsize
-        target = memoryview(out.view(torch.uint8).reshape(-1).numpy())
+        target = out.view(torch.uint8).reshape(-1).numpy().data
         place = self.begin + start * image_bytes
         with self.path.open("rb") as file:
             while len(target):

@@ -28,11 +28,9 @@ class Position:
     @classmethod
     def from_json(cls, value: dict) -> "Position":
         """Read a recorded position; raises RequestError when it is not one."""
-        numbers = [value.get(key) for key in ("epoch", "round", "offset")] if isinstance(value, dict) else []
+        numbers = [value[key] for key in ("epoch", "round", "offset") if key in value]
         if len(numbers) != 3 or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise RequestError(
-                f"Not a position of a stream: {value!r}. Expected whole numbers epoch, round and offset."
-            )
+            raise RequestError(f"Not a position of a stream: {value}. Expected whole numbers epoch, round and offset.")
         return cls(*numbers)
 
 
