@@ -65,8 +65,9 @@ class Parts:
 class Backbone:
     """A frozen vision model that gives the tokens at its sites.
 
-    name: as in the config; n_layers: blocks; grid: (rows, columns) of patches or None; prefix_tokens: CLS and registers;
-    tokens: which tokens are kept; sites: those asked for at loading; precision: "fp32" or "bf16" as it became.
+    name: as in the config; tokens: which tokens are kept; sites: those asked for at loading, in their order;
+    layout: the model's tokens; transform: from a picture to its input; precision: "fp32" or "bf16", as it became;
+    weights_digest: `xxh3-128:…` of the weights as published.
     """
 
     def __init__(self, parts: Parts, layers: Sequence[int | str], tokens: Tokens, precision: str = "fp32"):
@@ -150,6 +151,8 @@ class Backbone:
         stop = 1 if self.tokens == "cls" else None
 
         def replace(output: Tensor) -> Tensor:
+            if output.ndim == 2:
+                return function(output[:, None])[:, 0].to(output.dtype)
             changed = output.clone()
             changed[:, start:stop] = function(output[:, start:stop]).to(output.dtype)
             return changed
