@@ -88,8 +88,7 @@ def test_normalization_changes_no_raw_error(rows, rows_stream, normalize):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_training_reaches_the_principal_subspace_and_never_beats_it(rows, rows_stream, learn, tied):
-    stream = rows_stream(rows, batch_size=len(rows))
-    stream.batches = lambda: iter(lambda: rows, None)  # full batches: no noise in the gradient
+    stream = rows_stream(rows, batch_size=len(rows))  # full batches: no noise in the gradient
     model = Linear(LinearSettings(n_latents=3, solver="gradient", tied=tied), 6).double()
     assert not model.fit(stream)
     learn(model, stream, 1500, lr=0.03)
@@ -119,11 +118,11 @@ def test_the_wrong_eigenvectors_are_a_saddle(rows, rows_stream):
     assert float(spectrum.angles(model.decoder_directions())[0]) == pytest.approx(math.pi / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [6, 9])
 def test_a_wide_unregularized_model_learns_the_identity(rows, rows_stream, learn, k):
     whitened = (rows - rows.mean(0)) / rows.std(0)
-    stream = rows_stream(whitened)
-    stream.batches = lambda: iter(lambda: whitened, None)
+    stream = rows_stream(whitened, batch_size=len(whitened))
     model = learn(Linear(LinearSettings(n_latents=k, solver="gradient"), 6).double(), stream, 4000, lr=0.02)
     product = (model.decoder.weights[0] @ model.encoder.weights[0]).detach()
     assert torch.linalg.matrix_norm(product - torch.eye(6)) < 1e-3
