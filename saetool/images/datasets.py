@@ -138,7 +138,7 @@ class _Stream:
 
 
 def open_hub(settings: ImageSettings) -> DatasetSource:
-    """Open `hf:NAME`: `split` of `subset`; RequestError where there is none, WorkError where the hub is out of reach."""
+    """Open `hf:NAME`; RequestError where it has no such split, WorkError where the hub is out of reach."""
     import datasets
 
     name = settings.source.removeprefix("hf:")
@@ -148,8 +148,8 @@ def open_hub(settings: ImageSettings) -> DatasetSource:
         raise RequestError(f"images: {name} cannot be opened: {_first_line(error)}") from None
     except Exception as error:
         raise WorkError(
-            f"the dataset {name} could not be fetched ({type(error).__name__}: {_first_line(error)}); without a hub, name "
-            "a folder of images or of Parquet files as images.source"
+            f"the dataset {name} could not be fetched ({type(error).__name__}: {_first_line(error)}); without a hub, "
+            "name a folder of images or of Parquet files as images.source"
         ) from None
     return DatasetSource(rows, settings.source, settings)
 
@@ -165,7 +165,7 @@ def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
         raise WorkError(f"{path} cannot be read as a dataset: {_first_line(error)}") from None
     if isinstance(rows, datasets.DatasetDict):
         if settings.split not in rows:
-            raise RequestError(f"images.split: {path} has {', '.join(rows)}, not {settings.split!r}")
+            raise RequestError(f"images.split: {path} has {', '.join(map(str, rows))}, not {settings.split!r}")
         rows = rows[settings.split]
     if settings.streaming and isinstance(rows, datasets.Dataset):
         rows = rows.to_iterable_dataset()
@@ -196,10 +196,8 @@ def _image_column(features: Any, named: str | None, name: str) -> str:
         # Parquet files written without the library hold {"bytes", "path"} in plain columns.
         found = [column for column, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
     if len(found) != 1:
-        which = (
-            f"several image columns ({', '.join(found)})" if found else f"no image column among {', '.join(features)}"
-        )
-        raise RequestError(f"images: {name} has {which}; name one as images.image_column")
+        columns = f"several image columns ({', '.join(found)})" if found else f"no images in {', '.join(features)}"
+        raise RequestError(f"images: {name} has {columns}; name one as images.image_column")
     return found[0]
 
 

@@ -20,7 +20,7 @@ ATTRIBUTION = (
 class ElpvSource(FolderSource):
     """300×300 gray photographs, each with the cell's type and how probable a defect is, as experts judged it."""
 
-    attribution = ATTRIBUTION
+    attribution: str | None = ATTRIBUTION
 
     def __init__(self, root: Path | str | None = None, limit: int | None = None):
         folder = Path(root) if root else _installed()

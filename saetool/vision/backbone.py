@@ -1,10 +1,11 @@
 """A model with its preprocessing, its token layout and its sites: what the caching job and the evaluation see."""
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class Backbone:
         shape = self._shapes[site.module]
         if self.tokens in ("cls", "mean") or len(shape) == 2:
             return 1
-        return shape[1] - (self.prefix_tokens if self.tokens == "patches" else 0)
+        return math.prod(shape[1:-1]) - (self.prefix_tokens if self.tokens == "patches" else 0)
 
     def forward_to(
         self, images: Float[Tensor, "batch channels height width"], sites: Sequence[Site] | None = None
@@ -231,19 +232,24 @@ class Backbone:
 
     def _read_layout(self, seen: Any, parts: Parts) -> TokenLayout:
         shape = self._shapes[self._blocks[0]] if self._blocks else next(iter(self._shapes.values()))
-        tokens = shape[1] if len(shape) == 3 else 1
+        tokens = math.prod(shape[1:-1])
         return read_layout(self.name, self.model, seen, tokens, parts.declared)
 
     def _with_grid(self, patch: tuple[int, int] | None) -> Transform:
         geometry = self._transform.geometry
-        if self.grid is not None and patch is None:
-            patch = (geometry.crop[0] // self.grid[0], geometry.crop[1] // self.grid[1])
-        fields = {**geometry.describe(), "grid": self.grid, "patch": patch or geometry.crop}
-        return self._transform.with_geometry(type(geometry).from_dict(fields))
+        height, width = geometry.crop
+        if self.grid is None:
+            patch = geometry.crop
+        elif patch is None or (height // patch[0], width // patch[1]) != self.grid:
+            # A stem of several convolutions has no one patch size.
+            patch = height // self.grid[0], width // self.grid[1]
+        return self._transform.with_geometry(replace(geometry, grid=self.grid, patch=patch))
 
     def _check(self, module: str) -> None:
         shape = self._shapes[module]
         if len(shape) == 2 and self.tokens in ("cls", "mean", "all"):
+            return
+        if len(shape) == 4 and shape[1:3] == self.grid:
             return
         if len(shape) != 3:
             hint = " (it gives one vector an image: ask for tokens: all)" if len(shape) == 2 else ""
@@ -261,8 +267,9 @@ class Backbone:
             )
 
     def _select(self, output: Tensor) -> Tensor:
-        if output.ndim == 2:
-            return output[:, None]
+        output = _as_rows(output)
+        if output.shape[1] == 1:
+            return output
         if self.tokens == "cls":
             return output[:, :1]
         if self.tokens == "patches":
@@ -270,6 +277,11 @@ class Backbone:
         if self.tokens == "mean":
             return output[:, self.prefix_tokens :].float().mean(1, keepdim=True)
         return output
+
+
+def _as_rows(output: Tensor) -> Tensor:
+    """[batch, d] and [batch, rows, columns, d] as [batch, tokens, d]."""
+    return output[:, None] if output.ndim == 2 else output.flatten(1, -2)
 
 
 def _pooled(output: Any) -> Tensor:

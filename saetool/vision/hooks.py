@@ -83,8 +83,8 @@ def with_tensor(output: Any, tensor: Tensor, path: str) -> Any:
         return tensor
     if isinstance(output, Mapping):
         first = next(key for key, value in output.items() if isinstance(value, Tensor))
-        replaced = type(output)({**output, first: tensor})
-        return replaced
+        kind: Any = type(output)
+        return kind({**output, first: tensor})
     values = list(output)
     place = next(i for i, value in enumerate(values) if isinstance(value, Tensor))
     values[place] = tensor

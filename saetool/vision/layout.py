@@ -48,7 +48,7 @@ def probe(model: nn.Module, run: Any, image: Tensor, modules: list[str], first_b
         if not started and output.ndim == 4:
             seen.patch_grid = (output.shape[-2], output.shape[-1])
             whole = module.stride == module.kernel_size and inputs[0].shape[-2:] == image.shape[-2:]
-            seen.patch_stride = tuple(module.stride) if whole else None  # pyright: ignore[reportAttributeAccessIssue]
+            seen.patch_stride = tuple(module.stride) if whole else None  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
 
     def note_start(module: nn.Module, inputs: Any) -> None:
         nonlocal started

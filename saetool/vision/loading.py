@@ -45,9 +45,9 @@ def wrap(
 ) -> Backbone:
     """Make a backbone of any module, as it is (device, dtype), in evaluation mode.
 
-    transform: default squashes to `image_size` with ImageNet's mean and standard deviation; blocks: path of the list of
-    layers (default: the longest list of modules of one class); grid, prefix_tokens: where the probe forward cannot find them, as
-    for a patch embedding that is not a convolution; run: a forward pass, where it is not `module(images)`.
+    transform: default squashes to `image_size` with ImageNet's mean and standard deviation. blocks: path of the list of
+    layers; default: the longest list of modules of one class. grid, prefix_tokens: where the probe forward cannot find
+    them, as for a patch embedding that is not a convolution. run: a forward pass, where it is not `module(images)`.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     geometry = Geometry("squash", size, size, patch=size, grid=None)

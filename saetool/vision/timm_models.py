@@ -41,8 +41,8 @@ def create(settings: BackboneSettings) -> nn.Module:
         if not pretrained:
             raise
         raise WorkError(
-            f"the weights of {settings.name} could not be fetched ({_first_line(error)}). Without a hub, give a local file "
-            "(backbone.weights=FILE) or random weights (backbone.pretrained=false)"
+            f"the weights of {settings.name} could not be fetched ({_first_line(error)}). Without a hub, give a local "
+            "file (backbone.weights=FILE) or random weights (backbone.pretrained=false)"
         ) from None
 
 
@@ -67,7 +67,7 @@ def parts_of(
 
 def timm_transform(model: nn.Module, image_size: int | tuple[int, int] | None) -> Transform:
     """Return the evaluation preprocessing of the model's own data config, at `image_size` where it is given."""
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(model)
     if image_size is None:

@@ -1,4 +1,4 @@
-"""Backbones of the transformers library: `hf/NAME`, or `hf/PATH` of a local folder; the vision half where there are two.
+"""Backbones of the transformers library: `hf/NAME`, or `hf/PATH` of a local folder; of CLIP and SigLIP the vision half.
 
 With `pretrained: false`, a model type alone (`hf/dinov2`) gives that type's default architecture, without a hub.
 """
@@ -55,7 +55,7 @@ def _create(source: str, settings: BackboneSettings) -> nn.Module:
         raise RequestError(
             f"{settings.name} is no vision transformer that transformers knows ({type(config).__name__})"
         )
-    kind = MODEL_MAPPING[type(config)]
+    kind: Any = MODEL_MAPPING[type(config)]
     # The pooler is not among a classifier's weights: it would be random.
     plain = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
     if not settings.pretrained or settings.weights is not None:
@@ -159,12 +159,12 @@ def _runner(model: Any, transform: Transform, patch: tuple[int, int], grid: tupl
     parameters = inspect.signature(model.forward).parameters
     if "spatial_shapes" in parameters:
         return lambda images: model(**_as_patches(images, patch, grid))
-    if "noise" in parameters:
-        # Ordered noise keeps the patches in their order.
-        order = torch.arange(grid[0] * grid[1])
-        return lambda images: model(images, noise=order.to(images.device).expand(len(images), -1), **extra)
     foreign_size = _own_size(model.config) != transform.geometry.crop
     extra = {"interpolate_pos_encoding": True} if foreign_size and "interpolate_pos_encoding" in parameters else {}
+    if "noise" in parameters:
+        # A masked autoencoder sorts its patches by noise: ordered noise leaves them in place.
+        order = torch.arange(grid[0] * grid[1])
+        return lambda images: model(images, noise=order.to(images.device).expand(len(images), -1), **extra)
     return lambda images: model(images, **extra)
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -47,6 +48,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise RequestError(f"backbone.weights: there is no file {path}")
+    state: dict[str, Any]
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
