@@ -169,9 +169,12 @@ class Dense(Autoencoder):
             require_unit_interval(x, "error: cross_entropy", "use error: mse, or pixels")
 
     def initialize(self, stream: Stream, generator: torch.Generator) -> None:
-        """Draw the weights, fit the normalization, and refuse rows that the settings cannot take."""
+        """Draw the weights, fit the normalization, start at the data's mean; refuse rows the settings cannot take."""
         self._draw(generator)
-        self.normalizer.fit(stream.statistics())
+        statistics = stream.statistics()
+        self.normalizer.fit(statistics)
+        if not self.adds_input:
+            self.decoder.center(self._to_units(statistics.mean.to(self.normalizer.mean)))
         self.check(stream.sample(CHECKED_ROWS))
 
     def phases(self) -> list[Phase]:

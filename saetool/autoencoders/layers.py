@@ -53,6 +53,15 @@ class Chain(nn.Module):
         for bias in self.biases:
             bias.zero_()
 
+    @torch.no_grad()
+    def center(self, mean: Float[Tensor, "width_out"]) -> None:
+        """Set the last bias so that zeros before it come out as `mean`, where the last activation can say it."""
+        if self.activations[-1] == "identity":
+            self.biases[-1].copy_(mean)
+        elif self.activations[-1] == "sigmoid":
+            # A component that is always 0 or 1 would have an infinite logit.
+            self.biases[-1].copy_(mean.clamp(0.01, 0.99).logit())
+
     def transposed(self) -> list[Tensor]:
         """Return the weights of the mirrored chain: transposed, last first."""
         return [weight.T for weight in reversed(list(self.weights))]

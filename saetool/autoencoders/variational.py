@@ -72,7 +72,8 @@ class Variational(Autoencoder):
         self.normalizer = Normalizer(d_in, settings.normalize)
         inner: list[Activation] = [settings.activation] * len(settings.hidden)
         self.encoder = Chain([d_in, *settings.hidden, 2 * self.n_latents], [*inner, "identity"])
-        self.decoder = Chain([self.n_latents, *settings.hidden[::-1], d_in], [*inner, "identity"])
+        output: Activation = "sigmoid" if settings.likelihood == "bernoulli" else "identity"
+        self.decoder = Chain([self.n_latents, *settings.hidden[::-1], d_in], [*inner, output])
         fixed = settings.noise is not None or settings.likelihood == "bernoulli"
         log_noise = torch.tensor(_unbounded(2 * math.log(settings.noise or 1.0)))
         if fixed:
@@ -110,8 +111,7 @@ class Variational(Autoencoder):
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return the mean of p(x|z) in raw units."""
-        logits = self.decoder(z)
-        return torch.sigmoid(logits) if self.settings.likelihood == "bernoulli" else self.normalizer.inverse(logits)
+        return self.normalizer.inverse(self.decoder(z))
 
     def noise_variance(self) -> Float[Tensor, ""]:
         """Return the gaussian likelihood's variance, in the model's units."""
@@ -121,11 +121,11 @@ class Variational(Autoencoder):
         self, x: Float[Tensor, "batch d_in"], z: Float[Tensor, "*samples batch n_latents"]
     ) -> Float[Tensor, "*samples batch"]:
         """Return ln p(x|z) in nats, x in the model's units."""
-        logits = self.decoder(z)
-        if self.settings.likelihood == "bernoulli":
-            target = x.expand_as(logits)
-            return -nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
-        return self._gaussian((x - logits).square().sum(-1))
+        if self.settings.likelihood == "gaussian":
+            return self._gaussian((x - self.decoder(z)).square().sum(-1))
+        logits = self.decoder.logits(z)
+        target = x.expand_as(logits)
+        return -nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
     def _gaussian(self, square: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """Return the gaussian log-likelihood of a squared distance from the mean."""
@@ -213,12 +213,8 @@ class Variational(Autoencoder):
         statistics = stream.statistics()
         self.normalizer.fit(statistics)
         self._check(stream.sample(CHECKED_ROWS))
-        if self.settings.likelihood == "bernoulli":
-            # A component that is always 0 or 1 has an infinite logit.
-            self.decoder.biases[-1].copy_(statistics.mean.clamp(0.01, 0.99).logit())
-            return
-        self.decoder.biases[-1].copy_(self._to_units(statistics.mean[None].to(self.normalizer.mean))[0])
-        if self.settings.noise is None:
+        self.decoder.center(self._to_units(statistics.mean.to(self.normalizer.mean)))
+        if isinstance(self.log_noise, nn.Parameter):
             variance = float(statistics.variance.mean()) * float(self.normalizer.factor) ** 2
             self.log_noise.fill_(_unbounded(math.log(max(variance, 1e-6))))
 
@@ -232,7 +228,7 @@ class Variational(Autoencoder):
             return False
         self.normalizer.fit(stream.statistics())
         raw = principal_components(stream)
-        mean = self._to_units(raw.mean[None].to(self.normalizer.mean))[0].to(raw.mean)
+        mean = self._to_units(raw.mean.to(self.normalizer.mean)).to(raw.mean)
         self._set_probabilistic_pca(Spectrum(mean, raw.values * float(self.normalizer.factor) ** 2, raw.vectors))
         return True
 

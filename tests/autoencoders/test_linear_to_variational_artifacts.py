@@ -37,7 +37,7 @@ FAMILIES = {
 def test_trained_sealed_and_loaded(name, digits, tmp_path):
     rows = digits[0]
     settings = TypeAdapter(AutoencoderSettings).validate_python(FAMILIES[name])
-    training = TrainingSettings(tokens=64 * 40, batch_size=64, lr=1e-2, log_every=10)
+    training = TrainingSettings(tokens=64 * 120, batch_size=64, lr=1e-2, log_every=10)
     stream = TensorStream(rows[:1500], rows[1500:], batch_size=64)
     artifact = train(stream, settings, training, tmp_path / "autoencoder")
     model = load(artifact.path)

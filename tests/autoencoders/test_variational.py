@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from saetool.autoencoders.variational import Variational, VariationalSettings, kl_from_standard_normal
 from saetool.errors import RequestError
@@ -57,10 +57,12 @@ def test_the_loss_is_the_negative_elbo_with_its_constants(likelihood, hidden):
     elbo = 0
     for seed in range(400):  # the expectation over q, by brute force
         z = mean + variance.sqrt() * torch.randn(200, 3, generator=generator(seed), dtype=torch.float64)
-        logits = model.decoder(z)
-        of_x = Normal(logits, model.noise_variance().sqrt()) if likelihood == "gaussian" else Bernoulli(logits=logits)
-        validated = of_x.log_prob(x) if likelihood == "gaussian" else -(torch.log1p(logits.exp()) - x * logits)
-        elbo = elbo + validated.sum(1) - kl_divergence(Normal(mean, variance.sqrt()), Normal(0.0, 1.0)).sum(1)
+        logits = model.decoder.logits(z)
+        if likelihood == "gaussian":
+            log_likelihood = Normal(logits, model.noise_variance().sqrt()).log_prob(x)
+        else:
+            log_likelihood = x * logits - torch.log1p(logits.exp())
+        elbo = elbo + log_likelihood.sum(1) - kl_divergence(Normal(mean, variance.sqrt()), Normal(0.0, 1.0)).sum(1)
     losses = [model.loss(x, 0, generator(1000 + seed)) for seed in range(400)]
     average = torch.stack([loss.total for loss in losses]).mean()
     assert float((average + elbo.mean() / 400).detach()) == pytest.approx(0, abs=0.02)
