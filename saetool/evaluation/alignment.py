@@ -6,49 +6,37 @@ training images and scored on held-out ones, beside the same procedure with labe
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.stats import rankdata
-from torch import Tensor
 
 from saetool import seeding
+from saetool.features import auroc
 
 LATENTS_AT_ONCE = 1024
 """Columns ranked at once: 240 MB of float64 at 30,000 images."""
 
 
-def auroc(values: Float[Tensor, "images latents"], positive: Bool[Tensor, "images"]) -> Float[Tensor, "latents"]:
-    """Return for each latent the probability that a positive image's value exceeds a negative one's, ties half.
-
-    NaN where one of the two groups is empty.
-    """
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
-        return torch.full((values.shape[1],), float("nan"), dtype=torch.float64)
-    found = []
-    for columns in values.split(LATENTS_AT_ONCE, dim=1):
-        ranks = torch.from_numpy(rankdata(columns.numpy(), axis=0))
-        found.append((ranks[positive].sum(0) - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
-    return torch.cat(found)
-
-
 def aurocs(
-    values: Float[Tensor, "images latents"], labels: np.ndarray, classes: list[str]
-) -> Float[Tensor, "classes latents"]:
-    """Return one row of `auroc` a class, ranking each latent once for all classes."""
-    members = torch.from_numpy(np.stack([labels == name for name in classes])).double()
-    n_positive = members.sum(1, keepdim=True)
-    n_negative = values.shape[0] - n_positive
+    values: Float[np.ndarray, "images latents"], labels: np.ndarray, classes: list[str]
+) -> Float[np.ndarray, "classes latents"]:
+    """Return each latent's AUROC for each class, ties counted half, ranking a latent once for all classes.
+
+    NaN where a class has no image or all of them.
+    """
+    members = np.stack([labels == name for name in classes]).astype(np.float64)
+    n = members.sum(1, keepdims=True)
     found = []
-    for columns in values.split(LATENTS_AT_ONCE, dim=1):
-        ranks = torch.from_numpy(rankdata(columns.numpy(), axis=0))
-        found.append((members @ ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
-    return torch.cat(found, dim=1)
+    for start in range(0, values.shape[1], LATENTS_AT_ONCE):
+        ranks = rankdata(values[:, start : start + LATENTS_AT_ONCE], axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append((members @ ranks - n * (n + 1) / 2) / (n * (len(labels) - n)))
+    return np.concatenate(found, axis=1)
 
 
 def align(
-    train: Float[Tensor, "train latents"],
+    train: Float[np.ndarray, "train latents"],
     train_labels: np.ndarray,
-    test: Float[Tensor, "test latents"],
+    test: Float[np.ndarray, "test latents"],
     test_labels: np.ndarray,
     classes: list[str],
     seed: int,
@@ -72,22 +60,22 @@ def align(
 
 
 def _chosen(
-    train: Float[Tensor, "train latents"],
+    train: Float[np.ndarray, "train latents"],
     train_labels: np.ndarray,
-    test: Float[Tensor, "test latents"],
+    test: Float[np.ndarray, "test latents"],
     test_labels: np.ndarray,
     classes: list[str],
 ) -> list[dict]:
     scores = aurocs(train, train_labels, classes)
     rows = []
     for name, row in zip(classes, scores, strict=True):
-        latent = int(row.argmax()) if bool(row.isfinite().all()) else None
-        score = None
-        if latent is not None:
-            held_out = float(auroc(test[:, latent : latent + 1], torch.from_numpy(test_labels == name))[0])
-            score = held_out if np.isfinite(held_out) else None
-        chosen_at = float(row[latent]) if latent is not None else None
-        rows.append({"class": name, "latent": latent, "train_auroc": chosen_at, "auroc": score})
+        if np.isnan(row).any():
+            rows.append({"class": name, "latent": None, "train_auroc": None, "auroc": None})
+            continue
+        latent = int(row.argmax())
+        score = float(auroc(test[:, [latent]], test_labels == name)[0])
+        score = None if np.isnan(score) else score
+        rows.append({"class": name, "latent": latent, "train_auroc": float(row[latent]), "auroc": score})
     return rows
 
 

@@ -260,4 +260,6 @@ def _changed_reconstruction(
     for latent, edit in edits.items():
         changed[:, latent] = edit(z[:, latent])
     x_hat = autoencoder.decode(changed)
-    return rows + (x_hat - autoencoder.decode(z)) if keep_error else x_hat
+    if keep_error:
+        return rows + (x_hat - autoencoder.decode(z))
+    return rows + x_hat if autoencoder.adds_input else x_hat

@@ -6,6 +6,8 @@ from typing import Any
 
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError
+from saetool.evaluation.markdown import markdown_table
+from saetool.evaluation.tables import number, with_interval
 
 COLUMNS = ("fvu", "l0", "cosine", "relative_bias")
 """Numbers with intervals that stand in every row of the table."""
@@ -64,13 +66,12 @@ def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
 
 
 def sweep_markdown(summary: dict[str, Any]) -> str:
-    """Return the summary as a Markdown table, sparsest first; * marks the frontier."""
-    lines = ["| model | latents | L0 | FVU | 95 % | dead | dense |", "|---|---:|---:|---:|---|---:|---:|"]
+    """Return the summary as a Markdown table, autoencoders first, sparsest first; * marks the frontier."""
+    rows = []
     for row in sorted(summary["points"], key=lambda row: (row["kind"], row["l0"] or 0.0)):
         low, high = row["fvu_interval"]
-        interval = f"{low:.3f}–{high:.3f}" if low is not None else ""
-        fvu = f"{row['fvu']:.3f}" if row["fvu"] is not None else ""
-        name = row["name"].replace("|", "\\|") + (" *" if row["frontier"] else "")
-        counts = f"{row['dead']:,} | {row['dense']:,}"
-        lines.append(f"| {name} | {row['n_latents']:,} | {row['l0']:.1f} | {fvu} | {interval} | {counts} |")
-    return "\n".join(lines) + "\n"
+        fvu = with_interval({"value": row["fvu"], "low": low, "high": high})
+        name = row["name"] + (" *" if row["frontier"] else "")
+        rows.append([name, f"{row['n_latents']:,}", number(row["l0"], ".1f"), fvu, number(row["cosine"])])
+        rows[-1] += [f"{row['dead']:,}", f"{row['dense']:,}"]
+    return markdown_table(["model", "latents", "L0", "FVU [95 %]", "cosine", "dead", "dense"], rows) + "\n"

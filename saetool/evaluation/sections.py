@@ -125,8 +125,7 @@ def _probe_label(
         scores = probe_classes(a, truth[0], b, truth[1], label.classes)
         entry["probes"].append({"representation": name, "pooling": pooling, "features": a.shape[1], "scores": scores})
         if pooling == "max":
-            x, y = torch.from_numpy(a), torch.from_numpy(b)
-            aligned = align(x, truth[0], y, truth[1], label.classes, subject.seed)
+            aligned = align(a, truth[0], b, truth[1], label.classes, subject.seed)
             entry["alignment"].append({"representation": name, **aligned})
 
 

@@ -71,9 +71,11 @@ def _build(
     seed: int,
 ) -> dict[str, Any]:
     from saetool.evaluation import sections
+    from saetool.evaluation.figures import figures
     from saetool.evaluation.markdown import render
     from saetool.evaluation.pareto import mark_frontier, point
     from saetool.evaluation.subject import Subject
+    from saetool.evaluation.tables import all_tables
 
     subject = Subject.open(autoencoder, store, settings, seed)
     journal = Journal(partial)
@@ -96,8 +98,15 @@ def _build(
     points = [point("this autoencoder", "autoencoder", found["held_out"])]
     points += [point(row["name"], "baseline", row["numbers"]) for row in found.get("baselines", [])]
     found["pareto"] = mark_frontier(points)
+    found["tables"] = all_tables(found)
+    facts = found["subject"]
+    title = (
+        f"Evaluation of a {facts['family']} autoencoder, {facts['d_in']:,} → {facts['n_latents']:,}, {facts['site']}"
+    )
     partial.write_json("evaluation.json", found)
-    partial.write_bytes("evaluation.md", render(found).encode())
+    partial.write_bytes("evaluation.md", render(title, found["tables"]).encode())
+    if facts["family"] != "sparse":
+        partial.write_tensors("figures.safetensors", figures(subject))
     summary = {key: found["held_out"][key]["value"] for key in ("fvu", "l0", "cosine")}
     return {"sections": sorted(found), "images": found["held_out"]["images"], **summary}
 

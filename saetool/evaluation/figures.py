@@ -1,0 +1,62 @@
+"""Rows for pictures of models whose latents are not sparse: originals, reconstructions, what the family adds."""
+
+import torch
+from torch import Tensor
+
+from saetool import seeding
+from saetool.autoencoders.contractive import Contractive
+from saetool.autoencoders.denoising import Denoising, corrupt
+from saetool.autoencoders.variational import Variational
+from saetool.evaluation.subject import ROWS_AT_ONCE, Subject, spread
+
+ROWS = 16
+"""Held-out rows shown."""
+
+FILTERS = 64
+"""Decoder directions shown, largest first."""
+
+
+@torch.no_grad()
+def figures(subject: Subject) -> dict[str, Tensor]:
+    """Return float32 tensors in raw units, seeded.
+
+    originals, reconstructions [n, d_in]: at most 16 held-out rows, each from another image where there are as many;
+    filters [k, d_in]: at most 64 decoder directions, where the decoder is linear; corrupted [n, d_in] (denoising:
+    reconstructions are then of those rows); samples [n, d_in] (variational); spectrum [k]: the encoder's mean
+    Jacobian singular values (contractive), else the singular values of held-out codes, both descending.
+    """
+    model = subject.autoencoder
+    x = _rows(subject)
+    generator = seeding.generator(subject.seed, "figures", device=x.device)
+    found = {"originals": x, "reconstructions": model(x)}
+    if isinstance(model, Denoising):
+        units = corrupt(model.corruption, model.normalizer(x), generator)
+        found["corrupted"] = model.normalizer.inverse(units)
+        found["reconstructions"] = model.denoise(found["corrupted"])
+    if isinstance(model, Variational):
+        found["samples"] = model.sample(ROWS, generator)
+    directions = model.decoder_directions()
+    if directions is not None:
+        order = torch.argsort(-directions.norm(dim=-1), stable=True)[:FILTERS]
+        found["filters"] = directions[order]
+    found["spectrum"] = _spectrum(subject, x)
+    return {name: tensor.detach().float().cpu() for name, tensor in found.items()}
+
+
+def _rows(subject: Subject) -> Tensor:
+    """Return one token of each of ROWS held-out images spread over the store, the middle one of the image."""
+    like = next(subject.autoencoder.parameters())
+    images = spread(subject.held_out, ROWS)
+    middle = subject.site.tokens // 2
+    rows = [subject.site.rows(int(image), int(image) + 1)[0, middle] for image in images]
+    return torch.stack(rows).to(like.device, like.dtype)
+
+
+def _spectrum(subject: Subject, x: Tensor) -> Tensor:
+    model = subject.autoencoder
+    if isinstance(model, Contractive):
+        return torch.linalg.svdvals(model.jacobian(x).float()).mean(0)
+    like = next(model.parameters())
+    batch = next(subject.batches(subject.held_out)).flatten(0, 1)[:ROWS_AT_ONCE].to(like.device, like.dtype)
+    codes = model.encode(batch).float()
+    return torch.linalg.svdvals(codes - codes.mean(0))

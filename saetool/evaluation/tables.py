@@ -1,0 +1,160 @@
+"""evaluation.json for people: the same numbers as tables of text, which the report shows and Markdown repeats.
+
+A table is {"title", "note", "columns", "rows"}: texts, the first column a name, the others numbers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from saetool.evaluation.effect import CONDITIONS
+from saetool.evaluation.probing import K_SPARSE
+
+Table = dict[str, Any]
+
+
+def all_tables(evaluation: dict[str, Any]) -> list[Table]:
+    """Return every table that the sections at hand give."""
+    makers = (_quality, _decoder, _features, _effect, _strongest, _probes, _alignment, _stability)
+    return [table for make in makers for table in make(evaluation)]
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """Return a number for people, a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def with_interval(found: dict[str, float | None], form: str = ".3f") -> str:
+    """Return a number with its interval in brackets."""
+    text = number(found["value"], form)
+    return text if found["low"] is None else f"{text} [{number(found['low'], form)}, {number(found['high'], form)}]"
+
+
+def _table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return {"title": title, "note": note, "columns": list(columns), "rows": [list(row) for row in rows]}
+
+
+def _quality(evaluation: dict[str, Any]) -> list[Table]:
+    held_out = evaluation["held_out"]
+    rows = [("this autoencoder", held_out)]
+    rows += [(f"{row['name']}: {row['about']}", row["numbers"]) for row in evaluation.get("baselines") or []]
+    body = [
+        [
+            name,
+            with_interval(found["fvu"]),
+            with_interval(found["l0"], ".1f"),
+            number(found["l1"]["value"], ".2f"),
+            number(found["cosine"]["value"]),
+            number(found["relative_bias"]["value"]),
+            number(found["relative_bias_centered"]["value"]),
+            f"{found['dead']:,} of {found['n_latents']:,}",
+            f"{found['dense']:,}",
+        ]
+        for name, found in rows
+    ]
+    note = (
+        f"{held_out['images']:,} images held out of training, {held_out['tokens']:,} tokens; [95 % over images]. "
+        "γ: Σ‖x̂‖² / Σ x̂·x, 1 is unbiased; centered: after the mean is taken off."
+    )
+    columns = ["model", "FVU", "L0", "L1", "cosine", "γ", "γ centered", "dead", "dense"]
+    tables = [_table("On held-out images", note, columns, body)]
+    if "binarity" in held_out:
+        found = held_out["binarity"]
+        row = [f"{found['latents']:,} latents", number(found["mean"]), number(found["median"])]
+        row += [number(found["q_mean"], ".5f"), f"{found['rho']:g}"]
+        note = "Var(z) / (q (1 − q)), q a latent's mean: near 0 a dense code around ρ, around .5 on and off."
+        tables.append(_table("Binarity", note, ["of", "mean", "median", "mean q", "ρ"], [row]))
+    return tables
+
+
+def _decoder(evaluation: dict[str, Any]) -> list[Table]:
+    found = evaluation.get("decoder")
+    if found is None:
+        return []
+    row = [f"{found['latents']:,} latents", number(found["mean"]), number(found["quantiles"]["0.5"])]
+    row += [number(found["max"]), number(found["share_above_0.9"], ".1%"), number(found["rms"]), number(found["welch"])]
+    columns = ["of", "mean", "median", "maximum", "above 0.9", "rms of all pairs", "least possible rms"]
+    note = "Largest |cosine| of a latent's decoder direction to another's."
+    return [_table("Decoder coherence", note, columns, [row])]
+
+
+def _features(evaluation: dict[str, Any]) -> list[Table]:
+    found = (evaluation.get("features") or {}).get("monosemanticity")
+    if not found or not found["latents"]:
+        return []
+    row = [f"{found['latents']:,} latents", number(found["mean"])]
+    row += [number(value) for value in found["quantiles"].values()]
+    columns = ["of", "mean", *(f"{float(q):.0%}" for q in found["quantiles"])]
+    return [_table("Monosemanticity", "Pach et al. 2025: mean, and quantiles over latents.", columns, [row])]
+
+
+def _effect(evaluation: dict[str, Any]) -> list[Table]:
+    effect = evaluation.get("effect")
+    if not effect:
+        return []
+    if "conditions" not in effect:
+        return [_table("In the model", f"Not measured: {effect['skipped']}.", [], [])]
+    names = list(effect["conditions"]["clean"])
+    body = [[c.replace("_", " "), *(with_interval(effect["conditions"][c][n]) for n in names)] for c in CONDITIONS]
+    for ablation, shares in effect["share_recovered"].items():
+        body.append(
+            [f"recovered, against {ablation.replace('_', ' ')}", *(number(shares.get(n), ".1%") for n in names)]
+        )
+    by = {"head": "the model's own head", "probe": f"a linear probe on {effect['label']}", "embedding": "no label"}
+    note = (
+        f"The reconstruction in place of the activation; {effect['images']:,} images; classes: {by[effect['readout']]}."
+    )
+    return [_table("In the model", note, ["condition", *(name.replace("_", " ") for name in names)], body)]
+
+
+def _strongest(evaluation: dict[str, Any]) -> list[Table]:
+    found = (evaluation.get("effect") or {}).get("latents")
+    if not found:
+        return []
+    keys = ("attributed", "attributed_there", "measured_logit", "measured_probability")
+    body = [[row["class"], str(row["latent"]), *(number(row[key], "+.4f") for key in keys)] for row in found]
+    columns = ["class", "latent", "attributed", "attributed, ablated images", "measured logit", "measured probability"]
+    note = "Change of the class when a latent is ablated, mean over images of the class."
+    return [_table("Latents with the largest effect on a class", note, columns, body)]
+
+
+def _probes(evaluation: dict[str, Any]) -> list[Table]:
+    probing = evaluation.get("probing")
+    if probing and not probing["labels"]:
+        return [_table("As features", f"Not measured: {probing['skipped']}.", [], [])]
+    ks = [*map(str, K_SPARSE), "full"]
+    tables = []
+    for label in (probing or {}).get("labels", []):
+        body = [
+            [f"{row['representation']}, {row['pooling']}", f"{row['features']:,}"]
+            + [number(row["scores"][k]["balanced_accuracy"]) for k in ks]
+            for row in label["probes"]
+        ]
+        columns = ["representation", "features", *(k if k == "full" else f"k = {k}" for k in ks)]
+        note = "Balanced accuracy of a linear probe on k features, or all, of an image; on held-out images."
+        tables.append(_table(f"Probes of {label['name']}", note, columns, body))
+    return tables
+
+
+def _alignment(evaluation: dict[str, Any]) -> list[Table]:
+    tables = []
+    for label in (evaluation.get("probing") or {}).get("labels", []):
+        body = [
+            [row["representation"], number(row["mean_auroc"]), number(row["control_mean_auroc"])]
+            + [f"{number(c['auroc'])} ({c['latent']})" for c in row["classes"]]
+            for row in label["alignment"]
+        ]
+        note = "AUROC of the best single latent (in brackets), chosen on training images, scored on held-out ones."
+        columns = ["representation", "mean", "shuffled labels", *label["classes"]]
+        tables.append(_table(f"One latent for a class of {label['name']}", note, columns, body))
+    return tables
+
+
+def _stability(evaluation: dict[str, Any]) -> list[Table]:
+    body = [
+        [row["autoencoder"], *(number(row[way]["mean_max_cosine"]) for way in ("forward", "backward", "matched"))]
+        for row in evaluation.get("stability") or []
+    ]
+    note = "Mean largest cosine between decoder directions, here to there, there to here, and matched one to one."
+    return (
+        [_table("Against other trainings", note, ["autoencoder", "here", "there", "one to one"], body)] if body else []
+    )
