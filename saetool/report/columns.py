@@ -32,9 +32,7 @@ PLAIN = (
     Column("spatial_entropy", "Spread", "unit", "Entropy of the mean activation over positions: 1 is everywhere alike"),
     Column("monosemanticity", "Specificity", "unit", "Monosemanticity: how alike the images are on which it fires"),
     Column("neighbor_similarity", "Nearest", "unit", "Largest cosine with another latent's decoder direction"),
-    Column(
-        "coactivation_similarity", "Co-active", "unit", "Largest Jaccard overlap of firing images with another latent"
-    ),
+    Column("coactivation_similarity", "Co-active", "unit", "Largest Jaccard overlap of firing images with another"),
     Column("encoder_decoder_cosine", "Enc·dec", "unit", "Cosine between the latent's encoder and decoder directions"),
     Column("decoder_norm", "Norm", "value", "Length of the decoder direction"),
     Column("mean", "Mean", "value", "Mean activation over all tokens"),
@@ -51,12 +49,14 @@ OF_LABEL = (
     Column("purity", "Purity", "unit", "Largest share of one class in the latent's activation mass"),
     Column("entropy", "Class entropy", "unit", "Entropy of the activation mass over classes"),
     Column("q_value", "q", "probability", "Share of false discoveries at this threshold (Benjamini–Hochberg)"),
+    Column("spearman", "Spearman", "unit", "Rank correlation of the image's largest activation with the number"),
     Column("p_value", "p", "probability", "Probability of so extreme a rank statistic by chance"),
 )
 
 
-def columns_of(labels: list[dict], present: set[str]) -> list[Column]:
-    """Return the columns that a table with the columns `present` can show, label columns last."""
+def columns_of(labels: list[dict], table: pa.Table) -> list[Column]:
+    """Return the columns that `table` can show, label columns last; one without a single value is left out."""
+    present = {name for name in table.column_names if table[name].null_count < table.num_rows}
     columns = [column for column in PLAIN if column.key in present]
     for label in labels:
         for column in OF_LABEL:

@@ -19,14 +19,16 @@ from saetool.report.chunks import pack, smallest_unsigned
 from saetool.vision.geometry import Geometry
 
 THUMBNAIL_PX = 240
-"""Longest side: the tiles of a latent page at their natural size on most screens, about 6 kB each."""
-THUMBNAIL_QUALITY = 78
+"""Longest side: the tiles of a latent page at their natural size on most screens, 2 to 8 kB each."""
+THUMBNAIL_QUALITY = 80
 FACTS_BLOCK = 512
 PATCHES_BLOCK = 16
 
 
 class ReadsImages(Protocol):
     """The part of an image source that thumbnails need."""
+
+    attribution: str | None
 
     def __len__(self) -> int: ...
     def path(self, i: int) -> str: ...
@@ -110,7 +112,7 @@ class Thumbnails:
                 waiting.append((row, pool.submit(self._one, row, folder)))
             while waiting:
                 row, future = waiting.popleft()
-                path, size = future.result()
+                size = future.result()
                 if spent + size > budget:
                     for other, pending in [(row, future), *waiting]:
                         pending.result()
@@ -123,7 +125,7 @@ class Thumbnails:
                     waiting.append((following, pool.submit(self._one, following, folder)))
         return np.asarray(sorted(made), np.int64)
 
-    def _one(self, row: int, folder: Path) -> tuple[Path, int]:
+    def _one(self, row: int, folder: Path) -> int:
         path = folder / thumbnail_name(row)
         if not path.exists():
             picture = self._read(row)
@@ -131,9 +133,9 @@ class Thumbnails:
             small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".tmp")
-            small.save(temporary, "WEBP", quality=THUMBNAIL_QUALITY, method=4)
+            small.save(temporary, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
             os.replace(temporary, path)
-        return path, path.stat().st_size
+        return path.stat().st_size
 
     def _read(self, row: int) -> Image.Image:
         place = self.place.get(self.paths[row])

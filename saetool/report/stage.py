@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from saetool import progress
 from saetool.artifacts import Artifact, Partial, Stage
+from saetool.errors import RequestError
 from saetool.report import columns, latents, pictures
 from saetool.report.chunks import bitmap, pack
 from saetool.report.curves import read_curves
@@ -34,10 +35,17 @@ def report_stage(
 
     `source` gives the images of `store` again, for thumbnails; `command` is how a reader would make this again.
     """
+    _require_latents(settings, features.content["n_latents"])
     inputs = tuple(a for a in (features, store, autoencoder, evaluation) if a is not None)
     config: dict[str, Any] = {**settings.model_dump(mode="json"), "command": command}
     builder = _Builder(features, store, autoencoder, evaluation, source, settings, command)
     return Stage("report", config, builder.build, inputs)
+
+
+def _require_latents(settings: ReportSettings, n_latents: int) -> None:
+    beyond = [latent for latent in settings.latents or () if not 0 <= latent < n_latents]
+    if beyond:
+        raise RequestError(f"report.latents: {beyond[0]} is not a latent; they go from 0 to {n_latents - 1}.")
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,13 @@ class _Builder:
         image_pages = self._write_patches(files, ranked[: self.settings.max_images], budget)
         wanted = np.concatenate([ranked[np.isin(ranked, image_pages)], ranked[~np.isin(ranked, image_pages)]])
         thumbnails = pictures.Thumbnails(images, self.source).make(wanted, partial.path, budget.left(1.0))
-        run = summarize(self.features, self.store, self.autoencoder, self.evaluation)
+        run = self._summary()
+        self._write_curves(partial, run)
         self._write_site(partial, files, run, with_page, image_pages, thumbnails)
-        write_assets(partial)
+        write_assets(partial.write_bytes)
         title = self.settings.title or f"{run['n_latents']:,} latents of {run['backbone']}"
         for page in PAGES:
-            write_page(partial, page, {"run": run, "title": title, "command": self.command})
+            write_page(partial.write_bytes, page, {"run": run, "title": title, "command": self.command})
         return {
             "n_latents": files.n_latents,
             "latent_pages": int(with_page.sum()),
@@ -74,10 +83,20 @@ class _Builder:
             "thumbnails": len(thumbnails),
         }
 
+    def _summary(self) -> dict[str, Any]:
+        return summarize(self.features, self.store, self.autoencoder, self.evaluation, self.source.attribution)
+
+    def _write_curves(self, partial: Partial, run: dict[str, Any]) -> None:
+        """Write what the charts of the landing page draw."""
+        log = self.autoencoder.path / "metrics.jsonl"
+        charts = read_curves(log) if log.is_file() else []
+        values = {"charts": charts, "pareto": run["evaluation"]["pareto"]}
+        partial.write_bytes("data/curves.js", pack("curves", {}, values))
+
     def _write_tables(self, partial: Partial, files: FeatureFiles, images: Any, budget: "_Budget") -> None:
-        """Write the table of latents, the glimpses, the image facts and the curves: never bounded."""
+        """Write the table of latents, the glimpses and the image facts: never bounded."""
         labels = files.content["labels"]
-        shown = columns.columns_of(labels, set(files.latents.column_names))
+        shown = columns.columns_of(labels, files.latents)
         arrays, texts = columns.table_arrays(files.latents, shown)
         best = np.full(files.n_latents, -1, np.int32)
         for block, script, first in latents.glimpses(files):
@@ -87,16 +106,13 @@ class _Builder:
         budget.write("data/table.js", pack("table", arrays, {"texts": texts, "columns": columns.describe(shown)}))
         for name, script in pictures.facts_chunks(images, labels, files.content["geometry"]):
             budget.write(f"data/{name}.js", script)
-        log = self.autoencoder.path / "metrics.jsonl"
-        curves = read_curves(log) if log.is_file() else []
-        budget.write("data/curves.js", pack("curves", {}, {"charts": curves}))
 
     def _write_latents(self, files: FeatureFiles, budget: "_Budget") -> np.ndarray:
         """Write the latent pages' chunks while half of the budget lasts; return which latents have one."""
         chosen = np.ones(files.n_latents, bool)
         if self.settings.latents is not None:
             chosen[:] = False
-            chosen[[latent for latent in self.settings.latents if 0 <= latent < files.n_latents]] = True
+            chosen[self.settings.latents] = True
         with_page = np.zeros(files.n_latents, bool)
         with progress.bar("latent pages", files.n_latents, "latents") as advance:
             for block, script in latents.page_chunks(files, chosen):
@@ -146,7 +162,7 @@ class _Builder:
                 "images": pictures.FACTS_BLOCK,
                 "patches": pictures.PATCHES_BLOCK,
             },
-            "columns": columns.describe(columns.columns_of(files.content["labels"], set(files.latents.column_names))),
+            "columns": columns.describe(columns.columns_of(files.content["labels"], files.latents)),
             "statuses": columns.STATUSES,
             "intervals": files.content.get("intervals"),
             "sparse_threshold": files.content.get("sparse_threshold"),

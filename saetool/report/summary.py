@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 from saetool.artifacts import Artifact
-from saetool.report.site import attribution
 
 
-def summarize(features: Artifact, store: Artifact, autoencoder: Artifact, evaluation: Artifact | None) -> dict:
-    """Return what the pages say about the run, as JSON."""
+def summarize(
+    features: Artifact, store: Artifact, autoencoder: Artifact, evaluation: Artifact | None, attribution: str | None
+) -> dict:
+    """Return what the pages say about the run, as JSON; `attribution` goes below every page."""
     content = features.content
     settings = autoencoder.content.get("settings", {})
     source = store.content.get("source", {})
@@ -23,7 +24,7 @@ def summarize(features: Artifact, store: Artifact, autoencoder: Artifact, evalua
         "site": site_words(content.get("site") or autoencoder.content.get("site") or {}),
         "backbone": backbone_name(store, content.get("site") or {}),
         "source": _last_part(source_name),
-        "attribution": attribution(source_name),
+        "attribution": attribution or "",
         "family": family_words(settings),
         "tiles": _tiles(features, autoencoder, evaluation),
         "lineage": [lineage(a) for a in (store, autoencoder, features, evaluation) if a is not None],
@@ -105,32 +106,14 @@ def lineage(artifact: Artifact) -> dict:
     }
 
 
-def _evaluation(evaluation: Artifact | None) -> list[dict]:
-    """Return an evaluation's numbers as tables: [{title, columns, rows}], nested names as row titles."""
+def _evaluation(evaluation: Artifact | None) -> dict[str, list[dict]]:
+    """Return an evaluation's ready-made tables, and its models and baselines in the plane of L0 and FVU."""
     if evaluation is None or "evaluation.json" not in evaluation.files:
-        return []
+        return {"tables": [], "pareto": []}
     found = json.loads(evaluation.file("evaluation.json").read_bytes())
-    tables = []
-    for title, value in found.items():
-        rows = _rows(value) if isinstance(value, dict | list) else []
-        if rows:
-            tables.append({"title": title.replace("_", " "), "rows": rows})
-    loose = [[key.replace("_", " "), value] for key, value in found.items() if _is_fact(value)]
-    return ([{"title": "summary", "rows": loose}] if loose else []) + tables
+    pareto = [point for point in found.get("pareto") or [] if _drawable(point)]
+    return {"tables": found.get("tables") or [], "pareto": pareto}
 
 
-def _is_fact(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _rows(value: dict | list, prefix: str = "") -> list[list]:
-    """Return [name, number] for every number below `value`; long lists are left to the file."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if len(value) <= 12 else ()
-    rows: list[list] = []
-    for key, item in items:
-        name = f"{prefix}{str(key).replace('_', ' ')}"
-        if isinstance(item, dict | list):
-            rows += _rows(item, f"{name} · ")
-        elif _is_fact(item):
-            rows.append([name, item])
-    return rows
+def _drawable(point: dict[str, Any]) -> bool:
+    return isinstance(point.get("l0"), int | float) and isinstance(point.get("fvu"), int | float)

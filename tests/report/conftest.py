@@ -63,6 +63,7 @@ class Pictures:
 
     n: int
     sizes: list[tuple[int, int]] = field(default_factory=lambda: SIZES)
+    attribution: str | None = "Photographs by <Somebody> & others, CC BY-NC-SA 4.0"
 
     def __len__(self) -> int:
         return self.n

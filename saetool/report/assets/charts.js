@@ -32,13 +32,13 @@ saetool.charts = (() => {
   }
 
   /** Return an SVG drawing area with axes: {svg, x(value), y(value)} in a view box of `width` × `height`. */
-  function axes({ width, height, x, y, left = 44, bottom = 24, top = 8, right = 10, xTicks, yTicks, xText = short, yText = short, label }) {
+  function axes({ width, height, x, y, left = 44, bottom = 24, top = 8, right = 10, xTicks, yTicks, xText = short, yText = short, label, tickX = left - 6 }) {
     const svg = s("svg.chart", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
     const across = (v) => left + ((v - x[0]) / (x[1] - x[0] || 1)) * (width - left - right);
     const down = (v) => height - bottom - ((v - y[0]) / (y[1] - y[0] || 1)) * (height - top - bottom);
     for (const v of yTicks ?? ticks(...y)) {
       svg.append(s("line.grid", { x1: left, x2: width - right, y1: down(v), y2: down(v) }));
-      const text = s("text.tick", { x: left - 6, y: down(v) + 3.5, "text-anchor": "end" });
+      const text = s("text.tick", { x: tickX, y: down(v) + 3.5, "text-anchor": "end" });
       text.textContent = yText(v);
       svg.append(text);
     }
@@ -59,17 +59,25 @@ saetool.charts = (() => {
     const yLow = Math.min(0, ...ys);
     const xRange = [Math.min(...xs), Math.max(...xs)];
     const area = axes({ width, height, x: xRange, y: [yLow, yHigh], label: `${chart.title} during training` });
-    chart.series.forEach((one, i) => {
+    const hues = colors(chart);
+    chart.series.forEach((one, k) => {
+      const i = hues[k];
       const points = one.x.map((x, k) => `${area.x(x).toFixed(1)},${area.y(Math.min(one.y[k], yHigh)).toFixed(1)}`);
-      area.svg.append(s(`polyline.line.series-${i % 6}${one.held_out ? ".held-out" : ""}`, { points: points.join(" ") }));
+      area.svg.append(s(`polyline.line.series-${i}${one.held_out ? ".held-out" : ""}`, { points: points.join(" ") }));
       if (one.x.length <= 30) {
         one.x.forEach((x, k) => area.svg.append(
-          s(`circle.series-${i % 6}`, { cx: area.x(x), cy: area.y(Math.min(one.y[k], yHigh)), r: 2.4 })));
+          s(`circle.series-${i}`, { cx: area.x(x), cy: area.y(Math.min(one.y[k], yHigh)), r: 2.4 })));
       }
     });
     const readout = legend(chart);
     follow(area, chart, xRange, readout);
     return h("figure.curve", {}, h("figcaption", {}, chart.title), area.svg, readout.element);
+  }
+
+  /** Return a color number a series: a measure has the same one in training and held out. */
+  function colors(chart) {
+    const names = [...new Set(chart.series.map(({ name }) => name.replace(/^held-out /, "")))];
+    return chart.series.map(({ name }) => names.indexOf(name.replace(/^held-out /, "")) % 6);
   }
 
   /** Return an upper bound that a few early outliers do not decide: 1.05 × the largest after the first tenth. */
@@ -82,8 +90,9 @@ saetool.charts = (() => {
   function legend(chart) {
     const form = chart.share ? "share" : "value";
     const values = chart.series.map((one) => h("span.number", {}, format(form, one.y[one.y.length - 1])));
+    const hues = colors(chart);
     const items = chart.series.map((one, i) =>
-      h("li", {}, h(`span.swatch.series-${i % 6}${one.held_out ? ".held-out" : ""}`), h("span", {}, one.name), values[i]));
+      h("li", {}, h(`span.swatch.series-${hues[i]}${one.held_out ? ".held-out" : ""}`), h("span", {}, one.name), values[i]));
     const show = (x) => chart.series.forEach((one, i) => {
       const k = x === null ? one.x.length - 1 : nearest(one.x, x);
       values[i].textContent = format(form, one.y[k]);
@@ -121,10 +130,10 @@ saetool.charts = (() => {
     const drawn = bins.filter((bin) => bin !== extra);
     const x = [drawn[0].low, drawn[drawn.length - 1].high];
     const most = Math.max(1, ...bins.map((bin) => bin.count));
-    const left = extra ? 78 : 44;
+    const left = extra ? 84 : 44;
     const whole = (v) => Number.isInteger(v);
     const powers = ticks(...x, 5).filter(whole);
-    const area = axes({ width, height, x, y: [0, most], left, label, xTicks: powers, xText: powerText, yTicks: ticks(0, most).filter(whole) });
+    const area = axes({ width, height, x, y: [0, most], left, label, xTicks: powers, xText: powerText, tickX: 38, yTicks: ticks(0, most).filter(whole) });
     const bar = (bin, from, to) => {
       const element = s(`rect.bar${bin.className ? `.${bin.className}` : ""}`, {
         x: from + 0.5, width: Math.max(to - from - 1, 0.5), y: area.y(bin.count), height: area.y(0) - area.y(bin.count) });
@@ -135,8 +144,8 @@ saetool.charts = (() => {
     };
     for (const bin of drawn) area.svg.append(bar(bin, area.x(bin.low), area.x(bin.high)));
     if (extra) {
-      area.svg.append(bar(extra, 50, 66));
-      const text = s("text.tick", { x: 58, y: height - 7, "text-anchor": "middle" });
+      area.svg.append(bar(extra, 50, 68));
+      const text = s("text.tick", { x: 59, y: height - 7, "text-anchor": "middle" });
       text.textContent = extra.name;
       area.svg.append(text);
     }

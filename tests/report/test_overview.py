@@ -1,0 +1,58 @@
+"""The overview shows every finished run below a folder."""
+
+import pytest
+
+from saetool.artifacts import Stage, run_stage
+from saetool.errors import RequestError
+from saetool.report import check, write_overview
+from saetool.report.chunks import unpack
+
+
+def make(place, fvu, l0, **settings):
+    content = {
+        "settings": {"kind": "sparse", "activation": {"kind": "topk"}, **settings},
+        "final": {"fvu": fvu, "l0": l0, "dead_share": 0.01},
+        "site": {"label": "layer 10 of 12 (blocks.9)"},
+        "d_in": 4,
+        "n_latents": 8,
+        "tokens": 100,
+    }
+    run_stage(Stage("autoencoder", {"fvu": fvu}, lambda partial: content), place / "autoencoder")
+
+
+def rows(page):
+    return unpack((page.parent / "data/runs.js").read_bytes())[2]["runs"]
+
+
+def test_runs_and_members_of_sweeps_are_listed_with_their_reports(tmp_path):
+    make(tmp_path / "plain", 0.2, 10.0)
+    make(tmp_path / "sweep" / "lr=1e-3,k=3 #<b>", 0.1, 20.0)
+    report = tmp_path / "sweep" / "lr=1e-3,k=3 #<b>" / "report"
+    report.mkdir()
+    (report / "index.html").write_text("x")
+    page = write_overview(tmp_path)
+    assert [(row["name"], row["fvu"]) for row in rows(page)] == [("plain", 0.2), ("sweep/lr=1e-3,k=3 #<b>", 0.1)]
+    assert rows(page)[0]["link"] is None
+    assert check(page.parent) == []
+    assert "&lt;b&gt;" in page.read_text()
+
+
+def test_writing_it_again_replaces_it(tmp_path):
+    make(tmp_path / "one", 0.2, 10.0)
+    write_overview(tmp_path)
+    make(tmp_path / "two", 0.3, None)
+    assert [row["name"] for row in rows(write_overview(tmp_path))] == ["one", "two"]
+
+
+def test_a_folder_of_that_name_that_is_something_else_is_kept(tmp_path):
+    make(tmp_path / "one", 0.2, 10.0)
+    (tmp_path / "overview").mkdir()
+    (tmp_path / "overview" / "mine.txt").write_text("x")
+    with pytest.raises(RequestError, match="not an overview"):
+        write_overview(tmp_path)
+    assert (tmp_path / "overview" / "mine.txt").exists()
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(RequestError, match="no finished run"):
+        write_overview(tmp_path)

@@ -1,0 +1,60 @@
+"""The check finds every way in which a site can be broken."""
+
+import shutil
+
+import pytest
+
+from saetool.errors import RequestError
+from saetool.report import check
+
+PAGE = "index.html"
+
+
+@pytest.fixture
+def copy(site, tmp_path):
+    return shutil.copytree(site.path, tmp_path / "copy")
+
+
+def edit(path, old, new):
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "finding"),
+    [
+        (PAGE, "<main", '<script src="https://cdn.example/x.js"></script><main', "address elsewhere"),
+        (PAGE, "<main", '<img src="//example.org/x.png"><main', "address elsewhere"),
+        (PAGE, "<main", "<script>alert(1)</script><main", "inline <script>"),
+        (PAGE, "<main", '<p onclick="x()">a</p><main', "inline handler"),
+        (PAGE, "<main", '<p style="color:red">a</p><main', "inline handler or style"),
+        (PAGE, "<main", "<style>p{}</style><main", "inline <style>"),
+        (PAGE, "<main", '<a href="gone.html">x</a><main', "broken link: gone.html"),
+        (PAGE, "script-src &#39;self&#39;", "script-src *", "content security policy"),
+        ("assets/core.js", '"use strict";', 'fetch("x");', "fetch"),
+        ("assets/core.js", '"use strict";', "eval('x');", "evaluated text"),
+        ("assets/site.css", ":root", '@import "x.css"; :root', "an import"),
+        ("assets/site.css", ":root", "p { background: url(http://x.example/a) } :root", "address elsewhere"),
+        ("data/table.js", "saetool.define", "alert(1);saetool.define", "unreadable chunk"),
+        ("data/latents/0.js", '"latents/0"', '"latents/1"', "holds the chunk"),
+    ],
+)
+def test_what_is_wrong_is_found(copy, name, old, new, finding):
+    edit(copy / name, old, new)
+    assert any(finding in problem and problem.startswith(name) for problem in check(copy)), check(copy)
+
+
+@pytest.mark.parametrize("name", ["data/latents/1.js", "data/glimpses/0.js", "data/table.js", "thumbs/0/3.webp"])
+def test_a_missing_part_is_found(copy, name):
+    (copy / name).unlink()
+    assert any(name in problem for problem in check(copy))
+
+
+def test_size_is_bounded(copy):
+    assert any("more than 0.01 MB" in problem for problem in check(copy, max_mb=0.01))
+
+
+def test_what_is_no_site_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"index\.html"):
+        check(tmp_path)

@@ -1,0 +1,174 @@
+"""The site holds what the artifacts say, in bytes that depend on nothing else, within its bounds."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saetool.artifacts import run_stage
+from saetool.errors import RequestError, WorkError
+from saetool.report import check
+from saetool.report.chunks import unpack
+
+HOSTILE_MARKS = ("pwned", "<img", "onerror")
+
+
+def chunk(site, name):
+    return unpack((site.path / "data" / f"{name}.js").read_bytes())[1:]
+
+
+def members(bits):
+    return np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()
+
+
+def test_a_finished_site_passes_its_check(site):
+    assert check(site.path, max_mb=1) == []
+    assert {"index.html", "latent.html", "image.html", "assets/core.js"} <= site.files.keys()
+
+
+def test_the_table_has_every_latent_and_every_number(run, site):
+    arrays, values = chunk(site, "table")
+    table = run.features.path / "latents.parquet"
+    import pyarrow.parquet as pq
+
+    latents = pq.read_table(table)
+    assert arrays["status"].size == run.shape.n_latents
+    texts = values["texts"]
+    assert [texts["status"][i] for i in arrays["status"]] == latents["status"].to_pylist()
+    for key in ("token_frequency", "max", "mean_firing", "kind.of <thing>.auroc"):
+        wanted = [np.nan if v is None else np.float32(v) for v in latents[key].to_pylist()]
+        np.testing.assert_array_equal(arrays[key].astype(np.float32), np.array(wanted, np.float32))
+    key = "kind.of <thing>.best_class"
+    found = [texts[key][i] if i >= 0 else None for i in arrays[key]]
+    assert found == latents[key].to_pylist()
+    assert "score.best_class" not in arrays, "a column without a single value is left out"
+
+
+def test_latent_chunks_hold_the_examples_in_order(run, site):
+    site_arrays, site_values = chunk(site, "site")
+    block = site_values["blocks"]["latents"]
+    for number in range(-(-run.shape.n_latents // block)):
+        arrays, values = chunk(site, f"latents/{number}")
+        start = 0
+        heat_start = 0
+        for latent, count in enumerate(arrays["example_counts"].tolist(), values["start"]):
+            peaks = run.z[:, :, latent].max(1)
+            order = [i for i in np.argsort(-peaks, kind="stable") if peaks[i] > 0][: run.shape.top]
+            rows = slice(start, start + count)
+            top = arrays["group"][rows] == 0
+            assert arrays["image"][rows][top].tolist() == order
+            np.testing.assert_array_equal(arrays["value"][rows][top], peaks[order])
+            assert (arrays["patch"][rows][top] == run.z[order, :, latent].argmax(1)).all()
+            for image, maps in zip(arrays["image"][rows], arrays["heat_counts"][rows].tolist(), strict=True):
+                positions = arrays["heat_positions"][heat_start : heat_start + maps]
+                assert positions.tolist() == np.flatnonzero(run.z[image, :, latent]).tolist()
+                heat_start += maps
+            start += count
+        assert start == arrays["image"].size
+    assert members(site_arrays["live"]) == np.flatnonzero(run.z.any((0, 1))).tolist()
+
+
+def test_patch_chunks_hold_the_strongest_latents(run, site):
+    arrays, values = chunk(site, "patches/0")
+    shape = (arrays["rows"].size, values["tokens"], values["strongest"])
+    latent, share = arrays["latent"].reshape(shape).astype(int) - 1, arrays["share"].reshape(shape)
+    top = arrays["top"].reshape(shape[:2])
+    for k, image in enumerate(arrays["rows"].tolist()):
+        np.testing.assert_array_equal(top[k], run.z[image].max(1))
+        found = np.where(latent[k] >= 0, top[k][:, None] * share[k] / 255, 0)
+        wanted = np.where(latent[k] >= 0, np.take_along_axis(run.z[image], np.maximum(latent[k], 0), 1), 0)
+        np.testing.assert_allclose(found, wanted, atol=top.max() / 500)
+
+
+def test_boxes_follow_the_geometry(run, site):
+    arrays, _ = chunk(site, "images/0")
+    size, box = arrays["size"].reshape(-1, 2), arrays["box"].reshape(-1, 4)
+    # 90 × 60 is resized to 48 × 32: the grid of 48 × 32 covers it whole. 60 × 90 loses the top and bottom thirds
+    # of its height beyond 32 of 48 pixels, and is padded to 48 of 32 pixels in width.
+    assert size[:2].tolist() == [[90, 60], [60, 90]]
+    np.testing.assert_allclose(box[0], [0, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(box[1], [-0.25, 1 / 6, 1.25, 5 / 6], atol=1e-6)
+
+
+def test_no_hostile_text_reaches_a_page_or_ends_a_script(site):
+    for name in site.files:
+        data = (site.path / name).read_bytes()
+        if name.endswith(".html"):
+            assert not any(mark.encode() in data for mark in HOSTILE_MARKS)
+        if name.startswith("data/"):
+            assert b"<" not in data
+
+
+def test_equal_runs_give_equal_bytes(run, site, tmp_path):
+    again = run_stage(run.stage(), tmp_path / "report")
+    assert again.id == site.id
+    assert {n: f["digest"] for n, f in again.files.items()} == {n: f["digest"] for n, f in site.files.items()}
+
+
+def test_no_time_host_or_absolute_path_in_any_file(run, site):
+    import platform
+
+    for name in site.files:
+        data = (site.path / name).read_bytes()
+        assert str(run.store.path.parent).encode() not in data
+        assert len(platform.node()) < 4 or platform.node().encode() not in data
+
+
+def test_chosen_latents_get_pages_and_all_stay_in_the_table(run, tmp_path):
+    site = run_stage(run.stage(latents=[1, 40]), tmp_path / "report")
+    arrays, _ = chunk(site, "site")
+    assert members(arrays["with_page"]) == [1, 40]
+    assert sorted(p.name for p in (site.path / "data/latents").iterdir()) == ["0.js", "1.js"]
+    assert chunk(site, "table")[0]["status"].size == run.shape.n_latents
+    assert check(site.path) == []
+
+
+def test_a_latent_that_does_not_exist_is_refused(run):
+    with pytest.raises(RequestError, match=r"report\.latents: 70 .* 0 to 69"):
+        run.stage(latents=[3, 70])
+
+
+def test_max_images_keeps_the_strongest_examples(run, tmp_path):
+    site = run_stage(run.stage(max_images=3), tmp_path / "report")
+    arrays, _ = chunk(site, "site")
+    peaks = run.z.max(1)
+    best = sorted({int(peaks[:, latent].argmax()) for latent in range(run.shape.n_latents) if peaks[:, latent].any()})
+    assert members(arrays["image_page"]) == best[:3]
+    assert check(site.path) == []
+
+
+def test_max_mb_leaves_out_pages_and_pictures_but_no_row(run, tmp_path):
+    site = run_stage(run.stage(max_mb=0.1), tmp_path / "report")
+    arrays, _ = chunk(site, "site")
+    data = sum(f["bytes"] for n, f in site.files.items() if n.startswith(("data/", "thumbs/")))
+    assert data < 100_000 + 5_000
+    assert len(members(arrays["with_page"])) < run.shape.n_latents
+    assert chunk(site, "table")[0]["status"].size == run.shape.n_latents
+    assert check(site.path) == []
+
+
+def test_thumbnails_are_small_and_keep_their_shape(run, site):
+    for image in range(4):
+        with Image.open(site.path / f"thumbs/0/{image}.webp") as picture:
+            assert picture.size == run.pictures.size(image)
+            assert picture.format == "WEBP"
+
+
+def test_another_picture_at_the_same_place_is_an_error(run, tmp_path):
+    class Swapped(type(run.pictures)):
+        def read(self, i):
+            picture = super().read(i)
+            return dataclasses.replace(picture, digest="xxh3-128:0") if i == 5 else picture
+
+    other = dataclasses.replace(run, pictures=Swapped(run.shape.n_images))
+    with pytest.raises(WorkError, match=re.escape(run.pictures.path(5))):
+        run_stage(other.stage(), tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_source_without_the_images_is_an_error(run, tmp_path):
+    other = dataclasses.replace(run, pictures=type(run.pictures)(10))
+    with pytest.raises(WorkError, match="not in the image source"):
+        run_stage(other.stage(), tmp_path / "report")
