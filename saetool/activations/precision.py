@@ -1,5 +1,6 @@
 """What fewer bits cost: the error of a low-precision forward pass and of the stored type."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,9 +32,11 @@ def measure_errors(
     exacts = outputs if reference is None else reference().forward_to(batch, sites)
     errors = {}
     for site, output, exact in zip(sites, outputs, exacts, strict=True):
-        errors[site.folder] = {"round_trip": relative_error(exact.to(stored), exact)}
+        found = {"round_trip": relative_error(exact.to(stored), exact)}
         if reference is not None:
-            errors[site.folder]["forward"] = relative_error(output, exact)
+            found["forward"] = relative_error(output, exact)
+        # Values that are not finite have no error; the job stops at them soon enough and names the image.
+        errors[site.folder] = {name: value for name, value in found.items() if math.isfinite(value)}
     return errors
 
 
