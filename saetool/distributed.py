@@ -1,9 +1,13 @@
 """Rank, world size and collectives. Without `torchrun` there is one process and every call is the trivial case."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+
+from saetool.errors import WorkError
 
 
 def start() -> None:
@@ -36,23 +40,38 @@ def is_main() -> bool:
     return rank() == 0
 
 
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Say in words that a collective failed: nearly always because another process of the job has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WorkError(
+            f"process {rank()} of {world_size()} lost another one of the job, whose own message says why ({reason}). "
+            "Run the same command again: it resumes."
+        ) from error
+
+
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has come here; like every collective, WorkError says that another process is lost."""
     if world_size() > 1:
-        dist.barrier()
+        with _peers():
+            dist.barrier()
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum `tensor` over all processes in place and return it."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        with _peers():
+            dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """Average `tensor` over all processes in place and return it."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        all_reduce_sum(tensor)
         tensor /= world_size()
     return tensor
 
@@ -62,7 +81,8 @@ def all_gather(value: object) -> list:
     if world_size() == 1:
         return [value]
     gathered: list = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    with _peers():
+        dist.all_gather_object(gathered, value)
     return gathered
 
 
