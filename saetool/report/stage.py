@@ -70,12 +70,14 @@ class _Builder:
         wanted = np.concatenate([ranked[np.isin(ranked, image_pages)], ranked[~np.isin(ranked, image_pages)]])
         thumbnails = pictures.Thumbnails(images, self.source).make(wanted, partial.path, budget.left(1.0))
         run = self._summary()
-        self._write_curves(partial, run)
+        charts = self._write_curves(partial, run)
         self._write_site(partial, files, run, with_page, image_pages, thumbnails)
         write_assets(partial.write_bytes)
         title = self.settings.title or f"{run['n_latents']:,} latents of {run['backbone']}"
         for page in PAGES:
-            write_page(partial.write_bytes, page, {"run": run, "title": title, "command": self.command})
+            write_page(
+                partial.write_bytes, page, {"run": run, "title": title, "charts": charts, "command": self.command}
+            )
         return {
             "n_latents": files.n_latents,
             "latent_pages": int(with_page.sum()),
@@ -86,12 +88,13 @@ class _Builder:
     def _summary(self) -> dict[str, Any]:
         return summarize(self.features, self.store, self.autoencoder, self.evaluation, self.source.attribution)
 
-    def _write_curves(self, partial: Partial, run: dict[str, Any]) -> None:
-        """Write what the charts of the landing page draw."""
+    def _write_curves(self, partial: Partial, run: dict[str, Any]) -> int:
+        """Write what the charts of the landing page draw; return how many curves there are."""
         log = self.autoencoder.path / "metrics.jsonl"
         charts = read_curves(log) if log.is_file() else []
         values = {"charts": charts, "pareto": run["evaluation"]["pareto"]}
         partial.write_bytes("data/curves.js", pack("curves", {}, values))
+        return len(charts)
 
     def _write_tables(self, partial: Partial, files: FeatureFiles, images: Any, budget: "_Budget") -> None:
         """Write the table of latents, the glimpses and the image facts: never bounded."""

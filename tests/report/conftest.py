@@ -298,3 +298,9 @@ def run(tmp_path_factory) -> Run:
 def site(run) -> Artifact:
     """Its report."""
     return run_stage(run.stage(), run.features.path.parent / "report")
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """Makes other runs: make_run(folder, n_latents=…, …)."""
+    return lambda folder, **shape: build_run(folder, Shape(**shape))

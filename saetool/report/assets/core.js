@@ -113,6 +113,7 @@ const saetool = (() => {
     const box = document.getElementById("problem");
     box.textContent = message;
     box.hidden = false;
+    document.body.dataset.ready = document.body.dataset.ready ?? "failed";
     console.error(error);
   }
 

@@ -1,0 +1,344 @@
+"""The site in a real browser: from file://, without a network, with every text hostile."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from saetool.artifacts import run_stage
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'saetool[test]')")
+CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: none is on the path (Debian: apt install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+class Reader:
+    """A page that may not use the network; everything it complains about is kept."""
+
+    def __init__(self, context, site: Path):
+        self.site, self.complaints, self.requests = site, [], []
+        self.page = context.new_page()
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+
+    def open(self, name: str):
+        self.page.goto(f"file://{self.site}/{name}")
+        self.page.wait_for_selector("body[data-ready]")
+        return self.page
+
+
+@pytest.fixture
+def reader(browser, site):
+    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    opened = Reader(context, site.path)
+    yield opened
+    context.close()
+    assert opened.complaints == []
+    assert all(url.startswith((f"file://{opened.site}/", "data:")) for url in opened.requests)
+
+
+def shown(page) -> list[int]:
+    """Return the latents of the rows in the document, from the top."""
+    rows = page.locator(".body .row").evaluate_all("rows => rows.map(r => [+r.ariaRowIndex, +r.dataset.latent])")
+    return [latent for _, latent in sorted(rows)]
+
+
+def test_landing_sorts_filters_and_leads_to_a_latent(reader, run):
+    page = reader.open("index.html")
+    latents = pq.read_table(run.features.path / "latents.parquet").to_pydict()
+    assert page.locator("#count").inner_text() == "70 of 70"
+    page.get_by_role("button", name="Frequency", exact=True).click()
+    frequency = np.array(latents["token_frequency"])
+    assert shown(page)[:5] == np.argsort(-frequency, kind="stable")[:5].tolist()
+    assert page.locator("[aria-sort=descending]").inner_text() == "Frequency"
+    page.locator("#statuses input[value=rare]").check()
+    assert shown(page) == [i for i in np.argsort(-frequency, kind="stable") if latents["status"][i] == "rare"]
+    page.locator("#clear").click()
+    page.select_option("#range-column", label="Max")
+    page.fill("#range-low", "8")
+    page.get_by_role("button", name="Add").click()
+    wanted = [i for i in range(70) if latents["max"][i] >= 8]
+    assert shown(page) == wanted[: len(shown(page))]
+    assert page.locator("#count").inner_text() == f"{len(wanted)} of 70"
+    assert "range=max%3A8%3A" in page.url
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert page.locator("#count").inner_text() == f"{len(wanted)} of 70"
+    page.locator(".body .row a").first.click()
+    page.wait_for_selector(f"body[data-ready='{wanted[0]}']")
+    assert page.locator("h1").inner_text() == f"Latent {wanted[0]}"
+
+
+def test_presets_and_search(reader, run):
+    page = reader.open("index.html")
+    latents = pq.read_table(run.features.path / "latents.parquet").to_pydict()
+    page.locator("[data-preset='Most specific']").click()
+    ok = [i for i in range(70) if latents["status"][i] == "ok"]
+    assert shown(page)[:6] == sorted(ok, key=lambda i: -latents["monosemanticity"][i])[:6]
+    assert page.locator("[data-preset='Most specific']").get_attribute("aria-pressed") == "true"
+    page.locator("[data-preset=All]").click()
+    page.keyboard.press("/")
+    page.keyboard.type("plain")
+    label = latents["kind.of <thing>.best_class"]
+    wanted = [i for i in range(70) if label[i] == "plain"]
+    assert shown(page) == wanted[: len(shown(page))]
+    assert page.locator("#count").inner_text() == f"{len(wanted)} of 70"
+
+
+def test_a_box_in_the_plane_filters_the_table(reader, run):
+    page = reader.open("index.html")
+    plane = page.locator(".plane")
+    plane.scroll_into_view_if_needed()
+    box = plane.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 20, steps=4)
+    page.mouse.up()
+    assert page.locator("#chips button").count() == 2
+    (low, high), *_ = re.findall(r"range=token_frequency%3A([\d.e-]+)%3A([\d.e-]+)", page.url)
+    frequency = np.array(pq.read_table(run.features.path / "latents.parquet")["token_frequency"])
+    inside = np.flatnonzero((frequency >= float(low)) & (frequency <= float(high)))
+    assert page.locator("#count").inner_text() == f"{len(inside)} of 70"
+    assert 0 < len(inside) < 60
+
+
+def test_hovering_the_plane_shows_pictures(reader, run):
+    page = reader.open("index.html#range=token_frequency:0.02:0.03")
+    plane = page.locator(".plane")
+    plane.scroll_into_view_if_needed()
+    x, y = plane.evaluate(
+        """canvas => {
+            const { width, height } = canvas, pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+            for (let i = 0; i < pixels.length; i += 4) {
+                const [red, green, blue, alpha] = pixels.slice(i, i + 4);
+                if (alpha > 150 && Math.max(red, green, blue) - Math.min(red, green, blue) > 60) {
+                    return [(i / 4) % width, Math.floor(i / 4 / width)];
+                }
+            }
+        }"""
+    )
+    box = plane.bounding_box()
+    page.mouse.move(box["x"] + x + 1, box["y"] + y + 1)
+    page.wait_for_selector(".tip:visible img")
+    latent = int(page.locator(".tip strong").inner_text().removeprefix("Latent "))
+    frequency = pq.read_table(run.features.path / "latents.parquet")["token_frequency"][latent].as_py()
+    assert 0.02 <= frequency <= 0.03
+
+
+def test_the_value_below_the_pointer_and_the_hottest_cell(reader, run):
+    """On every picture, square or not, cropped or padded: the brightest cell is the example's patch and value."""
+    examples = pq.read_table(run.features.path / "examples.parquet").to_pylist()
+    rows, columns = run.shape.grid
+    for latent in (0, 1, 8):
+        page = reader.open(f"latent.html#latent={latent}")
+        page.wait_for_selector(f"body[data-ready='{latent}']")
+        top = [row for row in examples if row["latent"] == latent and row["group"] == "top"]
+        tiles = page.locator("#top .tile")
+        assert tiles.count() == len(top)
+        for tile, example in zip(tiles.all(), top, strict=True):
+            assert tile.get_attribute("data-image") == str(example["image"])
+            assert float(tile.locator(".number").inner_text()) == pytest.approx(example["value"], abs=0.006)
+            tile.scroll_into_view_if_needed()
+            heat, picture = tile.locator("canvas.heat").bounding_box(), tile.locator(".picture").bounding_box()
+            row, column = divmod(example["patch"], columns)
+            x = heat["x"] + heat["width"] * (column + 0.5) / columns
+            y = heat["y"] + heat["height"] * (row + 0.5) / rows
+            inside = (
+                picture["x"] < x < picture["x"] + picture["width"]
+                and picture["y"] < y < picture["y"] + picture["height"]
+            )
+            if inside:
+                page.mouse.move(x, y)
+                assert tile.locator(".number").inner_text().endswith(f" at {row}, {column}")
+            # A pixel's alpha grows with its value; canvases hold no pictures, so reading them back is allowed.
+            alpha = tile.locator("canvas.heat").evaluate(
+                "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 3)"
+            )
+            assert int(np.argmax(alpha)) == example["patch"]
+            assert [i for i, a in enumerate(alpha) if a] == np.flatnonzero(run.z[example["image"], :, latent]).tolist()
+
+
+def test_the_heat_map_lies_over_what_the_model_saw(reader, run):
+    """A portrait picture is cropped above and below and padded at the sides: the grid's box says so."""
+    page = reader.open("latent.html#latent=0")
+    for tile in page.locator("#top .tile, #random .tile").all():
+        image = int(tile.get_attribute("data-image"))
+        if run.pictures.size(image) != (60, 90):
+            continue
+        heat, picture = tile.locator("canvas.heat").bounding_box(), tile.locator(".picture").bounding_box()
+        assert heat["width"] / picture["width"] == pytest.approx(1.5, abs=0.02)
+        assert heat["height"] / picture["height"] == pytest.approx(2 / 3, abs=0.02)
+        assert (heat["x"] - picture["x"]) / picture["width"] == pytest.approx(-0.25, abs=0.02)
+        return
+    pytest.fail("no portrait picture among the examples")
+
+
+def test_latent_page_steps_over_dead_latents(reader):
+    page = reader.open("latent.html#latent=2")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("body[data-ready='4']")  # 3 is dead
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("body[data-ready='2']")
+    page.keyboard.press("h")
+    assert page.locator("#opacity").input_value() == "0"
+    page = reader.open("latent.html#latent=3")
+    page.wait_for_selector("body[data-ready='3']")
+    assert page.locator("#dead").is_visible()
+
+
+def test_image_page_picks_patches_by_mouse_and_keys(reader, run):
+    page = reader.open("image.html#image=2&patch=7")
+    _, columns = run.shape.grid
+
+    def expect(patch):
+        page.wait_for_selector(f"body[data-patch='{patch}']")
+        wanted = [i for i in np.argsort(-run.z[2, patch], kind="stable")[:8] if run.z[2, patch, i] > 0]
+        rows = page.locator("#patch-latents li")
+        assert [int(row.get_attribute("data-latent")) for row in rows.all()] == wanted
+        for row, latent in zip(rows.all(), wanted, strict=True):
+            value, top = float(run.z[2, patch, latent]), float(run.z[2, patch].max())
+            assert float(row.locator(".number").inner_text()) == pytest.approx(value, abs=top / 400 + 0.006)
+
+    expect(7)
+    page.locator("#picture .picture").focus()
+    page.keyboard.press("ArrowDown")
+    expect(7 + columns)
+    page.keyboard.press("ArrowLeft")
+    expect(6 + columns)
+    assert f"patch={6 + columns}" in page.url
+    box = page.locator("#picture .picture").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2 + 2, box["y"] + box["height"] / 2 + 2)
+    row, column = map(int, re.findall(r"\d+", page.locator("#patch-name").inner_text())[1:])
+    assert 0 < row < 3
+    assert 1 < column < 5
+
+
+def test_hostile_text_stays_text(reader):
+    for name in (
+        "index.html",
+        "latent.html#latent=1",
+        "latent.html#latent=2",
+        "image.html#image=1",
+        "image.html#image=6",
+    ):
+        page = reader.open(name)
+        page.wait_for_timeout(100)
+        assert "pwned" not in page.title()
+        assert page.locator("main img[src='x'], main b, main script").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("#facts").inner_text().count("x") > 4_000
+    page = reader.open("image.html#image=1")
+    assert "</script><script>" in page.locator("#facts").inner_text()
+
+
+@pytest.mark.parametrize("width", [360, 800])
+def test_narrow_screens_do_not_scroll_sideways(reader, width):
+    for name in ("index.html", "latent.html#latent=0", "image.html#image=0"):
+        page = reader.open(name)
+        page.set_viewport_size({"width": width, "height": 740})
+        page.wait_for_timeout(80)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_every_picture_has_words_and_colors_have_contrast(reader):
+    for scheme in ("light", "dark"):
+        reader.page.emulate_media(color_scheme=scheme)
+        page = reader.open("latent.html#latent=0")
+        assert page.locator("img:not([alt])").count() == 0
+        assert page.locator("#top img").first.get_attribute("alt").startswith("Image ")
+        assert contrast(page, "body", "color", "--paper") > 12
+        for name in ("--muted", "--link", "--dead", "--rare", "--ok", "--dense"):
+            assert contrast(page, "body", name, "--paper") >= 4.5, (scheme, name)
+
+
+def contrast(page, selector, ink, paper):
+    """Return WCAG's contrast ratio of two colors of the style sheet."""
+    read = """([selector, name]) => {
+        const probe = document.createElement("i");
+        const given = getComputedStyle(document.querySelector(selector)).color;
+        probe.style.color = name.startsWith("--") ? `var(${name})` : given;
+        document.body.append(probe);
+        const color = getComputedStyle(probe).color.match(/[\\d.]+/g).slice(0, 3).map(Number);
+        probe.remove();
+        return color;
+    }"""
+
+    def luminance(name):
+        channels = np.array(page.evaluate(read, [selector, name])) / 255
+        linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    high, low = sorted((luminance(ink), luminance(paper)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_nothing_moves_while_a_page_loads(reader):
+    for name in ("index.html", "latent.html#latent=0", "image.html#image=0"):
+        reader.page.add_init_script(
+            "window.shift = 0;"
+            "new PerformanceObserver(list => list.getEntries().forEach(entry => { window.shift += entry.value; }))"
+            ".observe({type: 'layout-shift', buffered: true});"
+        )
+        page = reader.open(name)
+        page.wait_for_timeout(200)
+        assert page.evaluate("window.shift") < 0.1, name
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory, make_run):
+    """24,576 latents on few small pictures."""
+    made = make_run(tmp_path_factory.mktemp("wide"), n_latents=24_576, n_images=8, grid=(2, 3), top=2, intervals=0)
+    return run_stage(made.stage(), made.features.path.parent / "report")
+
+
+@pytest.mark.slow
+def test_24576_latents_load_and_scroll(browser, wide):
+    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    opened = Reader(context, wide.path)
+    page = opened.open("index.html")
+    loaded = page.evaluate("performance.now()")
+    assert loaded < 2_000
+    assert page.locator("#count").inner_text() == "24,576 of 24,576"
+    view = page.locator(".view")
+    frames = view.evaluate(
+        """view => new Promise(done => {
+            const times = []; let last = performance.now();
+            const step = now => {
+                times.push(now - last); last = now; view.scrollTop += 2400;
+                times.length < 60 ? requestAnimationFrame(step) : done(times.slice(5));
+            };
+            requestAnimationFrame(step);
+        })"""
+    )
+    assert np.median(frames) < 34, "scrolling stays at 30 frames a second or better"
+    view.focus()
+    page.keyboard.press("End")
+    page.wait_for_selector(".row[data-latent='24575']")
+    assert page.locator(".body .row").count() < 60
+    sorting = page.evaluate(
+        """() => {
+            const start = performance.now();
+            document.querySelectorAll('.head button')[2].click();
+            return performance.now() - start;
+        }"""
+    )
+    assert sorting < 400
+    assert opened.complaints == []
+    context.close()
