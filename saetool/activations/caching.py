@@ -120,6 +120,7 @@ class ShardKeeper:
     def __init__(self, writer: StoreWriter, sites: Sequence[Site]):
         self._writer = writer
         self._sites = sites
+        self._broken = False
         self._begin()
 
     def _begin(self) -> None:
@@ -127,7 +128,17 @@ class ShardKeeper:
         self._tokens: dict[str, Tensor] = {}
 
     def keep(self, decoded: DecodedSlice, outputs: list[Tensor]) -> None:
-        """Round, measure and keep a slice's outputs at every site; write the shard after its last slice."""
+        """Round, measure and keep a slice's outputs at every site; write the shard after its last slice.
+
+        After an error nothing more is kept: slices that wait already would be taken for another shard's.
+        """
+        if self._broken:
+            return
+        self._broken = True
+        self._keep(decoded, outputs)
+        self._broken = False
+
+    def _keep(self, decoded: DecodedSlice, outputs: list[Tensor]) -> None:
         plan = self._writer.plan
         for path, reason in zip(decoded.skipped, decoded.reasons, strict=True):
             say(f"skipped {path['path']}: {reason}")
