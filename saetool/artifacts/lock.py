@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saetool.errors import RequestError
@@ -39,7 +39,8 @@ def _acquire(path: Path, out: Path) -> int:
         except FileNotFoundError:
             current = False
         if current:
-            os.truncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+            with suppress(OSError):  # the number is a courtesy: on a full disk the lock holds without it
+                os.truncate(file, 0)
+                os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
             return file
         os.close(file)
