@@ -204,10 +204,10 @@ def test_a_full_disk_is_said_and_survived(tiny, pictures, tmp_path, monkeypatch)
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mount a file system of 300 KiB, where that is allowed."""
+    """Mount a file system of 4 MiB, where that is allowed."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True)
     if mount.returncode:
         pytest.skip("mounting a file system is not allowed here")
     yield place
