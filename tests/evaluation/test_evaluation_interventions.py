@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
+from saetool.activations import TensorStream
 from saetool.autoencoders.base import Autoencoder, Normalizer, Statistics
+from saetool.autoencoders.families import AutoencoderSettings, build
 from saetool.errors import RequestError
 from saetool.evaluation.interventions import Delta, Scale, Value, ablate_site, intervene, splice
 from saetool.vision import load_backbone, wrap
@@ -83,6 +86,45 @@ def test_ablating_before_a_linear_head_moves_each_logit_by_the_latents_share(bac
         expected = -z[..., latent].mean(1)[:, None] * (w @ model.decoder_directions()[latent])
         assert torch.allclose(moved, expected, atol=1e-5), latent
     assert bool((z > 0.1).any())
+
+
+SPARSE = {
+    "relu": {"penalty": {"kind": "l1", "weight": 0.1}},
+    "weighted": {"penalty": {"kind": "l1", "weight": 0.1, "norm": "weighted"}},
+    "topk": {"activation": {"kind": "topk", "k": 4}},
+    "batch_topk": {"activation": {"kind": "batch_topk", "k": 4}},
+    "jump_relu": {"activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 0.1}},
+    "gated": {"activation": {"kind": "gated"}, "penalty": {"kind": "l1", "weight": 0.1}},
+    "sigmoid": {"activation": {"kind": "sigmoid"}, "penalty": {"kind": "kl", "rho": 0.2}},
+    "one_minus_exp": {"activation": {"kind": "one_minus_exp"}, "penalty": {"kind": "kl", "rho": 0.2}},
+    "matryoshka": {"penalty": {"kind": "l1", "weight": 0.1}, "matryoshka": [4, 8]},
+}
+
+
+@pytest.mark.parametrize("case", SPARSE)
+@pytest.mark.parametrize("normalize", ["center_scale", "none"])
+def test_the_logit_gate_holds_for_every_sparse_model(backbone, images, case, normalize):
+    """Ablating latent j moves the logit by −z_j (W_d,j · w) to 1e-5, and equals re-decoding without it."""
+    settings = {"kind": "sparse", "n_latents": 12, "normalize": normalize, **SPARSE[case]}
+    torch.manual_seed(0)
+    model = build(TypeAdapter(AutoencoderSettings).validate_python(settings), 6)
+    rows = backbone.forward_to(torch.randn(200, 3, 4, 4), [backbone.site(2)])[0].flatten(0, 1)
+    model.initialize(TensorStream(rows, batch_size=64), torch.Generator().manual_seed(0))
+    model.eval()
+    x, z = site_values(backbone, model, images)
+    clean, w = backbone.output(images), backbone.model.head.weight
+    seen = 0.0
+    for latent in range(12):
+        with intervene(backbone, model, {latent: 0}, site=2):
+            moved = backbone.output(images) - clean
+        gate = -z[..., latent].mean(1)[:, None] * (w @ model.decoder_directions()[latent])
+        assert torch.allclose(moved, gate, atol=1e-5), latent
+        without = z.clone()
+        without[..., latent] = 0
+        difference = model.decode(without.flatten(0, 1)) - model.decode(z.flatten(0, 1))
+        assert torch.allclose(moved, difference.view_as(x).mean(1) @ w.T, atol=1e-5), latent
+        seen = max(seen, float(moved.detach().abs().max()))
+    assert seen > 1e-2
 
 
 def test_changes_equal_recomputing_the_head(backbone, images):
