@@ -14,8 +14,8 @@ from saetool.activations.stream import ShuffledStream
 from saetool.errors import RequestError
 from saetool.statistics import Statistics
 
-_READERS = 4
-"""Blocks read at a time: enough to keep a disk's queue busy, few enough to read in large pieces."""
+_READERS = 2
+"""Blocks read at a time: one is on its way from the disk while another is copied."""
 _POOLS = 3
 """One pool is being filled, one is full, one is being emptied."""
 

@@ -26,8 +26,8 @@ class ShuffledStream:
     d_in: int
     batch_size: int
     n_rows: int
-    batches_ahead = 4
-    """Batches made ahead in a thread; 0 makes them when asked for."""
+    rounds_ahead = 1
+    """Rounds read ahead in a thread. Batches are not: gathering one takes less than handing it over."""
 
     def __init__(self, shuffle: Shuffle, d_in: int, batch_size: int):
         self.d_in = d_in
@@ -45,7 +45,7 @@ class ShuffledStream:
 
     def batches(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Yield shuffled batches of training rows without end, from the current position; every batch is full."""
-        for batch, position in prefetch(self._batches(self._position), self.batches_ahead):
+        for batch, position in self._batches(self._position):
             self._position = position
             yield batch
 
@@ -88,7 +88,7 @@ class ShuffledStream:
         offset, missing = position.offset, self.batch_size
         pieces: list[Tensor] = []  # the beginning of a batch that runs on into the next round
         rounds = self._shuffle.from_(position)
-        for pool, order in prefetch(self._pools(rounds), min(self.batches_ahead, 1)):
+        for pool, order in prefetch(self._pools(rounds), self.rounds_ahead):
             while len(order) - offset >= missing:
                 rows = order[offset : offset + missing]
                 batch = torch.cat([*pieces, _gather(pool, rows)])[mine] if pieces else _gather(pool, rows[mine])
@@ -124,7 +124,7 @@ def _gather(pool: Float[Tensor, "pool d_in"], rows: Int64[Tensor, "rows"]) -> Fl
 class TensorStream(ShuffledStream):
     """A stream over rows that are in memory already: for tests, scripts and anything that is not a store."""
 
-    batches_ahead = 0
+    rounds_ahead = 0
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ def test_it_continues_where_it_stopped(streams, kind, taken):
     assert torch.equal(take(resumed, 30), whole[taken * 16 :])
 
 
-def test_batches_made_ahead_do_not_move_the_position(streams):
+def test_rounds_read_ahead_do_not_move_the_position(streams):
     stream = streams["store"]()
     batches = stream.batches()
     next(batches)
