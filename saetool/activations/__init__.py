@@ -3,36 +3,26 @@
 The names load on first use, so that settings can be read without importing torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from saetool.lazy import lazy_names
 
 if TYPE_CHECKING:
     from saetool.activations.caching import cache, caching_stage
     from saetool.activations.estimate import require_space
     from saetool.activations.from_tensors import write_store
+    from saetool.activations.live import LiveSource, LiveStream
     from saetool.activations.settings import CacheSettings
     from saetool.activations.split import held_out_mask
     from saetool.activations.store import ActivationStore, SiteStore
     from saetool.activations.store_stream import StoreStream
     from saetool.activations.stream import ShuffledStream, TensorStream
 
-_HOMES = {
-    "ActivationStore": "store",
-    "CacheSettings": "settings",
-    "ShuffledStream": "stream",
-    "SiteStore": "store",
-    "StoreStream": "store_stream",
-    "TensorStream": "stream",
-    "cache": "caching",
-    "caching_stage": "caching",
-    "held_out_mask": "split",
-    "require_space": "estimate",
-    "write_store": "from_tensors",
-}
-
 __all__ = [
     "ActivationStore",
     "CacheSettings",
+    "LiveSource",
+    "LiveStream",
     "ShuffledStream",
     "SiteStore",
     "StoreStream",
@@ -44,8 +34,21 @@ __all__ = [
     "write_store",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'saetool.activations' has no attribute {name!r}")
-    return getattr(import_module(f"saetool.activations.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ActivationStore": "store",
+        "CacheSettings": "settings",
+        "LiveSource": "live",
+        "LiveStream": "live",
+        "ShuffledStream": "stream",
+        "SiteStore": "store",
+        "StoreStream": "store_stream",
+        "TensorStream": "stream",
+        "cache": "caching",
+        "caching_stage": "caching",
+        "held_out_mask": "split",
+        "require_space": "estimate",
+        "write_store": "from_tensors",
+    },
+)
