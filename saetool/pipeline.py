@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saetool import distributed
-from saetool.activations import caching_stage
+from saetool.activations import LiveSource, caching_stage
 from saetool.artifacts import Artifact, Stage, run_stage
 from saetool.artifacts.manifest import MANIFEST
 from saetool.config import LIVE, RunConfig, load_config, sweep_members
@@ -107,6 +107,9 @@ class Run:
         if not self.config.activations:
             self.cache(force)
         self.train(force)
+        if self.config.activations == LIVE:
+            say("activations: live leaves no store, so there is nothing to index, evaluate and report on.")
+            return self.members
         for member in self.members:
             member.index(force)
             member.evaluate(force, full=False)
@@ -128,8 +131,10 @@ class Member:
 
     def training(self) -> Stage:
         """Return the stage that trains this model."""
-        store = LIVE if self.config.activations == LIVE else self.run.store
-        return training_stage(store, self.config.autoencoder, self.config.training, self.config.seed)
+        c = self.config
+        live = c.activations == LIVE
+        store = LiveSource(c.backbone, self.run.source, c.images, c.cache) if live else self.run.store
+        return training_stage(store, c.autoencoder, c.training, c.seed)
 
     def index(self, force: bool = False) -> Artifact:
         """Find what each latent responds to."""
