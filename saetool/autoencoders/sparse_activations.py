@@ -99,14 +99,14 @@ class BatchTopK(SparseActivation):
     def __init__(self, k: int):
         super().__init__()
         self.k = k
-        self.register_buffer("running", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("running", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("guess", torch.zeros(()))
         self._smallest: Tensor | None = None
 
     def threshold(self) -> Tensor:
         """Return the inference threshold; 0 before the first update."""
-        weight = 1 - THRESHOLD_DECAY ** self.updates.double()
+        weight = 1 - THRESHOLD_DECAY ** self.updates.float()
         return torch.where(self.updates > 0, self.running / weight.clamp_min(1e-12), self.running)
 
     def cut(self, bias: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class BatchTopK(SparseActivation):
     def after_update(self) -> None:
         """Take the last batch's smallest kept value into the running mean."""
         if self._smallest is not None:
-            self.running.mul_(THRESHOLD_DECAY).add_((1 - THRESHOLD_DECAY) * self._smallest.double())
+            self.running.mul_(THRESHOLD_DECAY).add_((1 - THRESHOLD_DECAY) * self._smallest.to(self.running))
             self.guess.copy_(self._smallest)
             self.updates += 1
             self._smallest = None

@@ -56,8 +56,8 @@ def test_gradients_equal_dense_autograd(shape, share, seed):
 
     sinks = ([], [])
     rest = [leaves["bias"], leaves["center"]]
-    deferred = torch.autograd.grad(sparse(sinks), rest + [leaves["encoder"], leaves["decoder"]], allow_unused=True)
-    assert deferred[2] is None and deferred[3] is None
+    deferred = torch.autograd.grad(sparse(sinks), [*rest, leaves["encoder"], leaves["decoder"]], allow_unused=True)
+    assert deferred[2:] == (None, None)
     for sink, whole in zip(sinks, (expected[0], expected[3]), strict=True):
         cut = n_latents // 2
         blocks = [sum(t.block(a, b) for t in sink) for a, b in ((0, cut), (cut, n_latents)) if b > a]
@@ -78,7 +78,7 @@ def test_dropping_entries_keeps_the_order_by_latent(shape, seed):
 
 
 def test_latents_sort_alike_as_int16_and_beyond():
-    kept, support = random_support(20, 300, 0.2, 0)
+    _, support = random_support(20, 300, 0.2, 0)
     wide = Support(support.rows, support.latents + 2**15, 20, 2**15 + 300)
     assert torch.equal(wide.by_latent.order, support.by_latent.order)
     assert torch.equal(support.latents[support.by_latent.order], support.latents.sort(stable=True).values)
@@ -98,7 +98,7 @@ def test_block_adam_is_adam(unit, monkeypatch):
     optimizer = BlockAdam([ours, bias], {ours: rule}, 1e-2, (0.9, 0.99), 1e-8)
     adam = torch.optim.Adam([theirs, their_bias], 1e-2, (0.9, 0.99), 1e-8)
     for step in range(20):
-        kept, support = random_support(11, 30, 0.2, step)
+        _, support = random_support(11, 30, 0.2, step)
         weights = torch.randn(support.rows.numel(), generator=g)
         by_latent = support.by_latent
         outer = Outer(by_latent.rows, weights[by_latent.order], by_latent.offsets, table)
