@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from saetool.evaluation.attribution import class_effects
     from saetool.evaluation.interventions import Delta, Scale, Value, intervene, splice
     from saetool.evaluation.matching import stability
-    from saetool.evaluation.pareto import sweep_summary
+    from saetool.evaluation.pareto import sweep_markdown, sweep_stage, sweep_summary
     from saetool.evaluation.settings import EvaluationSettings
     from saetool.evaluation.stage import evaluation_stage
 
@@ -22,6 +22,8 @@ _HOMES = {
     "intervene": "interventions",
     "splice": "interventions",
     "stability": "matching",
+    "sweep_markdown": "pareto",
+    "sweep_stage": "pareto",
     "sweep_summary": "pareto",
 }
 
@@ -35,6 +37,8 @@ __all__ = [
     "intervene",
     "splice",
     "stability",
+    "sweep_markdown",
+    "sweep_stage",
     "sweep_summary",
 ]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
 from saetool.errors import RequestError
+from saetool.evaluation.sites import refuse_other_site
 from saetool.training.heldout import reconstruct
 from saetool.vision.backbone import Backbone, Site
 from saetool.vision.hooks import Replacement
@@ -157,22 +158,6 @@ def site_of(backbone: Backbone, autoencoder: Autoencoder, site: int | str | None
             f"but {place.label} of {backbone.name} gives {place.d}"
         )
     return place
-
-
-def refuse_other_site(here: dict, trained: dict) -> None:
-    """Raise RequestError where two site descriptions differ: weights, module, tokens or preprocessing; name both."""
-    if here["digest"] != trained["digest"]:
-        keys = ("weights", "module", "tokens", "preprocessing")
-        differing = [key for key in keys if here.get(key) != trained.get(key)]
-        raise RequestError(
-            f"the autoencoder was trained on {name_site(trained)}, not on {name_site(here)}; "
-            f"they differ in {', '.join(differing) or 'their digest'}. Use activations and model of the same site."
-        )
-
-
-def name_site(site: dict) -> str:
-    """Return a site description's name for people: `layer 10 (blocks.9) of demo/vits14 (patches)`."""
-    return f"{site.get('label', site.get('module'))} of {site.get('backbone')} ({site.get('tokens')})"
 
 
 def _checked(changes: Mapping[int, Change | float], n_latents: int) -> dict[int, Change]:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from saetool.artifacts import Artifact
+from saetool import distributed
+from saetool.artifacts import Artifact, Partial, Stage
 from saetool.errors import RequestError
 from saetool.evaluation.markdown import markdown_table
 from saetool.evaluation.tables import number, with_interval
@@ -63,6 +64,20 @@ def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
             suffix = "" if len(found) == 1 else f" ({name})"
             points.append(point(row["name"] + suffix, "baseline", row["numbers"]))
     return {"points": mark_frontier(points)}
+
+
+def sweep_stage(members: dict[str, Artifact]) -> Stage:
+    """Return the stage that writes the summary of a sweep's evaluations, sweep.json and sweep.md."""
+
+    def build(partial: Partial) -> dict[str, Any]:
+        if not distributed.is_main():
+            return {}
+        summary = sweep_summary(members)
+        partial.write_json("sweep.json", summary)
+        partial.write_bytes("sweep.md", sweep_markdown(summary).encode())
+        return {"members": list(members)}
+
+    return Stage("sweep", {"members": list(members)}, build, tuple(members.values()))
 
 
 def sweep_markdown(summary: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The sections of evaluation.json: each takes the subject and the settings and returns JSON types."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,17 +139,3 @@ def other_seeds(subject: Subject, others: list[Artifact]) -> list[dict[str, Any]
         found = stability(mine.detach().cpu(), theirs.detach().cpu(), subject.seed)
         rows.append({"autoencoder": artifact.id, **found})
     return rows
-
-
-def open_others(paths: tuple[str, ...], subject: Artifact) -> list[Artifact]:
-    """Open the autoencoders to compare with; RequestError where one is of another site."""
-    found = []
-    for path in paths:
-        other = Artifact.open(Path(path), kind="autoencoder")
-        mine, theirs = subject.content["site"], other.content["site"]
-        if mine and theirs and mine["digest"] != theirs["digest"]:
-            from saetool.evaluation.interventions import refuse_other_site
-
-            refuse_other_site(theirs, mine)
-        found.append(other)
-    return found

@@ -1,14 +1,20 @@
 """The evaluation as a stage: evaluation.json (docs/evaluation.md says what each number is) and evaluation.md."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage
 from saetool.errors import RequestError
 from saetool.evaluation.settings import EvaluationSettings
-from saetool.images import ImageSource
-from saetool.vision import Backbone, BackboneSettings
+from saetool.evaluation.sites import find_site, name_site, open_others
+from saetool.vision.settings import BackboneSettings
+
+if TYPE_CHECKING:
+    from saetool.images import ImageSource
+    from saetool.vision import Backbone
 
 KIND = "evaluation"
 SCHEMA = 1
@@ -30,9 +36,6 @@ def evaluation_stage(
     `features` (an index of the same autoencoder) adds the distribution of monosemanticity; `settings.effect` needs
     the `backbone` and the images' `source`. Raises RequestError where autoencoder, store and features do not fit.
     """
-    from saetool.evaluation.sections import open_others
-    from saetool.evaluation.subject import find_site
-
     find_site(autoencoder, store)
     if settings.effect and (backbone is None or source is None):
         raise RequestError("evaluation.effect runs the images through the backbone again: give both, or effect: false")
@@ -127,8 +130,6 @@ class Journal:
 
 
 def _facts(autoencoder: Artifact, store: Artifact, subject: Any) -> dict[str, Any]:
-    from saetool.evaluation.interventions import name_site
-
     content = autoencoder.content
     return {
         "autoencoder": autoencoder.id,

@@ -15,8 +15,8 @@ from saetool.artifacts import Artifact
 from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
-from saetool.evaluation.interventions import name_site, refuse_other_site
 from saetool.evaluation.settings import EvaluationSettings
+from saetool.evaluation.sites import find_site
 
 ROWS_AT_ONCE = 2048
 """Rows encoded together; whole images, at least one."""
@@ -91,32 +91,6 @@ class Subject:
     def labels(self, most_classes: int) -> list[Labels]:
         """Return the store's category labels with at least two classes, of each the most frequent classes."""
         return read_labels(self.store, most_classes)
-
-
-def find_site(autoencoder: Artifact, store: Artifact) -> dict:
-    """Return the store's site that the autoencoder was trained on; RequestError names both where there is none."""
-    trained, sites = autoencoder.content["site"], store.content["sites"]
-    d_in = autoencoder.content["d_in"]
-    if trained is None:
-        fitting = [site for site in sites if site["d"] == d_in]
-        if len(fitting) == 1:
-            return fitting[0]
-        widths = ", ".join(f"{site['folder']}: {site['d']}" for site in sites)
-        raise RequestError(
-            f"{autoencoder.path} takes vectors of width {d_in} and does not say from which site; "
-            f"{store.path} holds {widths}"
-        )
-    for site in sites:
-        if site["digest"] == trained["digest"]:
-            return site
-    near = next((site for site in sites if site["module"] == trained["module"]), sites[0])
-    if near["d"] != d_in:
-        raise RequestError(
-            f"{autoencoder.path} was trained on {name_site(trained)}, vectors of width {d_in}; "
-            f"{store.path} holds {name_site(near)}, width {near['d']}. Cache the site it was trained on."
-        )
-    refuse_other_site(near, trained)
-    raise AssertionError("sites of one digest are one site")
 
 
 def spread(images: Int[np.ndarray, "images"], most: int | None) -> Int[np.ndarray, "chosen"]:

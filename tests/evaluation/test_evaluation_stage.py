@@ -1,19 +1,30 @@
 """The whole evaluation of small trained autoencoders on stores, with planted labels; bad input is explained."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from pydantic import TypeAdapter
 
 from saetool.activations import write_store
-from saetool.artifacts import Artifact, run_stage
+from saetool.artifacts import Artifact, Stage, run_stage
 from saetool.autoencoders.families import AutoencoderSettings, load
 from saetool.errors import RequestError
-from saetool.evaluation import EvaluationSettings, evaluation_stage, sweep_summary
-from saetool.evaluation.pareto import mark_frontier, sweep_markdown
+from saetool.evaluation import (
+    EvaluationSettings,
+    evaluation_stage,
+    sections,
+    sweep_markdown,
+    sweep_stage,
+    sweep_summary,
+)
+from saetool.evaluation.pareto import mark_frontier
 from saetool.evaluation.reconstruction import held_out_sums, numbers
+from saetool.features import index
 from saetool.training import TrainingSettings, train
 
 D, TOKENS, ATOMS = 16, 4, 24
@@ -118,8 +129,6 @@ def test_markdown_states_the_same_numbers(evaluation, found):
 def test_equal_input_gives_an_equal_id_and_a_killed_evaluation_goes_on(
     place, store, autoencoder, evaluation, monkeypatch
 ):
-    from saetool.evaluation import sections
-
     settings = EvaluationSettings(probing=True, bootstrap=200, clusters=16)
     stage = evaluation_stage(autoencoder, store, settings, seed=0)
     with monkeypatch.context() as patched:
@@ -140,6 +149,9 @@ def test_the_sweep_summary_puts_members_and_baselines_on_one_plane(place, store,
     assert "PCA (long)" in names
     table = sweep_markdown(summary)
     assert table.count("\n") == len(names) + 2
+    sealed = run_stage(sweep_stage({"long": evaluation, "short": second}), place / "sweep")
+    assert sealed.file("sweep.md").read_text() == table
+    assert json.loads(sealed.file("sweep.json").read_text()) == summary
     fewer = EvaluationSettings(bootstrap=0, baselines=False, max_images=10)
     smaller = run_stage(evaluation_stage(other, store, fewer, seed=0), place / "smaller")
     with pytest.raises(RequestError, match="different held-out images"):
@@ -192,6 +204,32 @@ def test_training_without_held_out_images_cannot_be_evaluated(place, store):
     made = train(store, settings, TrainingSettings(tokens=1024, batch_size=256, held_out=0), place / "all-seen")
     with pytest.raises(RequestError, match="no image was held out"):
         run_stage(evaluation_stage(made, store, EvaluationSettings()), place / "never")
+
+
+def test_monosemanticity_is_read_from_the_index(place, store, autoencoder):
+    features = index(autoencoder, store, place / "features")
+    settings = EvaluationSettings(baselines=False, bootstrap=0)
+    artifact = run_stage(evaluation_stage(autoencoder, store, settings, features=features), place / "with-features")
+    found = json.loads(artifact.file("evaluation.json").read_text())["features"]["monosemanticity"]
+    # Without another layer's embeddings the index leaves the score undefined.
+    assert found["latents"] == sum(found["counts"]) == 0
+    assert found["mean"] is None
+    table = pyarrow.table({"monosemanticity": [0.5, None, 0.1, 0.5, -0.2]})
+    stub = run_stage(
+        Stage("features", {}, lambda partial: partial.write_table("latents.parquet", table) or {}), place / "stub"
+    )
+    found = sections.features(None, stub)["monosemanticity"]
+    assert (found["latents"], found["mean"]) == (4, pytest.approx(0.225))
+    assert found["quantiles"]["0.5"] == pytest.approx(0.3)
+
+
+def test_planning_an_evaluation_imports_neither_scikit_learn_nor_timm():
+    code = (
+        "import sys; import saetool.evaluation as e; e.evaluation_stage, e.EvaluationSettings; "
+        "print([m for m in ('sklearn', 'timm', 'scipy', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_effect_without_a_backbone_and_a_foreign_index_are_refused(store, autoencoder, evaluation):

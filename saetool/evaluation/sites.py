@@ -1,0 +1,60 @@
+"""Does an autoencoder belong to these activations, to this model? A site is its identity; both are named where not."""
+
+from pathlib import Path
+
+from saetool.artifacts import Artifact
+from saetool.errors import RequestError
+
+IDENTITY = ("weights", "module", "tokens", "preprocessing")
+"""What a site's digest covers."""
+
+
+def name_site(site: dict) -> str:
+    """Return a site's name for people: `layer 10 (blocks.9) of demo/vits14 (patches)`."""
+    return f"{site.get('label', site.get('module'))} of {site.get('backbone') or 'given rows'} ({site.get('tokens')})"
+
+
+def refuse_other_site(here: dict, trained: dict) -> None:
+    """Raise RequestError where two site descriptions differ: weights, module, tokens or preprocessing; name both."""
+    if here["digest"] != trained["digest"]:
+        differing = [key for key in IDENTITY if here.get(key) != trained.get(key)]
+        raise RequestError(
+            f"the autoencoder was trained on {name_site(trained)}, not on {name_site(here)}; "
+            f"they differ in {', '.join(differing) or 'their digest'}. Use activations and model of the same site."
+        )
+
+
+def find_site(autoencoder: Artifact, store: Artifact) -> dict:
+    """Return the store's site that the autoencoder was trained on; RequestError names both where there is none."""
+    trained, sites = autoencoder.content["site"], store.content["sites"]
+    d_in = autoencoder.content["d_in"]
+    if trained is None:
+        fitting = [site for site in sites if site["d"] == d_in]
+        if len(fitting) == 1:
+            return fitting[0]
+        widths = ", ".join(f"{site['folder']}: {site['d']}" for site in sites)
+        raise RequestError(
+            f"{autoencoder.path} takes vectors of width {d_in} and does not say from which site; "
+            f"{store.path} holds {widths}"
+        )
+    found = next((site for site in sites if site["digest"] == trained["digest"]), None)
+    if found is not None:
+        return found
+    near = next((site for site in sites if site["module"] == trained["module"]), sites[0])
+    if near["d"] != d_in:
+        raise RequestError(
+            f"{autoencoder.path} was trained on {name_site(trained)}, vectors of width {d_in}; "
+            f"{store.path} holds {name_site(near)}, width {near['d']}. Cache the site it was trained on."
+        )
+    refuse_other_site(near, trained)
+    raise AssertionError("unreachable: the digests differ")
+
+
+def open_others(paths: tuple[str, ...], autoencoder: Artifact) -> list[Artifact]:
+    """Open the autoencoders at `paths`; RequestError where one was trained on another site than `autoencoder`."""
+    found = [Artifact.open(Path(path), kind="autoencoder") for path in paths]
+    for other in found:
+        mine, theirs = autoencoder.content["site"], other.content["site"]
+        if mine and theirs:
+            refuse_other_site(theirs, mine)
+    return found
