@@ -1,0 +1,64 @@
+"""Draw the lecture's figures: each a PNG and the numbers behind it in JSON.
+
+    python scripts/figures.py --out figures
+    python scripts/figures.py --out figures --only score
+    python scripts/figures.py --out figures --only features --run runs/demo
+
+Figures 1–8 train small models on digits, MNIST and toys (together within ten minutes on two cores); figure 9 shows
+eight latents of a run of saetool. docs/lecture.md says which claim each figure shows and which test holds it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+from lecture import contractive, denoising, features, linear, nonlinear, score, sparsity, variational, vector_field
+
+from saetool.errors import SaetoolError
+
+FIGURES: dict[str, Callable] = {
+    "linear": linear.draw,
+    "nonlinear": nonlinear.draw,
+    "sparsity": sparsity.draw,
+    "denoising": denoising.draw,
+    "vector_field": vector_field.draw,
+    "score": score.draw,
+    "contractive": contractive.draw,
+    "variational": variational.draw,
+}
+
+
+def main() -> None:
+    """Draw all figures, or the one asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="where the PNG and JSON files go")
+    parser.add_argument("--only", choices=[*FIGURES, "features"], help="draw this one alone")
+    parser.add_argument("--run", type=Path, help="a run's directory, for figure 9 (features)")
+    arguments = parser.parse_args()
+    if arguments.only == "features" and arguments.run is None:
+        parser.error("--only features shows latents of a run: give --run DIR")
+    figures = dict(FIGURES) if arguments.only != "features" else {}
+    if arguments.run is not None:
+        figures["features"] = lambda: features.draw(arguments.run)
+    mpl.use("Agg")
+    mpl.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False})
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in [arguments.only] if arguments.only else figures:
+        began = time.monotonic()
+        figure, numbers = figures[name]()
+        figure.savefig(arguments.out / f"{name}.png", dpi=130, bbox_inches="tight")
+        text = json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False)
+        (arguments.out / f"{name}.json").write_text(text + "\n")
+        print(f"{name}: {arguments.out / name}.png and .json, {time.monotonic() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SaetoolError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
