@@ -50,9 +50,9 @@ def digits(limit: int | None = None) -> ArraySource:
     """Return scikit-learn's 1,797 digits of 8×8 pixels, their 17 levels spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    images = np.rint(data.images * (255 / DIGITS_MAXIMUM)).astype(np.uint8)
-    return ArraySource("digits", images, data.target, limit)
+    pixels, targets = load_digits(return_X_y=True)
+    images = np.rint(np.asarray(pixels) * (255 / DIGITS_MAXIMUM)).astype(np.uint8)
+    return ArraySource("digits", images.reshape(-1, 8, 8), np.asarray(targets), limit)
 
 
 def mnist(limit: int | None = None) -> ArraySource:

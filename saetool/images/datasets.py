@@ -157,11 +157,12 @@ def open_hub(settings: ImageSettings) -> DatasetSource:
 def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
     """Open a folder that `save_to_disk` wrote, a folder of Parquet or Arrow files, or one such file."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     try:
         saved = path.is_dir() and any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
         rows = datasets.load_from_disk(str(path)) if saved else _from_files(path, settings)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise WorkError(f"{path} cannot be read as a dataset: {_first_line(error)}") from None
     if isinstance(rows, datasets.DatasetDict):
         if settings.split not in rows:

@@ -247,9 +247,10 @@ class Backbone:
 
     def _check(self, module: str) -> None:
         shape = self._shapes[module]
-        if len(shape) == 2 and self.tokens in ("cls", "mean", "all"):
+        flat_model = bool(self._blocks) and len(self._shapes[self._blocks[0]]) == 2
+        if len(shape) == 2 and (self.tokens != "patches" or flat_model):
             return
-        if len(shape) == 4 and shape[1:3] == self.grid:
+        if len(shape) == 4 and shape[1:3] == self.grid and self.tokens != "cls":
             return
         if len(shape) != 3:
             hint = " (it gives one vector an image: ask for tokens: all)" if len(shape) == 2 else ""

