@@ -287,6 +287,8 @@ class SparseAutoencoder(Autoencoder):
         """Give dead latents the directions of badly reconstructed inputs, a small encoder row, and a fresh start."""
         dead = self.silence.dead()
         index = dead.nonzero().squeeze(1)
+        if index.numel() == 0:
+            return
         drawn = resample_directions(self._last["errors"], self._last["x"], index.numel(), generator)
         index = index[: len(drawn)]
         if index.numel() == 0:
