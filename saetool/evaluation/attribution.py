@@ -5,6 +5,7 @@ exact where the model is linear from the site to the logit, a ranking elsewhere;
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -80,7 +81,8 @@ def class_effects(
 
     `classes` maps names to logits; `batches(name)` gives a class's prepared images; effects are means over images.
     Rows: class, latent, rank, `attributed` (first order, all images) and, on the first `confirm` images,
-    `attributed_there` and `measured_logit`, `measured_probability`: the change when the latent is really ablated.
+    `attributed_there` and `measured_logit`, `measured_probability`: the change when the latent is really ablated, and
+    `embedding_cosine` of the final embedding then with the clean one.
     """
     rows = []
     for name, index in classes.items():
@@ -94,13 +96,13 @@ def class_effects(
         count = sum(len(batch) for batch in images)
         first = torch.cat(images)[:confirm]
         there = attribute(readout, autoencoder, first, torch.full((len(first),), index), site) / len(first)
-        clean = _logit(readout, first, index)
+        clean = _said(readout, first, index)
         order = torch.argsort(-total.abs(), stable=True)[:latents].tolist()
         for rank, latent in enumerate(order):
             if float(total[latent]) == 0:
                 break
             with intervene(readout.backbone, autoencoder, {latent: 0}, site=site):
-                ablated = _logit(readout, first, index)
+                ablated = _said(readout, first, index)
             rows.append(
                 {
                     "class": name,
@@ -109,15 +111,26 @@ def class_effects(
                     "images": count,
                     "attributed": float(total[latent]) / count,
                     "attributed_there": float(there[latent]),
-                    "measured_logit": float((ablated[0] - clean[0]).mean()),
-                    "measured_probability": float((ablated[1] - clean[1]).mean()),
+                    "measured_logit": float((ablated.logit - clean.logit).mean()),
+                    "measured_probability": float((ablated.probability - clean.probability).mean()),
+                    "embedding_cosine": float(torch.cosine_similarity(ablated.embedding, clean.embedding).mean()),
                 }
             )
     return rows
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What the model says of some images, float64: one class's logit and probability, and the embedding."""
+
+    logit: Float[Tensor, "batch"]
+    probability: Float[Tensor, "batch"]
+    embedding: Float[Tensor, "batch e"]
+
+
 @torch.no_grad()
-def _logit(readout: Readout, images: Tensor, index: int) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-    logits = readout(images)[1]
+def _said(readout: Readout, images: Tensor, index: int) -> _Said:
+    embedding, logits = readout(images)
     assert logits is not None
-    return logits[:, index].double().cpu(), logits.double().softmax(-1)[:, index].cpu()
+    wide = logits.double().cpu()
+    return _Said(wide[:, index], wide.softmax(-1)[:, index], embedding.double().cpu())

@@ -120,7 +120,7 @@ def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clus
     mean = rows.double().mean(0).float()
     d_in = rows.shape[1]
     k = max(1, min(k, d_in))
-    pca = PCA(min(k, len(rows)), svd_solver="full" if d_in <= 1024 else "randomized", random_state=0)
+    pca = PCA(min(k, len(rows)), random_state=0)
     pca.fit(rows.double().numpy())
     components = torch.from_numpy(pca.components_).float()
     clusters = max(1, min(clusters, len(rows)))

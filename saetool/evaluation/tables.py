@@ -111,8 +111,12 @@ def _strongest(evaluation: dict[str, Any]) -> list[Table]:
     if not found:
         return []
     keys = ("attributed", "attributed_there", "measured_logit", "measured_probability")
-    body = [[row["class"], str(row["latent"]), *(number(row[key], "+.4f") for key in keys)] for row in found]
+    body = [
+        [row["class"], str(row["latent"]), *(number(row[key], "+.4f") for key in keys), number(row["embedding_cosine"])]
+        for row in found
+    ]
     columns = ["class", "latent", "attributed", "attributed, ablated images", "measured logit", "measured probability"]
+    columns += ["embedding cosine"]
     note = "Change of the class when a latent is ablated, mean over images of the class."
     return [_table("Latents with the largest effect on a class", note, columns, body)]
 

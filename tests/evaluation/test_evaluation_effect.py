@@ -185,10 +185,14 @@ def test_the_table_lists_the_latents_that_really_move_the_class_most():
     readout, images = Readout(backbone, "head"), pictures()
     rows = class_effects(readout, autoencoder, lambda name: list(images.split(4)), {"x": 1}, latents=3, confirm=6)
     slow = np.array([float(ablation_effect(readout, autoencoder, images, j, 1)) / 6 for j in range(12)])
+    readout_clean = readout(images)[0]
     assert [row["latent"] for row in rows] == np.argsort(-np.abs(slow))[:3].tolist()
     for row in rows:
         assert row["measured_logit"] == pytest.approx(slow[row["latent"]], abs=1e-5)
         assert row["attributed"] == pytest.approx(row["measured_logit"], abs=1e-5)
+        with intervene(backbone, autoencoder, {row["latent"]: 0}):
+            cosine = torch.cosine_similarity(readout(images)[0], readout_clean, dim=-1).mean()
+        assert row["embedding_cosine"] == pytest.approx(float(cosine.detach()), abs=1e-6)
         assert row["attributed_there"] == pytest.approx(row["measured_logit"], abs=1e-5)
 
 
