@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 Form = Literal["count", "share", "value", "unit", "probability", "text", "flag"]
 
@@ -86,14 +85,20 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """Return a column of text as numbers into a list of its distinct texts; null is −1."""
-    texts = sorted({text for text in pc.unique(column).to_pylist() if text is not None})
-    found = pc.fill_null(pc.index_in(column, value_set=pa.array(texts, pa.string())), -1)
-    return found.to_numpy().astype(np.int32), texts
+    values = column.to_pylist()
+    texts = sorted({text for text in values if text is not None})
+    return places(values, texts), texts
+
+
+def places(values: list, among: list[str]) -> np.ndarray:
+    """Return where each value stands in a list, −1 for one that does not."""
+    index = {value: i for i, value in enumerate(among)}
+    return np.fromiter((index.get(value, -1) for value in values), np.int32, len(values))
 
 
 def table_arrays(table: pa.Table, columns: list[Column]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return every column's numbers, and the texts that coded columns point into."""
-    status = pc.index_in(table["status"], value_set=pa.array(STATUSES)).to_numpy()
+    status = places(table["status"].to_pylist(), STATUSES)
     arrays: dict[str, np.ndarray] = {"status": status.astype(np.uint8)}
     texts: dict[str, Any] = {"status": STATUSES}
     for column in columns:

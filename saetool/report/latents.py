@@ -123,7 +123,7 @@ def glimpses(files: FeatureFiles) -> Iterator[tuple[int, bytes, np.ndarray]]:
             maps[place] = examples.heat[kept]
         block = start // GLIMPSE_BLOCK
         arrays = {"image": images, "patch": patches}
-        arrays |= heat.sparse(maps.reshape(-1, files.heat_size)).arrays("heat")
+        arrays |= heat.sparse(maps.reshape(len(maps) * GLIMPSE_IMAGES, files.heat_size)).arrays("heat")
         yield block, pack(f"glimpses/{block}", arrays, {"start": start}), images[:, 0]
 
 

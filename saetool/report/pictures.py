@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from saetool import progress
 from saetool.errors import WorkError
+from saetool.images import Picture
 from saetool.report.chunks import pack, smallest_unsigned
 from saetool.vision.geometry import Geometry
 
@@ -32,7 +33,7 @@ class ReadsImages(Protocol):
 
     def __len__(self) -> int: ...
     def path(self, i: int) -> str: ...
-    def read(self, i: int): ...
+    def read(self, i: int) -> Picture: ...
 
 
 def thumbnail_name(image: int) -> str:
@@ -47,7 +48,7 @@ def facts_chunks(images: pa.Table, labels: list[dict], geometry: dict | None) ->
     for start in range(0, images.num_rows, FACTS_BLOCK):
         rows = images.slice(start, FACTS_BLOCK)
         sizes = list(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
-        arrays = {"size": np.asarray(sizes, np.int32)}
+        arrays: dict[str, np.ndarray] = {"size": np.asarray(sizes, np.int32)}
         if shape:
             boxes = [[*shape.grid_box(width, height)] for width, height in sizes]
             scale = np.asarray([[width, height, width, height] for width, height in sizes])

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from saetool.artifacts import Artifact
+from saetool.report.columns import places
 from saetool.report.heat import dense_bytes
 
 GROUPS = ["top", "interval", "random"]
@@ -91,10 +92,10 @@ class FeatureFiles:
 
     def _examples(self, table: pa.Table) -> Examples:
         if table.num_rows:
-            place = pc.index_in(table["group"].cast(pa.string()), value_set=pa.array(GROUPS))
-            table = table.append_column("place", place)
-            order = [(key, "ascending") for key in ("latent", "place", "interval", "rank")]
-            table = table.take(pc.sort_indices(table, order))
+            place = places(table["group"].to_pylist(), GROUPS)
+            table = table.append_column("place", pa.array(place))
+            interval = pc.fill_null(table["interval"], -1).to_numpy()
+            table = table.take(np.lexsort((table["rank"], interval, place, table["latent"])))
         heat = dense_bytes(table["heat"], self.heat_size) if table.num_rows else np.zeros((0, self.heat_size), np.uint8)
         return Examples(table, heat)
 
