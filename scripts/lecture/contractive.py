@@ -39,9 +39,9 @@ def draw():
             color = "tab:blue" if weight else "0.6"
             middle.plot(probe, singular[:, 0], color=color, label=f"λ = {weight}: first")
             middle.plot(probe, singular[:, 1], "--", color=color, label=f"λ = {weight}: second")
-    _directions(left, curve, at[::8], torch.linalg.svd(jacobian[::8])[2][:, 0])
+    _directions(left, curve, at[::14], torch.linalg.svd(jacobian[::14])[2][:, 0])
     middle.set(yscale="log", xlabel="angle on the arc", title="singular values of the encoder's Jacobian")
-    middle.legend(frameon=False)
+    middle.legend(frameon=False, loc="center left", bbox_to_anchor=(0, 0.68), ncols=2)
     for key, style in (("along", "o-"), ("across", "o--")):
         right.plot(range(len(WEIGHTS)), [m[key] for m in numbers["models"]], style, label=f"{key} the arc")
     right.set_xticks(range(len(WEIGHTS)), [str(w) for w in WEIGHTS])
@@ -52,7 +52,7 @@ def draw():
 
 def _directions(axes, curve, points, directions) -> None:
     """Draw the direction that moves the code most, both ways since it has no sign."""
-    axes.scatter(*curve[:1500].T, s=3, color="tab:orange")
+    axes.scatter(*curve[:1500].T, s=1, color="tab:orange")
     for sign in (1, -1):
-        axes.quiver(*points.T, *(sign * directions).T, scale=9, width=0.005, color="tab:blue")
+        axes.quiver(*points.T, *(sign * directions).T, scale=14, width=0.006, color="tab:blue")
     axes.set(aspect="equal", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), title=f"most sensitive direction, λ = {WEIGHTS[-1]}")
