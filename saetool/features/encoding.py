@@ -7,11 +7,14 @@ were made.
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from saetool import distributed, progress
 from saetool.activations import SiteStore
@@ -19,7 +22,10 @@ from saetool.artifacts import Partial
 from saetool.autoencoders.base import Autoencoder
 from saetool.features.spill import PartWriter, Spill
 from saetool.features.tally import Tally, firing, strongest, unit_for
+from saetool.features.workers import in_order, worker_count
 from saetool.sparse.codes import Codes
+
+Result = TypeVar("Result")
 
 CHUNK_ROWS = 2048
 """Rows encoded at a time, as whole images: a dense family's [rows, n_latents] stays in the hundreds of megabytes."""
@@ -53,11 +59,24 @@ class Pass:
         bounds = [len(chunks) * i // count for i in range(count + 1)]
         return [chunks[a:b] for a, b in itertools.pairwise(bounds)]
 
-    def encode(self, chunk: range) -> Codes:
-        """Return the positive codes of a chunk's tokens, image by image."""
+    def encode(self, chunk: range, autoencoder: Autoencoder | None = None) -> Codes:
+        """Return the positive codes of a chunk's tokens, image by image; by another copy of the model where given."""
         with torch.inference_mode():
             rows = self.site.rows(chunk.start, chunk.stop).flatten(0, 1)
-            return firing(self.autoencoder.encode_sparse(rows.to(self.device).float()))
+            return firing((autoencoder or self.autoencoder).encode_sparse(rows.to(self.device).float()))
+
+    def map(self, work: Callable[[int, Codes, range], Result], chunks: list[range]) -> Iterator[Result]:
+        """Yield work(worker, codes, chunk) for every chunk, in order, several at a time."""
+
+        def one(worker: int, autoencoder: Autoencoder, chunk: range) -> Result:
+            return work(worker, self.encode(chunk, autoencoder), chunk)
+
+        return in_order(self.autoencoder, self.workers, one, chunks)
+
+    @property
+    def workers(self) -> int:
+        """How many chunks are worked on at once."""
+        return worker_count(self.device)
 
     def mine(self) -> Iterator[tuple[int, list[range]]]:
         """Yield this process's parts: number, chunks."""
@@ -78,17 +97,32 @@ def encode_store(pass_: Pass, partial: Partial, k: int) -> tuple[Spill, Tally]:
     with progress.bar("encode", tokens, "tokens") as advance:
         for number, chunks in todo:
             started = time.monotonic()
-            tally = Tally.empty(pass_.autoencoder.n_latents, pass_.site.tokens, unit, pass_.device)
-            writer = PartWriter(folders[number], pass_.autoencoder.n_latents)
-            for chunk in chunks:
-                codes = pass_.encode(chunk)
-                writer.add(tally.add(codes, chunk.start), *strongest(codes, k))
-                advance(len(chunk) * pass_.site.tokens)
-            writer.close(tally)
+            tally = _encode_part(
+                pass_, chunks, PartWriter(folders[number], pass_.autoencoder.n_latents), k, unit, advance
+            )
             done = {"images": tally.images, "largest": tally.largest, "seconds": time.monotonic() - started}
             partial.record(f"parts/{number:05d}", done)
     distributed.barrier()
     return _gather(pass_, partial, folders, unit)
+
+
+def _encode_part(
+    pass_: Pass, chunks: list[range], writer: PartWriter, k: int, unit: float, advance: Callable[[int], None]
+) -> Tally:
+    """Encode and write one part; return its sums."""
+    n_latents, tokens = pass_.autoencoder.n_latents, pass_.site.tokens
+    tallies = [Tally.empty(n_latents, tokens, unit, pass_.device) for _ in range(pass_.workers)]
+
+    def count(worker: int, codes: Codes, chunk: range) -> tuple[np.ndarray, Tensor, Tensor]:
+        return tallies[worker].add(codes, chunk.start), *strongest(codes, k)
+
+    for chunk, found in zip(chunks, pass_.map(count, chunks), strict=True):
+        writer.add(*found)
+        advance(len(chunk) * tokens)
+    for other in tallies[1:]:
+        tallies[0].merge(other)
+    writer.close(tallies[0])
+    return tallies[0]
 
 
 def _unit(pass_: Pass) -> float:

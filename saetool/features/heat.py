@@ -1,6 +1,7 @@
 """Heat maps of the chosen examples: their images are encoded again, in the same chunks as in the pass."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from saetool import distributed, progress
 from saetool.artifacts import Partial
 from saetool.features.encoding import Pass
+from saetool.sparse.codes import Codes
 
 
 @dataclass(frozen=True)
@@ -59,25 +61,35 @@ def draw(pass_: Pass, wanted: Wanted, partial: Partial) -> np.ndarray:
     with progress.bar("heat maps", sum(len(c) for _, chunks in todo for c in chunks), "images") as advance:
         for number, chunks in todo:
             started = time.monotonic()
-            for chunk in chunks:
-                first, last = np.searchsorted(wanted.image, [chunk.start, chunk.stop])
-                if last > first:
-                    maps[first:last] = _draw_chunk(pass_, chunk, wanted, slice(first, last))
-                advance(len(chunk))
+            _draw_part(pass_, chunks, wanted, maps, advance)
             mapped.flush()
             partial.record(f"heat/{number:05d}", {"seconds": time.monotonic() - started})
     distributed.barrier()
     return maps
 
 
-def _draw_chunk(pass_: Pass, chunk: range, wanted: Wanted, pairs: slice) -> np.ndarray:
-    codes = pass_.encode(chunk)
+def _draw_part(
+    pass_: Pass, chunks: list[range], wanted: Wanted, maps: np.ndarray, advance: Callable[[int], None]
+) -> None:
+    spans = {chunk.start: slice(*np.searchsorted(wanted.image, [chunk.start, chunk.stop])) for chunk in chunks}
+    filled = [chunk for chunk in chunks if spans[chunk.start].start < spans[chunk.start].stop]
+
+    def work(worker: int, codes: Codes, chunk: range) -> np.ndarray:
+        return _draw_chunk(codes, pass_.site.tokens, chunk, wanted, spans[chunk.start])
+
+    for chunk, drawn in zip(filled, pass_.map(work, filled), strict=True):
+        maps[spans[chunk.start]] = drawn
+        advance(len(chunk))
+    advance(sum(map(len, chunks)) - sum(map(len, filled)))
+
+
+def _draw_chunk(codes: Codes, tokens: int, chunk: range, wanted: Wanted, pairs: slice) -> np.ndarray:
     n_latents, device = codes.n_latents, codes.values.device
     image = torch.from_numpy(wanted.image[pairs] - chunk.start).to(device)
     latent = torch.from_numpy(wanted.latent[pairs]).to(device)
     slots = torch.full((len(chunk) * n_latents,), -1, dtype=torch.int64, device=device)
     slots[image * n_latents + latent] = torch.arange(len(image), device=device)
-    row, tokens = codes.row_of_entry(), pass_.site.tokens
+    row = codes.row_of_entry()
     slot = slots[row // tokens * n_latents + codes.latents]
     kept = slot >= 0
     slot, token, values = slot[kept], row[kept] % tokens, codes.values[kept].float()
