@@ -1,0 +1,251 @@
+"""Training rate of sparse autoencoders against other programs: same machine, same data, interleaved in one run.
+
+    scripts/bench_environments.sh                 # once: an environment a program
+    python scripts/bench_train.py [--quick] [--store runs/demo/activations] [--json FILE] [--peers DIR]
+
+Rates are activations trained on a second, each program at its best batch size. Programs take turns in short bursts, so
+that all see the same machine. As shipped (float32) is the comparison; bf16 autocast with fused Adam is printed beside.
+Without a store the rows are synthetic (40 of 2,000 directions each): rates are the same, FVU means little.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from saetool.sparse.half import fast_half
+
+WORKER = Path(__file__).with_name("bench_train_worker.py")
+PEERS = {"l1": ("overcomplete", "saelens"), "topk": ("sparsify", "overcomplete", "saelens")}
+K, TARGET_L0, LR = 32, 50.0, 1e-3
+HELD_OUT = 8192
+BURST_SECONDS = 2.0
+GATES = {"relu_l1": 12.0, "topk": 5.0, "relu_l1_bf16": 15.0, "topk_bf16": 6.5}
+
+
+class Runner:
+    """A worker process that trains when asked to."""
+
+    def __init__(self, name, method, shape, batch, data, peers, tokens):
+        program, _, variant = name.partition(" ")
+        python = sys.executable if program == "saetool" else str(peers / program / "bin" / "python")
+        options = {"d_in": shape[0], "n_latents": shape[1], "batch": batch, "tokens": tokens, "k": K, "lr": LR}
+        options |= {"target_l0": TARGET_L0, "data": data}
+        command = [python, str(WORKER), program, method, *(f"--{k}={v}" for k, v in options.items())]
+        if program == "saetool":
+            command.append(f"--codes={variant or 'exact'}")
+        elif variant:
+            command.append("--autocast")
+        self.batch = batch
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self._answer()
+
+    def ask(self, command):
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a worker stopped: {' '.join(self.process.args)}\nRun it by hand to see why.")
+        return json.loads(line)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def rates(method, shape, batch, names, arguments, rounds):
+    """Return {program: {"rates": [activations/s of each round], "peak_mb": …}}, the programs taking turns."""
+    runners = {name: Runner(name, method, shape, batch, *arguments) for name in names}
+    steps, found = {}, {name: {"rates": []} for name in names}
+    for name, runner in runners.items():
+        runner.ask("train 2")
+        seconds = runner.ask("train 2")["seconds"] / 2
+        steps[name] = max(1, round(BURST_SECONDS / seconds))
+        if name.startswith("saetool"):
+            runner.ask(f"train {40 + 2 * steps[name]}")  # until the L0 has settled
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            answer = runner.ask(f"train {steps[name]}")
+            found[name]["rates"].append(steps[name] * batch / answer["seconds"])
+            found[name]["peak_mb"] = answer["peak_mb"]
+    for name, runner in runners.items():
+        if name.startswith("saetool"):
+            found[name] |= {"l0": runner.ask("evaluate")["l0"], "share": runner.ask("profile 5")["share"]}
+        runner.close()
+        found[name]["rate"] = statistics.median(found[name]["rates"])
+        low, high = min(found[name]["rates"]), max(found[name]["rates"])
+        note = f"{found[name]['peak_mb']:6,.0f} MB" + (f"  L0 {found[name]['l0']:.1f}" if "l0" in found[name] else "")
+        print(f"  {name:22s} {found[name]['rate']:9,.0f}/s  ({low:,.0f} to {high:,.0f})  {note}")
+    return found
+
+
+def quality(method, shape, best, arguments, tokens):
+    """Return {program: {"fvu", "l0"}} after equal tokens, each program at the batch size at which it was fastest."""
+    found = {}
+    for name, batch in best.items():
+        runner = Runner(name, method, shape, batch, *arguments)
+        runner.ask(f"train {tokens // batch}")
+        found[name] = runner.ask("evaluate") | {"batch": batch}
+        runner.close()
+        print(f"  {name:22s} FVU {found[name]['fvu']:.4f} at L0 {found[name]['l0']:.1f} (batch {batch:,})")
+    return found
+
+
+def product_rate(shape, rows=256):
+    """Return the GFLOP/s of this machine's bare matrix product on a slice, bfloat16 where that is fast."""
+    dtype = torch.bfloat16 if fast_half(torch.device("cpu")) else torch.float32
+    x, w = torch.randn(rows, shape[0]).to(dtype), torch.randn(shape[1], shape[0]).to(dtype)
+    out, best = torch.empty(rows, shape[1], dtype=dtype), float("inf")
+    for _ in range(100):
+        start = time.perf_counter()
+        torch.mm(x, w.T, out=out)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * shape[0] * shape[1] / best / 1e9
+
+
+def rows_of(store, d_in, tokens):
+    """Return shuffled training and held-out rows, centered and scaled to E‖x‖² = d_in."""
+    generator = torch.Generator().manual_seed(0)
+    if store is not None:
+        from saetool.activations import ActivationStore
+
+        site = ActivationStore.open(store).site(None)
+        images = min(site.store.n_images, -(-(tokens + HELD_OUT) // site.tokens))
+        x = torch.cat([site.rows(i, i + 1).float().flatten(0, 1) for i in range(images)])
+        held, x = x[:HELD_OUT], x[HELD_OUT:]  # whole images first, so that no image is on both sides but one
+    else:
+        directions = normalize(torch.randn(2000, d_in, generator=generator), dim=1)
+        parts = []
+        for _ in range(-(-(tokens + HELD_OUT) // 8192)):
+            places = torch.rand(8192, 2000, generator=generator).topk(40).indices
+            sizes = torch.rand(8192, 40, generator=generator) + 0.5
+            parts.append(torch.zeros(8192, 2000).scatter_(1, places, sizes) @ directions)
+        x = torch.cat(parts)
+        x += 0.02 * torch.randn(x.shape, generator=generator)
+        held, x = x[:HELD_OUT], x[HELD_OUT:]
+    x = x[torch.randperm(len(x), generator=generator)]
+    mean = x.mean(0)
+    factor = (d_in / (x - mean).square().sum(1).mean()).sqrt()
+    return (x - mean) * factor, (held - mean) * factor
+
+
+def compare(shape, methods, batches, rounds, arguments, autocast_batches):
+    """Return {method: {batch: rates}}, printing a block for each."""
+    found = {}
+    for method in methods:
+        found[method] = {}
+        for batch in batches:
+            names = ["saetool exact", "saetool bf16", *PEERS[method]]
+            if batch in autocast_batches:
+                names += [f"{peer} autocast" for peer in PEERS[method]]
+            print(f"{method}, {shape[0]} to {shape[1]:,}, batch {batch:,}")
+            found[method][batch] = rates(method, shape, batch, names, arguments, rounds)
+    return found
+
+
+def ratios(found):
+    """Return the ratios to the fastest peer, every program at its best batch size, and the best batch sizes."""
+    result, best = {}, {}
+    for method, by_batch in found.items():
+        top = {}
+        for batch, programs in by_batch.items():
+            for name, entry in programs.items():
+                if entry["rate"] > top.get(name, (0.0, 0))[0]:
+                    top[name] = (entry["rate"], batch)
+        best[method] = {name: batch for name, (_, batch) in top.items() if not name.endswith("autocast")}
+        key = {"l1": "relu_l1", "topk": "topk"}[method]
+        peer = max(rate for name, (rate, _) in top.items() if not name.startswith("saetool") and " " not in name)
+        tuned = max(rate for name, (rate, _) in top.items() if not name.startswith("saetool"))
+        exact, rough = top["saetool exact"][0], top["saetool bf16"][0]
+        result |= {f"{key}_vs_fastest_peer": exact / peer, f"{key}_vs_fastest_peer_bf16": rough / peer}
+        result |= {f"{key}_vs_tuned_peer": exact / tuned, f"{key}_vs_tuned_peer_bf16": rough / tuned}
+        first = by_batch[min(by_batch)]
+        peer = max(e["rate"] for n, e in first.items() if not n.startswith("saetool") and " " not in n)
+        result[f"{key}_vs_fastest_peer_at_{min(by_batch)}"] = first["saetool exact"]["rate"] / peer
+    return result, best
+
+
+def report_parts(found, shape):
+    """Print where a step's time goes and the encoder's rate against the machine's; return the numbers."""
+    machine, parts = product_rate(shape), {"machine_gflops": product_rate(shape)}
+    print(f"bare matrix product on a slice: {machine:,.0f} GFLOP/s")
+    for method, by_batch in found.items():
+        entry = max((b["saetool exact"] for b in by_batch.values()), key=lambda e: e["rate"])
+        flops = 2 * shape[0] * shape[1] * entry["rate"] / 1e9
+        encoder = flops / entry["share"]["encoder"]
+        parts[method] = entry["share"] | {"encoder_gflops": encoder, "encoder_of_machine": encoder / machine}
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in entry["share"].items())
+        print(f"  {method}: {shares}; encoder {encoder:,.0f} GFLOP/s, {encoder / machine:.0%} of the bare product")
+    return parts
+
+
+def memory(arguments):
+    """Return the peak of a process that trains 768 to 24,576 at batch 8,192, beside its limit, in MB."""
+    runner = Runner("saetool exact", "l1", (768, 24576), 8192, *arguments)
+    peak = runner.ask("train 3")["peak_mb"]
+    runner.close()
+    parameters = 2 * 768 * 24576 + 768 + 24576
+    return {"peak_mb": peak, "limit_mb": (16 * parameters + 1.5e9) / 2**20}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="rates only, 384 to 12,288, under five minutes on 2 cores")
+    parser.add_argument("--store", type=Path, help="activations to train on (d_in 384)")
+    parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tokens", type=int, default=600_000, help="for FVU at equal data")
+    args = parser.parse_args()
+    missing = [p for p in PEERS["topk"] if not (args.peers / p / "bin" / "python").exists()]
+    if missing:
+        raise SystemExit(f"no environment for {', '.join(missing)} in {args.peers}: run scripts/bench_environments.sh")
+    gated = fast_half(torch.device("cpu"))
+    result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gates_apply": gated}
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = 131_072 if args.quick else args.tokens
+        for name, rows in zip(("train", "held_out"), rows_of(args.store, 384, tokens), strict=True):
+            np.save(f"{folder}/{name}.npy", rows.numpy())
+        shape, arguments = (384, 12288), (folder, args.peers, args.tokens)
+        batches, rounds = ((2048, 8192), 2) if args.quick else ((2048, 4096, 8192), 4)
+        found = compare(shape, ("l1", "topk"), batches, rounds, arguments, (2048,) if args.quick else batches)
+        numbers, best = ratios(found)
+        result |= numbers | {"rates_384": found, "time": report_parts(found, shape)}
+        if not args.quick:
+            result["quality"] = {
+                method: quality(method, shape, best[method], arguments, args.tokens) for method in found
+            }
+    if not args.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, rows in zip(("train", "held_out"), rows_of(None, 768, 65_536), strict=True):
+                np.save(f"{folder}/{name}.npy", rows.numpy())
+            arguments = (folder, args.peers, args.tokens)
+            result["memory"] = memory(arguments)
+            print("768 to 24,576, batch 8,192: {peak_mb:,.0f} MB, limit {limit_mb:,.0f} MB".format(**result["memory"]))
+            found = compare((768, 24576), ("l1", "topk"), (2048,), 2, arguments, ())
+            result |= {"rates_768": found, "ratios_768": ratios(found)[0]}
+    for key, gate in GATES.items():
+        base = key.removesuffix("_bf16")
+        name = f"{base}_vs_fastest_peer{'_bf16' if key.endswith('bf16') else ''}"
+        verdict = ("met" if result[name] >= gate else "MISSED") if gated else "not applied: no fast bfloat16 here"
+        print(f"{name}: {result[name]:.1f} (gate {gate:g}: {verdict})")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""One program under the stopwatch of bench_train.py, in its own environment; it needs torch, numpy and the program.
+
+Commands come on standard input, a line each; answers go to standard output as JSON.
+    train N      N more steps → {"seconds": …, "peak_mb": …}
+    evaluate     → {"fvu": …, "l0": …} on the held-out rows
+    profile N    → {"share": {part: share of the time}} (saetool only)
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+
+STEER = 0.02
+"""Every program's L1 weight is steered to the same L0 by the same rule: weight · (L0 / target)^STEER a step."""
+
+
+class Program:
+    """A model, its optimizer and one training step. `x` is centered and scaled to E‖x‖² = d_in."""
+
+    def __init__(self, args):
+        self.args, self.weight = args, 0.1
+
+    def step(self, x):
+        raise NotImplementedError
+
+    def reconstruct(self, x):
+        """Return x_hat and the number of active latents of each row."""
+        raise NotImplementedError
+
+    def steer(self, z):
+        if self.args.method == "l1":
+            some = (z.detach()[:: max(1, len(z) // 128)] > 0).sum(1).float().mean().item()
+            self.weight *= min(10.0, max(0.1, some / self.args.target_l0)) ** STEER
+
+    def autocast(self):
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.args.autocast)
+
+    def adam(self, parameters):
+        return torch.optim.Adam(parameters, lr=self.args.lr, **({"fused": True} if self.args.autocast else {}))
+
+
+class Saetool(Program):
+    def __init__(self, args):
+        super().__init__(args)
+        from saetool.activations import TensorStream
+        from saetool.autoencoders.families import build
+        from saetool.autoencoders.sparse_settings import SparseSettings
+
+        chosen = {"l1": {"penalty": {"kind": "l1", "target_l0": args.target_l0, "warmup_steps": 20}}}
+        chosen["topk"] = {"activation": {"kind": "topk", "k": args.k}}
+        settings = SparseSettings(kind="sparse", n_latents=args.n_latents, codes=args.codes, **chosen[args.method])
+        self.model = build(settings, args.d_in)
+        self.model.fuse_gradients, self.model.total_tokens = True, args.tokens
+        self.generator = torch.Generator().manual_seed(0)
+        self.model.initialize(TensorStream(args.train[:32768], batch_size=args.batch), self.generator)
+        self.optimizer = self.model.make_optimizer(args.lr, (0.9, 0.999), 1e-8)
+        self.done = 0
+
+    def step(self, x):
+        self.model.loss(x, self.done, self.generator).total.backward()
+        self.model.before_update()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.model.after_update(self.optimizer, self.done, self.generator)
+        self.done += 1
+
+    def reconstruct(self, x):
+        codes = self.model.eval().encode_sparse(x)
+        self.model.train()
+        return self.model.decode_sparse(codes), codes.offsets.diff()
+
+
+class Overcomplete(Program):
+    def __init__(self, args):
+        super().__init__(args)
+        from overcomplete.sae import SAE, TopKSAE
+
+        self.model = (
+            SAE(args.d_in, args.n_latents) if args.method == "l1" else TopKSAE(args.d_in, args.n_latents, args.k)
+        )
+        self.optimizer = self.adam(self.model.parameters())
+
+    def step(self, x):
+        from overcomplete.sae.train import train_sae
+
+        def criterion(x, x_hat, z_pre, z, dictionary):
+            loss = (x - x_hat).square().sum() / len(x)
+            if self.args.method == "l1":
+                self.steer(z)
+                loss = loss + self.weight * math.sqrt(self.args.d_in) * z.abs().sum() / len(x)
+            return loss
+
+        with self.autocast():
+            train_sae(self.model, [x], criterion, self.optimizer, nb_epochs=1, monitoring=0)
+
+    def reconstruct(self, x):
+        _, z, x_hat = self.model.eval()(x)
+        self.model.train()
+        return x_hat, (z > 0).sum(1)
+
+
+class Sparsify(Program):
+    def __init__(self, args):
+        super().__init__(args)
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its own switch for machines without a GPU
+        from sparsify import SparseCoder, SparseCoderConfig
+
+        self.model = SparseCoder(args.d_in, SparseCoderConfig(num_latents=args.n_latents, k=args.k))
+        self.optimizer = self.adam(self.model.parameters())
+
+    def step(self, x):
+        self.model.set_decoder_norm_to_unit_norm()
+        with self.autocast():
+            out = self.model(x)
+        out.fvu.backward()
+        self.model.remove_gradient_parallel_to_decoder_directions()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def reconstruct(self, x):
+        out = self.model(x)
+        return out.sae_out, (out.latent_acts > 0).sum(1)
+
+
+class SaeLens(Program):
+    def __init__(self, args):
+        super().__init__(args)
+        from sae_lens.saes.sae import TrainStepInput
+        from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+        from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+        sizes = {"d_in": args.d_in, "d_sae": args.n_latents}
+        if args.method == "l1":
+            self.model = StandardTrainingSAE(StandardTrainingSAEConfig(**sizes))
+        else:
+            self.model = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, k=args.k))
+        self.input, self.optimizer = TrainStepInput, self.adam(self.model.parameters())
+
+    def step(self, x):
+        weight = {"l1": self.weight * math.sqrt(self.args.d_in)} if self.args.method == "l1" else {}
+        given = self.input(
+            sae_in=x, coefficients=weight, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
+        )
+        with self.autocast():
+            out = self.model.training_forward_pass(given)
+        if self.args.method == "l1":
+            self.steer(out.feature_acts)
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def reconstruct(self, x):
+        z = self.model.encode(x)
+        return self.model.decode(z), (z.to_dense() > 0).sum(1) if z.is_sparse else (z > 0).sum(1)
+
+
+PROGRAMS = {"saetool": Saetool, "overcomplete": Overcomplete, "sparsify": Sparsify, "saelens": SaeLens}
+
+PARTS = {
+    "encoder": ("addmm",),
+    "selection": ("nonzero", "topk", "amax", "clamp_", "sub_", "index"),
+    "products": ("embedding_bag", "sampled_addmm", "sort", "bincount", "index_add"),
+    "optimizer": ("_fused_adam_", "copy_", "linalg_vector_norm", "linalg_vecdot", "addcmul_", "div_"),
+}
+
+
+def profile(program, batches, steps):
+    """Return the share of operators' own time that each part of a step takes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            program.step(next(batches))
+    times = {e.key: e.self_cpu_time_total for e in profiler.key_averages() if e.key.startswith("aten::")}
+    total = sum(times.values())
+    share = {
+        part: sum(t for key, t in times.items() if any(name in key for name in names)) / total
+        for part, names in PARTS.items()
+    }
+    return {"share": share | {"rest": 1 - sum(share.values())}}
+
+
+@torch.no_grad()
+def evaluate(program, held_out):
+    error = active = 0.0
+    for x in held_out.split(2048):
+        x_hat, counts = program.reconstruct(x)
+        error += (x - x_hat).double().square().sum().item()
+        active += counts.sum().item()
+    total = (held_out - held_out.mean(0)).double().square().sum().item()
+    return {"fvu": error / total, "l0": active / len(held_out)}
+
+
+def endless(rows, batch):
+    while True:
+        for start in range(0, len(rows) - batch + 1, batch):
+            yield rows[start : start + batch]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program", choices=PROGRAMS)
+    parser.add_argument("method", choices=["l1", "topk"])
+    for name in ("d_in", "n_latents", "batch", "tokens", "k"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    for name in ("lr", "target_l0"):
+        parser.add_argument(f"--{name}", type=float, required=True)
+    parser.add_argument("--codes", default="exact")
+    parser.add_argument("--autocast", action="store_true")
+    parser.add_argument("--data", required=True)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    args.train = torch.from_numpy(np.load(f"{args.data}/train.npy", mmap_mode="c"))
+    held_out = torch.from_numpy(np.load(f"{args.data}/held_out.npy"))
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the programs print is not an answer
+    program, batches = PROGRAMS[args.program](args), endless(args.train, args.batch)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        command, *count = line.split()
+        if command == "train":
+            start = time.perf_counter()
+            for _ in range(int(count[0])):
+                program.step(next(batches))
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            answer = {"seconds": time.perf_counter() - start, "peak_mb": peak}
+        elif command == "evaluate":
+            answer = evaluate(program, held_out)
+        else:
+            answer = profile(program, batches, int(count[0]))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
