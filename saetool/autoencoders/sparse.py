@@ -76,6 +76,7 @@ class SparseAutoencoder(Autoencoder):
         self._finder = Encoder(self.encoder, settings.codes)
         self._sinks: tuple[list[Term], list[Term]] = ([], [])
         self._last: dict[str, Tensor] = {}
+        self._rows = 0
         self._dense: bool | None = None
         self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_dense", None))
 
@@ -202,10 +203,13 @@ class SparseAutoencoder(Autoencoder):
             # Bimodal latents are near 1, a dense linear code around rho is near 0.
             metrics["binarity"] = (spread / (q * (1 - q)).clamp_min(1e-12)).mean()
         if self.training:
-            self._last = {"counts": counts, "l0": metrics["l0"]}
-            if isinstance(self.settings.dead, Resample):
-                self._last |= {"errors": residual.square().sum(1), "x": centered}
-        self._rows = view.rows
+            resampling = isinstance(self.settings.dead, Resample)
+            rows = {"errors": residual.square().sum(1), "x": centered} if resampling else {}
+            # With gradient accumulation several losses come before one update.
+            self._last["counts"] = self._last["counts"] + counts if self._last else counts
+            for name, value in rows.items():
+                self._last[name] = torch.cat([self._last[name], value]) if name in self._last else value
+            self._rows += view.rows
         return metrics
 
     def _sparse_view(self, centered: Tensor) -> SparseView:
@@ -241,6 +245,10 @@ class SparseAutoencoder(Autoencoder):
         self.mean_l0.fill_(expected)
         self._decide_density()
 
+    def enter(self, phase: str, stream: Stream) -> None:
+        """Set the window of silence, which is not saved: a resumed training comes here without `initialize`."""
+        self.silence.set_training_tokens(self.total_tokens or stream.n_rows)
+
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> BlockAdam:
         """Return Adam in blocks of latents, with unit rows and the bfloat16 copy kept up on the way."""
         encoder_rule, decoder_rule = BlockRule(self._sinks[0]), BlockRule(self._sinks[1])
@@ -265,7 +273,7 @@ class SparseAutoencoder(Autoencoder):
             _normalize(self.decoder)
         if not self._last:
             return
-        l0 = distributed.all_reduce_mean(self._last["l0"].float())
+        l0 = distributed.all_reduce_mean(self._last["counts"].sum() / self._rows)
         self.silence.update(self._last["counts"] > 0, self._rows)
         self.tokens_seen += self._rows * distributed.world_size()
         self.activation.after_update()
@@ -276,7 +284,7 @@ class SparseAutoencoder(Autoencoder):
         cure = self.settings.dead
         if isinstance(cure, Resample) and due(cure, step, self.tokens_seen, self.total_tokens):
             self._resample(cure, optimizer, generator)
-        self._last = {}
+        self._last, self._rows = {}, 0
 
     def _decide_density(self) -> None:
         limit = SPARSE_BELOW.get(self.encoder.device.type, 0.0) * self.n_latents

@@ -156,13 +156,15 @@ def global_kth_largest(values: Tensor, k: int) -> Tensor:
             return values.new_zeros(())
         return values.kthvalue(values.numel() - k + 1).values
     # Non-negative floats order like their bits: find the largest bit pattern that at least k values reach.
-    bits = values.float().view(torch.int32).long()
+    wide = values if values.dtype == torch.float64 else values.float()
+    word = torch.int64 if wide.dtype == torch.float64 else torch.int32
+    bits = wide.view(word).long()
     low = torch.zeros((), dtype=torch.int64, device=values.device)
-    for place in range(30, -1, -1):
+    for place in range(torch.iinfo(word).bits - 2, -1, -1):
         trial = low + (1 << place)
         count = distributed.all_reduce_sum((bits >= trial).sum())
         low = torch.where(count >= k, trial, low)
-    return low.int().view(torch.float32).to(values.dtype)
+    return low.to(word).view(wide.dtype).to(values.dtype)
 
 
 class JumpRelu(SparseActivation):
