@@ -6,8 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_PIECE = 1024
-"""Rows converted to float64 at a time: small enough to stay in a core's cache."""
+_SERIAL = 32768
+"""Values that torch handles in one thread (its grain size): pieces of so many give the same bits at any thread count,
+stay in a core's cache, and leave the other cores to whoever computes beside."""
+
+_GPU_PIECE = 1 << 26
+"""Values: half a gigabyte in float64."""
+
+
+def pieces(rows: Float[Tensor, "rows d_in"]) -> tuple[Tensor, ...]:
+    """Return `rows`, in their order, in pieces that torch sums in one thread each; on a GPU, in large ones."""
+    if len(rows) == 0:
+        return ()
+    values = _SERIAL if rows.device.type == "cpu" else _GPU_PIECE
+    return rows.split(max(1, values // max(rows.shape[1], 1)))
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class Statistics:
     def of(cls, rows: Float[Tensor, "rows d_in"]) -> "Statistics":
         """Return the moments of `rows`, a piece at a time in their order: the same bits wherever they are computed."""
         total = cls.none(rows.shape[1])
-        for piece in rows.split(_PIECE):
+        for piece in pieces(rows):
             wide = piece.to(torch.float64, copy=True)  # float64 rows must not be changed in place
             mean = wide.mean(0)
             total = total.merge(cls(len(piece), mean.cpu(), wide.sub_(mean).square_().mean(0).cpu()))

@@ -144,7 +144,7 @@ class ShardKeeper:
             say(f"skipped {path['path']}: {reason}")
         filled = len(self._content.images)
         for site, output in zip(self._sites, outputs, strict=True):
-            rows = output[decoded.kept].to(plan.dtype)
+            rows = (output if len(decoded.kept) == len(output) else output[decoded.kept]).to(plan.dtype)
             moments = SiteMoments.of(rows.flatten(0, 1))
             if not moments.finite:
                 raise WorkError(_not_finite(decoded, rows, site, self._writer.plan.settings.dtype))

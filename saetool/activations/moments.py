@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saetool.statistics import Statistics
+from saetool.statistics import Statistics, pieces
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class SiteMoments:
     @classmethod
     def of(cls, rows: Float[Tensor, "rows d"]) -> "SiteMoments":
         """Return the moments of `rows`; where a value is not finite, `finite` is false and the rest means nothing."""
-        if len(rows) == 0:
-            return cls.none(rows.shape[1])
-        max_abs = float(torch.stack(rows.aminmax()).abs().max())  # NaN and infinity come through
-        if not math.isfinite(max_abs):
-            return cls(Statistics.none(rows.shape[1]), 0.0, max_abs)
-        statistics = Statistics.of(rows)
-        norm_sum = torch.linalg.vector_norm(rows.float(), dim=1).double().sum()
-        return cls(statistics, float(norm_sum), max_abs)
+        max_abs, norm_sum = 0.0, 0.0
+        for piece in pieces(rows):
+            low, high = piece.aminmax()  # not a number, and infinity, come through
+            max_abs = max(abs(float(low)), abs(float(high)), max_abs)
+            if not math.isfinite(max_abs):
+                return cls(Statistics.none(rows.shape[1]), 0.0, max_abs)
+            norm_sum += float(torch.linalg.vector_norm(piece.float(), dim=1).double().sum())
+        return cls(Statistics.of(rows), norm_sum, max_abs)
 
     @property
     def finite(self) -> bool:
