@@ -16,6 +16,15 @@ from saetool.training.settings import TrainingSettings
 from saetool.training.trainer import Run, learn
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny tensors gain nothing from threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Toy(Autoencoder):
     """z = ReLU(W_e x̃ + b), x̂ = W_d z: noisy inputs, unit decoder rows, two phases, a counter in a buffer."""
 
@@ -114,3 +123,45 @@ def lines_of():
         return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
 
     return read
+
+
+def sparse(activation: str, penalty: dict | None = None, **more) -> dict:
+    """Return the settings of a small sparse model."""
+    k = {"k": 5} if activation in ("topk", "batch_topk") else {}
+    settings = {"kind": "sparse", "n_latents": 40, "initial_l0": 6, "activation": {"kind": activation, **k}, **more}
+    return settings | ({"penalty": penalty} if penalty else {})
+
+
+L1 = {"kind": "l1", "weight": 0.1, "warmup_steps": 4}
+SMALL_MODELS = {
+    "l1": {"autoencoder": sparse("relu", L1)},
+    "clipped": {"autoencoder": sparse("relu"), "training": {"clip_norm": 0.5, "schedule": "cosine"}},
+    "steered": {"autoencoder": sparse("relu", {"kind": "l1", "target_l0": 4, "warmup_steps": 2})},
+    "resampled": {
+        "autoencoder": sparse(
+            "relu", L1 | {"weight": 1.0}, dead={"kind": "resample", "every_steps": 6, "after_tokens": 200}
+        )
+    },
+    "topk": {"autoencoder": sparse("topk", dead={"kind": "auxk", "k": 4, "after_tokens": 96})},
+    "batch_topk": {"autoencoder": sparse("batch_topk", dead={"kind": "auxk", "k": 4, "after_tokens": 96})},
+    "jump_relu": {"autoencoder": sparse("jump_relu", {"kind": "l0", "weight": 0.01})},
+    "gated": {"autoencoder": sparse("gated", L1)},
+    "kl": {"autoencoder": sparse("sigmoid", {"kind": "kl", "rho": 0.1, "decoder_decay": 0.01})},
+    "kl_exp": {"autoencoder": sparse("one_minus_exp", {"kind": "kl", "rho": 0.1})},
+    "matryoshka": {"autoencoder": sparse("topk", matryoshka=[10, 20])},
+    "pieces": {"autoencoder": sparse("relu", L1), "training": {"accumulate": 2}},
+    "linear": {"autoencoder": {"kind": "linear", "n_latents": 4, "solver": "gradient"}},
+    "closed": {"autoencoder": {"kind": "linear", "n_latents": 4}},
+    "deep": {"autoencoder": {"kind": "dense", "n_latents": 3, "hidden": [8], "pretrain": True}},
+    "denoising": {
+        "autoencoder": {"kind": "denoising", "n_latents": 16, "corruption": {"kind": "gaussian", "sigma": 0.3}}
+    },
+    "contractive": {"autoencoder": {"kind": "contractive", "n_latents": 16, "weight": 0.1, "tied": True}},
+    "variational": {"autoencoder": {"kind": "variational", "n_latents": 3, "hidden": [8]}},
+}
+
+
+@pytest.fixture(scope="session")
+def small_models() -> dict[str, dict]:
+    """Return {name: {"autoencoder": settings, "training": changes}} over every family and cure, for d_in 12."""
+    return SMALL_MODELS

@@ -11,12 +11,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
+from saetool.activations import TensorStream
 from saetool.artifacts import Artifact
+from saetool.autoencoders.families import AutoencoderSettings, build
 from saetool.errors import WorkError
 from saetool.training import TrainingSettings
 from saetool.training.trainer import learn
+
+SMALL = [
+    *(
+        "l1",
+        "clipped",
+        "steered",
+        "resampled",
+        "topk",
+        "batch_topk",
+        "jump_relu",
+        "gated",
+        "kl",
+        "kl_exp",
+        "matryoshka",
+    ),
+    *("pieces", "linear", "closed", "deep", "denoising", "contractive", "variational"),
+]
+"""Names of the fixture `small_models`."""
 
 
 class Crash(Exception):
@@ -121,6 +142,33 @@ def test_a_damaged_checkpoint_is_named(toy, make_run, make_stream, settings):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(WorkError, match=r"checkpoint cannot be read.*Delete .*toy.partial"):
         learn([run], make_stream())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_resumes_bit_for_bit(name, small_models, make_run, lines_of):
+    job = small_models[name]
+    values = {"tokens": 960, "batch_size": 48, "log_every": 4, "checkpoint_minutes": 0} | job.get("training", {})
+    settings = TrainingSettings(**values)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(700, 6, generator=draw) @ torch.randn(6, 12, generator=draw)
+
+    def run(place: str):
+        torch.manual_seed(0)
+        model = build(TypeAdapter(AutoencoderSettings).validate_python(job["autoencoder"]), 12)
+        return make_run(model, settings, place), TensorStream(x[:600], x[600:], batch_size=48, seed=1)
+
+    whole, stream = run("whole")
+    learn([whole], stream)
+    if not whole.fitted:
+        killed, stream = run("killed")
+        with pytest.raises(Crash):
+            learn([killed], crash_after(stream, 14))
+    resumed, stream = run("killed")
+    learn([resumed], stream)
+    expected = whole.learner.autoencoder.state_dict()
+    for key, value in resumed.learner.autoencoder.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    assert lines_of(resumed) == lines_of(whole)
 
 
 SCRIPT = """
