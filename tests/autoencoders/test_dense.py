@@ -1,5 +1,6 @@
 """Dense autoencoders: shapes, losses, greedy pretraining, and where non-linearity pays."""
 
+import json
 import math
 from itertools import product
 
@@ -13,6 +14,8 @@ from saetool.autoencoders.dense import Dense, DenseSettings
 from saetool.autoencoders.layers import Chain
 from saetool.autoencoders.linear import principal_components
 from saetool.errors import RequestError
+from saetool.training import TrainingSettings
+from saetool.training.learner import Learner
 
 
 def uniform(*shape, seed=0):
@@ -182,6 +185,31 @@ def test_entering_a_phase_again_changes_nothing(digits, rows_stream):
     model.enter("fine-tune", stream)
     assert all(p.requires_grad for p in model.parameters())
     assert sum(phase.share for phase in model.phases()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("stopped", [7, 10, 20, 33])  # in the first level, at two borders, in the fine-tuning
+def test_training_resumes_to_the_same_weights_within_and_between_levels(digits, rows_stream, stopped):
+    shape = DenseSettings(n_latents=4, hidden=(16,), pretrain=True)
+    settings = TrainingSettings(tokens=40 * 256, batch_size=256, lr=1e-2, schedule="cosine")
+    record, weights = None, []
+    for resumed in (False, True):
+        stream = rows_stream(digits[0])
+        learner = Learner(Dense(shape, 64), settings, 0, torch.device("cpu"))
+        if resumed:
+            tensors, rest, position = record
+            stream.seek(position)
+            learner.restore(tensors, rest, stream)
+        else:
+            learner.initialize(stream)
+        batches = stream.batches()
+        while learner.done < settings.steps:
+            learner.enter_phase(stream)
+            learner.step(next(batches))
+            if not resumed and learner.done == stopped:
+                tensors, rest = learner.state()
+                record = {n: t.clone() for n, t in tensors.items()}, json.loads(json.dumps(rest)), stream.position()
+        weights.append(learner.autoencoder.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 # --- what dense autoencoders can do ----------------------------------------------------------------------------------
