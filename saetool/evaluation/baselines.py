@@ -1,7 +1,6 @@
 """What a trained dictionary must beat, behind the same protocol: PCA, k-means, a random dictionary, raw neurons."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,10 +10,15 @@ from torch import Tensor
 
 from saetool import seeding
 from saetool.autoencoders.base import Autoencoder, Loss
+from saetool.autoencoders.sparse import SparseAutoencoder
+from saetool.autoencoders.sparse_settings import SparseSettings, TopKActivation
 from saetool.sparse.codes import Codes
 
 FIT_ROWS = 65_536
 """Training rows the baselines are fitted on: enough for the covariance of 1,024 coordinates, seconds to fit."""
+
+SCALE_ROWS = 4096
+"""Rows that the random dictionary's scale is fitted on: one number needs no more."""
 
 ROWS_AT_ONCE = 2048
 """Rows whose dense code is held at once."""
@@ -33,48 +37,36 @@ class Baseline(Autoencoder):
 
 
 class Dictionary(Baseline):
-    """Unit directions around a mean: z = the chosen projections of x − mean, x_hat = mean + scale · z W.
+    """Unit directions around a mean: z = the chosen projections of x − mean, x_hat = mean + z W.
 
-    keep: every projection, the k of largest magnitude (either sign), or the k largest, if positive.
+    Chosen are the k of largest magnitude, of either sign, or all of them.
     """
 
     mean: Tensor
     directions: Tensor
 
-    def __init__(
-        self,
-        mean: Float[Tensor, "d_in"],
-        directions: Float[Tensor, "n_latents d_in"],
-        keep: Literal["all", "magnitude", "positive"],
-        k: int = 0,
-        scale: float = 1.0,
-    ):
+    def __init__(self, mean: Float[Tensor, "d_in"], directions: Float[Tensor, "n_latents d_in"], k: int | None = None):
         super().__init__()
         self.n_latents, self.d_in = directions.shape
-        self.keep: Literal["all", "magnitude", "positive"] = keep
-        self.k, self.scale = min(k, self.n_latents), scale
+        self.k = None if k is None or k >= self.n_latents else k
         self.register_buffer("mean", mean.float())
         self.register_buffer("directions", directions.float())
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the chosen projections, zero elsewhere."""
         projections = (x.float() - self.mean) @ self.directions.T
-        if self.keep == "all":
+        if self.k is None:
             return projections
-        ranking = projections.abs() if self.keep == "magnitude" else projections
-        chosen = ranking.topk(self.k, dim=-1).indices
-        kept = projections.gather(-1, chosen)
-        if self.keep == "positive":
-            kept = kept.relu()
-        return torch.zeros_like(projections).scatter_(-1, chosen, kept)
+        chosen = projections.abs().topk(self.k, dim=-1).indices
+        return torch.zeros_like(projections).scatter_(-1, chosen, projections.gather(-1, chosen))
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return mean + scale · z W."""
-        return self.mean + self.scale * (z @ self.directions)
+        """Return mean + z W."""
+        return self.mean + z @ self.directions
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return scale · W."""
-        return self.scale * self.directions
+        """Return W."""
+        return self.directions
 
 
 class KMeans(Baseline):
@@ -107,7 +99,7 @@ class Fitted:
 
     name: str
     about: str
-    model: Baseline
+    model: Autoencoder
 
 
 def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clusters: int, seed: int) -> list[Fitted]:
@@ -132,7 +124,7 @@ def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clus
         random_state=seeding.derive(seed, "k-means") % 2**32,
     ).fit(rows.numpy())
     return [
-        Fitted("PCA", f"{k} principal components", Dictionary(mean, components, "all")),
+        Fitted("PCA", f"{k} principal components", Dictionary(mean, components)),
         Fitted("k-means", f"the nearest of {clusters} centers", KMeans(torch.from_numpy(kmeans.cluster_centers_))),
         Fitted(
             "random dictionary",
@@ -142,20 +134,32 @@ def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clus
         Fitted(
             "raw neurons",
             f"the {k} coordinates farthest from their mean",
-            Dictionary(mean, torch.eye(d_in), "magnitude", k),
+            Dictionary(mean, torch.eye(d_in), k),
         ),
     ]
 
 
+@torch.no_grad()
 def random_dictionary(
     rows: Float[Tensor, "rows d_in"], mean: Float[Tensor, "d_in"], n_latents: int, k: int, seed: int
-) -> Dictionary:
-    """Return random unit directions with TopK and the one scale that minimizes the error on (some of) `rows`."""
+) -> SparseAutoencoder:
+    """Return a TopK autoencoder of random unit directions around `mean`, encoder and decoder alike.
+
+    The decoder has the one scale that minimizes the error on (some of) `rows`.
+    """
+    settings = SparseSettings(
+        kind="sparse",
+        n_latents=n_latents,
+        normalize="none",
+        activation=TopKActivation(kind="topk", k=min(k, n_latents)),
+    )
+    model = SparseAutoencoder(settings, rows.shape[1]).eval()
     draws = torch.randn(n_latents, rows.shape[1], generator=seeding.generator(seed, "random dictionary"))
     directions = torch.nn.functional.normalize(draws, dim=-1)
-    unscaled = Dictionary(mean, directions, "positive", k)
-    centered = rows[: 2 * ROWS_AT_ONCE] - mean
-    guess = unscaled.decode(unscaled.encode(rows[: 2 * ROWS_AT_ONCE])) - mean
+    for parameter, value in ((model.encoder, directions), (model.decoder, directions), (model.decoder_bias, mean)):
+        parameter.copy_(value)
+    guess = model(rows[:SCALE_ROWS]) - mean
     square = float(guess.double().square().sum())
-    scale = float((guess.double() * centered.double()).sum()) / square if square > 0 else 1.0
-    return Dictionary(mean, directions, "positive", k, scale)
+    if square > 0:
+        model.decoder.mul_(float((guess.double() * (rows[:SCALE_ROWS] - mean).double()).sum()) / square)
+    return model

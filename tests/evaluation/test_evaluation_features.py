@@ -29,7 +29,7 @@ def test_pooled_codes_equal_dense_ones(images, tokens, latents, seed):
 
 def test_latents_and_raw_activations_are_pooled_alike_in_any_batches():
     x = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0))
-    identity = Dictionary(torch.zeros(4), torch.eye(4), "all")
+    identity = Dictionary(torch.zeros(4), torch.eye(4))
     raw, coded = pool_latents(None, x.split(2)), pool_latents(identity, x.split(3))
     for pooling in ("max", "mean"):
         assert np.allclose(raw[pooling], coded[pooling], atol=1e-6)

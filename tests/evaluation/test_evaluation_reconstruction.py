@@ -9,8 +9,24 @@ import torch
 from saetool.autoencoders.base import Autoencoder
 from saetool.errors import WorkError
 from saetool.evaluation import bootstrap
-from saetool.evaluation.baselines import Dictionary
 from saetool.evaluation.reconstruction import binarity, held_out_sums, latent_counts, numbers
+
+
+class TopThree(Autoencoder):
+    """The three largest projections of x − 2.5, if positive."""
+
+    def __init__(self, directions):
+        super().__init__()
+        self.n_latents, self.d_in = directions.shape
+        self.mean = torch.nn.Parameter(torch.full((self.d_in,), 2.5), requires_grad=False)
+        self.directions = torch.nn.Parameter(directions, requires_grad=False)
+
+    def encode(self, x):
+        projections = (x - self.mean) @ self.directions.T
+        return projections.where(projections >= projections.topk(3).values[:, -1:], 0).relu()
+
+    def decode(self, z):
+        return self.mean + 0.4 * (z @ self.directions)
 
 
 def make(images=7, tokens=5, d=6, n_latents=9, seed=0):
@@ -18,7 +34,7 @@ def make(images=7, tokens=5, d=6, n_latents=9, seed=0):
     x = torch.randn(images, tokens, d, generator=generator) + 3
     directions = torch.randn(n_latents, d, generator=generator)
     directions[4] = torch.tensor([0.0] * d)  # a latent that never fires
-    return x, Dictionary(torch.full((d,), 2.5), directions, "positive", 3, scale=0.4)
+    return x, TopThree(directions)
 
 
 def mean_of(x):
