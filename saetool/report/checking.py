@@ -135,6 +135,8 @@ def _announced(index: Path) -> Iterator[str]:
         _, arrays, values = unpack(index.read_bytes())
     except (ValueError, KeyError, TypeError):
         return
+    if "blocks" not in values:
+        return
     blocks = values["blocks"]
     yield from ("data/table.js", "data/curves.js")
     yield from (f"data/latents/{block}.js" for block in _blocks(arrays["with_page"], blocks["latents"]))

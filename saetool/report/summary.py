@@ -6,11 +6,9 @@ from typing import Any
 from saetool.artifacts import Artifact
 
 
-def summarize(
-    features: Artifact, store: Artifact, autoencoder: Artifact, evaluation: Artifact | None, attribution: str | None
-) -> dict:
-    """Return what the pages say about the run, as JSON; `attribution` goes below every page."""
-    content = features.content
+def summarize(features: Artifact | None, store: Artifact, autoencoder: Artifact, evaluation: Artifact | None) -> dict:
+    """Return what the pages say about the run, as JSON."""
+    content = features.content if features else {**store.content, **autoencoder.content}
     settings = autoencoder.content.get("settings", {})
     source = store.content.get("source", {})
     source_name = str(source.get("source", source.get("name", "images")))
@@ -18,15 +16,14 @@ def summarize(
         "n_latents": content["n_latents"],
         "d_in": content["d_in"],
         "images": content["images"],
-        "tokens": content["tokens"],
-        "grid": content["grid"],
-        "counts": content.get("counts", {}),
+        "counts": content.get("counts") or {"ok": 0},
+        "indexed": features is not None,
         "site": site_words(content.get("site") or autoencoder.content.get("site") or {}),
         "backbone": backbone_name(store, content.get("site") or {}),
         "source": _last_part(source_name),
-        "attribution": attribution or "",
+        "attribution": store.content.get("attribution") or "",
         "family": family_words(settings),
-        "tiles": _tiles(features, autoencoder, evaluation),
+        "tiles": _tiles(content, autoencoder.content),
         "lineage": [lineage(a) for a in (store, autoencoder, features, evaluation) if a is not None],
         "evaluation": _evaluation(evaluation),
     }
@@ -66,18 +63,19 @@ def _kind(value: Any) -> str:
     return str(value.get("kind", "")) if isinstance(value, dict) else str(value or "")
 
 
-def _tiles(features: Artifact, autoencoder: Artifact, evaluation: Artifact | None) -> list[dict]:
+def _tiles(content: dict, model: dict) -> list[dict]:
     """Return the headline numbers: [{name, text, help}]."""
-    final = autoencoder.content.get("final") or {}
-    counts, n = features.content.get("counts", {}), features.content["n_latents"]
+    final, counts, n = model.get("final") or {}, content.get("counts") or {}, content["n_latents"]
+    share = {name: count / n for name, count in counts.items()} if n else {}
     numbers = [
         ("FVU", final.get("fvu"), "unit", "Fraction of variance unexplained on held-out images: 0 is perfect"),
         ("L0", final.get("l0"), "value", "Latents active on an average token"),
-        ("Dead", counts.get("dead", 0) / n if n else None, "share", "Latents that never fire on any image"),
-        ("Dense", counts.get("dense", 0) / n if n else None, "share", "Latents that fire on a large share of tokens"),
+        ("Dead", share.get("dead"), "share", "Latents that never fire on any image"),
+        ("Dense", share.get("dense"), "share", "Latents that fire on a large share of tokens"),
         ("Latents", n, "count", "Width of the autoencoder"),
-        ("Images", features.content["images"], "count", "Images encoded for this report"),
-        ("Tokens", features.content["tokens"], "count", "Token vectors encoded for this report"),
+        ("Images", content["images"], "count", "Images seen for this report"),
+        ("Tokens", content["tokens"], "count", "Token vectors of these images"),
+        ("Trained on", model.get("tokens"), "count", "Activations seen in training, repeats included"),
     ]
     return [
         {"name": name, "text": _words(value, form), "help": words}

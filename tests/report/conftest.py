@@ -63,7 +63,6 @@ class Pictures:
 
     n: int
     sizes: list[tuple[int, int]] = field(default_factory=lambda: SIZES)
-    attribution: str | None = "Photographs by <Somebody> & others, CC BY-NC-SA 4.0"
 
     def __len__(self) -> int:
         return self.n
@@ -118,7 +117,11 @@ def build_run(folder: Path, shape: Shape = Shape(), z: np.ndarray | None = None)
 
     def store(partial):
         partial.write_table("images.parquet", images)
-        return facts | {"sites": [site], "source": {"source": "elpv"}}
+        return facts | {
+            "sites": [site],
+            "source": {"source": "elpv"},
+            "attribution": "By <Somebody> & others, CC BY-NC-SA 4.0",
+        }
 
     def autoencoder(partial):
         for step in range(0, 1000, 10):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from saetool.artifacts import run_stage
+from saetool.report import write_overview
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'saetool[test]')")
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
@@ -299,6 +300,22 @@ def test_nothing_moves_while_a_page_loads(reader):
         page = reader.open(name)
         page.wait_for_timeout(200)
         assert page.evaluate("window.shift") < 0.1, name
+
+
+def test_the_overview_sorts_and_draws_its_plane(browser, run, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(run.autoencoder.path, tmp_path / name / "autoencoder")
+    context = browser.new_context(offline=True)
+    opened = Reader(context, write_overview(tmp_path).parent)
+    page = opened.open("index.html")
+    assert page.locator("#plane circle").count() == 2
+    names = page.locator(".runs tbody th")
+    assert names.all_inner_texts() == ["one (no report)", "two (no report)"]
+    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="Run").click()
+    assert names.all_inner_texts() == ["two (no report)", "one (no report)"]
+    assert opened.complaints == []
+    context.close()
 
 
 @pytest.fixture(scope="module")

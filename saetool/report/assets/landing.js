@@ -159,6 +159,8 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     curves().catch(complain);
-    start().catch(complain);
+    if (by("figures")) saetool.figures.show(by("figures")).catch(complain);
+    if (by("table")) start().catch(complain);
+    else document.body.dataset.ready = "true";
   });
 })();
