@@ -161,11 +161,9 @@ saetool.format = (() => {
 /** The facts of the site that every page needs, and of single images. */
 saetool.site = (() => {
   const { load, bit } = saetool;
-  const ready = load("site");
-
   /** Return a promise of an image's facts: path, width, height, box of the patch grid as shares, labels. */
   async function image(row) {
-    const site = await ready;
+    const site = await load("site");
     const block = Math.floor(row / site.values.blocks.images);
     const chunk = await load(`images/${block}`);
     const i = row - block * site.values.blocks.images;
@@ -184,13 +182,19 @@ saetool.site = (() => {
 
   /** Return a random living latent with a page. */
   async function random() {
-    const site = await ready;
+    const site = await load("site");
     const choices = [];
     for (let i = 0; i < site.values.n_latents; i++) if (bit(site.live, i) && bit(site.with_page, i)) choices.push(i);
     return choices.length ? choices[Math.floor(Math.random() * choices.length)] : 0;
   }
 
-  return { ready, image, random };
+  return {
+    get ready() {
+      return load("site");
+    },
+    image,
+    random,
+  };
 })();
 
 document.addEventListener("DOMContentLoaded", () => {
