@@ -4,7 +4,7 @@ import difflib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saetool.errors import RequestError, WorkError
 from saetool.vision.backbone import Parts
@@ -19,7 +19,9 @@ def load(settings: BackboneSettings, precision: str, device: torch.device) -> Pa
     """Load `timm/NAME`; randomly initialized where `pretrained` is false (the caller seeds torch)."""
     model = create(settings)
     if settings.weights is not None:
-        fill(model, _in_timm_names(model, read_weights(settings.weights), settings.weights), settings.weights)
+        state = _in_timm_names(model, read_weights(settings.weights), settings.weights)
+        _fit_classifier(model, state)
+        fill(model, state, settings.weights)
     return parts_of(settings.name, model, timm_transform(model, settings.image_size), precision, device)
 
 
@@ -99,6 +101,16 @@ def _declared(model: Any, transform: Transform) -> TokenLayout | None:
     else:
         return None
     return TokenLayout(model.num_prefix_tokens, grid, getattr(model, "cls_token", None) is not None)  # pyright: ignore[reportArgumentType]
+
+
+def _fit_classifier(model: Any, state: dict[str, Tensor]) -> None:
+    """Give the model as many classes as the weights know; none where they come without a classifier."""
+    name = model.pretrained_cfg.get("classifier")
+    if isinstance(name, str):
+        weight = state.get(f"{name}.weight")
+        classes = 0 if weight is None else weight.shape[0]
+        if classes != model.num_classes:
+            model.reset_classifier(classes)
 
 
 def _in_timm_names(model: nn.Module, state: dict, path: str) -> dict:

@@ -39,7 +39,7 @@ class Transform:
         planes = [pixels] if self.gray else [pixels[..., channel] for channel in range(3)]
         tensor = np.empty((len(planes), *self.geometry.crop), dtype=np.float32)
         for plane, table, out in zip(planes, self._tables, tensor, strict=True):
-            np.take(table, plane, out=out)
+            np.take(table, plane, out=out, mode="clip")
         return torch.from_numpy(tensor)
 
     def describe(self) -> dict:

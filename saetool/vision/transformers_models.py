@@ -5,7 +5,8 @@ With `pretrained: false`, a model type alone (`hf/dinov2`) gives that type's def
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,13 @@ from saetool.vision.geometry import Geometry
 from saetool.vision.layout import TokenLayout
 from saetool.vision.settings import BackboneSettings
 from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
-from saetool.vision.weights import digest_weights, fill, read_weights, settle
+from saetool.vision.weights import digest_weights, read_weights, settle
 
 
 def load(settings: BackboneSettings, precision: str, device: torch.device) -> Parts:
     """Load `hf/NAME`; randomly initialized where `pretrained` is false (the caller seeds torch)."""
     source = settings.name.removeprefix("hf/")
     model = _create(source, settings)
-    if settings.weights is not None:
-        fill(model, read_weights(settings.weights), settings.weights)
     config: Any = model.config
     patch = _pair(config.patch_size)
     transform = _transform(source, config, settings)
@@ -58,20 +57,41 @@ def _create(source: str, settings: BackboneSettings) -> nn.Module:
     kind: Any = MODEL_MAPPING[type(config)]
     # The pooler is not among a classifier's weights: it would be random.
     plain = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
-    if not settings.pretrained or settings.weights is not None:
+    if not settings.pretrained and settings.weights is None:
         return _ready(kind(config, **plain))
+    # With a file of its own, the library still translates names between its versions.
+    place = None if settings.weights else _place(source)
+    state = {"state_dict": read_weights(settings.weights)} if settings.weights else {}
     try:
-        model, report = kind.from_pretrained(
-            _place(source), config=config, dtype=torch.float32, output_loading_info=True, **plain
-        )
+        with _quiet():
+            model, report = kind.from_pretrained(
+                place, config=config, dtype=torch.float32, output_loading_info=True, **state, **plain
+            )
     except (OSError, ValueError, RuntimeError) as error:
+        if settings.weights:
+            raise RequestError(f"{settings.weights} does not fit {settings.name}: {_first_line(error)}") from None
         raise _unreachable(settings.name, error) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise WorkError(
-            f"{settings.name} lacks {len(missing)} of its vision model's weights, {missing[0]!r} among them"
-        )
+        given = settings.weights or settings.name
+        raise RequestError(f"{given} lacks {len(missing)} of the vision model's weights, {missing[0]!r} among them")
     return _ready(model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's report of the weights that were left out: a text half, a classifier."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _config(source: str, settings: BackboneSettings) -> Any:

@@ -27,6 +27,7 @@ from transformers import (
     ViTMAEForPreTraining,
 )
 
+from saetool.errors import RequestError
 from saetool.vision import BackboneSettings, load_backbone
 from saetool.vision.backbone import Backbone
 from saetool.vision.timm_models import parts_of, timm_transform
@@ -173,3 +174,29 @@ def test_another_input_size_gives_another_grid(hf_folder):
     backbone = load_backbone(settings)
     assert backbone.grid == (6, 8)
     assert backbone.forward_to(torch.randn(1, 3, 48, 64))[0].shape == (1, 48, 32)
+
+
+def test_random_weights_of_a_local_architecture(hf_folder):
+    fields = {"name": f"hf/{hf_folder('dinov2')}", "layers": [1], "precision": "fp32"}
+    published, random = (load_backbone(BackboneSettings(**fields, pretrained=kind)) for kind in (True, False))
+    assert published.grid == random.grid
+    assert published.weights_digest != random.weights_digest
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "dinov2"])
+def test_a_local_weights_file_is_translated_by_the_library(kind, hf_folder):
+    folder = hf_folder(kind)
+    fields = {"name": f"hf/{folder}", "layers": [1], "precision": "fp32"}
+    published = load_backbone(BackboneSettings(**fields))
+    weights = str(folder / "model.safetensors")
+    filled = load_backbone(BackboneSettings(**fields, weights=weights, pretrained=False))
+    assert filled.weights_digest == published.weights_digest
+
+
+def test_weights_of_another_model_are_refused(hf_folder, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "other.safetensors")
+    settings = BackboneSettings(name=f"hf/{hf_folder('vit')}", layers=[1], weights=str(tmp_path / "other.safetensors"))
+    with pytest.raises(RequestError, match=r"other\.safetensors lacks"):
+        load_backbone(settings)

@@ -139,13 +139,27 @@ def test_weights_of_another_model_and_pickled_code_are_refused(tmp_path):
         ({"layers": ["blocks.0.attn.q_norm"]}, "not \\[images, tokens, d\\]"),
         ({"name": "timm/test_vitt", "layers": [1]}, "near it: test_vit"),
         ({"name": "test_vit", "layers": [1]}, "did you mean timm/test_vit"),
-        ({"name": "timm/vit_base_patch16_siglip_224", "layers": [1], "tokens": "cls"}, "no CLS token"),
         ({"name": "pixels", "layers": [1], "image_size": None}, "image_size"),
     ],
 )
 def test_wrong_requests_name_what_there_is(fields, message):
     with pytest.raises(RequestError, match=message):
         load(**fields)
+
+
+@pytest.mark.parametrize("classes", [0, 7])
+def test_weights_bring_their_own_classifier(classes, tmp_path, images):
+    model = timm.create_model("test_vit", num_classes=classes).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    backbone = load(weights=str(tmp_path / "w.safetensors"), layers=[6])
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.output(images), model(images))
+
+
+def test_a_model_without_cls_gives_none():
+    module = timm.create_model("vit_base_patch16_siglip_224", img_size=64, depth=2, embed_dim=48, num_heads=2)
+    with pytest.raises(RequestError, match="no CLS token: use tokens: patches"):
+        wrap(module, [1], "cls", image_size=64)
 
 
 def test_layers_count_from_one():
