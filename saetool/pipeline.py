@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saetool import distributed
-from saetool.activations import LiveSource, caching_stage
+from saetool.activations import LiveSource, caching_stage, require_space
 from saetool.artifacts import Artifact, Stage, run_stage
 from saetool.artifacts.manifest import MANIFEST
 from saetool.config import LIVE, RunConfig, load_config, sweep_members
@@ -92,7 +92,9 @@ class Run:
         stage = self.caching() if kind == "activations" else self.members[0].training()
         if stage.estimate is None:
             raise RequestError(f"{COMMANDS[kind]} has no dry run.")
-        return stage.estimate()
+        found = stage.estimate()
+        require_space(self.directory, found.get("bytes_on_disk", 0))
+        return found
 
     def make(self, kind: str, force: bool = False) -> list[Artifact]:
         """Make one kind of artifact, for every member of the run; what it is made from must be there."""

@@ -30,13 +30,13 @@ def estimate(job: "CachingJob") -> dict[str, Any]:
     memory += 4 * plan.settings.batch_size * 3 * image[0] * image[1] * 4
     return {
         "images": plan.n_images,
-        "rows": {site["folder"]: plan.n_images * site["n_tokens"] for site in plan.sites},
-        "bytes_by_site": by_site,
+        **{f"rows at {site['folder']}": plan.n_images * site["n_tokens"] for site in plan.sites},
+        **{f"bytes at {folder}": size for folder, size in by_site.items()},
         "bytes_on_disk": sum(by_site.values()),
         "shards": plan.n_shards,
         "memory_bytes": memory + sum(p.numel() * p.element_size() for p in backbone.model.parameters()),
-        "images_per_second": rate,
-        "seconds": plan.n_images / rate,
+        "images_per_second": round(rate, 2),
+        "seconds": round(plan.n_images / rate, 1),
     }
 
 

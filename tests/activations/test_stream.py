@@ -202,3 +202,18 @@ def test_a_tensor_stream_gives_the_rows_it_was_given():
     assert sorted(take(stream, 3)[:, 0].tolist()) == list(range(12))
     assert list(stream.held_out()) == []
     assert stream.statistics().count == Statistics.of(x).count
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_each_batch(streams, monkeypatch, processes):
+    whole = list(islice(streams["store"]().batches(), 40))
+    parts = []
+    for rank in range(processes):
+        monkeypatch.setattr("saetool.distributed.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("saetool.distributed.world_size", lambda: processes)
+        stream = streams["store"]()
+        parts.append(list(islice(stream.batches(), 40)))
+        with pytest.raises(RequestError, match="shared equally"):
+            streams["store"](batch_size=15)
+    for batch, *own in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat(own), batch)
