@@ -84,6 +84,9 @@ class LinearSettings(Width):
 class Linear(Autoencoder):
     """z = W_e x + b_e, x̂ = W_d z + b_d, on raw or normalized activations."""
 
+    spectrum: Tensor
+    """Covariance eigenvalues of the normalized training rows, descending; zeros before `initialize` or `fit`."""
+
     def __init__(self, settings: LinearSettings, d_in: int):
         super().__init__()
         self.settings = settings
@@ -94,9 +97,6 @@ class Linear(Autoencoder):
         self.decoder = Chain([self.n_latents, d_in], ["identity"], own_weights=not settings.tied)
         self.register_buffer("spectrum", torch.zeros(d_in))
         self._draw(seeded(0, "linear"))
-
-    spectrum: Tensor
-    """Covariance eigenvalues of the normalized training rows, descending; zeros before `initialize` or `fit`."""
 
     def _draw(self, generator: torch.Generator) -> None:
         self.encoder.reset(generator)

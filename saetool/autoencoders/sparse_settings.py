@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from saetool.autoencoders.base import Normalize
+from saetool.autoencoders.width import Width
 from saetool.settings import Settings
 
 # --- activations: pre-activations to latents -------------------------------------------------------------------------
@@ -184,13 +185,10 @@ CURES = {
 }
 
 
-class SparseSettings(Settings):
+class SparseSettings(Width):
     """One sparse autoencoder."""
 
     kind: Literal["sparse"]
-    n_latents: PositiveInt | None = None
-    expansion: PositiveFloat | None = None
-    """n_latents / d_in; give exactly one of both."""
     normalize: Normalize = "center_scale"
     activation: Activation = ReluActivation()
     penalty: Penalty = NoPenalty()
@@ -204,16 +202,10 @@ class SparseSettings(Settings):
 
     @model_validator(mode="after")
     def _legal(self):
-        if (self.n_latents is None) == (self.expansion is None):
-            raise ValueError("give exactly one of n_latents and expansion")
         for complaint in (_penalty_complaint(self), _cure_complaint(self), _matryoshka_complaint(self)):
             if complaint:
                 raise ValueError(complaint)
         return self
-
-    def width(self, d_in: int) -> int:
-        """Return the number of latents for inputs of width `d_in`."""
-        return self.n_latents if self.n_latents is not None else max(1, round(float(self.expansion or 1) * d_in))
 
 
 def _penalty_complaint(settings: SparseSettings) -> str | None:

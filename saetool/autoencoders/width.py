@@ -1,20 +1,21 @@
 """The width of a code: a number of latents, or a multiple of the input's width."""
 
-from pydantic import Field, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from saetool.settings import Settings
 
 
 class Width(Settings):
-    """Exactly one of `n_latents` and `expansion` (n_latents = expansion · d_in, rounded)."""
+    """Exactly one of `n_latents` and `expansion`."""
 
-    n_latents: int | None = Field(None, ge=1)
-    expansion: float | None = Field(None, gt=0)
+    n_latents: PositiveInt | None = None
+    expansion: PositiveFloat | None = None
+    """n_latents / d_in."""
 
     @model_validator(mode="after")
     def _one_width(self) -> "Width":
         if (self.n_latents is None) == (self.expansion is None):
-            raise ValueError("give n_latents or expansion, exactly one of them")
+            raise ValueError("give exactly one of n_latents and expansion")
         return self
 
     def width(self, d_in: int) -> int:

@@ -9,6 +9,7 @@ from saetool.activations import TensorStream
 from saetool.autoencoders.linear import principal_components
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
+STEPS = 1500
 
 
 def draw():
@@ -19,7 +20,7 @@ def draw():
     for k in WIDTHS:
         exact.append(mean_error(learn({"kind": "linear", "n_latents": k}, rows, 0), rows))
         settings = {"kind": "linear", "n_latents": k, "solver": "gradient"}
-        model = learn(settings, rows, 3000, lr=1e-2, batch_size=len(rows))
+        model = learn(settings, rows, STEPS, lr=2e-2, batch_size=len(rows))
         trained.append(mean_error(model, rows))
         angles.append(spectrum.angles(model.decoder_directions()).tolist())
     least = [spectrum.error(k) for k in WIDTHS]

@@ -291,7 +291,7 @@ def test_one_hidden_layer_approximates_a_sine_the_better_the_wider():
 
 
 def test_bad_requests_are_named():
-    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+    with pytest.raises(ValidationError, match=r"n_latents\n.*greater than 0"):
         DenseSettings(n_latents=0)
     with pytest.raises(ValidationError, match="needs output: sigmoid, not relu"):
         DenseSettings(n_latents=2, error="cross_entropy", output="relu")
