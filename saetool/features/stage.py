@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as parquet
 import torch
 from torch import Tensor
 
@@ -211,14 +210,12 @@ class Index:
 
     def _write_examples(self, spill: Spill, scale: np.ndarray, maps: np.ndarray | None, partial: Partial) -> None:
         wanted = heat.Wanted.load(partial.scratch("wanted.npz"))
-        schema = tables.table(EXAMPLES, {column.name: [] for column in EXAMPLES}).schema
-        path = partial.file("examples.parquet")
-        with parquet.ParquetWriter(path, schema, compression="zstd", store_schema=False) as writer:
+        with tables.TableWriter(partial.file("examples.parquet"), EXAMPLES) as writer:
             for block in spill.blocks():
                 chosen = self._choose(block, ranking.by_value(block))
                 records = block.records[chosen.record]
                 drawn = None if maps is None else maps[wanted.find(records["image"], records["latent"])]
-                writer.write_table(tables.examples_table(block, chosen, scale, self.held_out, drawn))
+                writer.write(tables.examples_table(block, chosen, scale, self.held_out, drawn))
 
     def _write(self, found: _Found, spill: Spill, tally: Tally, model: Any, partial: Partial) -> dict[str, Any]:
         numbers = {name: found.column(name) for name in found.numbers}
@@ -295,6 +292,7 @@ class Index:
             "held_out_images": int(self.held_out.sum()),
             "grid": self.site.grid,
             "geometry": stored["geometry"],
+            "attribution": stored.get("attribution"),
             "labels": [
                 {"name": column.name, "kind": "category" if column.ranks is None else "number", "classes": column.names}
                 for column in self.labels

@@ -1,10 +1,12 @@
 """From arrays to the tables of the artifact: declared columns only, NaN becomes null."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as parquet
 
 from saetool.features.columns import EXAMPLES, IMAGES, LABEL_STATISTICS, LABELED, LATENTS, Column
 from saetool.features.labels import LabelColumn, LabelStatistics, benjamini_hochberg
@@ -23,6 +25,32 @@ def _array(values: Any, column: Column) -> pa.Array | pa.ChunkedArray:
         return values.cast(column.arrow) if isinstance(values, pa.Array) else pa.array(values, column.arrow)
     missing = np.isnan(values) if values.dtype.kind == "f" else None
     return pa.array(values, column.arrow, mask=missing)
+
+
+class TableWriter:
+    """Writes a long table a piece at a time, in row groups of fixed size: the same file for any cut into pieces."""
+
+    ROWS = 8192
+
+    def __init__(self, path: Path, columns: Sequence[Column]):
+        schema = pa.schema([pa.field(column.name, column.arrow) for column in columns])
+        self._writer = parquet.ParquetWriter(path, schema, compression="zstd", store_schema=False)
+        self._waiting = schema.empty_table()
+
+    def write(self, piece: pa.Table) -> None:
+        """Append rows."""
+        self._waiting = pa.concat_tables([self._waiting, piece])
+        while len(self._waiting) >= self.ROWS:
+            self._writer.write_table(self._waiting.slice(0, self.ROWS).combine_chunks(), row_group_size=self.ROWS)
+            self._waiting = self._waiting.slice(self.ROWS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if len(self._waiting):
+            self._writer.write_table(self._waiting.combine_chunks(), row_group_size=self.ROWS)
+        self._writer.close()
 
 
 def latents_table(numbers: Mapping[str, np.ndarray], labels: Sequence[tuple[LabelColumn, LabelStatistics]]) -> pa.Table:

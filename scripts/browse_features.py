@@ -1,0 +1,123 @@
+"""Look at latents and images from a terminal: prints a table and, with --sheet, writes a contact sheet.
+
+python scripts/browse_features.py runs/demo/features --latent 12 345 --sheet latents.png
+python scripts/browse_features.py runs/demo/features --label type=mono
+python scripts/browse_features.py runs/demo/features --similar 12 --by coactivation
+python scripts/browse_features.py runs/demo/features --image images/cell0001.png
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from saetool.activations import ActivationStore
+from saetool.errors import RequestError, SaetoolError
+from saetool.features import Features
+from saetool.features.reading import Rows
+from saetool.features.sheet import Cell, contact_sheet
+from saetool.images import ImageSettings, ImageSource, open_source
+from saetool.vision.geometry import Geometry
+
+
+def main() -> None:
+    """Answer one question about a features artifact."""
+    given = _arguments()
+    features = Features(given.features)
+    if given.image is not None:
+        image = int(given.image) if given.image.isdigit() else given.image
+        rows = features.firing(image, given.count)
+        latents = rows.column("latent")
+    elif given.label is not None:
+        label, _, class_ = given.label.partition("=")
+        rows = features.for_label(label, class_ or None, given.count)
+        latents = rows.column("latent")
+    elif given.similar is not None:
+        rows = features.similar(given.similar, given.by)
+        latents = [given.similar, *rows.column("latent")]
+    else:
+        latents = given.latent
+        rows = Rows(features.latents.take(latents)) if _known(features, latents) else None
+    print(rows)
+    if given.latent:
+        for latent in latents:
+            print(f"\nlatent {latent}, strongest images:\n{features.top(latent, given.count)}")
+    if given.sheet:
+        source = _source(features, given.root)
+        sheet = (
+            _sheet_of_image(features, source, rows, image) if given.image else _sheet(features, source, latents, given)
+        )
+        sheet.save(given.sheet)
+        print(f"\n{given.sheet}: {sheet.width} × {sheet.height} pixels")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", help="a sealed features artifact")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--latent", type=int, nargs="+", help="show these latents' strongest images")
+    what.add_argument("--label", metavar="COLUMN[=CLASS]", help="the latents most associated with a label")
+    what.add_argument("--similar", type=int, metavar="LATENT", help="the latents most similar to one")
+    what.add_argument("--image", metavar="ROW|PATH", help="the latents that fire on an image, and where")
+    parser.add_argument(
+        "--by", choices=["decoder", "coactivation"], default="decoder", help="what makes latents similar"
+    )
+    parser.add_argument("--count", type=int, default=8, help="rows of the table, pictures in a row of the sheet")
+    parser.add_argument("--group", choices=["top", "interval", "random"], default="top", help="pictures of the sheet")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="write a contact sheet")
+    parser.add_argument("--root", help="where the images are now, if they have moved")
+    return parser.parse_args()
+
+
+def _known(features: Features, latents: Iterable[int]) -> bool:
+    return all(features.latent(latent) for latent in latents)
+
+
+def _source(features: Features, root: str | None) -> ImageSource:
+    store = ActivationStore(features.artifact.find_input("activations"))
+    settings = store.artifact.content["source"]
+    if settings is None:
+        raise RequestError(f"{store.artifact.path}: was made from tensors; there are no pictures for a sheet.")
+    return open_source(ImageSettings(**settings), root or store.artifact.notes.get("images_root"))
+
+
+def _sheet(features: Features, source: ImageSource, latents: Sequence[int], given: argparse.Namespace):
+    places = {source.path(i): i for i in range(len(source))}
+    rows = []
+    for latent in latents:
+        examples = features.examples(latent, given.group, given.count)
+        cells = [
+            Cell(
+                source.read(places[row["path"]]).image,
+                f"{row['value']:.3g}{' held out' if row['held_out'] else ''} #{row['image']}",
+                None if row["heat"] is None else features.heat(row) / row["heat_scale"],
+            )
+            for row in examples
+        ]
+        rows.append((f"latent {latent}", cells))
+    return contact_sheet(rows, _geometry(features))
+
+
+def _sheet_of_image(features: Features, source: ImageSource, rows: Rows, image: int | str):
+    path = image if isinstance(image, str) else features.images["path"][image].as_py()
+    picture = source.read(next(i for i in range(len(source)) if source.path(i) == path)).image
+    cells = [Cell(picture, path)]
+    for row in rows:
+        heat = np.zeros(features.grid, np.float32) if features.grid else None
+        if heat is not None:
+            heat.flat[row["patch"]] = 1
+        cells.append(Cell(picture, f"latent {row['latent']}: {row['value']:.3g}", heat))
+    return contact_sheet([(path, cells)], _geometry(features))
+
+
+def _geometry(features: Features) -> Geometry | None:
+    described = features.content["geometry"]
+    return Geometry.from_dict(described) if described else None
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SaetoolError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,159 @@
+"""The index does not depend on how the store is cut, how often the job was killed, or how many chunks run at once."""
+
+import pytest
+import torch
+
+from saetool.activations import ActivationStore, CacheSettings, write_store
+from saetool.artifacts import Artifact
+from saetool.errors import RequestError
+from saetool.features import Features, IndexSettings, encoding, index, spill
+
+
+def random_tokens(images: int = 13, tokens: int = 4, latents: int = 9) -> torch.Tensor:
+    z = torch.randn(images, tokens, latents, generator=torch.Generator().manual_seed(3))
+    return (z * 8).round() / 4 - 1
+
+
+def digests(artifact: Artifact) -> dict[str, str]:
+    return {name: entry["digest"] for name, entry in artifact.files.items()}
+
+
+LABELED = {
+    "images": [{"kind": "ab"[i % 2], "size": float(i % 5)} for i in range(13)],
+    "labels": [{"name": "kind", "kind": "category", "classes": ["a", "b"]}, {"name": "size", "kind": "number"}],
+    "grid": (2, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(build_index):
+    return build_index(random_tokens(), **LABELED)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_slices_and_shards_make_no_difference(build_index, whole, batch_size):
+    other = build_index(random_tokens(), batch_size=batch_size, shard_mb=1e-6, **LABELED)
+    assert digests(other) == digests(whole)
+
+
+@pytest.mark.parametrize(("chunk_rows", "part_rows", "block"), [(4, 4, 1), (12, 16, 7), (1, 1000, 1 << 22)])
+def test_chunks_parts_and_blocks_make_no_difference(build_index, whole, monkeypatch, chunk_rows, part_rows, block):
+    monkeypatch.setattr(encoding, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(encoding, "PART_ROWS", part_rows)
+    monkeypatch.setattr(spill, "BLOCK_RECORDS", block)
+    monkeypatch.setattr(spill, "STRIPES", 5)
+    assert digests(build_index(random_tokens(), **LABELED)) == digests(whole)
+
+
+def test_one_worker_or_three_make_no_difference(build_index, whole, monkeypatch):
+    monkeypatch.setattr(encoding, "CHUNK_ROWS", 8)
+    for workers in (1, 3):
+        monkeypatch.setattr(encoding, "worker_count", lambda device, n=workers: n)
+        assert digests(build_index(random_tokens(), **LABELED)) == digests(whole)
+
+
+@pytest.mark.parametrize("calls", [1, 3, 6, 9, 14])
+def test_a_killed_index_resumes_to_the_same_files(build_index, whole, monkeypatch, tmp_path, calls):
+    monkeypatch.setattr(encoding, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(encoding, "PART_ROWS", 16)
+    monkeypatch.setattr(encoding, "worker_count", lambda device: 1)
+    encode, left, seen = encoding.Pass.encode, [calls], []
+
+    def killed(self, chunk, *given):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        seen.append(chunk)
+        return encode(self, chunk, *given)
+
+    monkeypatch.setattr(encoding.Pass, "encode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(random_tokens(), where=tmp_path, **LABELED)
+    assert not (tmp_path / "features").exists()
+    left[0], first = -1, len(seen)
+    resumed = build_index(random_tokens(), where=tmp_path, **LABELED)
+    assert digests(resumed) == digests(whole)
+    chunks = 7
+    # Each chunk twice (pass and heat maps) and the first once for the unit, less what the first attempt had finished.
+    assert len(seen) - first <= 2 * chunks + 1 - max(0, (calls - 1) // 2 * 2 - 1) + 1
+
+
+def test_an_error_in_a_worker_is_raised_and_leaves_no_artifact(build_index, monkeypatch, tmp_path):
+    def broken(self, codes, first_image):
+        raise RuntimeError("broken worker")
+
+    monkeypatch.setattr("saetool.features.tally.Tally.add", broken)
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="broken worker"):
+        build_index(random_tokens(), where=tmp_path, **LABELED)
+    assert not (tmp_path / "features").exists()
+    assert torch.get_num_threads() == threads
+
+
+def test_tokens_without_a_grid_have_no_patches_and_no_heat(build_index):
+    features = Features(build_index(random_tokens(tokens=1)))
+    assert features.grid is None
+    row = features.top(0)[0]
+    assert (row["patch"], row["heat"]) == (None, None)
+    assert row["value"] == random_tokens(tokens=1)[:, 0, 0].max()
+    with pytest.raises(RequestError, match="no grid"):
+        features.heat(row)
+    assert features.latent(0)["spatial_entropy"] is None
+    with pytest.raises(RequestError, match="no labels"):
+        _ = features.label_statistics
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_when_every_latent_is_dead_there_is_a_row_each_and_no_example(build_index, images):
+    features = Features(build_index(-torch.ones(images, 6, 3), grid=(2, 3)))
+    assert features.latents["status"].to_pylist() == ["dead"] * 3
+    assert len(features.top(1)) == 0
+    assert len(features.similar(1, "coactivation")) == 0
+    assert len(features.firing(0)) == 0
+    assert features.latent(1)["max"] is None
+    assert features.latent(1)["mean"] == 0
+
+
+def test_another_site_is_refused_naming_both(build_index, tmp_path):
+    artifact = build_index(random_tokens(), grid=(2, 2))
+    autoencoder = artifact.find_input("autoencoder")
+    settings = CacheSettings(dtype="float32")
+    other = write_store(tmp_path / "other", {"layer-3": random_tokens()}, grid=(2, 2), settings=settings)
+    with pytest.raises(RequestError, match=r"rows.*layer-3"):
+        index(autoencoder, other.artifact, tmp_path / "features")
+
+
+def test_another_set_of_images_at_the_same_site_is_welcome(build_index, tmp_path):
+    artifact = build_index(random_tokens(), grid=(2, 2))
+    fewer = write_store(tmp_path / "fewer", random_tokens()[:5], grid=(2, 2), settings=CacheSettings(dtype="float32"))
+    small = Features(index(artifact.find_input("autoencoder"), fewer.artifact, tmp_path / "features"))
+    assert small.content["images"] == 5
+    whole = Features(artifact).images.slice(0, 5)
+    assert small.images["held_out"].to_pylist() == whole["held_out"].to_pylist()
+
+
+def test_an_unknown_embedding_layer_is_refused(build_index, tmp_path):
+    with pytest.raises(RequestError, match="No site"):
+        build_index(random_tokens(), where=tmp_path, settings=IndexSettings(embedding_layer="layer-12"))
+
+
+def test_monosemanticity_comes_from_another_layer_of_the_store(tmp_path, build_index):
+    z = random_tokens().clamp_min(0)
+    embeddings = torch.randn(13, 2, 5, generator=torch.Generator().manual_seed(0))
+    features = Features(
+        build_index(
+            {"rows": z, "layer-12": embeddings}, where=tmp_path, settings=IndexSettings(embedding_layer="layer-12")
+        )
+    )
+    u = torch.nn.functional.normalize(embeddings.mean(1), dim=1).double()
+    for j in range(z.shape[2]):
+        a = z[:, :, j].amax(1).double()
+        a = (a - a.min()) / (a.max() - a.min())
+        pairs = [(n, m) for n in range(13) for m in range(13) if n != m]
+        weight = sum(a[n] * a[m] for n, m in pairs)
+        wanted = sum(a[n] * a[m] * (u[n] @ u[m]) for n, m in pairs) / weight
+        assert features.latent(j)["monosemanticity"] == pytest.approx(float(wanted), abs=1e-6)
+
+
+def test_the_store_is_found_again_from_the_features(whole):
+    assert ActivationStore(whole.find_input("activations")).n_images == 13

@@ -1,0 +1,127 @@
+"""The few questions one asks of an index, answered from its files."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saetool.errors import RequestError
+from saetool.features import Features
+from saetool.features.columns import LABELED, TABLES, TENSORS, render
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def features(build_index) -> Features:
+    """Six images of 2 × 2 patches, three latents: 0 marks class a, 1 fires everywhere, 2 on one patch of image 4."""
+    z = torch.zeros(6, 4, 3)
+    z[:3, 1, 0] = torch.tensor([1.0, 3.0, 2.0])
+    z[:, :, 1] = 0.5
+    z[4, 3, 2] = 9
+    images = [{"path": f"{i}.png", "kind": "aaabbb"[i], "size": float(i)} for i in range(6)]
+    labels = [{"name": "kind", "kind": "category", "classes": ["a", "b"]}, {"name": "size", "kind": "number"}]
+    return Features(build_index(z, images=images, labels=labels, grid=(2, 2)))
+
+
+def test_top_images_come_with_path_patch_and_heat(features):
+    top = features.top(0)
+    assert top.column("image") == [1, 2, 0]
+    assert top.column("path") == ["1.png", "2.png", "0.png"]
+    assert top.column("patch") == [1, 1, 1]
+    heat = features.heat(top[1])
+    assert heat.shape == (2, 2)
+    assert heat[0, 1] == pytest.approx(2, abs=3 / 255)
+    assert np.count_nonzero(heat) == 1
+    assert features.top(0, 1).column("image") == [1]
+
+
+def test_what_fires_on_an_image_and_where(features):
+    for image in (4, "4.png"):
+        firing = features.firing(image)
+        assert firing.column("latent") == [2, 1]
+        assert firing.column("value") == [9, 0.5]
+        assert firing.column("patch") == [3, 0]
+        assert firing.column("patches") == [1, 4]
+
+
+def test_latents_of_a_label(features):
+    assert features.for_label("kind", "a", 1)[0]["latent"] == 0
+    assert features.for_label("kind", "a", 1)[0]["auroc"] == 1
+    assert features.for_label("kind").column("class")[:2] == ["a", "b"]
+    assert {info["name"]: info["classes"] for info in features.content["labels"]}["size"] == ["≤ 2", "> 2"]
+    assert features.latent(0)["kind.best_class"] == "a"
+    assert features.latent(0)["size.spearman"] < 0
+    assert features.latent(0)["kind.spearman"] is None
+
+
+def test_similar_latents(features):
+    assert features.similar(0, "coactivation").column("latent") == [1]
+    assert features.similar(0, "coactivation").column("similarity") == [0.5]
+    assert len(features.similar(0)) == 2
+
+
+def test_histogram_counts_the_firing_tokens(features):
+    counts, edges = features.histogram(1)
+    assert counts.sum() == 24
+    place = int(counts.argmax())
+    assert edges[place] < 0.5 <= edges[place + 1]
+
+
+def test_wrong_questions_are_answered_with_the_right_ones(features):
+    for ask, words in [
+        (lambda: features.top(3), "from 0 to 2"),
+        (lambda: features.firing("x.png"), "no image 'x.png'"),
+        (lambda: features.firing(6), "from 0 to 5"),
+        (lambda: features.for_label("color"), "Labels: kind, size"),
+        (lambda: features.for_label("kind", "c"), "Classes: a, b"),
+        (lambda: features.similar(0, "taste"), "decoder or by coactivation"),
+    ]:
+        with pytest.raises(RequestError, match=words):
+            ask()
+
+
+def test_tables_print_and_escape(features):
+    assert "1.png" in repr(features.top(0))
+    assert "<td>1.png</td>" in features.top(0)._repr_html_()
+    assert "heat " not in repr(features.top(0)).splitlines()[0]
+    assert "3 latents" in repr(features)
+
+
+def test_the_page_of_columns_is_the_declared_one_and_names_every_column(features):
+    page = (ROOT / "docs" / "tables.md").read_text()
+    assert page == render()
+    labeled = [column.name.format(label=label) for label in ("kind", "size") for column in LABELED]
+    declared = {name: [column.name for column in columns] for name, columns in TABLES.items()}
+    declared["latents.parquet"] += labeled
+    declared["images.parquet"] += ["kind", "size"]
+    import pyarrow.parquet as parquet
+    from safetensors import safe_open
+
+    for name, columns in declared.items():
+        schema = parquet.read_schema(features.artifact.file(name))
+        assert schema.names == columns
+        types = {column.name: column.arrow for column in TABLES[name]}
+        assert all(schema.field(column).type == kind for column, kind in types.items())
+    found = set()
+    for name in ("tensors.safetensors", "patches.safetensors"):
+        with safe_open(features.artifact.file(name), "np") as file:
+            found |= {(name, tensor) for tensor in file.keys()}  # noqa: SIM118
+    assert found == {(file, tensor) for file, tensor, *_ in TENSORS}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (["--latent", "0"], "2.png"),
+        (["--label", "kind=a"], "auroc"),
+        (["--similar", "0", "--by", "coactivation"], "similarity"),
+        (["--image", "4.png"], "patches"),
+    ],
+)
+def test_browsing_from_a_terminal(features, capsys, monkeypatch, question, answer):
+    monkeypatch.setattr("sys.argv", ["browse_features.py", str(features.artifact.path), *question])
+    runpy.run_path(str(ROOT / "scripts" / "browse_features.py"), run_name="__main__")
+    assert answer in capsys.readouterr().out
