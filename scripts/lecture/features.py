@@ -1,5 +1,6 @@
 """Figure 9, the lecture's headline: eight latents of a trained sparse autoencoder, their top images and heat maps."""
 
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,12 +14,18 @@ from saetool.vision.geometry import Geometry
 
 LATENTS = 8
 IMAGES = 5
-ALIKE = 0.4
+COMMON = 0.2
+"""Share of the images above which a latent is too common to be a finding."""
+REGION = 0.15
+"""Share of an image's patches above which a firing is no region."""
+VARYING = 0.7
+"""Entropy of a latent's places over all images, of its maximum."""
+ALIKE = 0.3
 """Decoder cosine or co-activation above which two latents would show the same thing."""
 
 
 def draw(run: Path):
-    """Show the most localized common latents of `run`, no two alike; their numbers go into the JSON."""
+    """Show eight latents of `run`, no two alike; their numbers go into the JSON."""
     features = Features(run / "features")
     if features.grid is None:
         raise RequestError(f"{run}: these tokens have no grid, so there are no heat maps to show")
@@ -44,6 +51,8 @@ def draw(run: Path):
                 ax.text(-0.08, 0.5, text, transform=ax.transAxes, rotation=90, ha="right", va="center", fontsize=8)
     site = features.content["site"]["folder"]
     figure.suptitle(f"{LATENTS} of {features.n_latents:,} latents, {site}: their top images", y=0.95)
+    if source.attribution:
+        figure.text(0.5, 0.06, source.attribution, ha="center", fontsize=7)
     numbers = [_numbers(features, latent) for latent in chosen]
     return figure, {"images": store.content["source"]["source"], "site": site, "latents": numbers}
 
@@ -56,15 +65,21 @@ def _numbers(features: Features, latent: int) -> dict:
 
 
 def choose(features: Features) -> list[int]:
-    """Take the latents with the most localized heat among those with enough images, skipping look-alikes."""
+    """Take the strongest latents that are selective and fire on small regions at varying places; skip look-alikes.
+
+    A latent that always fires at one place would show the place, not the content.
+    """
     table = features.latents.to_pydict()
-    spread = table["spatial_entropy"]
+    spread, patches = table["spatial_entropy"], math.prod(features.grid)
     eligible = [
         latent
-        for latent, (status, images) in enumerate(zip(table["status"], table["image_count"], strict=True))
-        if status == "ok" and images >= 2 * IMAGES and spread[latent] is not None
+        for latent, status in enumerate(table["status"])
+        if status == "ok"
+        and 4 * IMAGES <= table["image_count"][latent] <= COMMON * features.content["images"]
+        and 3 <= table["token_count"][latent] / table["image_count"][latent] <= REGION * patches
+        and (spread[latent] or 0) > VARYING
     ]
-    eligible.sort(key=lambda latent: (spread[latent], latent))
+    eligible.sort(key=lambda latent: (-table["max"][latent], latent))
     chosen: list[int] = []
     for latent in eligible:
         alike = set()

@@ -34,8 +34,13 @@ def draw():
     left.legend(frameon=False)
     middle.plot(WIDTHS, [max(a) for a in angles], "o-", label="largest principal angle to the top k (rad)")
     middle.plot(WIDTHS, np.array(trained) / np.array(least) - 1, "x-", label="excess error of training, relative")
-    middle.set(xscale="log", yscale="log", xlabel="k", title="trained weights differ, their span does not")
-    middle.legend(frameon=False)
+    middle.set(
+        xscale="log", yscale="log", ylim=(1e-7, 50), xlabel="k", title="trained weights differ, their span does not"
+    )
+    middle.legend(frameon=False, loc="upper left")
+    for ax in (left, middle):
+        ax.set_xticks(WIDTHS, [str(k) for k in WIDTHS])
+        ax.minorticks_off()
     components = learn({"kind": "linear", "n_latents": 16}, rows, 0).decoder_directions()
     show(right, tiles(components, 4, signed=True), "the top 16 principal components", signed=True)
     numbers = {

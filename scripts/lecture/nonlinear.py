@@ -6,7 +6,7 @@ import torch
 from lecture.learning import learn, mean_error, mnist, show, tiles
 
 WIDTHS = (2, 8, 32)
-STEPS = 1500
+STEPS = 1200
 DEEP = {"kind": "dense", "hidden": (256, 64), "activation": "relu", "code_activation": "identity"}
 GREEDY = {"kind": "dense", "n_latents": 8, "hidden": (256, 128, 64), "activation": "sigmoid", "error": "cross_entropy"}
 GREEDY_STEPS = 1600
@@ -24,8 +24,8 @@ def draw():
             errors[name].append(mean_error(model, test))
             sheets.append((f"{'PCA' if name == 'pca' else 'deep'}, k = {k}", model(test[shown])))
     curves = {name: _curve(train, test, name == "greedy") for name in ("greedy", "none")}
-    figure = plt.figure(figsize=(12, 5.4))
-    grid = figure.add_gridspec(2, 3, width_ratios=(1.5, 1, 1.1))
+    figure = plt.figure(figsize=(12.5, 4.4))
+    grid = figure.add_gridspec(2, 3, width_ratios=(1.35, 1, 1.1))
     axes = figure.add_subplot(grid[:, 0])
     show(axes, tiles(torch.cat([test[shown], *(x for _, x in sheets)]).clamp(0, 1), 10), "test digits")
     for line, name in enumerate(["original", *(name for name, _ in sheets)]):
@@ -35,7 +35,7 @@ def draw():
     axes.bar(positions - 0.2, errors["pca"], 0.4, label="PCA")
     axes.bar(positions + 0.2, errors["deep"], 0.4, label="784-256-64-k and back")
     axes.set_xticks(positions, [f"k = {k}" for k in WIDTHS])
-    axes.set(ylabel="squared error on test digits", title="equal width, curved against flat")
+    axes.set(ylabel="squared error on test digits", title="equal width, curved against flat", ylim=(0, 55))
     axes.legend(frameon=False)
     axes = figure.add_subplot(grid[:, 2])
     for name, label in (("greedy", "greedy, then fine-tuned"), ("none", "all layers from the start")):

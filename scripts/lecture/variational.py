@@ -6,7 +6,7 @@ import torch
 
 from lecture.learning import generator, learn, mnist, show, tiles
 
-STEPS = 2000
+STEPS = 1600
 DEEP = {
     "kind": "variational",
     "hidden": (256,),
