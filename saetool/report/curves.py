@@ -50,6 +50,8 @@ def _chart(title: str, names: tuple[str, ...], series: dict[str, list[tuple[floa
         if head not in names and not (names[0] == "loss" and head in ("parts", "losses")):
             continue
         label = plain.replace("parts.", "").replace("losses.", "").replace("loss.", "").replace("_", " ")
+        if key.startswith("metrics.") and plain in series:
+            continue  # the model's own account of what the trainer measures too
         held_out = key.startswith(_HELD_OUT)
         drawn.append(
             {

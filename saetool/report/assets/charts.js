@@ -130,7 +130,7 @@ saetool.charts = (() => {
     const drawn = bins.filter((bin) => bin !== extra);
     const x = [drawn[0].low, drawn[drawn.length - 1].high];
     const most = Math.max(1, ...bins.map((bin) => bin.count));
-    const left = extra ? 84 : 44;
+    const left = extra ? 92 : 44;
     const whole = (v) => Number.isInteger(v);
     const powers = ticks(...x, 5).filter(whole);
     const area = axes({ width, height, x, y: [0, most], left, label, xTicks: powers, xText: powerText, tickX: 38, yTicks: ticks(0, most).filter(whole) });

@@ -15,43 +15,55 @@
     by("clock").textContent = found.length && found[0].clock === "step" ? "steps" : "activations";
   }
 
-  const LOOKS = [
-    ["monosemanticity", "The most specific latents"],
-    ["auroc", "Latents that tell the labels apart best"],
-    ["max", "The strongest latents"],
-  ];
   const MIN_IMAGES = 8; // fewer say little about what a latent is
 
-  /** Choose latents for the first look: the best by the first measure there is, each with another best image. */
-  function chosen(model) {
-    const keys = LOOKS.map(([name, words]) => [model.byKey.has(name) ? name : model.ofLabel(name), words]);
-    const [key, words] = keys.find(([name]) => name !== null);
-    by("look-words").textContent = words;
-    const rows = [], images_ = model.table.image_count;
+  /** Return latents by a column, largest first, of those that fire often enough and pass a test. */
+  function ranked(model, key, test = () => true) {
+    const rows = [], fired = model.table.image_count;
     for (let i = 0; i < model.n; i++) {
-      if (model.status(i) === "ok" && model.table[key][i] >= 0 && (!images_ || images_[i] >= MIN_IMAGES)) rows.push(i);
+      if (model.status(i) === "ok" && model.table[key][i] >= 0 && (!fired || fired[i] >= MIN_IMAGES) && test(i)) rows.push(i);
     }
-    rows.sort((a, b) => model.table[key][b] - model.table[key][a] || a - b);
-    const images = new Map(), found = [];
-    for (const i of rows) {
-      const image = model.table.best_image[i];
-      if (image < 0 || images.has(image)) continue;
-      images.set(image, i);
-      found.push(i);
-      if (found.length === GALLERY) break;
+    return rows.sort((a, b) => model.table[key][b] - model.table[key][a] || a - b);
+  }
+
+  /** Return what to choose from, in words and as ranked lists [{rows, note(latent)}] that are drawn from in turn. */
+  function looks(model) {
+    const share = (latent) => format("share", model.number("token_frequency", latent));
+    if (model.byKey.has("monosemanticity")) return ["The most specific latents", [{ rows: ranked(model, "monosemanticity"), note: share }]];
+    const lists = model.labels.filter((label) => model.byKey.has(`${label}.auroc`)).flatMap((label) => {
+      const best = `${label}.best_class`, auroc = `${label}.auroc`;
+      if (!model.byKey.has(best)) return [];
+      return model.table.values.texts[best].map((name, code) => ({
+        rows: ranked(model, auroc, (i) => model.table[best][i] === code),
+        note: (latent) => `${name.slice(0, 60)} · AUROC ${format("unit", model.number(auroc, latent))}`,
+      }));
+    });
+    return lists.length
+      ? ["Latents that tell the labels' classes apart best", lists]
+      : ["The strongest latents", [{ rows: ranked(model, "max"), note: share }]];
+  }
+
+  /** Choose latents for the first look, each with another best image: [{latent, note}]. */
+  function chosen(model) {
+    const [words, lists] = looks(model), images = new Set(), found = [];
+    by("look-words").textContent = words;
+    const taken = (i) => found.some(({ latent }) => latent === i) || images.has(model.table.best_image[i]);
+    for (let round = 0; round < GALLERY && found.length < GALLERY; round++) {
+      for (const { rows, note } of lists) {
+        const latent = rows.find((i) => !taken(i));
+        if (latent === undefined || found.length === GALLERY) continue;
+        images.add(model.table.best_image[latent]);
+        found.push({ latent, note: note(latent) });
+      }
     }
     return found;
   }
 
   function gallery(model) {
-    const auroc = model.ofLabel("auroc"), best = model.ofLabel("best_class");
-    const cards = chosen(model).map((latent) => {
+    const cards = chosen(model).map(({ latent, note }) => {
       const stamps = h("div.stamps");
       heat.glimpse(latent).then((found) => stamps.replaceChildren(...found)).catch(complain);
-      const note = best && model.text(best, latent) !== null
-        ? h("span.clip.muted", { dir: "auto" }, `${model.text(best, latent).slice(0, 60)} · ${format("unit", model.number(auroc, latent))}`)
-        : h("span.muted", {}, format("share", model.number("token_frequency", latent)));
-      return h("a.card", { href: `latent.html#latent=${latent}` }, stamps, h("span.card-name", {}, `Latent ${latent}`), note);
+      return h("a.card", { href: `latent.html#latent=${latent}` }, stamps, h("span.card-name", {}, `Latent ${latent}`), h("span.clip.muted", { dir: "auto" }, note));
     });
     by("look").hidden = !cards.length;
     by("gallery").replaceChildren(...cards);
@@ -63,7 +75,7 @@
     const logs = [];
     for (let i = 0; i < model.n; i++) if (values[i] > 0) logs.push(Math.log10(values[i]));
     if (!logs.length) return;
-    const low = Math.floor(Math.min(...[logs.reduce((a, b) => Math.min(a, b))]) * 5) / 5;
+    const low = Math.floor(logs.reduce((a, b) => Math.min(a, b)) * 5) / 5;
     const count = Math.max(1, Math.round(-low * 5));
     const bins = Array.from({ length: count }, (_, k) => ({ low: low + k / 5, high: low + (k + 1) / 5, count: 0 }));
     for (const v of logs) bins[Math.min(count - 1, Math.max(0, Math.floor((v - low) * 5 + 1e-9)))].count++;

@@ -14,7 +14,10 @@ saetool.model = (() => {
       this.byKey = new Map(this.columns.map((column) => [column.key, column]));
       this.n = this.site.n_latents;
       this.statuses = this.site.statuses;
-      this.labels = [...new Set(this.columns.map((column) => column.label).filter((label) => label !== null))];
+      const labels = new Set(this.columns.map((column) => column.label).filter((label) => label !== null));
+      // A label of which every image has the same class tells nothing apart: it comes last.
+      const tells = (label) => this.byKey.has(`${label}.auroc`);
+      this.labels = [...labels].sort((a, b) => tells(b) - tells(a));
       this.filters = this.read();
       this.apply();
     }
