@@ -20,12 +20,17 @@ STREAM_BUFFER = 1024
 """Examples of a stream kept after they were read: threads ask a little out of order, labels are asked for later."""
 
 
+DATASET_SUFFIXES = {".parquet", ".arrow"}
+
+Listing = list[tuple[str, int]]
+
+
 class DatasetSource:
     """Rows of a dataset, by index: the image's path is the row's number."""
 
     attribution: str | None = None
 
-    def __init__(self, rows: Any, name: str, settings: ImageSettings, root: str | None = None):
+    def __init__(self, rows: Any, name: str, settings: ImageSettings, files: Listing, root: str | None = None):
         import datasets
 
         self.name = name
@@ -38,7 +43,7 @@ class DatasetSource:
         self._rows = _Stream(rows) if settings.streaming else _Table(rows)
         self._length = _length(rows, settings, name)
         self.label_columns = [self._label_column(column) for column in self._features]
-        self._facts = f"{name}\0{settings.subset}\0{settings.split}\0{getattr(rows, '_fingerprint', '')}"
+        self._files = files
 
     def __len__(self) -> int:
         return self._length
@@ -63,8 +68,8 @@ class DatasetSource:
         return read_picture(_content(image, name), name)
 
     def listing(self) -> str:
-        """Return a digest over the dataset's name, split, fingerprint and length."""
-        return digest_listing([(self._facts, self._length)])
+        """Return a digest over the files (name, size) that hold the dataset, and how many rows are read."""
+        return digest_listing([*self._files, ("", self._length)])
 
     def _label_column(self, column: str) -> LabelColumn:
         feature = self._features[column]
@@ -151,7 +156,10 @@ def open_hub(settings: ImageSettings) -> DatasetSource:
             f"the dataset {name} could not be fetched ({type(error).__name__}: {_first_line(error)}); without a hub, "
             "name a folder of images or of Parquet files as images.source"
         ) from None
-    return DatasetSource(rows, settings.source, settings)
+    # The addresses of a hub dataset's files carry its revision; a stream downloads none.
+    downloads = getattr(rows.info, "download_checksums", None) or {}
+    files = [(address, facts.get("num_bytes") or 0) for address, facts in sorted(downloads.items())]
+    return DatasetSource(rows, settings.source, settings, [(f"{name} {settings.subset} {settings.split}", 0), *files])
 
 
 def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
@@ -170,17 +178,24 @@ def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
         rows = rows[settings.split]
     if settings.streaming and isinstance(rows, datasets.Dataset):
         rows = rows.to_iterable_dataset()
-    return DatasetSource(rows, path.resolve().name, settings, root=str(path.resolve()))
+    files = [(str(file.relative_to(path)), file.stat().st_size) for file in _data_files(path)]
+    return DatasetSource(rows, path.resolve().name, settings, [(settings.split, 0), *files], root=str(path.resolve()))
 
 
 def _from_files(path: Path, settings: ImageSettings) -> Any:
     import datasets
 
-    files = [path] if path.is_file() else sorted(f for p in ("*", "*/*") for f in path.glob(p) if f.is_file())
+    files = _data_files(path)
     by_kind = {kind: [str(f) for f in files if f.suffix == f".{kind}"] for kind in ("parquet", "arrow")}
     kind = "parquet" if by_kind["parquet"] else "arrow"
     chosen = [file for file in by_kind[kind] if Path(file).name.startswith(settings.split)] or by_kind[kind]
     return datasets.load_dataset(kind, data_files={settings.split: chosen}, split=settings.split)
+
+
+def _data_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix in DATASET_SUFFIXES)
 
 
 def _image_column(features: Any, named: str | None, name: str) -> str:

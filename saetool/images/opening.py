@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from saetool.errors import RequestError
+from saetool.images.datasets import DATASET_SUFFIXES
 from saetool.images.settings import ImageSettings
 from saetool.images.source import ImageSource
-
-DATASET_SUFFIXES = {".parquet", ".arrow"}
 
 
 def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource:

@@ -151,14 +151,12 @@ class Backbone:
         start = self.prefix_tokens if self.tokens == "patches" else 0
         stop = 1 if self.tokens == "cls" else None
 
-        def replace(output: Tensor) -> Tensor:
-            if output.ndim == 2:
-                return function(output[:, None])[:, 0].to(output.dtype)
-            changed = output.clone()
-            changed[:, start:stop] = function(output[:, start:stop]).to(output.dtype)
-            return changed
+        def changed(output: Tensor) -> Tensor:
+            tokens = _as_rows(output).clone()
+            tokens[:, start:stop] = function(tokens[:, start:stop]).to(output.dtype)
+            return tokens.view_as(output)
 
-        with replacing(self.model, site.module, replace):
+        with replacing(self.model, site.module, changed):
             yield
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from saetool.vision.geometry import Geometry
 from saetool.vision.layout import TokenLayout
 from saetool.vision.settings import BackboneSettings, Tokens
 from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
-from saetool.vision.weights import digest_weights, resolve_precision, settle
+from saetool.vision.weights import digest_weights, resolve_precision
 
 
 def load_backbone(settings: BackboneSettings, seed: int = 0, device: str | torch.device | None = None) -> Backbone:
@@ -43,7 +43,7 @@ def wrap(
     prefix_tokens: int = 0,
     run: Callable[[Tensor], Any] | None = None,
 ) -> Backbone:
-    """Make a backbone of any module, as it is (device, dtype), in evaluation mode.
+    """Make a backbone of any module, as it is (device, dtype), frozen and in evaluation mode.
 
     transform: default squashes to `image_size` with ImageNet's mean and standard deviation. blocks: path of the list of
     layers; default: the longest list of modules of one class. grid, prefix_tokens: where the probe forward cannot find
@@ -54,7 +54,7 @@ def wrap(
     parameter = next(module.parameters(), torch.empty(0))
     parts = Parts(
         name=name or type(module).__name__,
-        model=settle(module, "as it is", parameter.device),
+        model=module.eval().requires_grad_(False),
         transform=transform or Transform(geometry, mean=IMAGENET_MEAN, std=IMAGENET_STD),
         blocks=_block_paths(module, blocks),
         run=run or module,

@@ -1,6 +1,7 @@
 """Packaged sets and Hugging Face datasets from local files."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -151,6 +152,11 @@ def test_the_listing_tells_datasets_apart(rows, tmp_path):
     whole = local(tmp_path).listing()
     assert whole == local(tmp_path).listing()
     assert whole != local(tmp_path, limit=2).listing()
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    os.utime(moved / "a.parquet", (0, 0))
+    assert local(moved).listing() == whole
+    rows[0].select(range(6)).to_parquet(str(moved / "a.parquet"))
+    assert local(moved).listing() != whole
 
 
 def test_settings_load_without_imaging_libraries():

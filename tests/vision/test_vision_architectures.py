@@ -120,11 +120,13 @@ def test_transformers_tokens_equal_hidden_states(kind, hf_folder):
     backbone = load_backbone(settings)
     assert (backbone.prefix_tokens, backbone.grid, backbone.n_layers) == (prefix, grid, 3)
     images = torch.randn(2, 3, *backbone.transform.geometry.crop, generator=torch.Generator().manual_seed(1))
+    stored = backbone.forward_to(images)
     backbone.model.config.output_hidden_states = True
     with torch.no_grad():
         hidden = backbone._run(images).hidden_states
     backbone.model.config.output_hidden_states = False
-    for tokens, layer in zip(backbone.forward_to(images), (1, 2), strict=True):
+    for tokens, again, layer in zip(stored, backbone.forward_to(images), (1, 2), strict=True):
+        torch.testing.assert_close(tokens, again, rtol=0, atol=0)
         torch.testing.assert_close(tokens, hidden[layer], rtol=0, atol=0)
 
 

@@ -250,3 +250,19 @@ def test_channels_last_grids_are_rows_of_patches():
     images = torch.randn(2, 3, 8, 12)
     assert backbone.grid == (2, 3)
     torch.testing.assert_close(backbone.forward_to(images)[0], module(images).flatten(1, 2))
+    with backbone.replacing(backbone.sites[0], lambda tokens: tokens * torch.arange(6)[:, None]):
+        changed = module(images)
+    torch.testing.assert_close(changed[:, 1, 2], module(images)[:, 1, 2] * 5)
+
+
+def test_gradients_reach_what_replaces_a_site(tiny, images):
+    leaves = []
+
+    def leaf(tokens):
+        leaves.append(tokens.detach().requires_grad_())
+        return leaves[-1]
+
+    with tiny.replacing(tiny.site(2), leaf):
+        tiny.forward(images).sum().backward()
+    assert leaves[0].grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in tiny.model.parameters())
