@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,11 +33,18 @@ distributed.start()
 draw = torch.Generator().manual_seed(0)
 x = (torch.randn(700, 6, generator=draw) @ torch.randn(6, 12, generator=draw)).double()
 
+class Stream(TensorStream):
+    def batches(self):
+        for i, batch in enumerate(super().batches()):
+            if os.environ.get("KILL") == f"{distributed.rank()}:{i}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
 for name, job in jobs.items():
     torch.manual_seed(0)
     settings = TypeAdapter(AutoencoderSettings).validate_python(job["autoencoder"])
-    training = TrainingSettings(**({"tokens": 960, "batch_size": 48, "log_every": 5, "evaluate_every": 7}
-                                   | job.get("training", {})))
+    values = {"tokens": 960, "batch_size": 48, "log_every": 5, "evaluate_every": 7, "checkpoint_minutes": 0}
+    training = TrainingSettings(**(values | job.get("training", {})))
     model = build(settings, 12).double()
     path = out / f"{name}.partial"
     if distributed.is_main():
@@ -44,7 +52,7 @@ for name, job in jobs.items():
     distributed.barrier()
     partial = Partial(path, out / name)
     run = Run(Learner(model, training, 3, torch.device("cpu")), partial, MetricLog(partial, []))
-    learn([run], TensorStream(x[:600], x[600:], batch_size=48, seed=1))
+    learn([run], Stream(x[:600], x[600:], batch_size=48, seed=1))
     if distributed.is_main():
         save_file(model.state_dict(), out / f"{name}.safetensors")
         (out / f"{name}.json").write_text(json.dumps(run.final))
@@ -53,7 +61,7 @@ distributed.stop()
 """
 
 
-def launch(processes: int, out: Path, jobs: dict) -> list[subprocess.Popen]:
+def launch(processes: int, out: Path, jobs: dict, kill: str = "") -> list[subprocess.Popen]:
     """Start the worker as `torchrun` would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,7 +69,9 @@ def launch(processes: int, out: Path, jobs: dict) -> list[subprocess.Popen]:
     started = []
     for rank in range(processes):
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        environment = os.environ | {key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        environment = (
+            os.environ | {key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1", "KILL": kill}
+        )
         command = [sys.executable, "-c", WORKER, str(out), json.dumps(jobs)]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     return started
@@ -80,21 +90,31 @@ def results(processes: int, out: Path, jobs: dict) -> dict[str, tuple[dict, dict
     return found
 
 
+SYNCHRONIZED = ["l1", "topk", "batch_topk", "kl", "denoising"]
+"""Each of them shares something else than gradients: l0, silence, the cut, the mean activity, the noise."""
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, small_models):
-    return results(1, tmp_path_factory.mktemp("alone"), small_models)
+    """Return a function that gives what one process makes of some models, each trained once."""
+    made: dict = {}
+
+    def make(names) -> dict:
+        missing = {name: small_models[name] for name in names if name not in made}
+        made.update(results(1, tmp_path_factory.mktemp("alone"), missing) if missing else {})
+        return made
+
+    return make
 
 
-SYNCHRONIZED = ["l1", "topk", "batch_topk", "kl", "denoising"]
-"""Enough for three processes: each of them shares something else than gradients."""
-
-
-@pytest.mark.parametrize("processes", [2, 3])
-def test_any_number_of_processes_learns_the_same(processes, alone, small_models, tmp_path):
-    jobs = {name: job for name, job in small_models.items() if processes == 2 or name in SYNCHRONIZED}
-    shared = results(processes, tmp_path, jobs)
+@pytest.mark.parametrize(
+    ("processes", "everything"), [(2, False), (3, False), pytest.param(2, True, marks=pytest.mark.slow)]
+)
+def test_any_number_of_processes_learns_the_same(processes, everything, alone, small_models, tmp_path):
+    jobs = {name: job for name, job in small_models.items() if everything or name in SYNCHRONIZED}
+    shared, single = results(processes, tmp_path, jobs), alone(jobs)
     for name in jobs:
-        (weights, final, lines), (expected, expected_final, expected_lines) = shared[name], alone[name]
+        (weights, final, lines), (expected, expected_final, expected_lines) = shared[name], single[name]
         for key, value in expected.items():
             torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-11, msg=f"{name}: {key}")
         assert final["fvu"] == pytest.approx(expected_final["fvu"], rel=1e-9), name
@@ -107,3 +127,18 @@ def test_any_number_of_processes_learns_the_same(processes, alone, small_models,
                 assert line["loss"] == pytest.approx(other["loss"], rel=1e-9), name
                 assert line["parts"] == pytest.approx(other["parts"], rel=1e-9), name
                 assert line["fvu"] is not None
+
+
+def test_a_killed_process_ends_the_others_with_a_message_and_training_resumes(alone, small_models, tmp_path):
+    jobs = {"topk": small_models["topk"]}
+    first, second = launch(2, tmp_path, jobs, kill="1:13")
+    errors = first.communicate(timeout=120)[1]
+    assert second.wait() == -signal.SIGKILL
+    assert first.returncode not in (0, -signal.SIGKILL)
+    assert "WorkError" in errors
+    assert "process" in errors.splitlines()[-1]
+    weights, _, lines = results(2, tmp_path, jobs)["topk"]
+    expected, _, expected_lines = alone(["topk"])["topk"]
+    for key, value in expected.items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-11, msg=key)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected_lines]
