@@ -1,0 +1,76 @@
+"""Combinations that cannot work are refused with the reason; all others build."""
+
+import pytest
+from pydantic import ValidationError
+
+from saetool.autoencoders.families import build
+from saetool.autoencoders.sparse_settings import SparseSettings
+
+L1 = {"kind": "l1", "weight": 0.1}
+KL = {"kind": "kl", "rho": 0.05}
+L0 = {"kind": "l0", "weight": 0.1}
+
+REFUSED = {
+    "relu with KL": ({"penalty": KL}, "probability"),
+    "KL without decoder decay": (
+        {"activation": {"kind": "sigmoid"}, "penalty": KL | {"decoder_decay": 0}},
+        "decoder_decay",
+    ),
+    "TopK with target_l0": (
+        {"activation": {"kind": "topk", "k": 4}, "penalty": {"kind": "l1", "target_l0": 4}},
+        "target_l0",
+    ),
+    "TopK with L1": ({"activation": {"kind": "topk", "k": 4}, "penalty": L1}, "penalty none"),
+    "sigmoid with L1": ({"activation": {"kind": "sigmoid"}, "penalty": L1}, "never zero"),
+    "JumpReLU with L1": ({"activation": {"kind": "jump_relu"}, "penalty": L1}, "penalty l0"),
+    "relu with L0": ({"penalty": L0}, "jump_relu"),
+    "gated without L1": ({"activation": {"kind": "gated"}}, "penalty l1"),
+    "gated with weighted norms": ({"activation": {"kind": "gated"}, "penalty": L1 | {"norm": "weighted"}}, "unit"),
+    "weight and target": ({"penalty": L1 | {"target_l0": 5}}, "exactly one"),
+    "neither weight nor target": ({"penalty": {"kind": "l1"}}, "exactly one"),
+    "AuxK for relu": ({"penalty": L1, "dead": {"kind": "auxk"}}, "resample"),
+    "resampling for TopK": ({"activation": {"kind": "topk", "k": 4}, "dead": {"kind": "resample"}}, "auxk"),
+    "a cure for sigmoids": (
+        {"activation": {"kind": "sigmoid"}, "penalty": KL, "dead": {"kind": "resample"}},
+        "dead none",
+    ),
+    "prefixes out of order": ({"matryoshka": [8, 4]}, "ascend"),
+    "prefixes beyond the width": ({"matryoshka": [8, 400]}, "exceeds"),
+    "gated prefixes": ({"activation": {"kind": "gated"}, "penalty": L1, "matryoshka": [4]}, "matryoshka"),
+    "two widths": ({"expansion": 4}, "exactly one"),
+    "an unknown key": ({"lambda": 4}, "lambda"),
+    "rho beyond 1": ({"activation": {"kind": "sigmoid"}, "penalty": {"kind": "kl", "rho": 1.5}}, "rho"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_impossible_combinations_are_refused_with_the_reason(name):
+    keys, reason = REFUSED[name]
+    with pytest.raises(ValidationError, match=reason):
+        SparseSettings(kind="sparse", n_latents=32, **keys)
+
+
+def test_no_width_is_refused():
+    with pytest.raises(ValidationError, match="exactly one of n_latents and expansion"):
+        SparseSettings(kind="sparse")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"penalty": L1, "dead": {"kind": "resample"}},
+        {"activation": {"kind": "one_minus_exp"}, "penalty": L1},
+        {"activation": {"kind": "one_minus_exp"}, "penalty": KL},
+        {"activation": {"kind": "topk", "k": 99}, "dead": {"kind": "auxk"}, "matryoshka": [4, 16]},
+        {"activation": {"kind": "jump_relu"}, "penalty": L0, "dead": {"kind": "pre_activation"}},
+        {"activation": {"kind": "gated"}, "penalty": L1, "dead": {"kind": "resample"}, "codes": "bf16"},
+    ],
+)
+def test_legal_combinations_build(keys):
+    model = build(SparseSettings(kind="sparse", n_latents=32, **keys), 8)
+    assert model.n_latents == 32
+
+
+def test_expansion_multiplies_the_input_width():
+    assert build(SparseSettings(kind="sparse", expansion=2.5), 10).n_latents == 25

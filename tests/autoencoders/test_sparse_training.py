@@ -1,0 +1,316 @@
+"""What happens around the steps: initialization, warm-up, steering, thresholds, dead latents, evaluation."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from saetool import distributed
+from saetool.activations import TensorStream
+from saetool.autoencoders import sparse_activations, sparse_penalties
+from saetool.autoencoders.sparse import SparseAutoencoder
+from saetool.autoencoders.sparse_penalties import kl_bernoulli, kl_penalty
+from saetool.autoencoders.sparse_settings import SparseSettings
+
+L1 = {"kind": "l1", "weight": 0.15, "warmup_steps": 0}
+
+
+def make(d_in=16, n_latents=128, **keys):
+    return SparseAutoencoder(SparseSettings(kind="sparse", n_latents=n_latents, **keys), d_in)
+
+
+def data(rows=4096, d_in=16, seed=0):
+    """Return rows that are sparse sums of 40 directions, far from the origin."""
+    g = torch.Generator().manual_seed(seed)
+    directions = normalize(torch.randn(40, d_in, generator=g), dim=1)
+    active = torch.rand(rows, 40, generator=g).topk(3).indices
+    return torch.zeros(rows, 40).scatter_(1, active, torch.rand(rows, 3, generator=g) + 0.5) @ directions * 7 + 3
+
+
+def started(**keys):
+    model, x = make(**keys), data()
+    model.initialize(TensorStream(x, batch_size=256), torch.Generator().manual_seed(0))
+    return model, x
+
+
+def take(model, batch, step, optimizer, generator=None):
+    record = model.loss(batch, step, generator or torch.Generator().manual_seed(step))
+    record.total.backward()
+    model.before_update()
+    optimizer.step()
+    optimizer.zero_grad()
+    model.after_update(optimizer, step, generator or torch.Generator().manual_seed(step))
+    return record
+
+
+def train(model, x, steps, lr=3e-3, batch=256):
+    optimizer = model.make_optimizer(lr, (0.9, 0.999), 1e-8)
+    for step in range(steps):
+        start = step * batch % (len(x) - batch)
+        record = take(model, x[start : start + batch], step, optimizer)
+    return record, optimizer
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ({"penalty": L1, "initial_l0": 9}, 9),
+        ({"activation": {"kind": "gated"}, "penalty": L1, "initial_l0": 9}, 9),
+        ({"activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 0.1}, "initial_l0": 9}, 9),
+        ({"activation": {"kind": "topk", "k": 5}}, 5),
+        ({"activation": {"kind": "batch_topk", "k": 5}}, 5),
+        ({"penalty": L1, "normalize": "none", "initial_l0": 9}, 9),
+    ],
+)
+def test_training_starts_at_the_wanted_l0(keys, wanted):
+    model, x = started(**keys)
+    record = model.loss(x, 0, torch.Generator())
+    assert float(record.metrics["l0"]) == pytest.approx(wanted, rel=0.1)
+    torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(128))
+    torch.testing.assert_close(model.encoder, model.decoder)
+
+
+def test_normalization_belongs_to_the_model():
+    """Raw rows go in and come out: scaling the data scales reconstructions and leaves codes and loss alone."""
+    small, x = started(penalty=L1)
+    large = make(penalty=L1)
+    large.initialize(TensorStream(x * 100 + 5, batch_size=256), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(small.encode(x[:50]), large.encode(x[:50] * 100 + 5), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(small(x[:50]) * 100 + 5, large(x[:50] * 100 + 5), rtol=1e-3, atol=1e-1)
+    z = small.encode(x[:1])
+    one = small.decode(z + torch.nn.functional.one_hot(torch.tensor([7]), 128)) - small.decode(z)
+    torch.testing.assert_close(one[0], small.decoder_directions()[7], rtol=1e-4, atol=1e-4)
+
+
+def test_codes_from_all_doors_agree():
+    for keys in (
+        {"penalty": L1},
+        {"activation": {"kind": "topk", "k": 5}},
+        {"activation": {"kind": "batch_topk", "k": 5}},
+    ):
+        model, x = started(**keys)
+        train(model, x, 5)
+        model.eval()
+        codes = model.encode_sparse(x[:300])
+        assert torch.equal(codes.dense(), model.encode(x[:300]))
+        assert (codes.values > 0).all()
+        torch.testing.assert_close(model.decode_sparse(codes), model(x[:300]), rtol=1e-4, atol=1e-4)
+
+
+def test_codes_in_evaluation_do_not_depend_on_the_batch():
+    model, x = started(activation={"kind": "batch_topk", "k": 5})
+    train(model, x, 60, lr=1e-4)
+    model.eval()
+    together = model.encode(x[:100])
+    for i in (0, 31, 99):
+        torch.testing.assert_close(model.encode(x[i : i + 1])[0], together[i], rtol=1e-5, atol=1e-5)
+    assert float((together > 0).sum(1).float().mean()) == pytest.approx(5, rel=0.3)
+    assert len(set((together > 0).sum(1).tolist())) > 1
+
+
+def test_batch_topk_keeps_k_times_batch_and_remembers_the_cut():
+    model, x = started(activation={"kind": "batch_topk", "k": 5})
+    optimizer = model.make_optimizer(0.0, (0.9, 0.999), 1e-8)
+    cuts = []
+    for step in range(3):
+        batch = x[step * 256 : step * 256 + 256]
+        a = (model.normalizer(batch) - model.decoder_bias) @ model.encoder.T + model.encoder_bias
+        cuts.append(float(a.detach().flatten().topk(5 * 256).values.min()))
+        record = take(model, batch, step, optimizer)
+        assert float(record.metrics["l0"]) == 5
+    weights = [0.99**2, 0.99, 1.0]
+    expected = sum(w * c for w, c in zip(weights, cuts, strict=True)) / sum(weights)
+    assert float(model.activation.threshold()) == pytest.approx(expected, rel=1e-4)
+    assert "activation.running" in model.state_dict()
+
+
+def test_batch_topk_looks_lower_when_its_guess_was_too_high():
+    model, x = started(activation={"kind": "batch_topk", "k": 5})
+    for guess in (0.0, 1e3):
+        model.activation.guess.fill_(guess)
+        assert float(model.loss(x[:256], 0, torch.Generator()).metrics["l0"]) == 5
+
+
+def test_the_global_cut_is_the_kth_largest_of_all_processes(monkeypatch):
+    """The search over bits that several processes use finds what sorting everything finds."""
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    alone = sparse_activations.global_kth_largest(values, 20)
+    assert alone == values.sort(descending=True).values[19]
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda t: t)
+    assert torch.equal(sparse_activations.global_kth_largest(values, 20), alone)
+
+
+def test_warm_up_reaches_the_loss():
+    model, x = started(penalty={"kind": "l1", "weight": 0.2, "warmup_steps": 10})
+    parts = [float(model.loss(x[:64], step, torch.Generator()).parts["sparsity"]) for step in (0, 4, 9, 50)]
+    assert parts[1] == pytest.approx(5 * parts[0])
+    assert parts[2] == pytest.approx(10 * parts[0])
+    assert parts[3] == pytest.approx(parts[2])
+
+
+def test_l1_is_the_weight_times_root_d_times_the_sum_of_latents():
+    model, x = started(penalty=L1)
+    record = model.loss(x[:64], 0, torch.Generator())
+    assert float(record.parts["sparsity"]) == pytest.approx(0.15 * 4 * float(record.metrics["l1"]), rel=1e-5)
+
+
+def test_weighted_l1_does_not_change_when_latents_shrink_and_decoder_rows_grow():
+    model, x = started(penalty=L1 | {"norm": "weighted"})
+    before = float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"])
+    with torch.no_grad():
+        model.decoder *= 3
+        model.encoder /= 3
+        model.encoder_bias /= 3
+    assert float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"]) == pytest.approx(before, rel=1e-5)
+
+
+def test_unit_rows_stay_unit_and_gradients_do_not_point_along_them():
+    model, x = started(penalty=L1)
+    model.loss(x[:64], 0, torch.Generator()).total.backward()
+    model.before_update()
+    assert (model.decoder.grad * model.decoder).sum(1).abs().max() < 1e-4
+    train(model, x, 20)
+    torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(128))
+
+
+@pytest.mark.parametrize("target", [3.0, 8.0])
+def test_target_l0_is_met(target):
+    model, x = started(penalty={"kind": "l1", "target_l0": target, "warmup_steps": 10}, initial_l0=12)
+    train(model, x, 500)
+    l0 = float(model.loss(x, 1000, torch.Generator()).metrics["l0"])
+    assert l0 == pytest.approx(target, rel=0.15)
+
+
+def test_kl_has_the_values_of_the_tutorial():
+    q = torch.tensor([0.01, 0.05, 0.1, 0.2, 0.5], dtype=torch.float64)
+    expected = torch.tensor([0.04129, 0.0, 0.01671, 0.09394, 0.49463], dtype=torch.float64)
+    torch.testing.assert_close(kl_bernoulli(0.05, q), expected, rtol=0, atol=5e-6)
+    q.requires_grad_()
+    kl_bernoulli(0.05, q).sum().backward()
+    torch.testing.assert_close(q.grad, (-0.05 / q + 0.95 / (1 - q)).detach())
+
+
+def test_kl_of_two_processes_is_that_of_their_common_mean(monkeypatch):
+    """Averaging the processes' gradients gives the gradient of KL(ρ‖mean q)."""
+    mine, other = torch.tensor([0.02, 0.3]), torch.tensor([0.1, 0.5])
+    grads = []
+    for own, foreign in ((mine, other), (other, mine)):
+        monkeypatch.setattr(distributed, "all_reduce_mean", lambda t, f=foreign: (t + f) / 2)
+        q = own.clone().requires_grad_()
+        value = kl_penalty(0.05, q)
+        value.backward()
+        grads.append(q.grad)
+    common = ((mine + other) / 2).requires_grad_()
+    kl_bernoulli(0.05, common).sum().backward()
+    assert float(value) == pytest.approx(float(kl_bernoulli(0.05, common).sum()), rel=1e-4)
+    torch.testing.assert_close(grads[0], common.grad, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_kl_of_a_silent_latent_is_finite_and_has_a_gradient():
+    q = torch.zeros(1, requires_grad=True)
+    kl_penalty(0.05, q).backward()
+    assert torch.isfinite(q.grad).all()
+    assert float(q.grad) < -1000
+
+
+def test_silence_is_counted_in_tokens():
+    model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 600})
+    with torch.no_grad():
+        model.encoder_bias[:5] = -1e4
+    train(model, x, 3, lr=0.0)
+    assert model.silence.silent_tokens[:5].tolist() == [768] * 5
+    assert model.silence.dead()[:5].all()
+    assert float(model.loss(x, 3, torch.Generator()).metrics["dead"]) >= 5 / 128
+
+
+def test_the_dead_window_is_a_fifth_of_the_training_at_most_ten_million():
+    model = make(penalty=L1)
+    model.total_tokens = 1_000_000
+    model.initialize(TensorStream(data(), batch_size=256), torch.Generator())
+    assert model.silence.window == 200_000
+    model.silence.set_training_tokens(10**9)
+    assert model.silence.window == 10_000_000
+
+
+def test_auxk_gives_dead_latents_a_gradient_in_the_encoder():
+    model, x = started(activation={"kind": "topk", "k": 3}, dead={"kind": "auxk", "after_tokens": 1})
+    with torch.no_grad():
+        model.encoder_bias[:20] = -3.0  # never among the three largest, but often positive
+        model.encoder[:20] *= 3
+        model.silence.silent_tokens[:20] = 10
+        model.silence.silent_tokens[20:] = 0
+    record = model.loss(x[:256], 0, torch.Generator())
+    assert float(record.parts["auxiliary"]) > 0
+    auxiliary = torch.autograd.grad(
+        record.parts["auxiliary"], [model.encoder, model.encoder_bias, model.decoder], allow_unused=True
+    )
+    for grad in auxiliary:
+        assert grad[:20].abs().sum() > 0
+        assert grad[20:].abs().sum() == 0
+
+
+def test_resampling_changes_dead_rows_and_clears_their_moments():
+    model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 500, "every_steps": 3})
+    with torch.no_grad():
+        model.encoder_bias[:4] = -1e4
+    before = model.decoder[:4].clone()
+    optimizer = model.make_optimizer(1e-3, (0.9, 0.999), 1e-8)
+    for step in range(3):
+        take(model, x[step * 256 : step * 256 + 256], step, optimizer)
+    assert ((model.decoder[:4] - before).norm(dim=1) > 0.1).all()
+    torch.testing.assert_close(model.decoder[:4].norm(dim=1), torch.ones(4))
+    assert torch.equal(model.encoder_bias[:4], torch.zeros(4))
+    alive = model.encoder[4:].norm(dim=1).mean()
+    torch.testing.assert_close(model.encoder[:4].norm(dim=1), (0.2 * alive).expand(4), rtol=0.05, atol=0)
+    assert float(optimizer.state[model.encoder]["exp_avg"][:4].abs().sum()) == 0
+    assert float(optimizer.state[model.encoder]["exp_avg"][4:].abs().sum()) > 0
+    assert ((model.encode(x)[:, :4] > 0).sum(0) > 0).all()  # they fire
+
+
+def test_resampling_ends_with_its_share_of_the_training():
+    model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 100, "every_steps": 1, "stop_share": 0.5})
+    model.total_tokens = 4 * 256
+    with torch.no_grad():
+        model.encoder_bias[:4] = -1e4
+    optimizer = model.make_optimizer(0.0, (0.9, 0.999), 1e-8)
+    model.tokens_seen.fill_(3 * 256)
+    take(model, x[:256], 0, optimizer)
+    assert float(model.encoder_bias[0]) == -1e4
+
+
+def test_a_huge_penalty_silences_everything_and_reconstructs_the_bias():
+    model, x = started(penalty={"kind": "l1", "weight": 1e3, "warmup_steps": 0})
+    train(model, x, 300, lr=3e-2)
+    model.eval()
+    x = x[:2560]  # all seen in training
+    assert model.encode_sparse(x).values.numel() == 0
+    expected = model.normalizer.inverse(model.decoder_bias).expand(len(x), -1)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_dense_start_moves_to_the_sparse_step():
+    model, _ = started(penalty=L1, initial_l0=1e9)
+    assert model._is_dense()  # a quarter of all latents
+    model.mean_l0.fill_(5.0)
+    model._decide_density()
+    assert not model._is_dense()
+
+
+def test_saved_and_loaded_is_the_same_model():
+    model, x = started(activation={"kind": "batch_topk", "k": 5})
+    train(model, x, 10)
+    other = make(activation={"kind": "batch_topk", "k": 5})
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.eval().encode(x[:50]), model.eval().encode(x[:50]))
+
+
+def test_penalty_weight_of_a_steered_model_stays_within_its_limits():
+    weight = sparse_penalties.PenaltyWeight(
+        SparseSettings(kind="sparse", n_latents=4, penalty={"kind": "l1", "target_l0": 5}).penalty
+    )
+    for _ in range(5000):
+        weight.after_update(10_000, torch.tensor(0.0))
+    assert math.isclose(float(weight.weight), 1e-6, rel_tol=1e-3)
