@@ -1,0 +1,167 @@
+"""Rate of the index against saev 0.1.0's visuals and against the bare encoder product, its recall, its memory.
+
+    python scripts/bench_index.py [--quick] [--json FILE] [--peers DIR]
+
+Rows are synthetic: an image is a direction of its own plus noise, so that a latent fires on a few per cent of images,
+on many of their patches; L0 is about 45. saev 0.1.0 is installed from PyPI into DIR/saev at first use, over this
+environment's torch. Recall: how many of the true top images of each latent (a dense float32 encoder, ties by row)
+are found.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+
+from saetool.activations import CacheSettings, write_store
+from saetool.artifacts import Partial, Stage, run_stage
+from saetool.autoencoders.families import build
+from saetool.autoencoders.sparse_settings import SparseSettings
+
+WORKER = Path(__file__).with_name("bench_index_worker.py")
+D, EXPANSION, K, L0, TOKENS = 384, 32, 16, 45, 256
+SHARED = 0.6
+"""Share of a token's variance that all tokens of its image have in common."""
+NEEDED = ("saev==0.1.0", "beartype", "tyro", "einops", "jaxtyping", "matplotlib")
+GATES = {"index_vs_saev": 20.0, "index_vs_encoder": 0.5, "recall": 1.0}
+PEAK_MB = 1500
+
+
+def main() -> None:
+    """Make the data, run the jobs one after the other, print and store the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer images: two minutes on 2 cores")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")
+    given = parser.parse_args()
+    images, saev_images = (512, 48) if given.quick else (2048, 192)
+    with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:
+        here = Path(folder)
+        store, model = make(here / "main", images, TOKENS, D, D * EXPANSION)
+        bare = [run("bare", model, store)["tokens_per_second"]]
+        ours = run("saetool", model, store, here / "main" / "features")
+        bare.append(run("bare", model, store)["tokens_per_second"])
+        rate, limit = images * TOKENS / ours["encode"], max(bare)
+        recall = recall_of(here / "main", images)
+        peer, saev_recall = run_saev(given.peers, here, saev_images)
+        wide_store, wide_model = make(here / "wide", 16, 196, 768, 24_576)
+        wide = run("saetool", wide_model, wide_store, here / "wide" / "features")
+    figures = {
+        "index_tokens_per_second": rate,
+        "encoder_tokens_per_second": limit,
+        "saev_tokens_per_second": peer,
+        "index_vs_saev": rate / peer if peer else None,
+        "index_vs_encoder": rate / limit,
+        "recall": recall,
+        "saev_recall": saev_recall,
+        "peak_mb": wide["peak_mb"],
+        "seconds": ours,
+        "tokens": images * TOKENS,
+        "threads": torch.get_num_threads(),
+        "gates": {**GATES, "peak_mb": PEAK_MB},
+    }
+    print(json.dumps(figures, indent=1))
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def make(folder: Path, images: int, tokens: int, d: int, n_latents: int) -> tuple[Path, Path]:
+    """Write a store and a sparse autoencoder for it."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(images, 1, d, generator=generator) * SHARED**0.5
+    rows = (common + torch.randn(images, tokens, d, generator=generator) * (1 - SHARED) ** 0.5).bfloat16()
+    encoder = torch.nn.functional.normalize(torch.randn(n_latents, d, generator=generator), dim=1)
+    cut = torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - L0 / n_latents))
+    store = write_store(
+        folder / "store", rows, grid=(tokens // 14, 14) if tokens == 196 else (16, 16), settings=CacheSettings()
+    )
+    settings = SparseSettings.model_validate(
+        {"kind": "sparse", "n_latents": n_latents, "expansion": None, "normalize": "none"}
+    )
+    model = build(settings, d)
+    state = model.state_dict()
+    state |= {"encoder": encoder, "decoder": encoder.clone(), "encoder_bias": torch.full((n_latents,), -float(cut))}
+    state["decoder_bias"] = torch.zeros(d)
+
+    def seal(partial: Partial) -> dict:
+        partial.write_tensors("model.safetensors", state)
+        content = {"settings": settings.model_dump(mode="json"), "d_in": d, "n_latents": n_latents}
+        return {**content, "site": store.sites[0].info, "held_out": {"seed": 0, "share": 0.1}}
+
+    run_stage(Stage("autoencoder", {}, seal, (store.artifact,)), folder / "autoencoder")
+    if tokens == TOKENS:
+        np.savez(
+            folder / "data.npz", rows=rows.float().numpy(), encoder=encoder.numpy(), bias=state["encoder_bias"].numpy()
+        )
+    return folder / "store", folder / "autoencoder"
+
+
+def run(*command: object, python: Path | str = sys.executable) -> dict:
+    """Run one job of the worker and return its figures."""
+    done = subprocess.run([str(python), str(WORKER), *map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def true_top(data: Path, images: int) -> list[np.ndarray]:
+    """Return each latent's true top images (those that fire), from a dense float32 encoder."""
+    arrays = np.load(data)
+    encoder, bias = torch.from_numpy(arrays["encoder"]), torch.from_numpy(arrays["bias"])
+    best = torch.stack([
+        torch.addmm(bias, torch.from_numpy(rows), encoder.T).amax(0) for rows in arrays["rows"][:images]
+    ]).numpy()  # fmt: skip
+    order = np.argsort(-best, axis=0, kind="stable")[:K]
+    return [order[best[order[:, j], j] > 0, j] for j in range(best.shape[1])]
+
+
+def recall_of(folder: Path, images: int) -> float:
+    """Return the share of true top images that the index names."""
+    filters = [("group", "=", "top")]
+    table = parquet.read_table(folder / "features" / "examples.parquet", columns=["latent", "image"], filters=filters)
+    return recall(true_top(folder / "data.npz", images), table["latent"].to_numpy(), table["image"].to_numpy(), images)
+
+
+def recall(truth: list[np.ndarray], latent: np.ndarray, image: np.ndarray, images: int) -> float:
+    """Return the share of (latent, true top image) pairs among those found."""
+    wanted = np.concatenate([j * images + top for j, top in enumerate(truth)])
+    return float(np.isin(wanted, latent.astype(np.int64) * images + image).mean())
+
+
+def run_saev(peers: Path, folder: Path, images: int) -> tuple[float, float]:
+    """Return saev's tokens a second and its recall on the first `images` images."""
+    python = saev_environment(peers / "saev")
+    out = folder / "saev"
+    out.mkdir()
+    arrays = np.load(folder / "main" / "data.npz")
+    np.savez(out / "data.npz", rows=arrays["rows"][:images], encoder=arrays["encoder"], bias=arrays["bias"])
+    found = run("saev", out / "data.npz", out, K, python=python)
+    top = np.load(out / "top.npz")
+    fires = top["values"] > 0
+    latent = np.broadcast_to(np.arange(len(fires))[:, None], fires.shape)[fires]
+    score = recall(true_top(out / "data.npz", images), latent, top["images"][fires], images)
+    return found["tokens"] / found["seconds"], score
+
+
+def saev_environment(place: Path) -> Path:
+    """Return the Python of an environment with saev 0.1.0 over this one's packages; make it at first use."""
+    python = place / "bin" / "python"
+    if not (place / ".ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        packages = place / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + os.linesep)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *NEEDED], check=True)
+        (place / ".ready").touch()
+    return python
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""One job under the stopwatch of bench_index.py, in a process of its own so that its peak memory can be read.
+
+saetool AUTOENCODER STORE OUT     the whole index            → {"encode", "statistics", "heat", "tables", "peak_mb"}
+bare AUTOENCODER STORE            the bfloat16 encoder product alone, in slices      → {"tokens_per_second"}
+saev DATA.npz OUT K               saev 0.1.0's visuals, in its own environment → {"seconds", "tokens"}; OUT: top_i.npy
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SLICE_ROWS = 256
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run_saetool(autoencoder: str, store: str, out: str) -> dict:
+    from saetool.autoencoders.families import load
+    from saetool.features import index
+
+    load(autoencoder).encode_sparse(torch.zeros(1, load(autoencoder).d_in))
+    before, started = peak_mb(), time.perf_counter()
+    seconds = index(autoencoder, store, out).notes["seconds"]
+    return {**seconds, "whole": time.perf_counter() - started, "peak_mb": peak_mb() - before}
+
+
+def run_bare(autoencoder: str, store: str) -> dict:
+    """The least an index can cost here: the encoder's product, in the slices that stay in cache."""
+    from saetool.activations import ActivationStore
+    from saetool.autoencoders.families import load
+
+    model = load(autoencoder)
+    weight, bias = model.encoder.detach().bfloat16().T, model.encoder_bias.detach().bfloat16()
+    site = ActivationStore.open(store).site()
+    rows = site.rows(0, min(site.n_images, 64)).flatten(0, 1).bfloat16()
+    out = torch.empty(SLICE_ROWS, weight.shape[1], dtype=torch.bfloat16)
+    best = 0.0
+    with torch.inference_mode():
+        for _ in range(6):
+            started = time.perf_counter()
+            for part in rows.split(SLICE_ROWS):
+                torch.addmm(bias, part, weight, out=out[: len(part)])
+            best = max(best, len(rows) / (time.perf_counter() - started))
+    return {"tokens_per_second": best}
+
+
+def run_saev(data: str, out: str, k: str) -> dict:
+    """Give saev the same rows and weights in its own formats, then time its choice of top images."""
+    from saev import activations, config, nn, visuals
+
+    arrays, root = np.load(data), Path(out)
+    rows, encoder, bias = arrays["rows"], arrays["encoder"], arrays["bias"]
+    images, tokens, d = rows.shape
+    sae = nn.SparseAutoencoder(config.SparseAutoencoder(d_vit=d, exp_factor=len(encoder) // d))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.from_numpy(encoder.T))
+        sae.b_enc.copy_(torch.from_numpy(bias))
+        sae.b_dec.zero_()
+    nn.dump(str(root / "sae.pt"), sae)
+    padded = np.concatenate([np.zeros((images, 1, d), np.float32), rows], axis=1)[:, None]
+    padded.tofile(root / "acts000000.bin")
+    fields = {"vit_family": "dinov2", "vit_ckpt": "none", "layers": [0], "n_patches_per_img": tokens}
+    fields |= {"cls_token": True, "d_vit": d, "seed": 0, "n_imgs": images, "data": "none"}
+    fields["n_patches_per_shard"] = images * (tokens + 1)
+    names = activations.Metadata.__dataclass_fields__
+    metadata = {name: value for name, value in fields.items() if name in names}
+    (root / "metadata.json").write_text(json.dumps(metadata))
+    loading = config.DataLoad(shard_root=str(root), layer=0, scale_mean=False, scale_norm=False)
+    batch = 16 * tokens  # its default, 16,384 rows, needs 0.8 GB for one of its several copies; this is faster here
+    given = config.Visuals(
+        ckpt=str(root / "sae.pt"), data=loading, top_k=int(k), n_workers=0, device="cpu", dump_to=str(root),
+        topk_batch_size=batch, sae_batch_size=batch,
+    )  # fmt: skip
+    started = time.perf_counter()
+    found = visuals.get_topk_patch(given)
+    seconds = time.perf_counter() - started
+    np.savez(root / "top.npz", images=found.top_i.numpy(), values=found.top_values.numpy().max(-1))
+    return {"seconds": seconds, "tokens": images * tokens, "peak_mb": peak_mb()}
+
+
+if __name__ == "__main__":
+    jobs = {"saetool": run_saetool, "bare": run_bare, "saev": run_saev}
+    print(json.dumps(jobs[sys.argv[1]](*sys.argv[2:])))
