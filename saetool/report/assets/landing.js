@@ -35,11 +35,11 @@
       if (!model.byKey.has(best)) return [];
       return model.table.values.texts[best].map((name, code) => ({
         rows: ranked(model, auroc, (i) => model.table[best][i] === code),
-        note: (latent) => `${name.slice(0, 60)} · AUROC ${format("unit", model.number(auroc, latent))}`,
+        note: (latent) => `${name.slice(0, 60)} · ${format("unit", model.number(auroc, latent))}`,
       }));
     });
     return lists.length
-      ? ["Latents that tell the labels' classes apart best", lists]
+      ? ["Latents that tell the labels' classes apart best (class and AUROC below each)", lists]
       : ["The strongest latents", [{ rows: ranked(model, "max"), note: share }]];
   }
 
