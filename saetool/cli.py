@@ -108,8 +108,8 @@ def demo(
 @app.command()
 def verify(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
     """Is it intact? Recompute every size and digest; exit 1 when anything has changed."""
-    from saetool.artifacts.verify import find_artifacts
-    from saetool.artifacts.verify import verify as problems_of
+    from saetool.artifacts.verification import find_artifacts
+    from saetool.artifacts.verification import verify as problems_of
 
     damaged = False
     for path in [artifact for given in paths for artifact in find_artifacts(given)]:
@@ -126,7 +126,7 @@ def verify(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folde
 def info(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
     """What is it? Where did it come from?"""
     from saetool.artifacts.describe import describe
-    from saetool.artifacts.verify import find_artifacts
+    from saetool.artifacts.verification import find_artifacts
 
     for path in [artifact for given in paths for artifact in find_artifacts(given)]:
         typer.echo(describe(path))
