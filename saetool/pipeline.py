@@ -4,6 +4,7 @@ runs/NAME/{activations, autoencoder, features, evaluation, report}/      one mod
 runs/NAME/activations  runs/NAME/MEMBER/{autoencoder, features, …}/     a sweep
 """
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from saetool.artifacts import Artifact, Stage, run_stage
 from saetool.artifacts.manifest import MANIFEST
 from saetool.config import LIVE, RunConfig, load_config, sweep_members
 from saetool.errors import RequestError
-from saetool.evaluation import evaluation_stage
+from saetool.evaluation import evaluation_stage, sweep_stage
 from saetool.features import index_stage
 from saetool.images import ImageSource, open_source
 from saetool.progress import say
@@ -35,15 +36,19 @@ COMMANDS = {
 class Run:
     """One config and the places of its artifacts. Images and store are opened when they are first needed."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, command: str):
         self.config = config
+        self.command = command
         self.directory = Path(config.run)
         self.members = [Member(self, name, member) for name, member in sweep_members(config)]
 
     @classmethod
     def load(cls, config: str, overrides: list[str] | None = None) -> "Run":
         """Read a config (joining `torchrun`'s processes where there are any); raise RequestError when it is wrong."""
-        run = cls(load_config(config, overrides))
+        overrides = overrides or []
+        # Places are no part of what is made, so they are left out of the command that the report shows.
+        shown = [override for override in overrides if not override.startswith(("run=", "activations="))]
+        run = cls(load_config(config, overrides), shlex.join(["saetool", "run", Path(config).name, *shown]))
         distributed.start()
         return run
 
@@ -53,6 +58,11 @@ class Run:
         return open_source(self.config.images)
 
     @property
+    def live(self) -> bool:
+        """Whether the model trains straight from the backbone, without a store."""
+        return self.config.activations == LIVE
+
+    @property
     def store_path(self) -> Path:
         """Where the activations are: in the run, or shared."""
         return Path(self.config.activations or self.directory / "activations")
@@ -60,6 +70,8 @@ class Run:
     @cached_property
     def store(self) -> Artifact:
         """The sealed activations; raises RequestError when they are not made yet."""
+        if self.live:
+            raise RequestError("activations: live keeps no store; index and report need one: set activations to null.")
         return _made(self.store_path, "activations")
 
     def caching(self) -> Stage:
@@ -105,14 +117,21 @@ class Run:
         return [getattr(member, COMMANDS[kind])(force=force) for member in self.members]
 
     def make_all(self, force: bool = False) -> list["Member"]:
-        """Make everything, the cheap part of the evaluation included; return the members."""
+        """Make everything, the cheap part of the evaluation included; return the members.
+
+        Live training ends with the model. A sweep ends with each member's evaluation and their summary in `sweep/`;
+        `saetool index` and `saetool report` go on with all of its members.
+        """
         if not self.config.activations:
             self.cache(force)
         self.train(force)
-        if self.config.activations == LIVE:
+        if self.live:
             say("activations: live leaves no store, so there is nothing to index, evaluate and report on.")
-            return self.members
-        for member in self.members:
+        elif self.config.sweep:
+            evaluations = {member.name: member.evaluate(force, full=False) for member in self.members}
+            run_stage(sweep_stage(evaluations), self.directory / "sweep", force=force)
+        else:
+            member = self.members[0]
             member.index(force)
             member.evaluate(force, full=False)
             member.report(force)
@@ -134,8 +153,7 @@ class Member:
     def training(self) -> Stage:
         """Return the stage that trains this model."""
         c = self.config
-        live = c.activations == LIVE
-        store = LiveSource(c.backbone, self.run.source, c.images, c.cache) if live else self.run.store
+        store = LiveSource(c.backbone, self.run.source, c.images, c.cache) if self.run.live else self.run.store
         return training_stage(store, c.autoencoder, c.training, c.seed)
 
     def index(self, force: bool = False) -> Artifact:
@@ -177,7 +195,8 @@ class Member:
             for kind in ("features", "evaluation")
         )
         model = _made(self.path("autoencoder"), "autoencoder")
-        stage = report_stage(features, self.run.store, model, evaluation, self.run.source, self.config.report)
+        report, command = self.config.report, self.run.command
+        stage = report_stage(features, self.run.store, model, evaluation, self.run.source, report, command)
         place = self.path("report")
         if not force and _differs_only_in_evaluation(stage, place):
             say(f"{place}: the evaluation is newer; writing the page again.")
@@ -185,7 +204,10 @@ class Member:
         return run_stage(stage, place, force=force)
 
     def result(self) -> str:
-        """Return the result in a few lines: quality on held-out images, and where the report is."""
+        """Return the result in a few lines: quality on held-out images, dead latents, where the report is.
+
+        Dead latents never fired on the whole store where there is an index, on the held-out images where there is not.
+        """
         facts = _made(self.path("autoencoder"), "autoencoder").content
         final = facts.get("final", {})
         name = f"{self.name}: " if self.name else ""
@@ -193,8 +215,11 @@ class Member:
             f"{name}{facts['family']} autoencoder, {facts['d_in']:,} → {facts['n_latents']:,} latents, "
             f"{facts['tokens']:,} activations of training; on held-out images:",
             f"  FVU {_number(final.get('fvu'), '.3f')}   L0 {_number(final.get('l0'), '.1f')}   "
-            f"dead {_number(final.get('dead_share'), '.1%')}",
+            f"silent there {_number(final.get('dead_share'), '.1%')}",
         ]
+        if (self.path("features") / MANIFEST).is_file():
+            dead = Artifact.open(self.path("features"), "features").content["counts"]["dead"]
+            lines.append(f"  dead {dead / facts['n_latents']:.2%} ({dead:,} latents never fire on any image)")
         page = self.path("report") / "index.html"
         if page.is_file():
             lines.append(f"  report: {page.resolve().as_uri()}")
