@@ -104,7 +104,7 @@ class Dense(Autoencoder):
         self.decoder.reset(generator)
 
     def _to_units(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        return self.normalizer(x.to(self.normalizer.mean.dtype))
+        return self.normalizer(x.to(self.normalizer.mean))
 
     def _decoder_weights(self) -> list[Tensor]:
         return self.encoder.transposed() if self.settings.tied else list(self.decoder.weights)
@@ -174,7 +174,7 @@ class Dense(Autoencoder):
         statistics = stream.statistics()
         self.normalizer.fit(statistics)
         if not self.adds_input:
-            self.decoder.center(self._to_units(statistics.mean.to(self.normalizer.mean)))
+            self.decoder.center(self._to_units(statistics.mean))
         self.check(stream.sample(CHECKED_ROWS))
 
     def phases(self) -> list[Phase]:

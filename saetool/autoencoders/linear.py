@@ -110,7 +110,7 @@ class Linear(Autoencoder):
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return W_e x' + b_e of raw activations."""
-        return self.encoder(self.normalizer(x.to(self.spectrum.dtype)))
+        return self.encoder(self.normalizer(x.to(self.spectrum)))
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction in raw units."""
@@ -118,16 +118,15 @@ class Linear(Autoencoder):
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
         """Return the squared error of a batch."""
-        x = self.normalizer(x.to(self.spectrum.dtype))
+        x = self.normalizer(x.to(self.spectrum))
         return Loss({"reconstruction": squared_error(self._decode(self.encoder(x)), x)})
 
     def _spectrum_of(self, stream: Stream) -> Spectrum:
         """Fit the normalizer, then return the spectrum in the model's units and keep its eigenvalues."""
         self.normalizer.fit(stream.statistics())
         raw = principal_components(stream)
-        mean = self.normalizer(raw.mean.to(self.normalizer.mean)).double()
-        factor = self.normalizer.factor.double()
-        spectrum = Spectrum(mean.to(raw.mean.device), raw.values * factor.to(raw.values) ** 2, raw.vectors)
+        mean = self.normalizer(raw.mean.to(self.spectrum)).to(raw.mean)
+        spectrum = Spectrum(mean, raw.values * float(self.normalizer.factor) ** 2, raw.vectors)
         self.spectrum.copy_(spectrum.values)
         return spectrum
 

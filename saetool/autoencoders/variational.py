@@ -89,7 +89,7 @@ class Variational(Autoencoder):
         self.encoder.weights[-1][self.n_latents :].zero_()
 
     def _to_units(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        return self.normalizer(x.to(self.normalizer.mean.dtype))
+        return self.normalizer(x.to(self.normalizer.mean))
 
     def _posterior(
         self, x: Float[Tensor, "batch d_in"]
@@ -213,7 +213,7 @@ class Variational(Autoencoder):
         statistics = stream.statistics()
         self.normalizer.fit(statistics)
         self._check(stream.sample(CHECKED_ROWS))
-        self.decoder.center(self._to_units(statistics.mean.to(self.normalizer.mean)))
+        self.decoder.center(self._to_units(statistics.mean))
         if isinstance(self.log_noise, nn.Parameter):
             variance = float(statistics.variance.mean()) * float(self.normalizer.factor) ** 2
             self.log_noise.fill_(_unbounded(math.log(max(variance, 1e-6))))
@@ -228,7 +228,7 @@ class Variational(Autoencoder):
             return False
         self.normalizer.fit(stream.statistics())
         raw = principal_components(stream)
-        mean = self._to_units(raw.mean.to(self.normalizer.mean)).to(raw.mean)
+        mean = self._to_units(raw.mean).to(raw.mean)
         self._set_probabilistic_pca(Spectrum(mean, raw.values * float(self.normalizer.factor) ** 2, raw.vectors))
         return True
 
