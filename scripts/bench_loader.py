@@ -57,7 +57,6 @@ def measure(site: SiteStore, rows: Tensor) -> dict[str, float]:
         gather = max(gather, rate(torch.index_select(rows, 0, chosen) for chosen in order.split(BATCH)))
         loader = max(loader, rate(islice(batches, n_batches)))
     neighbors = same_image_share(islice(batches, n_batches))
-    batches.close()
     return {
         "rows_per_second": loader,
         "gigabytes_per_second": loader * D * 2 / 1e9,

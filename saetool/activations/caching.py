@@ -144,6 +144,8 @@ class ShardKeeper:
             say(f"skipped {path['path']}: {reason}")
         filled = len(self._content.images)
         for site, output in zip(self._sites, outputs, strict=True):
+            if output.device.type == "mps":  # it has no float64, in which moments are taken
+                output = output.cpu()
             rows = (output if len(decoded.kept) == len(output) else output[decoded.kept]).to(plan.dtype)
             moments = SiteMoments.of(rows.flatten(0, 1))
             if not moments.finite:
