@@ -10,7 +10,7 @@ from saetool.autoencoders.corruption import corrupt
 
 NOISES = {
     "gaussian, σ = 0.5": {"kind": "gaussian", "sigma": 0.5},
-    "masking, half of the pixels": {"kind": "masking", "share": 0.5},
+    "masking, 50 %": {"kind": "masking", "share": 0.5},
     "salt and pepper, 30 %": {"kind": "salt_pepper", "share": 0.3},
 }
 STEPS = 1200
@@ -21,7 +21,7 @@ SHAPE = {"n_latents": 200, "activation": "sigmoid", "error": "cross_entropy"}
 def draw():
     """Three noises and, for comparison, filters of the same model trained without noise."""
     train, test, _ = mnist()
-    figure, axes = plt.subplots(2, 4, figsize=(13, 5.2), height_ratios=(0.62, 1))
+    figure, axes = plt.subplots(2, 4, figsize=(13.5, 5), height_ratios=(0.5, 1))
     numbers = {"steps": STEPS, "noises": {}}
     for column, (name, noise) in enumerate(NOISES.items()):
         model = learn({"kind": "denoising", "corruption": noise, **SHAPE}, train, STEPS)
@@ -31,7 +31,7 @@ def draw():
         before, after = signal_to_noise(noisy, test), signal_to_noise(cleaned, test)
         numbers["noises"][name] = {"noisy_psnr_db": before, "cleaned_psnr_db": after, "settings": noise}
         sheet = tiles(torch.cat([test[:SHOWN], noisy[:SHOWN], cleaned[:SHOWN]]), SHOWN)
-        show(axes[0, column], sheet, f"{name}\nclean, noisy, cleaned: {before:.1f} → {after:.1f} dB")
+        show(axes[0, column], sheet, f"{name}: clean, noisy, cleaned\n{before:.1f} → {after:.1f} dB")
         show(axes[1, column], tiles(model.encoder.weights[0][:64], 8, signed=True), "64 filters", signed=True)
     plain = learn({"kind": "dense", **SHAPE}, train, STEPS)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def draw():
     before, after = signal_to_noise(noisy, test), signal_to_noise(copied, test)
     numbers["trained_without_noise"] = {"noisy_psnr_db": before, "cleaned_psnr_db": after}
     sheet = tiles(torch.cat([test[:SHOWN], noisy[:SHOWN], copied[:SHOWN]]), SHOWN)
-    show(axes[0, 3], sheet, f"trained without noise\nclean, noisy (σ = 0.5), output: {before:.1f} → {after:.1f} dB")
+    show(axes[0, 3], sheet, f"trained without noise, given σ = 0.5\n{before:.1f} → {after:.1f} dB")
     show(axes[1, 3], tiles(plain.encoder.weights[0][:64], 8, signed=True), "64 filters", signed=True)
     return figure, numbers
 
