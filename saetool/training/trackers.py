@@ -27,8 +27,8 @@ class TensorBoard:
     def __init__(self, folder: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise RequestError(_missing("tensorboard", "training.tensorboard=false")) from None
+        except ImportError as error:
+            raise RequestError(_missing("tensorboard", error, "training.tensorboard=false")) from None
         self.writer = SummaryWriter(str(folder))
 
     def log(self, numbers: dict[str, float], step: int) -> None:
@@ -47,8 +47,8 @@ class WeightsAndBiases:
     def __init__(self, project: str, name: str, run_id: str, config: dict):
         try:
             import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise RequestError(_missing("wandb", "training.wandb=null")) from None
+        except ImportError as error:
+            raise RequestError(_missing("wandb", error, "training.wandb=null")) from None
         self.run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
@@ -72,6 +72,6 @@ def open_trackers(settings: TrainingSettings, out: Path, config: dict) -> list[T
     return trackers
 
 
-def _missing(package: str, way_out: str) -> str:
+def _missing(package: str, error: ImportError, way_out: str) -> str:
     way_in = "pip install 'saetool[track]'"
-    return f"{package} is not installed: {way_in}, or set {way_out}. metrics.jsonl is always written."
+    return f"{package} is not installed ({error}): {way_in}, or set {way_out}. metrics.jsonl is always written."
