@@ -17,3 +17,8 @@ class WorkError(SaetoolError):
     """The request was right and the work failed: a corrupt image, a full disk, a divergence."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, short enough to stand inside one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError, WorkError, first_line
 from saetool.images.picture import Picture, read_picture
 from saetool.images.settings import ImageSettings
 from saetool.images.source import Label, LabelColumn, digest_listing
@@ -150,10 +150,10 @@ def open_hub(settings: ImageSettings) -> DatasetSource:
     try:
         rows = datasets.load_dataset(name, settings.subset, split=settings.split, streaming=settings.streaming)
     except ValueError as error:
-        raise RequestError(f"images: {name} cannot be opened: {_first_line(error)}") from None
+        raise RequestError(f"images: {name} cannot be opened: {first_line(error)}") from None
     except Exception as error:
         raise WorkError(
-            f"the dataset {name} could not be fetched ({type(error).__name__}: {_first_line(error)}); without a hub, "
+            f"the dataset {name} could not be fetched ({type(error).__name__}: {first_line(error)}); without a hub, "
             "name a folder of images or of Parquet files as images.source"
         ) from None
     # The addresses of a hub dataset's files carry its revision; a stream downloads none.
@@ -171,7 +171,7 @@ def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
         saved = path.is_dir() and any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
         rows = datasets.load_from_disk(str(path)) if saved else _from_files(path, settings)
     except (OSError, ValueError, DatasetGenerationError) as error:
-        raise WorkError(f"{path} cannot be read as a dataset: {_first_line(error)}") from None
+        raise WorkError(f"{path} cannot be read as a dataset: {first_line(error)}") from None
     if isinstance(rows, datasets.DatasetDict):
         if settings.split not in rows:
             raise RequestError(f"images.split: {path} has {', '.join(map(str, rows))}, not {settings.split!r}")
@@ -254,7 +254,3 @@ def _content(image: Any, name: str) -> bytes:
         image.save(file, "png")
         return file.getvalue()
     raise WorkError(f"{name} holds no image ({type(image).__name__})")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError, WorkError, first_line
 from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry
 from saetool.vision.layout import TokenLayout
@@ -43,7 +43,7 @@ def create(settings: BackboneSettings) -> nn.Module:
         if not pretrained:
             raise
         raise WorkError(
-            f"the weights of {settings.name} could not be fetched ({_first_line(error)}). Without a hub, give a local "
+            f"the weights of {settings.name} could not be fetched ({first_line(error)}). Without a hub, give a local "
             "file (backbone.weights=FILE) or random weights (backbone.pretrained=false)"
         ) from None
 
@@ -124,7 +124,3 @@ def _in_timm_names(model: nn.Module, state: dict, path: str) -> dict:
         return translate(state, model)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise RequestError(f"{path} does not fit {type(model).__name__}: {error}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError, WorkError, first_line
 from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry
 from saetool.vision.layout import TokenLayout
@@ -69,7 +69,7 @@ def _create(source: str, settings: BackboneSettings) -> nn.Module:
             )
     except (OSError, ValueError, RuntimeError) as error:
         if settings.weights:
-            raise RequestError(f"{settings.weights} does not fit {settings.name}: {_first_line(error)}") from None
+            raise RequestError(f"{settings.weights} does not fit {settings.name}: {first_line(error)}") from None
         raise _unreachable(settings.name, error) from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -134,7 +134,7 @@ def _transform(source: str, config: Any, settings: BackboneSettings) -> Transfor
     try:
         processor = AutoImageProcessor.from_pretrained(_place(source))
     except (OSError, ValueError, KeyError) as error:
-        raise WorkError(f"{settings.name} says nothing of its preprocessing ({_first_line(error)})") from None
+        raise WorkError(f"{settings.name} says nothing of its preprocessing ({first_line(error)})") from None
     return transform_of(processor, config, size, settings.name)
 
 
@@ -234,10 +234,6 @@ def _interpolation(resample: Any) -> Any:
 
 def _unreachable(name: str, error: Exception) -> WorkError:
     return WorkError(
-        f"{name} could not be loaded ({_first_line(error)}). Without a hub, name a local folder (hf/PATH), or random "
+        f"{name} could not be loaded ({first_line(error)}). Without a hub, name a local folder (hf/PATH), or random "
         "weights of a model type (hf/dinov2 with backbone.pretrained=false)"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
