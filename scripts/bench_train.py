@@ -85,11 +85,17 @@ def rates(method, shape, batch, names, arguments, rounds):
             found[name]["peak_mb"] = answer["peak_mb"]
     for name, runner in runners.items():
         if name.startswith("saetool"):
-            found[name] |= {"l0": runner.ask("evaluate")["l0"], "share": runner.ask("profile 5")["share"]}
+            after = runner.ask("evaluate")
+            found[name] |= {"l0": after["l0"], "bf16_flips_a_row": after["bf16_flips_a_row"]}
+            found[name] |= {"share": runner.ask("profile 5")["share"]}
         runner.close()
         found[name]["rate"] = statistics.median(found[name]["rates"])
         low, high = min(found[name]["rates"]), max(found[name]["rates"])
-        note = f"{found[name]['peak_mb']:6,.0f} MB" + (f"  L0 {found[name]['l0']:.1f}" if "l0" in found[name] else "")
+        note = f"{found[name]['peak_mb']:6,.0f} MB" + (
+            f"  L0 {found[name]['l0']:.1f}, bf16 alone flips {found[name]['bf16_flips_a_row']:.2f} a row"
+            if "l0" in found[name]
+            else ""
+        )
         print(f"  {name:22s} {found[name]['rate']:9,.0f}/s  ({low:,.0f} to {high:,.0f})  {note}")
     return found
 

@@ -71,6 +71,16 @@ class Saetool(Program):
         self.model.after_update(self.optimizer, self.done, self.generator)
         self.done += 1
 
+    def flips(self, x):
+        """Return how many latents a row bfloat16 alone would switch on or off wrongly."""
+        finder, found = self.model.eval()._finder, []
+        before = finder.precision
+        for finder.precision in ("exact", "bf16"):
+            found.append(self.model.encode(x) > 0)
+        finder.precision = before
+        self.model.train()
+        return (found[0] != found[1]).sum().item() / len(x)
+
     def reconstruct(self, x):
         codes = self.model.eval().encode_sparse(x)
         self.model.train()
@@ -231,6 +241,8 @@ def main():
             answer = {"seconds": time.perf_counter() - start, "peak_mb": peak}
         elif command == "evaluate":
             answer = evaluate(program, held_out)
+            if isinstance(program, Saetool):
+                answer["bf16_flips_a_row"] = program.flips(held_out[:1024])
         else:
             answer = profile(program, batches, int(count[0]))
         print(json.dumps(answer), file=answers, flush=True)

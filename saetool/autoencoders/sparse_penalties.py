@@ -12,7 +12,7 @@ from saetool.autoencoders.sparse_settings import KlPenalty, NoPenalty, Penalty
 SMOOTHING = 1e-6
 """q becomes (1 − 2s) q + s: inside (0, 1) with a gradient everywhere, where a clamp would have none."""
 
-START_WEIGHT = 0.1
+START_WEIGHT = {"l1": 0.15, "l0": 1.0}
 """Where a steered weight starts: on ViT activations .15 gives about 46 active latents with L1 (mathematics of §3)."""
 
 GAIN = 0.02
@@ -50,7 +50,7 @@ class PenaltyWeight(nn.Module):
         self.target = None if isinstance(penalty, KlPenalty | NoPenalty) else penalty.target_l0
         self.warmup_steps = 0 if isinstance(penalty, NoPenalty) else penalty.warmup_steps
         given = 0.0 if isinstance(penalty, NoPenalty) else penalty.weight
-        self.register_buffer("weight", torch.tensor(START_WEIGHT if given is None else given))
+        self.register_buffer("weight", torch.tensor(START_WEIGHT[penalty.kind] if given is None else given))
 
     def at(self, step: int) -> Tensor:
         """Return the weight at a step, warm-up included."""
