@@ -178,6 +178,16 @@ def main() -> None:
             err=True,
         )
         _leave(1)
+    finally:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave `torchrun`'s process group before the interpreter ends: its threads must not outlive it."""
+    if "WORLD_SIZE" in os.environ and "torch" in sys.modules:
+        from saetool import distributed
+
+        distributed.stop()
 
 
 def _leave(code: int) -> None:

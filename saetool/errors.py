@@ -22,3 +22,12 @@ class WorkError(SaetoolError):
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, short enough to stand inside one of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a user's error ends in its message and exit code instead of a traceback."""
+    try:
+        main()
+    except SaetoolError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from saetool.activations import ActivationStore
-from saetool.errors import RequestError, SaetoolError
+from saetool.errors import RequestError, run_script
 from saetool.features import Features
 from saetool.features.reading import Rows
 from saetool.features.sheet import Cell, contact_sheet
@@ -117,7 +117,4 @@ def _geometry(features: Features) -> Geometry | None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SaetoolError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_script(main)

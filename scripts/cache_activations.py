@@ -3,7 +3,7 @@
 import argparse
 
 from saetool.activations import CacheSettings, cache
-from saetool.errors import SaetoolError
+from saetool.errors import run_script
 from saetool.images import ImageSettings
 from saetool.vision import BackboneSettings
 
@@ -30,7 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SaetoolError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_script(main)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from saetool.errors import SaetoolError
+from saetool.errors import run_script
 from saetool.features import Features, IndexSettings, index
 
 
@@ -23,7 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SaetoolError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_script(main)

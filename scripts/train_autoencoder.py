@@ -3,7 +3,7 @@
 import argparse
 
 from saetool.autoencoders.sparse_settings import L1Penalty, SparseSettings
-from saetool.errors import SaetoolError
+from saetool.errors import run_script
 from saetool.training import TrainingSettings, train
 
 
@@ -27,7 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SaetoolError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_script(main)
