@@ -1,5 +1,8 @@
 """The exceptions a user may see. Each message names the thing that is wrong and the way out."""
 
+import sys
+from collections.abc import Callable
+
 
 class SaetoolError(Exception):
     """A failure with a message a person can act on; the command line prints it without a traceback."""
