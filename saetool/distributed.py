@@ -3,11 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from saetool.errors import WorkError
+
+_PATIENCE = timedelta(days=1)
+"""How long a process waits for the others. The main one alone ranks, evaluates and writes the report, which takes longer
+than PyTorch's 10 or 30 minutes on a large store; a process that dies is noticed at once, by `torchrun` and by gloo."""
 
 
 def start() -> None:
@@ -16,7 +21,8 @@ def start() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         # Both backends: files' names and counts travel as CPU tensors, gradients on the device.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
 
 
 def stop() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage
 from saetool.errors import RequestError
 from saetool.report import pictures
@@ -55,7 +56,9 @@ class _Builder:
     command: str | None
 
     def build(self, partial: Partial) -> dict[str, Any]:
-        """Write the site and return its facts."""
+        """Write the site and return its facts; one process writes, the others wait for the seal."""
+        if not distributed.is_main():
+            return {}
         content: dict[str, Any] = {}
         if self.features is None:
             partial.write_bytes("data/site.js", pack("site", {}, {}))
