@@ -35,12 +35,9 @@ class FolderSource:
     attribution: str | None = None
 
     def __init__(self, root: Path | str, limit: int | None = None):
-        self._folder = Path(root).expanduser()
-        if not self._folder.is_dir():
-            raise RequestError(f"images.source: there is no folder {root}")
-        self.root: str | None = str(self._folder.resolve())
-        self.name = self._folder.resolve().name
-        entries = sorted(_walk(self._folder), key=lambda entry: os.fsencode(entry[0]))
+        self.root: str | None
+        self.root, self.name = self._locate(str(root))
+        entries = sorted(self._list(), key=lambda entry: os.fsencode(entry[0]))
         if not entries:
             raise RequestError(f"images.source: no image files below {root} (looked for {', '.join(sorted(SUFFIXES))})")
         self._depth = _class_depth([path for path, _ in entries])
@@ -67,20 +64,40 @@ class FolderSource:
 
     def read(self, i: int) -> Picture:
         """Decode the file; WorkError names it when it is corrupt or gone."""
-        file = self._folder / self.path(i)
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise WorkError(f"{file} cannot be read: {error.strerror}; or set images.on_error=skip") from None
-        return read_picture(content, str(file))
+        return read_picture(*self._content(i))
 
     def listing(self) -> str:
         """Return a digest over relative paths and sizes."""
         return digest_listing(self._entries)
 
+    def _locate(self, root: str) -> tuple[str, str]:
+        """Return where the images are, and a name for them."""
+        self._folder = Path(root).expanduser()
+        if not self._folder.is_dir():
+            raise RequestError(f"images.source: there is no folder {root}")
+        resolved = self._folder.resolve()
+        return str(resolved), resolved.name
+
+    def _list(self) -> list[tuple[str, int]]:
+        """Return the path below the root and the size of every image file, in any order."""
+        return _walk(self._folder)
+
+    def _content(self, i: int) -> tuple[bytes, str]:
+        """Return a file's bytes, and what a message calls it."""
+        file = self._folder / self.path(i)
+        try:
+            return file.read_bytes(), str(file)
+        except OSError as error:
+            raise WorkError(f"{file} cannot be read: {error.strerror}; or set images.on_error=skip") from None
+
     def _class(self, path: str) -> str | None:
         folders = path.split("/")[:-1]
         return folders[self._depth] if self._depth is not None and self._depth < len(folders) else None
+
+
+def is_image_name(path: str) -> bool:
+    """Say whether a path below the root is an image's: by its ending, and nothing on the way hidden."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES and not any(part.startswith(".") for part in path.split("/"))
 
 
 def _walk(root: Path) -> list[tuple[str, int]]:
@@ -97,7 +114,7 @@ def _walk(root: Path) -> list[tuple[str, int]]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         below = os.path.relpath(folder, root)
         for name in files:
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+            if is_image_name(name):
                 path = name if below == "." else f"{below}/{name}".replace(os.sep, "/")
                 entries.append((path, _size(os.path.join(folder, name))))
     return entries

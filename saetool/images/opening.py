@@ -22,6 +22,10 @@ def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource
         from saetool.images.arrays import digits, mnist
 
         return (digits if name == "digits" else mnist)(settings.limit)
+    if "://" in (address := root or name):
+        from saetool.images.remote import RemoteFolderSource
+
+        return RemoteFolderSource(address, settings.limit)
     if name.startswith("hf:"):
         from saetool.images.datasets import open_hub
 

@@ -12,7 +12,8 @@ class ImageSettings(Settings):
 
     source: str = "elpv"
     """`elpv`, `digits`, `mnist`, `hf:NAME` (a dataset on the Hugging Face hub), or the path of a folder of images, of a
-    folder of Parquet or Arrow files, or of one such file."""
+    folder of Parquet or Arrow files, or of one such file, or the address of a folder of images that an installed fsspec
+    driver reads: `s3://bucket/images`, `file://…`."""
     limit: int | None = Field(default=None, ge=1)
     """The first N images only."""
     on_error: Literal["fail", "skip"] = "fail"
