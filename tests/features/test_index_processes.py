@@ -1,0 +1,76 @@
+"""Several processes make the very index that one makes; one that dies costs its unfinished part and nothing else."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from saetool.artifacts import Artifact, verify
+
+WORKER = Path(__file__).parent / "index_worker.py"
+
+
+@pytest.fixture(scope="module")
+def whole(build_index):
+    """An index made by one process, with labels and heat maps; seven parts in the workers."""
+    z = torch.randn(13, 4, 9, generator=torch.Generator().manual_seed(3))
+    labels = [{"name": "kind", "kind": "category", "classes": ["a", "b"]}]
+    images = [{"kind": "ab"[i % 2]} for i in range(13)]
+    return build_index((z * 8).round() / 4 - 1, images=images, labels=labels, grid=(2, 2))
+
+
+def launch(processes: int, whole: Artifact, out: Path, *death: str) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    inputs = [str(whole.find_input(kind).path) for kind in ("autoencoder", "activations")]
+    started = []
+    for rank in range(processes):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+        environment = os.environ | {key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, str(WORKER), *inputs, str(out), *death]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    return started
+
+
+def run(processes: int, whole: Artifact, out: Path) -> None:
+    for process in launch(processes, whole, out):
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors[-2000:]
+
+
+def check(whole: Artifact, out: Path) -> None:
+    made = Artifact.open(out)
+    assert made.files == whole.files
+    assert made.id == whole.id
+    assert verify(out) == []
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_make_the_same_index(processes, whole, tmp_path):
+    run(processes, whole, tmp_path / "features")
+    check(whole, tmp_path / "features")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed_with", [1, 3])
+def test_a_killed_process_ends_the_others_and_any_number_resumes(resumed_with, whole, tmp_path):
+    out = tmp_path / "features"
+    first, second = launch(2, whole, out, "1:00003")
+    errors = first.communicate(timeout=120)[1]
+    others = second.communicate(timeout=120)[1]
+    assert second.returncode == -signal.SIGKILL, others[-2000:]
+    assert first.returncode == 1
+    assert "Run the same command again: it resumes" in errors
+    assert not out.exists()
+    parts = tmp_path / "features.partial/journal/parts"
+    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
+    assert "00001.json" in done
+    assert "00003.json" not in done
+    run(resumed_with, whole, out)
+    check(whole, out)
