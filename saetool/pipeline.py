@@ -14,6 +14,7 @@ from saetool import distributed
 from saetool.activations import LiveSource, caching_stage, require_space
 from saetool.artifacts import Artifact, Stage, run_stage
 from saetool.artifacts.manifest import MANIFEST
+from saetool.artifacts.remote import place_of
 from saetool.config import LIVE, RunConfig, load_config, sweep_members
 from saetool.errors import RequestError
 from saetool.evaluation import evaluation_stage, sweep_stage
@@ -64,8 +65,8 @@ class Run:
 
     @property
     def store_path(self) -> Path:
-        """Where the activations are: in the run, or shared."""
-        return Path(self.config.activations or self.directory / "activations")
+        """Where the activations are: in the run, or shared, at an address too."""
+        return place_of(self.config.activations or self.directory / "activations")
 
     @cached_property
     def store(self) -> Artifact:

@@ -4,23 +4,28 @@ A file is 8 bytes (length of the header, little-endian), a JSON header, and the 
 The header is checked against the file's size and against what the manifest says before anything is read.
 """
 
+import io
 import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saetool.errors import RequestError
+from saetool.artifacts.remote import RemotePath
+from saetool.errors import RequestError, WorkError
 
 TENSOR = "tokens"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _CODES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _LARGEST_HEADER = 1 << 20
 """Our headers have about a hundred bytes; a length beyond this is damage, not a header."""
+_FETCHED_HEADER = 4096
+"""Of a file behind an address: ours fit many times."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,16 @@ class Shard:
         return cls(path, begin, shape, dtype)
 
     def map(self) -> Float[Tensor, "images tokens d"]:
-        """Return the tensor as a view of the file: nothing is read before it is touched, writes stay in memory."""
+        """Return the tensor as a view of the file: nothing is read before it is touched, writes stay in memory.
+
+        Behind an address it is fetched whole.
+        """
         if math.prod(self.shape) == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         end = self.begin + math.prod(self.shape) * self.dtype.itemsize
+        if isinstance(self.path, RemotePath):
+            data = bytearray(self._fetch(self.path, self.begin, end))  # a copy: tensors want to be writable
+            return torch.frombuffer(data, dtype=self.dtype).view(self.shape)
         if self.begin % self.dtype.itemsize:  # another writer's file: its header has no padding
             data = torch.from_file(str(self.path), size=end, dtype=torch.uint8)[self.begin :].clone()
             return data.view(self.dtype).view(self.shape)
@@ -66,6 +77,9 @@ class Shard:
         image_bytes = self.shape[1] * self.shape[2] * self.dtype.itemsize
         target = out.view(torch.uint8).reshape(-1).numpy().data
         place = self.begin + start * image_bytes
+        if isinstance(self.path, RemotePath):
+            target[:] = self._fetch(self.path, place, place + len(target))
+            return
         with self.path.open("rb") as file:
             while len(target):
                 count = os.preadv(file.fileno(), [target], place)
@@ -73,12 +87,23 @@ class Shard:
                     raise RequestError(f"{self.path}: ends too early; it has changed since it was opened.")
                 target, place = target[count:], place + count
 
+    @staticmethod
+    def _fetch(path: RemotePath, start: int, stop: int) -> bytes:
+        """Return bytes `start` to `stop` of a file behind an address."""
+        try:
+            found = path.read_range(start, stop)
+        except OSError as error:
+            raise WorkError(f"{path}: cannot be read ({error.strerror}). The same command resumes.") from None
+        if len(found) != stop - start:
+            raise RequestError(f"{path}: ends too early; it has changed since it was opened.")
+        return found
+
 
 def _read_header(path: Path) -> tuple[dict, int, int]:
     """Return a safetensors header, the place of the first data byte, and the file's size."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with _beginning(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
                 raise RequestError(f"{path}: damaged: not a safetensors file.")
@@ -90,3 +115,10 @@ def _read_header(path: Path) -> tuple[dict, int, int]:
     if not isinstance(header, dict):
         raise RequestError(f"{path}: damaged: its header is not a JSON object.")
     return header, 8 + length, size
+
+
+def _beginning(path: Path | RemotePath) -> BinaryIO:
+    """Open a file at its beginning; behind an address, fetch what a header takes."""
+    if isinstance(path, RemotePath):
+        return io.BytesIO(path.read_range(0, min(path.stat().st_size, _FETCHED_HEADER)))
+    return path.open("rb")

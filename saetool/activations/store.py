@@ -18,6 +18,7 @@ from torch import Tensor
 
 from saetool.activations.shard import DTYPES, Shard
 from saetool.artifacts import Artifact
+from saetool.artifacts.remote import is_remote
 from saetool.errors import RequestError
 from saetool.statistics import Statistics
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 KIND = "activations"
 _MAPPED = 16
 """Shards of a site that stay mapped: a view keeps its own mapping alive, so this bounds only what nobody uses."""
+_FETCHED = 4
+"""Shards of a site behind an address that stay in memory: passes over a store read them in order."""
 
 
 class ActivationStore:
@@ -40,7 +43,7 @@ class ActivationStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "ActivationStore":
-        """Open the store at `path`; raises RequestError unless it is a sealed, whole store of activations."""
+        """Open the store at `path` (or at an address that fsspec reads); RequestError unless it is sealed and whole."""
         return cls(Artifact.open(path, kind=KIND))
 
     @cached_property
@@ -48,7 +51,8 @@ class ActivationStore:
         """The table of images: id, path, labels, width, height, digest, slice."""
         import pyarrow.parquet as parquet
 
-        table = parquet.read_table(self.artifact.file("images.parquet"))
+        with self.artifact.file("images.parquet").open("rb") as file:
+            table = parquet.read_table(file)
         if table.num_rows != self.n_images:
             raise RequestError(f"{self.artifact.path}: damaged: images.parquet has {table.num_rows} rows.")
         return table
@@ -93,10 +97,14 @@ class SiteStore:
         self._shards = _ranges(content["shards"])
         self._starts = np.array([shard.start for shard in self._shards])
         self._opened = lru_cache(maxsize=None)(self._open)
-        self._mapped = lru_cache(maxsize=_MAPPED)(lambda index: self._opened(index).map())
+        kept = _FETCHED if is_remote(store.artifact.path) else _MAPPED
+        self._mapped = lru_cache(maxsize=kept)(lambda index: self._opened(index).map())
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "images tokens d"]:
-        """Return images `start` to `stop`: a view of the mapped file inside one shard, a copy across shards."""
+        """Return images `start` to `stop`: a view of the mapped file inside one shard, a copy across shards.
+
+        Of a store behind an address, whole shards are fetched, and the last few of them kept.
+        """
         if not 0 <= start <= stop <= self.n_images:
             raise RequestError(f"Images {start} to {stop} were asked for; the store has {self.n_images}.")
         pieces = [self._mapped(index)[a:b] for index, a, b in self._parts(start, stop)]
@@ -124,9 +132,9 @@ class SiteStore:
 
     @cached_property
     def _stored_statistics(self) -> Statistics:
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        found = load_file(self.store.artifact.file(f"{self.info['folder']}/stats.safetensors"))
+        found = load(self.store.artifact.file(f"{self.info['folder']}/stats.safetensors").read_bytes())
         return Statistics(int(found["count"]), found["mean"], found["variance"])
 
     def _read_statistics(self, images: np.ndarray) -> Statistics:

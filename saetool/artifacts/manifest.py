@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from saetool.artifacts.remote import is_remote, place_of
 from saetool.errors import RequestError
 
 SCHEMA = 1
@@ -129,11 +130,11 @@ class Artifact:
 
     @classmethod
     def open(cls, path: str | os.PathLike, kind: str | None = None) -> "Artifact":
-        """Open a sealed artifact, of one kind where `kind` is given.
+        """Open a sealed artifact, of one kind where `kind` is given; `path` may be an address that fsspec reads.
 
         Raises RequestError for a missing, unfinished or damaged directory, another schema or another kind.
         """
-        path = Path(path)
+        path = place_of(path)
         manifest = read_manifest(path)
         if kind is not None and manifest["kind"] != kind:
             raise RequestError(f"{path}: holds {manifest['kind']}, but {kind} is needed here.")
@@ -198,7 +199,8 @@ class Artifact:
         wanted = next((entry["id"] for entry in self.inputs if entry["kind"] == kind), None)
         if wanted is None:
             raise RequestError(f"{self.path}: was not made from {kind}.")
-        places = [Path(hint)] if hint else [self.path / p for p in self.notes.get("input_paths", ())]
+        noted = self.notes.get("input_paths", ())
+        places = [place_of(hint)] if hint else [place_of(p) if is_remote(p) else self.path / p for p in noted]
         for place in places:
             if (place / MANIFEST).is_file():
                 found = Artifact.open(place)

@@ -30,6 +30,7 @@ from saetool.artifacts.manifest import (
     seal_of,
 )
 from saetool.artifacts.partial import Partial
+from saetool.artifacts.remote import where_from
 from saetool.errors import RequestError, SaetoolError, WorkError
 
 _VERSIONS = ("saetool", "torch", "timm", "transformers", "pyarrow")
@@ -230,7 +231,7 @@ def _seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
             "host": platform.node(),
             "command": " ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv)),
             "versions": {name: _version(name) for name in _VERSIONS},
-            "input_paths": [os.path.relpath(artifact.path, partial.out) for artifact in stage.inputs],
+            "input_paths": [where_from(artifact.path, partial.out) for artifact in stage.inputs],
             "listing": stage.listing,
             "logs": sorted(partial.logs),
         },

@@ -1,4 +1,4 @@
-"""A folder of images behind an fsspec address: `s3://bucket/images`, `memory://…`, `file://…` and what else is installed.
+"""A folder of images behind an fsspec address: `s3://bucket/images`, `memory://…`, what else has a driver installed.
 
 Files are read whole, one request each, where the decoding threads run; nothing is kept on the disk.
 """

@@ -29,7 +29,8 @@ class FeaturePages:
 
     def write(self, partial: Partial) -> dict[str, Any]:
         """Write everything and return how much there is of it."""
-        images = pq.read_table(self.store.file("images.parquet"))
+        with self.store.file("images.parquet").open("rb") as file:
+            images = pq.read_table(file)
         budget = _Budget(partial, int(self.settings.max_mb * 1e6))
         self._write_tables(images, budget)
         with_page = self._write_latents(budget)
