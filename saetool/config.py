@@ -27,7 +27,7 @@ LIVE = "live"
 
 
 class RunConfig(Settings):
-    """A whole run. `activations`: null caches in the run, a path or address shares a store, `live` trains without a disk."""
+    """A whole run. `activations`: null caches in the run, a path or address shares a store, `live` needs no disk."""
 
     run: str = Field(min_length=1)
     seed: int = Field(0, ge=0)

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from saetool.errors import WorkError
 
 _PATIENCE = timedelta(days=1)
-"""How long a process waits for the others. The main one alone ranks, evaluates and writes the report, which takes longer
-than PyTorch's 10 or 30 minutes on a large store; a process that dies is noticed at once, by `torchrun` and by gloo."""
+"""How long a process waits for the others. The main one alone ranks, evaluates and writes the report: on a large store
+that takes longer than PyTorch's 10 or 30 minutes. A process that dies is noticed at once, by `torchrun` and by gloo."""
 
 
 def start() -> None:
