@@ -1,0 +1,91 @@
+"""How near caching comes to the bare forward pass: decode, round, measure and write included.
+
+    python scripts/bench_cache.py [--quick] [--json FILE] [--backbone NAME] [--layer N] [--source NAME]
+
+The bare pass runs on batches that are decoded already, in the same precision and batch size. Both are timed in turns,
+the best turn counts: other work on the machine then meets both. `fp32` is the bare pass in float32.
+"""
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from saetool import distributed
+from saetool.activations import CacheSettings, cache
+from saetool.activations.decoding import Decoder
+from saetool.activations.writer import Plan
+from saetool.images import ImageSettings, ImageSource, open_source
+from saetool.vision import Backbone, BackboneSettings, load_backbone
+
+TURNS = 3
+
+
+def main() -> None:
+    """Time the bare pass, the float32 pass and caching; print and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="320 images a turn (default: 1,600)")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--backbone", default="demo/vits14")
+    parser.add_argument("--layer", type=int, default=10)
+    parser.add_argument("--source", default="elpv")
+    arguments = parser.parse_args()
+    source = open_source(ImageSettings(source=arguments.source, limit=320 if arguments.quick else 1600))
+    settings = BackboneSettings(name=arguments.backbone, layers=[arguments.layer])
+    figures = measure(settings, source, CacheSettings())
+    for name, value in figures.items():
+        print(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(settings: BackboneSettings, source: ImageSource, store: CacheSettings) -> dict[str, float | str]:
+    """Return images a second of each, their ratios, the share of decoding, the peak memory."""
+    backbone = load_backbone(settings, device=distributed.default_device())
+    exact = load_backbone(settings.model_copy(update={"precision": "fp32"}), device=distributed.default_device())
+    bare = caching = single = decode_seconds = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(TURNS):
+            rate, decode_seconds = forward_rate(backbone, source, store, images=128)
+            bare = max(bare, rate)
+            start = time.perf_counter()
+            cache(backbone, source, None, Path(folder) / str(turn), store)
+            caching = max(caching, len(source) / (time.perf_counter() - start))
+            print(f"turn {turn + 1}: bare {rate:.1f}, caching best {caching:.1f} images/s", flush=True)
+            single = max(single, forward_rate(exact, source, store, images=32)[0])
+    return {
+        "images_per_second": caching,
+        "forward_images_per_second": bare,
+        "fp32_forward_images_per_second": single,
+        "cache_vs_forward": caching / bare,
+        "cache_vs_fp32_forward": caching / single,
+        "decode_milliseconds": decode_seconds * 1e3,
+        "decode_share_of_processors": decode_seconds * caching / (os.cpu_count() or 1),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "precision": backbone.precision,
+        "images": str(len(source)),
+    }
+
+
+def forward_rate(backbone: Backbone, source: ImageSource, store: CacheSettings, images: int) -> tuple[float, float]:
+    """Return images a second of the bare pass over decoded batches, and the seconds it takes to decode one image."""
+    site = backbone.sites[0]
+    plan = Plan(len(source), [{"folder": site.folder, "n_tokens": backbone.tokens_at(site), "d": site.d}], store)
+    decoder = Decoder(source, backbone.transform, plan, "fail", threads=1)
+    count = min(images, len(source))
+    batches = [decoded.batch for decoded in decoder.slices(range(count // store.batch_size))]
+    backbone.forward_to(batches[0])  # warm up
+    start = time.perf_counter()
+    for batch in batches:
+        # The result has to arrive before the clock is read: on a GPU the call itself returns at once.
+        outputs = [output.cpu() for output in backbone.forward_to(batch)]
+        del outputs
+    seconds = time.perf_counter() - start
+    return len(batches) * store.batch_size / seconds, decoder.seconds / (len(batches) * store.batch_size)
+
+
+if __name__ == "__main__":
+    main()
