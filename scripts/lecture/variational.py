@@ -29,7 +29,7 @@ def draw():
     with torch.no_grad():
         show(axes[0, 1], tiles(plane.decode(lattice), SIDE, gap=0), "the plane decoded, at quantiles of the prior")
         show(axes[0, 2], tiles(wide.sample(100, generator(5)), 10), "100 samples, 16 latents")
-        show(axes[1, 0], _interpolation(wide, test), "from one test digit to another, in the code and in pixels")
+        show(axes[1, 0], _interpolation(wide, test), "between test digits: in the code, in pixels")
     numbers = {name: _bounds(model, test) for name, model in (("2 latents", plane), ("16 latents", wide))}
     _betas(axes[1, 1], train, test, numbers)
     _linear(axes[1, 2], numbers)
@@ -83,7 +83,7 @@ def _betas(axes, train, test, numbers: dict) -> None:
     for beta, (kl, error, active) in zip(betas, rows, strict=True):
         axes.annotate(f"β = {beta:g}, {active} active", (kl, error), xytext=(6, 6), textcoords="offset points")
     axes.set(xlabel="KL (nats)", ylabel="−E ln p(x|z) (nats)", title="16 latents: what β trades")
-    axes.margins(0.25)
+    axes.margins(0.4, 0.2)
 
 
 def _linear(axes, numbers: dict) -> None:
