@@ -1,0 +1,118 @@
+"""`torchrun -m saetool run` makes what one process makes; a process that is killed costs a restart, nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saetool.artifacts import Artifact, verify
+
+pytestmark = pytest.mark.slow
+
+DYING = """
+import os, signal, sys
+from saetool.activations.writer import StoreWriter
+from saetool.cli import main
+
+write = StoreWriter.write_shard
+
+def dying(self, shard, *rest):
+    write(self, shard, *rest)
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+StoreWriter.write_shard = dying
+main()
+"""
+"""The command line, whose second process dies after its first shard."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """A run over 24 pictures in two classes: a tiny ViT with random weights, shards of one slice of four images."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        path = folder / "pictures" / ("cats" if i % 3 else "dogs") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((40, 32), Image.Resampling.NEAREST).save(path)
+    values = {
+        "run": "unset",
+        "images": {"source": str(folder / "pictures")},
+        "backbone": {"name": "timm/test_vit", "layers": [3], "pretrained": False, "image_size": 64},
+        "cache": {"batch_size": 4, "shard_mb": 1e-6},
+        "autoencoder": {"kind": "sparse", "expansion": 4, "activation": {"kind": "topk", "k": 4}},
+        "training": {"tokens": 960, "batch_size": 48, "held_out": 0.2},
+        "evaluation": {"baselines": False},
+    }
+    (folder / "config.yaml").write_text(json.dumps(values))  # JSON is YAML
+    return folder / "config.yaml"
+
+
+def saetool(processes: int, *arguments: object, script: Path | None = None) -> subprocess.CompletedProcess:
+    """Run the command line in one process, or in several by torchrun, each with one thread."""
+    program = [str(script)] if script else ["-m", "saetool"]
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(many if processes > 1 else []), *program, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def made(processes: int, *arguments: object) -> str:
+    done = saetool(processes, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def alone(config) -> Path:
+    """The run of one process."""
+    made(1, "run", config, f"run={config.parent / 'alone'}")
+    return config.parent / "alone"
+
+
+def test_torchrun_makes_the_run_of_one_process(alone, config, tmp_path):
+    output = made(2, "run", config, f"run={tmp_path / 'run'}")
+    assert output.count("FVU") == 1  # said once, not by every process
+    kinds = ["activations", "autoencoder", "features", "evaluation", "report"]
+    run = {kind: Artifact.open(tmp_path / "run" / kind, kind) for kind in kinds}
+    assert run["activations"].id == Artifact.open(alone / "activations").id
+    for artifact in run.values():
+        assert verify(artifact.path) == []
+    # Gradients are summed in another order, so weights agree to rounding only.
+    final, expected = run["autoencoder"].content["final"], Artifact.open(alone / "autoencoder").content["final"]
+    assert final["rows"] == expected["rows"]
+    assert final["fvu"] == pytest.approx(expected["fvu"], rel=1e-3)
+    assert sorted(run["report"].files) == sorted(Artifact.open(alone / "report").files)
+    assert not list((tmp_path / "run").glob("*.partial"))
+    assert "sealed" not in made(2, "run", config, f"run={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize("resumed_with", [1, 3])
+def test_a_killed_process_ends_the_job_and_another_number_of_processes_resumes(alone, config, tmp_path, resumed_with):
+    (tmp_path / "dying.py").write_text(DYING)
+    out = tmp_path / "run" / "activations"
+    ended = saetool(2, "cache", config, f"run={tmp_path / 'run'}", script=tmp_path / "dying.py")
+    assert ended.returncode != 0
+    assert "SIGKILL" in ended.stderr or "lost another one of the job" in ended.stderr
+    assert not out.exists()
+    partial = out.parent / "activations.partial"
+    finished = [f"layer-03/{record.stem}.safetensors" for record in (partial / "journal/shards").glob("*.json")]
+    times = [(partial / name).stat().st_mtime_ns for name in finished]
+    assert "layer-03/00001.safetensors" in finished
+    made(resumed_with, "cache", config, f"run={tmp_path / 'run'}")
+    artifact = Artifact.open(out)
+    assert artifact.id == Artifact.open(alone / "activations").id
+    assert verify(out) == []
+    assert [(out / name).stat().st_mtime_ns for name in finished] == times  # what was done is kept
+
+
+def test_a_wrong_request_ends_every_process_with_one_exit(config, tmp_path):
+    ended = saetool(2, "train", config, f"run={tmp_path / 'run'}", "training.batch_size=49")
+    assert ended.returncode != 0
+    assert "not made yet" in ended.stderr
