@@ -16,7 +16,7 @@ NO_DECAY = 1e-12
 def draw():
     """Codes of MNIST under both penalties, then KL on combinations of known atoms with and without decay."""
     train, test, _ = mnist()
-    figure, axes = plt.subplots(2, 3, figsize=(13, 8))
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8), gridspec_kw={"hspace": 0.28})
     numbers = {"mnist": {}, "atoms": {}, "steps": {"mnist": STEPS, "atoms": TOY_STEPS}}
     models = {
         "L1": {"activation": {"kind": "relu"}, "penalty": {"kind": "l1", "weight": 0.05}},
@@ -36,8 +36,10 @@ def draw():
         order = active.mean(0).argsort(descending=True)
         filters = model.decoder_directions()[order[:100]]
         show(axes[0, column], tiles(filters, 10, signed=True), f"{name}: its 100 most used directions", signed=True)
-        axes[0, 2].hist(z.flatten().clamp_max(3), 60, histtype="step", log=True, label=f"{name}: FVU {fvu:.2f}")
-        axes[1, 2].hist(active.sum(1), 40, histtype="step", label=f"{name}: mean {active.sum(1).mean():.0f} of 256")
+        axes[0, 2].hist(z.flatten(), 60, (0, 3), histtype="step", log=True, label=f"{name}: FVU {fvu:.2f}")
+        axes[1, 2].hist(
+            active.sum(1), range(0, 120, 3), histtype="step", label=f"{name}: mean {active.sum(1).mean():.0f} of 256"
+        )
         numbers["mnist"][name] = {
             "fvu": fvu,
             "l0": float(active.sum(1).mean()),
