@@ -169,7 +169,8 @@ class SparseAutoencoder(Autoencoder):
                 return parts
             case "l0":
                 assert isinstance(self.activation, JumpRelu)
-                return {"sparsity": weight * self.activation.active(view.a, view.pick).sum() / view.rows}
+                active = self.activation.active(view.a, view.pick)
+                return {"sparsity": weight * self.d_in * active.sum() / view.rows}
             case "kl":
                 q = view.latent_sums(z) / view.rows
                 squares = row_norms(self.decoder, self._sink(1)).square().sum()
@@ -322,7 +323,7 @@ class SparseAutoencoder(Autoencoder):
         return (
             "reconstruction error: squared, in normalized units, summed over d_in, mean over the batch"
             + (" and over prefixes" if self.prefixes else "")
-            + "; L1 weight times sqrt(d_in), KL weight times d_in"
+            + "; L1 weight times sqrt(d_in), L0 and KL weight times d_in"
         )
 
 

@@ -12,7 +12,7 @@ from saetool.autoencoders.sparse_settings import KlPenalty, NoPenalty, Penalty
 SMOOTHING = 1e-6
 """q becomes (1 − 2s) q + s: inside (0, 1) with a gradient everywhere, where a clamp would have none."""
 
-START_WEIGHT = {"l1": 0.15, "l0": 1.0}
+START_WEIGHT = {"l1": 0.15, "l0": 1 / 384}
 """Where a steered weight starts: on ViT activations .15 gives about 46 active latents with L1 (mathematics of §3)."""
 
 GAIN = 0.02

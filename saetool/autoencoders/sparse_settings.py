@@ -101,7 +101,10 @@ class L1Penalty(_WeightOrTarget):
 
 
 class L0Penalty(_WeightOrTarget):
-    """weight · L0, whose gradient reaches JumpReLU's thresholds through a kernel."""
+    """weight · d_in · L0, whose gradient reaches JumpReLU's thresholds through a kernel.
+
+    The factors of L1, L0 and KL make a weight mean the same at any width of the input.
+    """
 
     kind: Literal["l0"]
 

@@ -79,7 +79,7 @@ def dense_loss(model, x):
         norms = w_d.norm(dim=1) if penalty.norm == "weighted" else 1.0
         total = total + penalty.weight * math.sqrt(d_in) * (cost * norms).sum(1).mean()
     if penalty.kind == "l0":
-        total = total + penalty.weight * cost.sum(1).mean()
+        total = total + penalty.weight * d_in * cost.sum(1).mean()
     if penalty.kind == "kl":
         total = total + penalty.weight * d_in * kl(penalty.rho, z.mean(0)).sum()
         total = total + penalty.decoder_decay / 2 * w_d.square().sum()

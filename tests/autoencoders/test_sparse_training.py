@@ -156,6 +156,44 @@ def test_l1_is_the_weight_times_root_d_times_the_sum_of_latents():
     assert float(record.parts["sparsity"]) == pytest.approx(0.15 * 4 * float(record.metrics["l1"]), rel=1e-5)
 
 
+PADDED = {
+    "l1": {"penalty": L1},
+    "weighted l1": {"penalty": L1 | {"norm": "weighted"}},
+    "l0": {
+        "activation": {"kind": "jump_relu", "threshold": 0.02, "bandwidth": 0.05},
+        "penalty": {"kind": "l0", "weight": 0.01, "warmup_steps": 0},
+    },
+    "kl": {"activation": {"kind": "sigmoid"}, "penalty": {"kind": "kl", "rho": 0.05}},
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_a_weight_means_the_same_when_inputs_are_padded(name):
+    """32 → 128 dimensions, the new ones 0: the whole loss and its gradients grow by 4, so L0 settles where it did."""
+    x = data(d_in=32)
+    narrow = make(32, **PADDED[name])
+    narrow.initialize(TensorStream(x, batch_size=256), torch.Generator().manual_seed(0))
+    padded, pad = make(128, **PADDED[name]), torch.nn.functional.pad
+    padded.normalizer.fit(TensorStream(pad(x, (0, 96)), batch_size=256).statistics())
+    assert float(padded.normalizer.factor) == pytest.approx(2 * float(narrow.normalizer.factor), rel=1e-5)
+    # The same model in units twice as large: latents grow with them, unless they are probabilities.
+    bounded = name == "kl"
+    with torch.no_grad():
+        padded.encoder.copy_(pad(narrow.encoder, (0, 96)) / (2 if bounded else 1))
+        padded.encoder_bias.copy_(narrow.encoder_bias * (1 if bounded else 2))
+        padded.decoder.copy_(pad(narrow.decoder, (0, 96)) * (2 if bounded else 1))
+        padded.decoder_bias.copy_(pad(narrow.decoder_bias, (0, 96)) * 2)
+    records = [m.loss(rows, 0, torch.Generator()) for m, rows in ((narrow, x), (padded, pad(x, (0, 96))))]
+    for part, value in records[0].parts.items():
+        assert float(records[1].parts[part]) == pytest.approx(4 * float(value), rel=1e-3), part
+    assert float(records[1].metrics["l0"]) == pytest.approx(float(records[0].metrics["l0"]), rel=1e-3)
+    if name == "l0":
+        for record in records:
+            record.total.backward()
+        grads = [m.activation.log_threshold.grad for m in (narrow, padded)]
+        torch.testing.assert_close(grads[1], 4 * grads[0], rtol=0.02, atol=0.02 * float(grads[1].abs().max()))
+
+
 def test_weighted_l1_does_not_change_when_latents_shrink_and_decoder_rows_grow():
     model, x = started(penalty=L1 | {"norm": "weighted"})
     before = float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"])
