@@ -15,9 +15,10 @@ import numpy as np
 from saetool.activations import ActivationStore
 from saetool.errors import RequestError, run_script
 from saetool.features import Features
+from saetool.features.originals import Originals
 from saetool.features.reading import Rows
 from saetool.features.sheet import Cell, contact_sheet
-from saetool.images import ImageSettings, ImageSource, open_source
+from saetool.images import ImageSettings, open_source
 from saetool.vision.geometry import Geometry
 
 
@@ -34,7 +35,7 @@ def main() -> None:
         rows = features.for_label(label, class_ or None, given.count)
         latents = rows.column("latent")
     elif given.similar is not None:
-        rows = features.similar(given.similar, given.by)
+        rows = features.similar(given.similar, given.by, given.count)
         latents = [given.similar, *rows.column("latent")]
     else:
         latents = given.latent
@@ -44,10 +45,11 @@ def main() -> None:
         for latent in latents:
             print(f"\nlatent {latent}, strongest images:\n{features.top(latent, given.count)}")
     if given.sheet:
-        source = _source(features, given.root)
-        sheet = (
-            _sheet_of_image(features, source, rows, image) if given.image else _sheet(features, source, latents, given)
-        )
+        pictures = _originals(features, given.root)
+        if given.image is not None:
+            sheet = _sheet_of_image(features, pictures, rows, features.row_of(image))
+        else:
+            sheet = _sheet(features, pictures, latents, given)
         sheet.save(given.sheet)
         print(f"\n{given.sheet}: {sheet.width} × {sheet.height} pixels")
 
@@ -74,22 +76,22 @@ def _known(features: Features, latents: Iterable[int]) -> bool:
     return all(features.latent(latent) for latent in latents)
 
 
-def _source(features: Features, root: str | None) -> ImageSource:
+def _originals(features: Features, root: str | None) -> Originals:
     store = ActivationStore(features.artifact.find_input("activations"))
     settings = store.artifact.content["source"]
     if settings is None:
         raise RequestError(f"{store.artifact.path}: was made from tensors; there are no pictures for a sheet.")
-    return open_source(ImageSettings(**settings), root or store.artifact.notes.get("images_root"))
+    source = open_source(ImageSettings(**settings), root or store.artifact.notes.get("images_root"))
+    return Originals(features.images["path"].to_pylist(), features.images["digest"].to_pylist(), source)
 
 
-def _sheet(features: Features, source: ImageSource, latents: Sequence[int], given: argparse.Namespace):
-    places = {source.path(i): i for i in range(len(source))}
+def _sheet(features: Features, pictures: Originals, latents: Sequence[int], given: argparse.Namespace):
     rows = []
     for latent in latents:
         examples = features.examples(latent, given.group, given.count)
         cells = [
             Cell(
-                source.read(places[row["path"]]).image,
+                pictures.read(row["image"]),
                 f"{row['value']:.3g}{' held out' if row['held_out'] else ''} #{row['image']}",
                 None if row["heat"] is None else features.heat(row) / row["heat_scale"],
             )
@@ -99,9 +101,8 @@ def _sheet(features: Features, source: ImageSource, latents: Sequence[int], give
     return contact_sheet(rows, _geometry(features))
 
 
-def _sheet_of_image(features: Features, source: ImageSource, rows: Rows, image: int | str):
-    path = image if isinstance(image, str) else features.images["path"][image].as_py()
-    picture = source.read(next(i for i in range(len(source)) if source.path(i) == path)).image
+def _sheet_of_image(features: Features, pictures: Originals, rows: Rows, image: int):
+    path, picture = pictures.paths[image], pictures.read(image)
     cells = [Cell(picture, path)]
     for row in rows:
         heat = np.zeros(features.grid, np.float32) if features.grid else None

@@ -13,6 +13,7 @@ from saetool.evaluation.effect import CONDITIONS, measure_effect, summarize
 from saetool.evaluation.readout import Readout, find_head, linear_probe
 from saetool.evaluation.settings import EvaluationSettings
 from saetool.evaluation.subject import Labels, Subject, spread
+from saetool.features.originals import Originals
 from saetool.images import ImageSource
 from saetool.progress import bar, say
 from saetool.vision.backbone import Backbone
@@ -32,25 +33,13 @@ class Pictures:
     """The store's images, prepared for the backbone, by row; each must have the digest that the store recorded."""
 
     def __init__(self, subject: Subject, source: ImageSource, backbone: Backbone):
-        self.source, self.transform = source, backbone.transform
-        self.paths: list[str] = subject.store.images["path"].to_pylist()
-        self.digests = subject.store.digests
-        self.places = {source.path(i): i for i in range(len(source))}
+        paths = subject.store.images["path"].to_pylist()
+        self.originals = Originals(paths, subject.store.digests, source)
+        self.transform = backbone.transform
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Return prepared images [batch, channels, height, width]; RequestError where one is missing or changed."""
-        return torch.stack([self._one(int(row)) for row in rows])
-
-    def _one(self, row: int) -> Tensor:
-        path = self.paths[row]
-        if path not in self.places:
-            raise RequestError(
-                f"image {path!r} of the store is not in the source {self.source.name}: is it the same one?"
-            )
-        picture = self.source.read(self.places[path])
-        if picture.digest != self.digests[row]:
-            raise RequestError(f"image {path!r} is not the one that was cached (its content differs): cache it again")
-        return self.transform(picture.image)
+        return torch.stack([self.transform(self.originals.read(int(row))) for row in rows])
 
     def batches(self, rows: np.ndarray, title: str) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (rows, prepared images) of IMAGES_AT_ONCE images."""

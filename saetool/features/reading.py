@@ -125,7 +125,7 @@ class Features:
 
         Only the strongest latents of each patch are kept (`index.strongest`), so `patches` counts those.
         """
-        row = self._row_of(image)
+        row = self.row_of(image)
         with safe_open(self.artifact.file("patches.safetensors"), "np") as file:
             latents, values = (file.get_slice(name)[row] for name in ("latents", "values"))
         patch, place = np.nonzero(latents >= 0)
@@ -149,15 +149,18 @@ class Features:
         order = [("auroc", "descending"), ("latent", "ascending")]
         return Rows(table.take(pc.sort_indices(table, order)).slice(0, count))
 
-    def similar(self, latent: int, by: str = "decoder") -> Rows:
-        """Return a latent's neighbors, most similar first: `by` decoder (cosine) or coactivation (Jaccard)."""
+    def similar(self, latent: int, by: str = "decoder", count: int | None = None) -> Rows:
+        """Return a latent's neighbors, most similar first: `by` decoder (cosine) or coactivation (Jaccard).
+
+        As many as the index keeps (`index.neighbors`), or the first `count` of them.
+        """
         if by not in ("decoder", "coactivation"):
             raise RequestError(f"Latents are compared by decoder or by coactivation, not by {by!r}.")
         with safe_open(self.artifact.file("tensors.safetensors"), "np") as file:
             latents = file.get_slice(f"neighbors_{by}")[self._checked(latent)]
             values = file.get_slice(f"neighbors_{by}_value")[latent]
         known = latents >= 0
-        return Rows(pa.table({"latent": latents[known], "similarity": values[known]}))
+        return Rows(pa.table({"latent": latents[known][:count], "similarity": values[known][:count]}))
 
     def histogram(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (counts [bins], edges [bins + 1]) of a latent's positive activations."""
@@ -175,7 +178,8 @@ class Features:
             raise RequestError(f"There is no label {label!r}. Labels: {', '.join(names) or 'none'}.")
         return label
 
-    def _row_of(self, image: int | str) -> int:
+    def row_of(self, image: int | str) -> int:
+        """Return the row of an image named by row or by path; RequestError where there is none."""
         if isinstance(image, str):
             row = pc.index(self.images["path"], image).as_py()
             if row < 0:

@@ -79,3 +79,9 @@ def seal_identity(out, store, share: float = 0.3) -> Artifact:
         return {**content, "site": site.info, "held_out": held_out}
 
     return run_stage(Stage("autoencoder", {"d": site.d, "share": share}, build, (store.artifact,)), out)
+
+
+@pytest.fixture(scope="session")
+def identity_autoencoder() -> Callable[..., Artifact]:
+    """Seal an autoencoder whose codes are the positive part of a store's activations: (out, store)."""
+    return seal_identity
