@@ -1,5 +1,6 @@
 """Progress on long work: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,22 +9,25 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from saetool import distributed
-
 SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal, a line at most this often: enough to see life, few enough for a log file."""
 
 
+def _is_main() -> bool:
+    """Say whether this process speaks for all; by `torchrun`'s variable, so that nothing heavy is imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(message: str) -> None:
     """Print one line of news on standard error, from the main process only."""
-    if distributed.is_main():
+    if _is_main():
         Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
 @contextmanager
 def bar(description: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`: report that n more of `total` units are done. `done` of them were done by an earlier run."""
-    if not distributed.is_main():
+    if not _is_main():
         yield lambda n: None
     elif sys.stderr.isatty():
         with _rich_bar(description, total, unit, done) as advance:

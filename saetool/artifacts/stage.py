@@ -1,6 +1,7 @@
 """The one stage loop: recipe, lock, skip, resume, build, seal, force, lineage.
 
 A stage is settings, inputs and `build(partial) -> content`. Until it is sealed its work lives in NAME.partial.
+`force` is False (never replace), True (build anew and replace), or "different" (replace only what was made otherwise).
 """
 
 import importlib.metadata
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saetool import distributed
 from saetool.artifacts.files import explain, sync_directory, sync_file, write_atomic
@@ -32,6 +33,9 @@ from saetool.artifacts.manifest import (
 from saetool.artifacts.partial import Partial
 from saetool.artifacts.remote import where_from
 from saetool.errors import RequestError, SaetoolError, WorkError
+from saetool.progress import say
+
+Force = bool | Literal["different"]
 
 _VERSIONS = ("saetool", "torch", "timm", "transformers", "pyarrow")
 
@@ -62,7 +66,7 @@ class Stage:
         return {"kind": self.kind, "config": self.config, "inputs": inputs, "listing": self.listing}
 
 
-def run_stage(stage: Stage, out: str | os.PathLike, *, force: bool = False) -> Artifact:
+def run_stage(stage: Stage, out: str | os.PathLike, *, force: Force = False) -> Artifact:
     """Make the artifact `out`: skip when it is sealed with the same recipe, resume when begun, refuse when different.
 
     Raises RequestError when something else stands there (unless `force`) or another process works on it.
@@ -74,16 +78,17 @@ def run_stages(
     members: list[tuple[Stage, Path]],
     build_all: Callable[[list[Partial]], list[dict[str, Any]]],
     *,
-    force: bool = False,
+    force: Force = False,
 ) -> list[Artifact]:
     """Make several artifacts by one function; `build_all` gets the partial directories of the unsealed ones only."""
-    outs = [Path(out) for _, out in members]
+    members = [(stage, _real(Path(out))) for stage, out in members]
+    outs = [out for _, out in members]
     with ExitStack() as locks:
         todo = _agree(lambda: _prepare(members, locks, force))
         if todo:
             partials = [Partial(_partial_path(outs[i]), outs[i]) for i in todo]
             try:
-                contents = build_all(partials)
+                contents = _build(build_all, partials)
                 distributed.barrier()
                 if distributed.is_main():
                     for i, partial, content in zip(todo, partials, contents, strict=True):
@@ -96,6 +101,22 @@ def run_stages(
                 raise explained from error
         distributed.barrier()
     return [Artifact.open(out) for out in outs]
+
+
+def _real(out: Path) -> Path:
+    """Return where a link leads, so that the work happens beside the artifact itself."""
+    return Path(os.path.realpath(out)) if out.is_symlink() else out
+
+
+def _build(build_all: Callable[[list[Partial]], list[dict[str, Any]]], partials: list[Partial]) -> list[dict[str, Any]]:
+    """Build, and note a failure: a forced start after it begins anew instead of meeting it again."""
+    try:
+        return build_all(partials)
+    except SaetoolError:
+        if distributed.is_main():
+            for partial in partials:
+                partial.record("failed", True)
+        raise
 
 
 def _agree(decide: Callable[[], list[int]]) -> list[int]:
@@ -117,17 +138,16 @@ def _agree(decide: Callable[[], list[int]]) -> list[int]:
     return answer["todo"]
 
 
-def _prepare(members: list[tuple[Stage, Path]], locks: ExitStack, force: bool) -> list[int]:
+def _prepare(members: list[tuple[Stage, Path]], locks: ExitStack, force: Force) -> list[int]:
     """Lock what must be built and return its positions."""
     todo = []
     for i, (stage, out) in enumerate(members):
-        if not force and not _needs_recovery(out) and _is_sealed(stage, out):
+        if not _old_path(out).exists() and _can_skip(stage, out, force):
+            say(f"{out}: done already")
             continue
         locks.enter_context(locked(out))
         _recover(out)
-        if not force and _is_sealed(stage, out):
-            continue
-        if _begin(stage, out, force):
+        if not _can_skip(stage, out, force) and _begin(stage, out, force):
             todo.append(i)
     return todo
 
@@ -140,59 +160,86 @@ def _old_path(out: Path) -> Path:
     return out.with_name(out.name + ".old")
 
 
-def _needs_recovery(out: Path) -> bool:
-    return _old_path(out).exists()
-
-
 def _recover(out: Path) -> None:
-    """Finish or undo a swap that was interrupted: the old artifact comes back unless the new one is in place."""
-    old = _old_path(out)
-    if old.exists():
-        if out.exists():
-            shutil.rmtree(old)
-        else:
-            os.rename(old, out)
+    """Finish or undo a swap that was interrupted: the old artifact comes back unless the new one is in place.
+
+    A NAME.old that no swap of ours made is left alone.
+    """
+    old, partial = _old_path(out), _partial_path(out)
+    if not (old / MANIFEST).is_file():
+        return
+    newer = out if out.exists() else partial
+    if not (newer / MANIFEST).is_file() or read_manifest(newer)["notes"].get("replaces") != read_manifest(old)["id"]:
+        return
+    if newer is out:
+        shutil.rmtree(old)
+    else:
+        os.rename(old, out)
 
 
-def _is_sealed(stage: Stage, out: Path) -> bool:
+def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
     """Say whether `out` is sealed with this recipe; raise RequestError when something else stands there."""
     if not out.exists():
+        return False
+    if not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out}: not the work of saetool. Choose another place (run=…).")
+    if force is True or not (out / MANIFEST).exists():
         return False
     found = read_manifest(out)
     if found["recipe"] == stage.recipe:
         Artifact.open(out)
         return True
+    if force:
+        return False
+    raise RequestError(
+        f"{out}: already holds something else than what is asked for now:\n{_manifest_differences(found, stage)}\n"
+        "Choose another place (run=…), or give --force to build the new one and then replace this one."
+    )
+
+
+def _begin(stage: Stage, out: Path, force: Force) -> bool:
+    """Make or find the partial directory; return False when a finished one only had to be moved into place."""
+    path = _partial_path(out)
+    if path.exists():
+        begun = Partial(path, out).record_of("stage")
+        if (path / MANIFEST).exists():
+            found = read_manifest(path)
+            if found["recipe"] == stage.recipe:
+                _move_into_place(Partial(path, out))
+                return False
+            _refuse_partial(path, _manifest_differences(found, stage), force)
+        elif begun is None and Partial(path, out).product_names():
+            raise RequestError(f"{path}: not the work of saetool. Choose another place (run=…).")
+        elif begun is not None and begun["recipe"] != stage.recipe:
+            _refuse_partial(path, _differences(begun["request"], stage.request()), force)
+        anew = force is True and not (begun and begun["forced"] and not Partial(path, out).record_of("failed"))
+        if begun is None or begun["recipe"] != stage.recipe or anew:
+            shutil.rmtree(path)
+        else:
+            say(f"{out}: going on where it stopped")
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "journal" / "failed.json").unlink(missing_ok=True)
+    request = {"recipe": stage.recipe, "request": stage.request(), "forced": force is True}
+    Partial(path, out).record("stage", request)
+    return True
+
+
+def _refuse_partial(path: Path, differences: str, force: Force) -> None:
+    if not force:
+        raise RequestError(
+            f"{path}: unfinished work on something else than what is asked for now:\n{differences}\n"
+            "Choose another place (run=…), or give --force to throw it away."
+        )
+
+
+def _manifest_differences(found: dict[str, Any], stage: Stage) -> str:
     theirs = {
         "kind": found["kind"],
         "config": found["config"],
         "inputs": {entry["kind"]: entry["id"] for entry in found["inputs"]},
         "listing": found["notes"].get("listing"),
     }
-    raise RequestError(
-        f"{out}: already holds something else than what is asked for now:\n{_differences(theirs, stage.request())}\n"
-        "Choose another place (run=…), or give --force to build the new one and then replace this one."
-    )
-
-
-def _begin(stage: Stage, out: Path, force: bool) -> bool:
-    """Make or find the partial directory; return False when a finished one only had to be moved into place."""
-    path = _partial_path(out)
-    if path.exists():
-        begun = Partial(path, out).record_of("stage")
-        if (path / MANIFEST).exists() and read_manifest(path)["recipe"] == stage.recipe:
-            _move_into_place(Partial(path, out))
-            return False
-        if begun is None or (force and begun["recipe"] != stage.recipe):
-            shutil.rmtree(path)
-        elif begun["recipe"] != stage.recipe:
-            raise RequestError(
-                f"{path}: unfinished work on something else than what is asked for now:\n"
-                f"{_differences(begun['request'], stage.request())}\n"
-                "Choose another place (run=…), or give --force to throw it away."
-            )
-    path.mkdir(parents=True, exist_ok=True)
-    Partial(path, out).record("stage", {"recipe": stage.recipe, "request": stage.request()})
-    return True
+    return _differences(theirs, stage.request())
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -233,6 +280,7 @@ def _seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
             "versions": {name: _version(name) for name in _VERSIONS},
             "input_paths": [where_from(artifact.path, partial.out) for artifact in stage.inputs],
             "listing": stage.listing,
+            "replaces": read_manifest(partial.out)["id"] if (partial.out / MANIFEST).is_file() else None,
             "logs": sorted(partial.logs),
         },
     }
@@ -254,7 +302,12 @@ def _file_entry(partial: Partial, name: str) -> dict[str, Any]:
     path = partial.path / name
     size = path.stat().st_size
     recorded = partial.record_of(f"files/{name}")
-    if recorded and recorded["bytes"] == size:
+    if recorded:
+        if recorded["bytes"] != size:
+            raise WorkError(
+                f"{path}: has {size} bytes where {recorded['bytes']} were written: something else changed it. "
+                f"Delete {partial.path} and run the same command again."
+            )
         return recorded
     sync_file(path)
     return {"bytes": size, "digest": digest_file(path)}

@@ -191,3 +191,76 @@ def test_a_crash_at_any_step_loses_nothing(tmp_path, monkeypatch, force):
         if not crashed:
             break
     assert number > 15
+
+
+def test_what_saetool_did_not_make_is_never_replaced_even_by_force(tmp_path):
+    for name in ("a", "b.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "photo.png").write_bytes(b"precious")
+        with pytest.raises(RequestError, match="not the work of saetool"):
+            run_stage(stage(), tmp_path / name.removesuffix(".partial"), force=True)
+        assert (tmp_path / name / "photo.png").read_bytes() == b"precious"
+
+
+def test_a_copy_that_a_user_named_old_survives(tmp_path):
+    run_stage(stage(lr=1), tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "a.old")
+    run_stage(stage(lr=1), tmp_path / "a")
+    assert verify(tmp_path / "a.old") == []
+
+
+def test_force_begins_anew_unless_a_forced_start_was_killed(tmp_path):
+    def interrupted(error: BaseException) -> Stage:
+        def build(partial: Partial) -> dict:
+            stage().build(partial)
+            raise error
+
+        return Stage("activations", stage().config, build)
+
+    for error, again in ((WorkError("diverged"), [0, 1, 2]), (Crash(), [])):
+        calls: list[int] = []
+        with pytest.raises(type(error)):
+            run_stage(interrupted(error), tmp_path / "a", force=True)
+        run_stage(stage(calls=calls), tmp_path / "a", force=True)
+        assert calls == again
+
+
+def test_different_keeps_what_is_the_same_and_replaces_what_is_not(tmp_path):
+    calls: list[int] = []
+    run_stage(stage(lr=1), tmp_path / "a")
+    run_stage(stage(lr=1, calls=calls), tmp_path / "a", force="different")
+    assert calls == []
+    assert run_stage(stage(lr=2), tmp_path / "a", force="different").config["lr"] == 2
+
+
+def test_a_link_to_another_disk_is_followed(tmp_path):
+    (tmp_path / "big").mkdir()
+    run_stage(stage(lr=1), tmp_path / "big" / "a")
+    (tmp_path / "a").symlink_to(tmp_path / "big" / "a")
+    run_stage(stage(lr=2), tmp_path / "a", force=True)
+    assert (tmp_path / "a").is_symlink()
+    assert Artifact.open(tmp_path / "a").config["lr"] == 2
+    assert sorted(os.listdir(tmp_path)) == ["a", "big"]
+
+
+def test_a_file_that_shrank_before_sealing_is_noticed(tmp_path):
+    def build(partial: Partial) -> dict:
+        partial.write_bytes("x.bin", b"12345678")
+        os.truncate(partial.path / "x.bin", 3)
+        return {}
+
+    with pytest.raises(WorkError, match="3 bytes where 8 were written"):
+        run_stage(Stage("activations", {}, build), tmp_path / "a")
+
+
+def test_finished_work_on_something_else_is_not_thrown_away(tmp_path, monkeypatch):
+    real = os.rename
+    monkeypatch.setattr(
+        os, "rename", lambda *a: (_ for _ in ()).throw(Crash()) if str(a[0]).endswith(".partial") else real(*a)
+    )
+    with pytest.raises(Crash):
+        run_stage(stage(lr=1), tmp_path / "a")
+    monkeypatch.undo()
+    with pytest.raises(RequestError, match="lr: 1 there, 2 asked"):
+        run_stage(stage(lr=2), tmp_path / "a")
+    assert run_stage(stage(lr=1), tmp_path / "a").config["lr"] == 1
