@@ -11,7 +11,7 @@ from saetool.vision import BackboneSettings
 def main() -> None:
     """Read the arguments, cache, print what was stored."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", help="a folder of images, or elpv, digits, mnist, hf:NAME")
+    parser.add_argument("images", help="a folder of images, or elpv, digits, mnist, hf/NAME")
     parser.add_argument("out", help="where the store goes; begun work there is resumed")
     parser.add_argument("--backbone", default="demo/vits14", help="timm/NAME, hf/NAME, demo/vits14")
     parser.add_argument("--layers", nargs="+", default=["10"], help="layers from 1, or module paths")

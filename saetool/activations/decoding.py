@@ -15,6 +15,7 @@ from torch import Tensor
 from saetool.activations.writer import Plan
 from saetool.errors import WorkError
 from saetool.images import ImageSource
+from saetool.images.source import SourceError
 from saetool.vision import Transform
 
 _SLICES_AHEAD = 2
@@ -83,7 +84,7 @@ class Decoder:
         try:
             picture = self.source.read(i)
         except WorkError as error:
-            if self.on_error == "fail":
+            if self.on_error == "fail" or isinstance(error, SourceError):
                 raise
             return str(error)
         row = {"path": self.source.path(i), "width": picture.width, "height": picture.height, "digest": picture.digest}

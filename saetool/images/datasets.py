@@ -11,8 +11,8 @@ from PIL import Image
 
 from saetool.errors import RequestError, WorkError, first_line
 from saetool.images.picture import Picture, read_picture
-from saetool.images.settings import ImageSettings
-from saetool.images.source import Label, LabelColumn, digest_listing
+from saetool.images.settings import HUB_PREFIX, ImageSettings
+from saetool.images.source import Label, LabelColumn, SourceError, digest_listing
 
 LABEL_NAMES = ("label", "labels", "class", "category", "fine_label", "coarse_label")
 """Columns taken for labels where a dataset declares no class labels and none are named."""
@@ -40,7 +40,7 @@ class DatasetSource:
         # Undecoded: the file's bytes are wanted for its digest, and decoding is ours.
         rows = rows.cast_column(self._image_column, datasets.Image(decode=False))
         rows = rows.select_columns([self._image_column, *self._features])
-        self._rows = _Stream(rows) if settings.streaming else _Table(rows)
+        self._rows = _Stream(rows, name) if settings.streaming else _Table(rows)
         self._length = _length(rows, settings, name)
         self.label_columns = [self._label_column(column) for column in self._features]
         self._files = files
@@ -110,13 +110,15 @@ class _Table:
 
 
 class _Stream:
-    """Rows that arrive in order; a row behind the buffer or far ahead starts the stream again there."""
+    """Rows that arrive in order; a row behind the buffer starts the stream again there."""
 
-    def __init__(self, rows: Any):
+    def __init__(self, rows: Any, name: str):
         self._rows = rows
+        self._name = name
         self._lock = threading.Lock()
         self._iterator: Iterator[dict] = iter(())
         self._next = -1
+        self._end: str | None = None
         self._kept: OrderedDict[int, dict] = OrderedDict()
 
     def row(self, i: int) -> dict:
@@ -130,23 +132,35 @@ class _Stream:
         return {column: row[column] for column in columns}
 
     def _read_up_to(self, i: int) -> None:
-        if not 0 <= self._next <= i < self._next + STREAM_BUFFER:
+        # Skipping ahead would read all rows from the first again: reading on is cheaper, however far.
+        if self._end is None and not 0 <= self._next <= i:
             self._iterator, self._next = iter(self._rows.skip(i)), i
-        while self._next <= i:
-            row = next(self._iterator, None)
-            if row is None:
-                raise WorkError(f"the stream ended at row {self._next:,}: it is shorter than it declares")
-            self._kept[self._next] = row
+        while self._next <= i or self._end:
+            self._kept[self._next] = self._read()
             self._next += 1
             if len(self._kept) > STREAM_BUFFER:
                 self._kept.popitem(last=False)
 
+    def _read(self) -> dict:
+        """Return the next row. What ends the stream ends it for every thread: none begins it again."""
+        if self._end is None:
+            try:
+                row = next(self._iterator, None)
+            except Exception as error:  # each place that data come from has its own errors
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                self._end = f"broke off at row {self._next:,} ({reason}). Run the same command again: it resumes"
+            else:
+                if row is not None:
+                    return row
+                self._end = f"ended at row {self._next:,}: it is shorter than it was said to be (images.limit)"
+        raise SourceError(f"the stream of {self._name} {self._end}")
+
 
 def open_hub(settings: ImageSettings) -> DatasetSource:
-    """Open `hf:NAME`; RequestError where it has no such split, WorkError where the hub is out of reach."""
+    """Open `hf/NAME`; RequestError where it has no such split, WorkError where the hub is out of reach."""
     import datasets
 
-    name = settings.source.removeprefix("hf:")
+    name = settings.source.removeprefix(HUB_PREFIX)
     try:
         rows = datasets.load_dataset(name, settings.subset, split=settings.split, streaming=settings.streaming)
     except ValueError as error:

@@ -38,6 +38,8 @@ class FolderSource:
         self.root: str | None
         self.root, self.name = self._locate(str(root))
         entries = sorted(self._list(), key=lambda entry: os.fsencode(entry[0]))
+        for path in (str(self.root), *(path for path, _ in entries)):
+            _require_utf8(path)
         if not entries:
             raise RequestError(f"images.source: no image files below {root} (looked for {', '.join(sorted(SUFFIXES))})")
         self._depth = _class_depth([path for path, _ in entries])
@@ -118,6 +120,16 @@ def _walk(root: Path) -> list[tuple[str, int]]:
                 path = name if below == "." else f"{below}/{name}".replace(os.sep, "/")
                 entries.append((path, _size(os.path.join(folder, name))))
     return entries
+
+
+def _require_utf8(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = path.encode("utf-8", "backslashreplace").decode()
+        raise RequestError(
+            f"images.source: the name {shown} is not UTF-8, so no table can hold it: rename it"
+        ) from None
 
 
 def _size(file: str) -> int:

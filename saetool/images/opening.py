@@ -4,7 +4,7 @@ from pathlib import Path
 
 from saetool.errors import RequestError
 from saetool.images.datasets import DATASET_SUFFIXES
-from saetool.images.settings import ImageSettings
+from saetool.images.settings import HUB_PREFIX, ImageSettings
 from saetool.images.source import ImageSource
 
 
@@ -26,7 +26,7 @@ def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource
         from saetool.images.remote import RemoteFolderSource
 
         return RemoteFolderSource(address, settings.limit)
-    if name.startswith("hf:"):
+    if name.startswith(HUB_PREFIX):
         from saetool.images.datasets import open_hub
 
         return open_hub(settings)
@@ -36,7 +36,7 @@ def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource
 
         return open_local(path, settings)
     if not path.exists():
-        raise RequestError(f"images.source: there is no {path} (known names: elpv, digits, mnist, hf:NAME)")
+        raise RequestError(f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME)")
     from saetool.images.folder import FolderSource
 
     return FolderSource(path, settings.limit)

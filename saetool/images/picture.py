@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from saetool.artifacts import digest_bytes
 from saetool.errors import WorkError
@@ -39,8 +39,11 @@ def read_picture(content: bytes, name: str) -> Picture:
         raise WorkError(f"{name}: {error}") from None
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error … for damaged files.
-        what = "is empty" if not content else f"cannot be read as an image ({type(error).__name__}: {error})"
-        raise WorkError(f"{name} {what}; repair or remove it, or set images.on_error=skip") from None
+        what = "is empty" if not content else f"cannot be read as an image ({_reason(error)})"
+        raise WorkError(
+            f"{name} {what}. With images.on_error=skip the work goes on from here without it; a file that is repaired "
+            "or removed makes another list of files, and the work begins anew"
+        ) from None
 
 
 def picture_of(image: Image.Image, digest: str) -> Picture:
@@ -56,6 +59,12 @@ def picture_of_array(array: np.ndarray) -> Picture:
     """Return a uint8 array [height, width] or [height, width, 3] as a picture; the digest is of its bytes."""
     image = Image.fromarray(np.ascontiguousarray(array))
     return picture_of(image, digest_bytes(array.tobytes()))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own message names an object in memory
+        return "the content is of no kind of image that is known"
+    return f"{type(error).__name__}: {error}"
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

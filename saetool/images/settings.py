@@ -6,12 +6,15 @@ from pydantic import Field
 
 from saetool.settings import Settings
 
+HUB_PREFIX = "hf/"
+"""Before the name of a dataset on the Hugging Face hub; a folder of that name is `./hf/…`."""
+
 
 class ImageSettings(Settings):
     """Which images, and what happens at one that cannot be read."""
 
     source: str = "elpv"
-    """`elpv`, `digits`, `mnist`, `hf:NAME` (a dataset on the Hugging Face hub), or the path of a folder of images, of a
+    """`elpv`, `digits`, `mnist`, `hf/NAME` (a dataset on the Hugging Face hub), or the path of a folder of images, of a
     folder of Parquet or Arrow files, or of one such file, or the address of a folder of images that an installed fsspec
     driver reads: `s3://bucket/images`, `file://…`."""
     limit: int | None = Field(default=None, ge=1)

@@ -6,9 +6,14 @@ from typing import Literal, Protocol
 
 import xxhash
 
+from saetool.errors import WorkError
 from saetool.images.picture import Picture
 
 Label = str | float | None
+
+
+class SourceError(WorkError):
+    """The source itself failed, not one image of it: nothing that `on_error: skip` may pass over."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class ImageSource(Protocol):
         ...
 
     def read(self, i: int) -> Picture:
-        """Decode image `i`; WorkError names the file when it is corrupt."""
+        """Decode image `i`; WorkError names the file when it is corrupt, SourceError when no more can be read."""
         ...
 
     def listing(self) -> str:

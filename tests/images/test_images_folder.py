@@ -199,8 +199,19 @@ def test_a_corrupt_image_is_named(damage, tmp_path):
     whole = content.getvalue()
     broken = {"text": b"this is a text file", "empty": b"", "cut": whole[: len(whole) // 2], "header": whole[:30]}
     (tmp_path / "bad.png").write_bytes(broken[damage])
-    with pytest.raises(WorkError, match=r"bad\.png .*images\.on_error=skip"):
+    with pytest.raises(WorkError, match=r"bad\.png .*images\.on_error=skip") as raised:
         folder(tmp_path).read(0)
+    assert "0x" not in str(raised.value)  # no object in memory is named
+
+
+def test_a_name_that_no_table_can_hold_is_refused_when_listing(tmp_path):
+    put(tmp_path / "a.png")
+    try:
+        os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system knows no such names")
+    with pytest.raises(RequestError, match=r"caf\\udce9\.png is not UTF-8"):
+        folder(tmp_path)
 
 
 def test_floating_point_pixels_are_refused(tmp_path):

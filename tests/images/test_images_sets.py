@@ -10,6 +10,8 @@ from PIL import Image
 from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, open_source
+from saetool.images.datasets import _Stream
+from saetool.images.source import SourceError
 
 
 def png(value, size=(6, 4)):
@@ -177,3 +179,58 @@ def test_pictures_keep_their_size_when_they_are_arrays():
     picture = picture_of_array(np.arange(24, dtype=np.uint8).reshape(4, 6))
     assert (picture.width, picture.height) == (6, 4)
     assert picture.image.getpixel((1, 2)) == (13, 13, 13)
+
+
+class Rows:
+    """A stream of numbered rows that counts how many it gives."""
+
+    def __init__(self, n, broken_at=None, start=0, counts=None):
+        self.n, self.broken_at, self.start, self.counts = n, broken_at, start, counts if counts is not None else []
+
+    def skip(self, i):
+        # As the hub's streams do it: from the first row.
+        self.counts.append(i)
+        return Rows(self.n, self.broken_at, i, self.counts)
+
+    def __iter__(self):
+        for i in range(self.start, self.n):
+            if i == self.broken_at:
+                raise ConnectionError("the line is dead")
+            self.counts.append(1)
+            yield {"i": i}
+
+
+def test_a_stream_reads_on_however_far_ahead():
+    rows = Rows(9000)
+    stream = _Stream(rows, "set")
+    wanted = [3, 0, *range(4, 8000, 1500), 7999]
+    assert [stream.row(i)["i"] for i in wanted] == wanted
+    # One start at row 3, one for row 0 behind it; nothing is read three times.
+    assert sum(rows.counts) <= 3 + 1 + 8000
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(Rows(50, broken_at=20), "broke off at row 20 .*the line is dead.*resumes"), (Rows(20), "ended at row 20.*limit")],
+)
+def test_the_end_of_a_stream_is_no_fault_of_an_image(rows, message):
+    stream = _Stream(rows, "set")
+    assert stream.row(5)["i"] == 5
+    starts = len(rows.counts)
+    for i in (30, 31, 2):
+        with pytest.raises(SourceError, match=message):
+            stream.row(i)
+    assert len(rows.counts) == starts + 14  # up to row 19, and not begun again
+    assert stream.row(7)["i"] == 7
+
+
+def test_hub_datasets_are_named_with_a_prefix(rows, monkeypatch):
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **_: asked.append(names) or rows[0])
+    source = open_source(ImageSettings(source="hf/people/pictures", subset="small"))
+    assert asked == [("people/pictures", "small")]
+    assert (source.name, len(source)) == ("hf/people/pictures", 7)
+    with pytest.raises(RequestError, match=r"there is no hf:people/pictures \(known names: .*hf/NAME"):
+        open_source(ImageSettings(source="hf:people/pictures"))
