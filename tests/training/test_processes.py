@@ -129,7 +129,10 @@ def test_any_number_of_processes_learns_the_same(processes, everything, alone, s
                 assert line["fvu"] is not None
 
 
-def test_a_killed_process_ends_the_others_with_a_message_and_training_resumes(alone, small_models, tmp_path):
+@pytest.mark.parametrize("resumed_with", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_others_with_a_message_and_training_resumes(
+    resumed_with, alone, small_models, tmp_path
+):
     jobs = {"topk": small_models["topk"]}
     first, second = launch(2, tmp_path, jobs, kill="1:13")
     errors = first.communicate(timeout=120)[1]
@@ -137,7 +140,7 @@ def test_a_killed_process_ends_the_others_with_a_message_and_training_resumes(al
     assert first.returncode not in (0, -signal.SIGKILL)
     assert "WorkError" in errors
     assert "process" in errors.splitlines()[-1]
-    weights, _, lines = results(2, tmp_path, jobs)["topk"]
+    weights, _, lines = results(resumed_with, tmp_path, jobs)["topk"]
     expected, _, expected_lines = alone(["topk"])["topk"]
     for key, value in expected.items():
         torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-11, msg=key)
