@@ -80,13 +80,19 @@ def effect(subject: Subject, settings: EvaluationSettings, backbone: Backbone, s
     """Return what splicing does to the model, and each class's latents of largest effect."""
     pictures = Pictures(subject, source, backbone)
     label, head = choose_label(subject, settings, backbone)
-    rows = spread(subject.held_out, settings.effect_images)
-    if label is not None:
-        rows = rows[np.isin(label.values[rows], label.classes)]
+    if not len(subject.train):
+        raise RequestError(
+            f"{subject.store.artifact.path}: every image is held out; the effect needs training images for the mean "
+            "ablation. Evaluate on a store with others, or leave evaluation.effect out"
+        )
+    rows = spread(_labeled(subject.held_out, label), settings.effect_images)
+    if label is not None and not len(rows):
+        raise RequestError(
+            f"evaluation.effect_label: no held-out image has a class of {label.name!r}; choose another label"
+        )
     readout, probe_images = Readout(backbone, head), 0
     if label is not None and head is None:
-        train = spread(subject.train, 2 * settings.effect_images)
-        train = train[np.isin(label.values[train], label.classes)]
+        train = spread(_labeled(subject.train, label), 2 * settings.effect_images)
         readout, probe_images = _with_probe(backbone, pictures, label, train), len(train)
     sums = measure_effect(
         readout, subject.autoencoder, _with_targets(pictures, rows, label), subject.mean(subject.train).float()
@@ -101,6 +107,11 @@ def effect(subject: Subject, settings: EvaluationSettings, backbone: Backbone, s
     if label is not None and subject.autoencoder.decoder_directions() is not None:
         found["latents"] = _strongest(subject, settings, pictures, readout, label, rows)
     return found
+
+
+def _labeled(rows: np.ndarray, label: Labels | None) -> np.ndarray:
+    """Return the images that have one of the label's classes; all of them where there is no label."""
+    return rows if label is None else rows[np.isin(label.values[rows], label.classes)]
 
 
 def _with_probe(backbone: Backbone, pictures: Pictures, label: Labels, rows: np.ndarray) -> Readout:

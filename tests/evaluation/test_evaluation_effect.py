@@ -1,6 +1,7 @@
 """What splicing and ablating do to a model: every number against a direct computation, and the stage end to end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from saetool.evaluation import EvaluationSettings, evaluation_stage
 from saetool.evaluation.attribution import attribute, class_effects
 from saetool.evaluation.effect import CONDITIONS, measure_effect, share_recovered, summarize
 from saetool.evaluation.interventions import intervene, splice
+from saetool.evaluation.model_sections import effect
 from saetool.evaluation.readout import Readout, find_head, linear_probe
+from saetool.evaluation.subject import Subject
 from saetool.images import ImageSettings, open_source
 from saetool.training import TrainingSettings, train
-from saetool.vision import BackboneSettings, wrap
+from saetool.vision import BackboneSettings, load_backbone, wrap
 
 
 class Small(nn.Module):
@@ -245,19 +248,41 @@ def test_the_stage_measures_the_effect_on_the_model(run):
     artifact = run_stage(
         evaluation_stage(autoencoder, store, settings, backbone=backbone, source=source), folder / "evaluation"
     )
-    effect = json.loads(artifact.file("evaluation.json").read_text())["effect"]
-    assert effect["readout"] == "probe"
-    assert effect["probe_images"] + effect["images"] <= 80
-    conditions = effect["conditions"]
+    found = json.loads(artifact.file("evaluation.json").read_text())["effect"]
+    assert found["readout"] == "probe"
+    assert found["probe_images"] + found["images"] <= 80
+    conditions = found["conditions"]
     assert conditions["clean"]["accuracy"]["value"] == 1
     assert conditions["spliced_with_error"]["embedding_cosine"]["value"] == pytest.approx(1, abs=1e-6)
     spliced, zero = (conditions[name]["embedding_relative_error"]["value"] for name in ("spliced", "zero_ablation"))
     assert 0 < spliced < zero
-    assert {row["class"] for row in effect["latents"]} <= {"bright", "dark"}
-    assert all(np.isfinite(row["measured_logit"]) for row in effect["latents"])
+    assert {row["class"] for row in found["latents"]} <= {"bright", "dark"}
+    assert all(np.isfinite(row["measured_logit"]) for row in found["latents"])
     page = artifact.file("evaluation.md").read_text()
     assert "spliced with error" in page
     assert "recovered, against zero ablation" in page
+
+
+def test_images_are_drawn_from_the_labeled_ones_and_too_few_are_named(run):
+    _, store, autoencoder, backbone, source = run
+    loaded = load_backbone(backbone)
+    settings = EvaluationSettings(effect=True, baselines=False, effect_images=3, effect_latents=1, bootstrap=10)
+
+    def subject(labeled: int) -> Subject:
+        """Open the subject with only the last few held-out images labeled."""
+        opened = Subject.open(autoencoder, store, settings, 0)
+        names = np.array(opened.store.images["class"].to_pylist(), dtype=object)
+        names[opened.held_out[: len(opened.held_out) - labeled]] = None
+        place = opened.store.images.column_names.index("class")
+        opened.store.images = opened.store.images.set_column(place, "class", [names.tolist()])
+        return opened
+
+    assert effect(subject(2), settings, loaded, source)["images"] == 2
+    with pytest.raises(RequestError, match="no held-out image has a class of 'class'"):
+        effect(subject(0), settings, loaded, source)
+    without = replace(subject(2), train=np.array([], dtype=np.int64))
+    with pytest.raises(RequestError, match="every image is held out"):
+        effect(without, settings, loaded, source)
 
 
 def test_changed_or_missing_pictures_and_unknown_labels_are_named(run, tmp_path):
