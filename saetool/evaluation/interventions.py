@@ -178,6 +178,8 @@ def _mask(tokens: Chosen, count: int) -> Tensor | None:
     if given.dtype == torch.bool:
         if given.shape[-1] != count:
             raise RequestError(f"tokens: a mask over {given.shape[-1]} tokens, but an image has {count} here")
+        if given.ndim > 2:
+            raise RequestError(f"tokens: a mask is [tokens] or [batch, tokens], not {list(given.shape)}")
         return given
     outside = [int(index) for index in given.flatten() if not 0 <= int(index) < count]
     if outside:
@@ -191,6 +193,8 @@ def _where(chosen: Tensor | None, changed: Tensor, x: Tensor) -> Tensor:
     changed = changed.to(x.device)
     if chosen is None:
         return changed
+    if chosen.ndim == 2 and len(chosen) != len(x):
+        raise RequestError(f"tokens: a mask for {len(chosen)} images, but the model was given {len(x)}")
     return torch.where(chosen.to(x.device)[..., None], changed, x.to(changed.dtype))
 
 

@@ -246,11 +246,19 @@ def test_gradients_pass_through_an_intervention(backbone, images):
         ({0: "off"}, None, "'off' is no change"),
         ({0: 0}, [4], "no token 4.*0 to 3"),
         ({0: 0}, torch.ones(7, dtype=torch.bool), "mask over 7 tokens.*has 4"),
+        ({0: 0}, torch.ones(1, 5, 4, dtype=torch.bool), r"\[tokens\] or \[batch, tokens\], not \[1, 5, 4\]"),
     ],
 )
 def test_wrong_requests_are_explained(backbone, changes, tokens, message):
     with pytest.raises(RequestError, match=message), intervene(backbone, Relu(), changes, tokens, site=2):
         pass
+
+
+def test_a_mask_for_another_number_of_images_is_refused(backbone, images):
+    for mask in (torch.ones(3, 4, dtype=torch.bool), torch.ones(1, 4, dtype=torch.bool)):
+        message = f"mask for {len(mask)} images, but the model was given 5"
+        with pytest.raises(RequestError, match=message), intervene(backbone, Relu(), {0: 0}, mask, site=2):
+            backbone.output(images)
 
 
 def test_an_autoencoder_of_another_site_or_width_is_refused_naming_both(backbone):
