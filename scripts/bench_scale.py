@@ -5,8 +5,8 @@
 Images are random pictures, the model a tiny ViT with random weights (196 patches of width 64), so that what is measured
 is saetool and not a forward pass. Each stage runs in a process of its own: seconds count its work without Python's
 start; memory is the largest resident size, mapped pages of the store included (shards are 1 MiB here, so that few of
-them are mapped). Training is one epoch of each size. Printed for each stage: seconds, images a second, peak MB; then how
-seconds an image grow from 1× to 16× (1 is linear; below 1, a fixed part is spread over more images), and how much
+them are mapped). Training is one epoch of each size. Printed for each stage: seconds, images a second, peak MB; then
+how seconds an image grow from 1× to 16× (1 is linear; below 1, a fixed part is spread over more images), and how much
 memory grows from 4× to 16×, when fixed buffers are full, for each byte that the store grows (0 is flat; holding the
 store would be 1). There are few latents, so that the index's block of them (at most 96 MiB) stays small beside that.
 """
