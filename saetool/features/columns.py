@@ -104,7 +104,7 @@ LABELED = (
 )
 
 LABEL_STATISTICS = (
-    Column("latent", "int32", "", "Number of the latent; dead ones have no rows."),
+    Column("latent", "int32", "", "Number of the latent; one that fires on no labeled image has no rows."),
     Column("label", "string", "", "Name of the label column."),
     Column("class", "string", "", "Class; a latent has rows for its `index.label_classes` classes of largest AUROC."),
     Column("images", "int64", "images", "Labeled images of the class."),

@@ -1,7 +1,7 @@
 """Monosemanticity (Pach et al. 2025, arXiv 2504.02821): how alike are the images on which a latent fires?
 
 The mean similarity of pairs of images by another encoder's embedding, weighted by the product of their activations,
-min–max scaled over all images. In closed form: (‖Σ ãu‖² − Σ ã²) / ((Σ ã)² − Σ ã²).
+min–max scaled over all images. In closed form: (‖Σ ãu‖² − Σ ã²‖u‖²) / ((Σ ã)² − Σ ã²).
 """
 
 import numpy as np
@@ -15,7 +15,8 @@ from saetool.features.maxima import Maxima
 def monosemanticity(maxima: Maxima, embeddings: Float[np.ndarray, "images d"]) -> Float[np.ndarray, "latents"]:
     """Return the score of every latent of a block, NaN where fewer than two images have weight.
 
-    `embeddings` has unit rows; an image's activation is its maximum over tokens, 0 where the latent does not fire.
+    `embeddings` has unit rows, or zeros, which are like no other. An image's activation is its maximum over tokens,
+    0 where the latent does not fire.
     """
     weights = scaled(maxima, len(embeddings))
     image = torch.from_numpy(maxima.records["image"].astype(np.int64))
@@ -29,7 +30,9 @@ def monosemanticity(maxima: Maxima, embeddings: Float[np.ndarray, "images d"]) -
     ).numpy()
     sums = np.bincount(maxima.latent, weights=weights, minlength=maxima.n_latents)
     squares = np.bincount(maxima.latent, weights=weights**2, minlength=maxima.n_latents)
-    together = (total.astype(np.float64) ** 2).sum(1) - squares
+    lengths = (embeddings.astype(np.float64) ** 2).sum(1)[maxima.records["image"]]
+    alone = np.bincount(maxima.latent, weights=weights**2 * lengths, minlength=maxima.n_latents)
+    together = (total.astype(np.float64) ** 2).sum(1) - alone
     pairs = sums**2 - squares
     weighty = np.bincount(maxima.latent[weights > 0], minlength=maxima.n_latents) >= 2
     return np.where(weighty, together / np.where(weighty, pairs, 1), np.nan)
