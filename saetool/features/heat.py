@@ -50,10 +50,10 @@ def draw(pass_: Pass, wanted: Wanted, partial: Partial) -> np.ndarray:
     A byte is value / scale · 255, rounded, at least 1 where the latent fires.
     """
     tokens = pass_.site.tokens
-    path = partial.scratch("heat.bin")
-    if distributed.is_main() and not path.exists():
-        with path.open("wb") as file:
-            file.truncate(max(1, len(wanted.image) * tokens))
+    path, size = partial.scratch("heat.bin"), max(1, len(wanted.image) * tokens)
+    if distributed.is_main() and (not path.exists() or path.stat().st_size != size):
+        with path.open("wb") as file:  # a kill before the next line leaves an empty file
+            file.truncate(size)
     distributed.barrier()
     mapped = np.memmap(path, np.uint8, mode="r+")
     maps = mapped[: len(wanted.image) * tokens].reshape(len(wanted.image), tokens)

@@ -1,5 +1,7 @@
 """The index does not depend on how the store is cut, how often the job was killed, or how many chunks run at once."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -76,6 +78,23 @@ def test_a_killed_index_resumes_to_the_same_files(build_index, whole, monkeypatc
     chunks = 7
     # Each chunk twice (pass and heat maps) and the first once for the unit, less what the first attempt had finished.
     assert len(seen) - first <= 2 * chunks + 1 - max(0, (calls - 1) // 2 * 2 - 1) + 1
+
+
+def test_a_kill_that_leaves_an_empty_heat_file_is_survived(build_index, whole, monkeypatch, tmp_path):
+    opened, left = Path.open, []
+
+    def killed(self, *given, **named):
+        if self.name == "heat.bin" and not left:
+            left.append(self)
+            opened(self, *given, **named).close()
+            raise KeyboardInterrupt
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(random_tokens(), where=tmp_path, **LABELED)
+    assert left[0].stat().st_size == 0
+    assert digests(build_index(random_tokens(), where=tmp_path, **LABELED)) == digests(whole)
 
 
 def test_an_error_in_a_worker_is_raised_and_leaves_no_artifact(build_index, monkeypatch, tmp_path):
