@@ -14,6 +14,8 @@ from saetool.features.settings import IndexSettings
 GROUPS = ("top", "interval", "random")
 _HASH_BITS = 40
 _NO_INTERVAL = -1
+_PACKED_CELLS = 1 << (63 - _HASH_BITS)
+"""Cells that fit beside a hash into a positive int64."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,21 @@ def choose(maxima: Maxima, descending: np.ndarray, digests: np.ndarray, settings
     hashes = _hashes(maxima, digests, seed)
     if settings.intervals:
         cell = maxima.latent * settings.intervals + interval_of(maxima, settings.intervals)
-        order = np.argsort((cell << _HASH_BITS) | hashes, kind="stable")
+        order = _by_cell(cell, hashes)
         parts.append(_first(order, cell[order], settings.interval_examples, "interval", settings.intervals))
     if settings.random:
-        order = np.argsort((maxima.latent << _HASH_BITS) | hashes, kind="stable")
+        order = _by_cell(maxima.latent, hashes)
         parts.append(_first(order, maxima.latent[order], settings.random, "random"))
     record, group, interval, rank = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.lexsort((rank, interval, group, maxima.latent[record]))
     return Chosen(record[order], group[order], interval[order], rank[order])
+
+
+def _by_cell(cell: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Return the order by cell, then hash, then position."""
+    if len(cell) and int(cell.max()) >= _PACKED_CELLS:
+        return np.lexsort((hashes, cell))
+    return np.argsort((cell << _HASH_BITS) | hashes, kind="stable")  # one key sorts twice as fast as two
 
 
 def by_value(maxima: Maxima) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetool.features.ranking import GROUPS, by_value, choose, image_hashes, interval_of
+from saetool.features.ranking import GROUPS, _by_cell, by_value, choose, image_hashes, interval_of
 from saetool.features.settings import IndexSettings
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -73,6 +73,21 @@ def test_random_members_depend_on_seed_and_latent_but_not_on_position(maxima_of)
     digests = image_hashes([f"file {i}" for i in reversed(range(60))], 0)
     turned = choose(maxima, by_value(maxima), digests, IndexSettings(random=6), 0)
     assert [59 - image for image in chosen_images(maxima, turned, 0, "random")] == a
+
+
+def test_many_latents_times_many_intervals_are_ordered_alike(maxima_of, random_scores, monkeypatch):
+    maxima = maxima_of(random_scores(4, images=12, latents=6))
+    wanted = choose_from(maxima, 12, intervals=3, interval_examples=2, random=3)
+    monkeypatch.setattr("saetool.features.ranking._PACKED_CELLS", 1)
+    found = choose_from(maxima, 12, intervals=3, interval_examples=2, random=3)
+    for name in ("record", "group", "interval", "rank"):
+        assert getattr(found, name).tolist() == getattr(wanted, name).tolist()
+
+
+def test_the_last_of_very_many_cells_stays_last():
+    hashes = np.array([5, 1, 3, 2], dtype=np.int64)
+    for cell in ([0, 1 << 23, (1 << 23) - 1, 0], [0, 1 << 40, 7, 0]):
+        assert _by_cell(np.array(cell, dtype=np.int64), hashes).tolist() == [3, 0, 2, 1]
 
 
 def test_random_members_are_drawn_evenly(maxima_of):
