@@ -52,6 +52,12 @@ def training_stage(
             "training.precision is bf16, which is for dense families; a sparse model uses bf16 where it is exact "
             "already. Drop training.precision."
         )
+    shares = distributed.world_size() * settings.accumulate
+    if settings.batch_size % shares:
+        raise RequestError(
+            f"training.batch_size {settings.batch_size} does not divide into {distributed.world_size()} processes × "
+            f"{settings.accumulate} pieces (training.accumulate): choose a multiple of {shares}."
+        )
     plan.source.check(settings)
     return TrainingStage(
         kind=KIND,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from saetool import distributed
 from saetool.activations import TensorStream
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
@@ -53,6 +54,13 @@ def test_a_site_is_chosen_by_layer_or_module_and_an_open_choice_is_refused():
 def test_autocast_is_refused_for_sparse_models(stream, sparse):
     with pytest.raises(RequestError, match=r"training.precision"):
         training_stage(stream, sparse, how(precision="bf16"))
+
+
+def test_a_batch_that_processes_and_pieces_cannot_share_is_refused(stream, sparse, monkeypatch):
+    training_stage(stream, sparse, how(accumulate=10))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(RequestError, match=r"batch_size 50.*2 processes × 10 pieces.*multiple of 20"):
+        training_stage(stream, sparse, how(accumulate=10))
 
 
 def test_a_stream_with_other_batches_is_refused(stream, sparse, tmp_path):
