@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import sys
+import tempfile
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from saetool.errors import SaetoolError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="saetool",
@@ -29,15 +33,16 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value …]", help="Overrides, e.g. training.lr=1e-3.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Build anew and replace what stands at the same place.")]
+Replace = Annotated[bool, typer.Option("--force", help="Replace what was made otherwise than asked for now.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="State tokens, disk, memory and time; start nothing.")]
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None, force: Force = False) -> None:
+def run(config: Config, overrides: Overrides = None, force: Replace = False) -> None:
     """Cache, train, index, evaluate, report: skips what is done, resumes what was begun."""
     from saetool.pipeline import Run
 
-    for member in Run.load(config, overrides).make_all(force=force):
+    for member in Run.load(config, overrides).make_all(force="different" if force else False):
         _say(member.result())
 
 
@@ -99,7 +104,7 @@ def report(
 def demo(
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option("--out", help="Where the artifacts go (default: runs/demo).")] = None,
-    force: Force = False,
+    force: Replace = False,
 ) -> None:
     """Run the packaged demo: a real ViT on photographs of solar cells, no hub needed."""
     run("demo", [*([f"run={json.dumps(out)}"] if out else []), *(overrides or [])], force)
@@ -108,12 +113,14 @@ def demo(
 @app.command()
 def verify(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
     """Is it intact? Recompute every size and digest; exit 1 when anything has changed."""
-    from saetool.artifacts.verification import find_artifacts
+    from saetool.artifacts.verification import bytes_of, find_artifacts
     from saetool.artifacts.verification import verify as problems_of
+    from saetool.progress import bar
 
     damaged = False
     for path in [artifact for given in paths for artifact in find_artifacts(given)]:
-        problems = problems_of(path)
+        with bar(f"verifying {path}", bytes_of(path), "bytes") as advance:
+            problems = problems_of(path, advance)
         damaged |= bool(problems)
         typer.echo(f"{path}: {'DAMAGED' if problems else 'intact'}")
         for problem in problems:
@@ -137,7 +144,9 @@ def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry
 
     run_ = Run.load(config, overrides)
     if dry_run:
-        _print_estimate(run_.estimate(name))
+        estimate = run_.estimate(name)
+        _print_estimate(estimate)
+        run_.require_space(estimate)
         return
     for artifact in run_.make(name, force=force):
         _say(f"{artifact.kind}: {artifact.path}  ({artifact.id})")
@@ -163,23 +172,30 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer turns Ctrl-C into this
+            typer.echo("saetool: stopped. What was finished is kept; the same command resumes.", err=True)
+        if end.code:
+            _leave(end.code if isinstance(end.code, int) else 1)
     except SaetoolError as error:
         typer.echo(f"saetool: {error}", err=True)
         _leave(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("\nsaetool: stopped. What was finished is kept; the same command resumes.", err=True)
-        _leave(130)
     except Exception as error:
-        if os.environ.get("SAETOOL_TRACEBACK"):
-            raise
         typer.echo(
             f"saetool: unexpected failure: {type(error).__name__}: {error}\n"
-            "This is a bug. SAETOOL_TRACEBACK=1 shows where; what was finished is kept.",
+            f"This is a bug; {_keep_traceback()} says where. What was finished is kept.",
             err=True,
         )
         _leave(1)
     finally:
         _leave_group()
+
+
+def _keep_traceback() -> str:
+    """Write the traceback of the current error to a file and return its name."""
+    with tempfile.NamedTemporaryFile("w", prefix="saetool-", suffix=".txt", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name
 
 
 def _leave_group() -> None:

@@ -1,5 +1,6 @@
 """The exceptions a user may see. Each message names the thing that is wrong and the way out."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -28,8 +29,12 @@ def first_line(error: BaseException) -> str:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a user's error ends in its message and exit code instead of a traceback."""
+    """Run a script's `main`, under `torchrun` too; a user's error ends in its message and exit code."""
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from saetool import distributed
+
+            distributed.start()
         main()
     except SaetoolError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from saetool.activations import LiveSource, caching_stage, require_space
 from saetool.artifacts import Artifact, Stage, run_stage
 from saetool.artifacts.manifest import MANIFEST
 from saetool.artifacts.remote import place_of
+from saetool.artifacts.stage import Force
 from saetool.config import LIVE, RunConfig, load_config, sweep_members
 from saetool.errors import RequestError
 from saetool.evaluation import evaluation_stage, sweep_stage
@@ -84,32 +85,34 @@ class Run:
         c = self.config
         return caching_stage(c.backbone, self.source, c.images, c.cache, c.seed)
 
-    def cache(self, force: bool = False) -> Artifact:
+    def cache(self, force: Force = False) -> Artifact:
         """Cache activations, or take them as they are when they are sealed and the images are not at hand any more."""
         try:
             stage = self.caching()
         except RequestError:
-            if force or not (self.store_path / MANIFEST).is_file():
+            if force is True or not _holds(self.store_path, self.config):
                 raise
             say(f"{self.store_path}: sealed; the images themselves are not at hand.")
             return self.store
         return run_stage(stage, self.store_path, force=force)
 
-    def train(self, force: bool = False) -> list[Artifact]:
+    def train(self, force: Force = False) -> list[Artifact]:
         """Train the models: several on one stream."""
         stages = [(member.training(), member.path("autoencoder")) for member in self.members]
         return train_together(stages, force=force)
 
     def estimate(self, kind: str) -> dict[str, Any]:
-        """Return what a dry run of caching or training says; raise RequestError when the disk cannot hold it."""
+        """Return what a dry run of caching or training says (of a sweep: its first member)."""
         stage = self.caching() if kind == "activations" else self.members[0].training()
         if stage.estimate is None:
             raise RequestError(f"{COMMANDS[kind]} has no dry run.")
-        found = stage.estimate()
-        require_space(self.directory, found.get("bytes_on_disk", 0))
-        return found
+        return stage.estimate()
 
-    def make(self, kind: str, force: bool = False) -> list[Artifact]:
+    def require_space(self, estimate: dict[str, Any]) -> None:
+        """Raise RequestError when the disk cannot hold what an estimate says."""
+        require_space(self.directory, estimate.get("bytes_on_disk", 0))
+
+    def make(self, kind: str, force: Force = False) -> list[Artifact]:
         """Make one kind of artifact, for every member of the run; what it is made from must be there."""
         if kind == "activations":
             return [self.cache(force)]
@@ -117,7 +120,7 @@ class Run:
             return self.train(force)
         return [getattr(member, COMMANDS[kind])(force=force) for member in self.members]
 
-    def make_all(self, force: bool = False) -> list["Member"]:
+    def make_all(self, force: Force = False) -> list["Member"]:
         """Make everything, the cheap part of the evaluation included; return the members.
 
         Live training ends with the model. A sweep ends with each member's evaluation and their summary in `sweep/`;
@@ -157,22 +160,25 @@ class Member:
         store = LiveSource(c.backbone, self.run.source, c.images, c.cache) if self.run.live else self.run.store
         return training_stage(store, c.autoencoder, c.training, c.seed)
 
-    def index(self, force: bool = False) -> Artifact:
+    def index(self, force: Force = False) -> Artifact:
         """Find what each latent responds to."""
         stage = index_stage(_made(self.path("autoencoder"), "autoencoder"), self.run.store, self.config.index)
         return run_stage(stage, self.path("features"), force=force)
 
-    def evaluate(self, force: bool = False, full: bool = True) -> Artifact:
+    def evaluate(self, force: Force = False, full: bool = True) -> Artifact:
         """Measure held-out numbers and baselines; `full` adds probes and the effect on the model.
 
         Both answers go to one place: the full one replaces the cheap one and serves where the cheap one is asked for.
+        An evaluation made before there was an index is made again with it.
         """
         place = self.path("evaluation")
         cheap, whole = self._evaluation(full=False), self._evaluation(full=True)
         found = _recipe_at(place)
         if full:
-            return run_stage(whole, place, force=force or found == cheap.recipe)
-        return run_stage(whole if found == whole.recipe and not force else cheap, place, force=force)
+            replaces = found == cheap.recipe or _differs_only_in(whole, place, "features")
+            return run_stage(whole, place, force=force or replaces)
+        stage = whole if found == whole.recipe and force is not True else cheap
+        return run_stage(stage, place, force=force or _differs_only_in(stage, place, "features"))
 
     def _evaluation(self, full: bool) -> Stage:
         settings = self.config.evaluation
@@ -189,7 +195,7 @@ class Member:
             seed=self.config.seed,
         )
 
-    def report(self, force: bool = False) -> Artifact:
+    def report(self, force: Force = False) -> Artifact:
         """Write the web page. A page whose only difference is a newer evaluation is written again without asking."""
         features, evaluation = (
             Artifact.open(self.path(kind), kind) if (self.path(kind) / MANIFEST).is_file() else None
@@ -199,7 +205,7 @@ class Member:
         report, command = self.config.report, self.run.command
         stage = report_stage(features, self.run.store, model, evaluation, self.run.source, report, command)
         place = self.path("report")
-        if not force and _differs_only_in_evaluation(stage, place):
+        if not force and _differs_only_in(stage, place, "evaluation"):
             say(f"{place}: the evaluation is newer; writing the page again.")
             force = True
         return run_stage(stage, place, force=force)
@@ -244,15 +250,30 @@ def _recipe_at(path: Path) -> str | None:
     return Artifact.open(path).manifest["recipe"] if (path / MANIFEST).is_file() else None
 
 
-def _differs_only_in_evaluation(stage: Stage, path: Path) -> bool:
-    """Say whether the report at `path` is the asked one but for the evaluation that it shows."""
+def _differs_only_in(stage: Stage, path: Path, kind: str) -> bool:
+    """Say whether the artifact at `path` is the asked one but for one input, which came, went or was made again."""
     if not (path / MANIFEST).is_file():
         return False
     found = Artifact.open(path)
 
     def others(entries: list[dict]) -> list[dict]:
-        return [entry for entry in entries if entry["kind"] != "evaluation"]
+        return [entry for entry in entries if entry["kind"] != kind]
 
     asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in stage.inputs]
     same = found.config == stage.config and others(found.inputs) == others(asked)
     return same and found.manifest["recipe"] != stage.recipe
+
+
+def _holds(store: Path, config: RunConfig) -> bool:
+    """Say whether the store at `store` answers a config, as far as that can be said without its images."""
+    if not (store / MANIFEST).is_file():
+        return False
+    found = Artifact.open(store, "activations").config
+    asked = {"backbone": config.backbone, "cache": config.cache, "images": config.images}
+    for section, settings in asked.items():
+        for key, value in settings.model_dump(mode="json").items():
+            # A resolved precision answers `auto`; a folder's place is no part of what was made.
+            free = (section, key, value) == ("backbone", "precision", "auto") or (section, key) == ("images", "source")
+            if not free and key in found[section] and found[section][key] != value:
+                return False
+    return True

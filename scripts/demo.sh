@@ -4,4 +4,7 @@
 set -eu
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment demo
-exec saetool demo "$@"
+case " $* " in
+    *" --out"*) exec saetool demo "$@" ;;
+    *) exec saetool demo --out "$root/runs/demo" "$@" ;;
+esac

@@ -21,7 +21,12 @@ use_environment() {
     wanted="$(cksum < "$root/pyproject.toml") $root"
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
         python="$(find_python)" || exit 2
-        [ -x "$root/.venv/bin/python" ] || "$python" -m venv "$root/.venv" || exit 1
+        if ! "$root/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
+            "$python" -m venv --clear "$root/.venv" || {
+                echo "No virtual environment could be made; on Debian and Ubuntu: apt install python3-venv." >&2
+                exit 1
+            }
+        fi
         echo "Installing saetool[$extra] into $root/.venv (a minute where torch is at hand, longer where pip fetches it)."
         "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extra]" || exit 1
         echo "$wanted" > "$stamp"

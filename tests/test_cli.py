@@ -73,3 +73,11 @@ def test_a_wrong_request_ends_in_one_message_and_exit_code_2(arguments, message,
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_verify_of_a_run_misses_a_manifest_that_is_gone(tmp_path):
+    (tmp_path / "autoencoder").mkdir()
+    (tmp_path / "autoencoder" / "model.safetensors").write_bytes(b"x")
+    result = CliRunner().invoke(app, ["verify", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "manifest.json: No such file" in result.output

@@ -8,9 +8,12 @@ from pathlib import Path
 from saetool.artifacts.manifest import MANIFEST, SCHEMA, digest_file, id_of, is_safe_name, render, seal_of
 from saetool.errors import RequestError
 
+KINDS = ("activations", "autoencoder", "features", "evaluation", "report", "sweep")
+"""A folder of this name with files but no manifest is an artifact that has lost it."""
+
 
 def find_artifacts(path: Path) -> list[Path]:
-    """Return the artifact at `path`, or all those below it, unfinished ones left out.
+    """Return the artifact at `path`, or all those below it, those without their manifest too; unfinished ones not.
 
     Raises RequestError when there is none.
     """
@@ -21,12 +24,18 @@ def find_artifacts(path: Path) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.endswith((".partial", ".old")))
-        if MANIFEST in files:
+        if MANIFEST in files or (files and Path(folder).name in KINDS):
             found.append(Path(folder))
             folders.clear()
     if not found:
         raise RequestError(f"{path}: holds no saetool artifact (no {MANIFEST} in it or below it).")
     return found
+
+
+def bytes_of(path: Path) -> int:
+    """Return how many bytes verifying the artifact at `path` reads; 0 where its manifest cannot tell."""
+    manifest, _ = _check_manifest(path)
+    return sum(entry["bytes"] for entry in manifest["files"].values()) if manifest else 0
 
 
 def verify(path: str | os.PathLike, advance: Callable[[int], None] = lambda size: None) -> list[str]:
