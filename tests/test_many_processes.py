@@ -116,3 +116,13 @@ def test_a_wrong_request_ends_every_process_with_one_exit(config, tmp_path):
     ended = saetool(2, "train", config, f"run={tmp_path / 'run'}", "training.batch_size=49")
     assert ended.returncode != 0
     assert "not made yet" in ended.stderr
+
+
+def test_a_run_on_a_store_at_an_address_is_the_run_on_the_store(alone, config, tmp_path):
+    store = f"file://{alone / 'activations'}"
+    made(1, "run", config, f"run={tmp_path / 'run'}", f"activations={store}")
+    for kind in ("autoencoder", "features", "evaluation"):
+        artifact = Artifact.open(tmp_path / "run" / kind)
+        assert artifact.id == Artifact.open(alone / kind).id
+        assert str(artifact.find_input("activations").path) == store
+    assert not (tmp_path / "run" / "activations").exists()
