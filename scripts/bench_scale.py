@@ -3,21 +3,27 @@
     python scripts/bench_scale.py [--quick] [--json FILE] [--images N]
 
 Images are random pictures, the model a tiny ViT with random weights (196 patches of width 64), so that what is measured
-is saetool and not a forward pass. Each stage runs in a process of its own: seconds count its work without Python's
-start; memory is the largest resident size, mapped pages of the store included (shards are 1 MiB here, so that few of
-them are mapped). Training is one epoch of each size. Printed for each stage: seconds, images a second, peak MB; then
-how seconds an image grow from 1× to 16× (1 is linear; below 1, a fixed part is spread over more images), and how much
-memory grows from 4× to 16×, when fixed buffers are full, for each byte that the store grows (0 is flat; holding the
-store would be 1). There are few latents, so that the index's block of them (at most 96 MiB) stays small beside that.
+is saetool and not a forward pass. Each stage runs in a process of its own. Seconds count its work without Python's
+start. Memory is the largest resident size (peak), and of it what belongs to the process (own, sampled, Linux): mapped
+files count as resident while nobody else needs the memory. Training is one epoch of each size.
+
+Printed for each stage: seconds, images a second, both memories; then how seconds an image grow from 1× to 16× (1 is
+linear; below 1, a fixed part is spread over more images), and how much own memory grows from 4× to 16×, when fixed
+buffers are full, for each byte that the store grows (0 is flat; holding the store would be 1). There are few latents,
+so that the index's block of them (at most 96 MiB) stays small beside that.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +36,7 @@ STORE_MB = TOKENS * D * 2 / 1e6
 """Of an image, in bfloat16."""
 GATES = {"seconds_an_image": 1.25, "memory_per_store": 0.25}
 """The most that may come out."""
+SECONDS_BETWEEN_SAMPLES = 0.01
 
 
 def main() -> None:
@@ -100,14 +107,37 @@ def config_of(here: Path, images: int) -> dict:
 
 
 def run_stage(kind: str, config: str) -> dict[str, float]:
-    """Run one stage in this process; return its seconds and the process's largest resident size."""
+    """Run one stage in this process; return its seconds and the process's largest memories."""
     from saetool.pipeline import Run
 
     run = Run.load(config)
     start = time.perf_counter()
-    run.make(kind)
+    with own_memory() as samples:
+        run.make(kind)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return {"seconds": seconds, "peak_mb": peak, "own_mb": max(samples, default=peak)}
+
+
+@contextmanager
+def own_memory() -> Iterator[list[float]]:
+    """Sample what is resident and not shared with a file, in MB; nothing where /proc does not tell."""
+    samples: list[float] = []
+    ended = threading.Event()
+    statm, page = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def sample() -> None:
+        while statm.exists() and not ended.wait(SECONDS_BETWEEN_SAMPLES):
+            _, resident, shared = statm.read_text().split()[:3]
+            samples.append((int(resident) - int(shared)) * page)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
 
 
 def growth(sizes: list[dict], base: int) -> dict[str, dict[str, float]]:
@@ -117,7 +147,7 @@ def growth(sizes: list[dict], base: int) -> dict[str, dict[str, float]]:
     return {
         name: {
             "seconds_an_image": first[name]["images_per_second"] / last[name]["images_per_second"],
-            "memory_per_store": (last[name]["peak_mb"] - middle[name]["peak_mb"]) / stored,
+            "memory_per_store": (last[name]["own_mb"] - middle[name]["own_mb"]) / stored,
         }
         for name in first
     }
@@ -126,7 +156,8 @@ def growth(sizes: list[dict], base: int) -> dict[str, dict[str, float]]:
 def line(figures: dict[str, float]) -> str:
     """Return one stage's figures as text."""
     return (
-        f"{figures['seconds']:8.2f} s  {figures['images_per_second']:8.1f} images/s  {figures['peak_mb']:7.0f} MB peak"
+        f"{figures['seconds']:8.2f} s  {figures['images_per_second']:8.1f} images/s  "
+        f"{figures['peak_mb']:6.0f} MB peak  {figures['own_mb']:6.0f} MB own"
     )
 
 
