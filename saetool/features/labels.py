@@ -4,7 +4,7 @@ A latent's score of an image is its maximum over the tokens, 0 where it does not
 the images at 0 are one tie at the bottom. Images without a label are left out.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -68,11 +68,6 @@ class LabelStatistics:
     firing_images: np.ndarray
     p_value: np.ndarray
     spearman: np.ndarray
-
-    @classmethod
-    def concatenate(cls, blocks: "list[LabelStatistics]") -> "LabelStatistics":
-        """Join the statistics of consecutive blocks of latents."""
-        return cls(*(np.concatenate([getattr(block, field.name) for block in blocks]) for field in fields(cls)))
 
     def purity(self) -> np.ndarray:
         """Return the largest share of mass in one class."""

@@ -23,6 +23,8 @@ STRIPES = 128
 """At most this many stripes of latents: the grain of reading."""
 BLOCK_RECORDS = 1 << 22
 """Records of a block of latents held at a time (96 MiB), unless one stripe has more."""
+BLOCK_CELLS = 1 << 20
+"""Cells of the tables [latents, classes] of a block (8 MiB each, a few dozen at a time), unless one stripe has more."""
 
 _FILES = {"maxima": "maxima.bin", "latents": "latents.bin", "values": "values.bin"}
 
@@ -80,13 +82,16 @@ class Spill:
         """Return the integer sums of one part: histogram and profile."""
         return load_file(self.folders[part] / "sums.safetensors")
 
-    def blocks(self, limit: int | None = None) -> Iterator[Maxima]:
-        """Yield the maxima of consecutive blocks of latents, together all of them."""
-        limit = BLOCK_RECORDS if limit is None else limit
+    def blocks(self, columns: int = 1) -> Iterator[Maxima]:
+        """Yield the maxima of consecutive blocks of latents, together all of them.
+
+        `columns` numbers are to be held for each latent: of many, fewer latents are yielded at a time.
+        """
+        widest = max(1, BLOCK_CELLS // (columns * self.width))
         first = 0
         while first < len(self.stripe_records):
-            ends = np.cumsum(self.stripe_records[first:])
-            stop = first + max(1, int(np.searchsorted(ends, limit, side="right")))
+            ends = np.cumsum(self.stripe_records[first : first + widest])
+            stop = first + max(1, int(np.searchsorted(ends, BLOCK_RECORDS, side="right")))
             yield self._block(first, stop)
             first = stop
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,9 +17,9 @@ from saetool.artifacts import Artifact, Partial, Stage, run_stage
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
 from saetool.features import heat, neighbors, ranking, tables
-from saetool.features.columns import EXAMPLES
+from saetool.features.columns import EXAMPLES, LABEL_STATISTICS
 from saetool.features.encoding import Pass, encode_store
-from saetool.features.labels import LabelColumn, LabelStatistics, label_statistics
+from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import Maxima
 from saetool.features.monosemanticity import image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
@@ -100,18 +101,13 @@ class _Found:
     """What the statistics of all blocks of latents come to."""
 
     numbers: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    labels: list[list[LabelStatistics]] = field(default_factory=list)
 
-    def add(self, numbers: dict[str, np.ndarray], labels: list[LabelStatistics]) -> None:
+    def add(self, numbers: dict[str, np.ndarray]) -> None:
         for name, values in numbers.items():
             self.numbers.setdefault(name, []).append(values)
-        self.labels.append(labels)
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(self.numbers[name])
-
-    def statistics(self, place: int) -> LabelStatistics:
-        return LabelStatistics.concatenate([block[place] for block in self.labels])
 
 
 @dataclass
@@ -190,19 +186,34 @@ class Index:
     def _statistics(self, spill: Spill, embeddings: np.ndarray | None, partial: Partial) -> _Found:
         """Compute the numbers of every latent, and note the examples whose heat maps are wanted."""
         found, images, latents = _Found(), [], []
-        for block in spill.blocks():
-            descending = ranking.by_value(block)
-            numbers = block_numbers(block, self.held_out)
-            alive = block.counts > 0
-            score = monosemanticity(block, embeddings) if embeddings is not None else np.full(block.n_latents, np.nan)
-            numbers["monosemanticity"] = np.where(alive, score, np.nan)
-            found.add(numbers, [label_statistics(block, descending, column) for column in self.labels])
-            records = block.records[self._choose(block, descending).record]
-            images.append(records["image"])
-            latents.append(records["latent"])
+        with ExitStack() as stack:
+            path = partial.file("label_statistics.parquet")
+            rows = stack.enter_context(tables.TableWriter(path, LABEL_STATISTICS)) if self.labels else None
+            for block in spill.blocks(max([1, *(len(column.names) for column in self.labels)])):
+                descending = ranking.by_value(block)
+                numbers = block_numbers(block, self.held_out)
+                score = np.full(block.n_latents, np.nan) if embeddings is None else monosemanticity(block, embeddings)
+                numbers["monosemanticity"] = np.where(block.counts > 0, score, np.nan)
+                found.add(numbers | self._label_numbers(block, descending, rows))
+                records = block.records[self._choose(block, descending).record]
+                images.append(records["image"])
+                latents.append(records["latent"])
         wanted = heat.Wanted.of(np.concatenate(images), np.concatenate(latents), found.column("max"))
         wanted.save(partial.scratch("wanted.npz"))
         return found
+
+    def _label_numbers(
+        self, block: Maxima, descending: np.ndarray, rows: tables.TableWriter | None
+    ) -> dict[str, np.ndarray]:
+        """Write a block's rows of label_statistics.parquet; return its columns of latents.parquet."""
+        if rows is None:
+            return {}
+        found = [(column, label_statistics(block, descending, column)) for column in self.labels]
+        rows.write(tables.label_table(found, self.settings.label_classes, block.first))
+        numbers: dict[str, np.ndarray] = {}
+        for column, statistics in found:
+            numbers |= tables.label_numbers(column, statistics)
+        return numbers
 
     def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray:
         distributed.barrier()
@@ -225,10 +236,7 @@ class Index:
         for name, column in (("decoder", "neighbor_similarity"), ("coactivation", "coactivation_similarity")):
             nearest = tensors[f"neighbors_{name}"][:, 0].numpy()
             numbers[column] = np.where(nearest < 0, np.nan, tensors[f"neighbors_{name}_value"][:, 0].numpy())
-        labels = [(column, found.statistics(i)) for i, column in enumerate(self.labels)]
-        partial.write_table("latents.parquet", tables.latents_table(numbers, labels))
-        if labels:
-            partial.write_table("label_statistics.parquet", tables.label_table(labels, self.settings.label_classes))
+        partial.write_table("latents.parquet", tables.latents_table(numbers, self.labels))
         store = self.site.store
         names = [column.name for column in self.labels]
         partial.write_table("images.parquet", tables.images_table(store.images, self.held_out, names))

@@ -53,44 +53,53 @@ class TableWriter:
         self._writer.close()
 
 
-def latents_table(numbers: Mapping[str, np.ndarray], labels: Sequence[tuple[LabelColumn, LabelStatistics]]) -> pa.Table:
-    """Build latents.parquet from its plain columns and the statistics of every label column."""
+def label_numbers(column: LabelColumn, found: LabelStatistics) -> dict[str, np.ndarray]:
+    """Return what latents.parquet says of one label for a block of latents, best_class as its index (−1 for none)."""
+    best = found.best()
+    rows = np.arange(len(best))
+
+    def of_best(statistic: np.ndarray) -> np.ndarray:
+        if not statistic.shape[1]:
+            return np.full(len(best), np.nan)
+        return np.where(best >= 0, statistic[rows, best], np.nan)
+
+    named = {
+        "best_class": best,
+        "auroc": of_best(found.auroc),
+        "average_precision": of_best(found.average_precision),
+        "p_value": found.p_value,
+        "purity": found.purity(),
+        "entropy": found.entropy(),
+        "spearman": found.spearman,
+    }
+    return {f"{column.name}.{name}": values for name, values in named.items()}
+
+
+def latents_table(numbers: Mapping[str, np.ndarray], labels: Sequence[LabelColumn]) -> pa.Table:
+    """Build latents.parquet from its plain columns and, of every label column, its `label_numbers`."""
     columns, values = list(LATENTS), dict(numbers)
-    for column, found in labels:
-        best = found.best()
-        rows = np.arange(len(best))
-
-        def of_best(statistic: np.ndarray, best: np.ndarray = best, rows: np.ndarray = rows) -> np.ndarray:
-            return (
-                np.where(best >= 0, statistic[rows, best], np.nan) if statistic.shape[1] else np.full(len(best), np.nan)
-            )
-
-        named = {
-            "best_class": [column.names[i] if i >= 0 else None for i in best.tolist()],
-            "auroc": of_best(found.auroc),
-            "average_precision": of_best(found.average_precision),
-            "p_value": found.p_value,
-            "q_value": benjamini_hochberg(found.p_value),
-            "purity": found.purity(),
-            "entropy": found.entropy(),
-            "spearman": found.spearman,
-        }
+    for column in labels:
+        best = values[f"{column.name}.best_class"].tolist()
+        values[f"{column.name}.best_class"] = [column.names[i] if i >= 0 else None for i in best]
+        values[f"{column.name}.q_value"] = benjamini_hochberg(values[f"{column.name}.p_value"])
         for declared in LABELED:
             name = declared.name.format(label=column.name)
             columns.append(Column(name, declared.type, declared.unit, declared.definition))
-            values[name] = named[declared.name.removeprefix("{label}.")]
     return table(columns, values)
 
 
-def label_table(labels: Sequence[tuple[LabelColumn, LabelStatistics]], keep: int) -> pa.Table:
-    """Build label_statistics.parquet: for every latent that fires, its `keep` classes of largest AUROC."""
-    parts = [_label_rows(column, found, keep) for column, found in labels]
+def label_table(labels: Sequence[tuple[LabelColumn, LabelStatistics]], keep: int, first: int) -> pa.Table:
+    """Build the rows of label_statistics.parquet for a block of latents from `first`.
+
+    Every latent that fires on labeled images has rows for its `keep` classes of largest AUROC.
+    """
+    parts = [_label_rows(column, found, keep, first) for column, found in labels]
     joined = pa.concat_tables(parts)
     order = np.lexsort((np.repeat(np.arange(len(parts)), [len(part) for part in parts]), joined["latent"].to_numpy()))
     return joined.take(pa.array(order))
 
 
-def _label_rows(column: LabelColumn, found: LabelStatistics, keep: int) -> pa.Table:
+def _label_rows(column: LabelColumn, found: LabelStatistics, keep: int, first: int) -> pa.Table:
     alive = found.firing_images.sum(1) > 0
     ranked = np.argsort(np.where(np.isnan(found.auroc), np.inf, -found.auroc), axis=1, kind="stable")
     kept = np.zeros(found.auroc.shape, bool)
@@ -100,7 +109,7 @@ def _label_rows(column: LabelColumn, found: LabelStatistics, keep: int) -> pa.Ta
     names = pa.DictionaryArray.from_arrays(pa.array(class_, pa.int32()), pa.array(column.names, pa.string()))
     statistics = ("firing_images", "auroc", "auroc_low", "auroc_high", "average_precision", "mass_share")
     values = {
-        "latent": latent,
+        "latent": latent + first,
         "label": pa.repeat(pa.scalar(column.name, pa.string()), len(latent)),
         "class": names,
         "images": images[class_],

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,11 +39,17 @@ def test_slices_and_shards_make_no_difference(build_index, whole, batch_size):
     assert digests(other) == digests(whole)
 
 
-@pytest.mark.parametrize(("chunk_rows", "part_rows", "block"), [(4, 4, 1), (12, 16, 7), (1, 1000, 1 << 22)])
-def test_chunks_parts_and_blocks_make_no_difference(build_index, whole, monkeypatch, chunk_rows, part_rows, block):
+@pytest.mark.parametrize(
+    ("chunk_rows", "part_rows", "block", "cells"),
+    [(4, 4, 1, 1 << 20), (12, 16, 7, 1 << 20), (1, 1000, 1 << 22, 1), (1000, 1000, 1 << 22, 10)],
+)
+def test_chunks_parts_and_blocks_make_no_difference(
+    build_index, whole, monkeypatch, chunk_rows, part_rows, block, cells
+):
     monkeypatch.setattr(encoding, "CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr(encoding, "PART_ROWS", part_rows)
     monkeypatch.setattr(spill, "BLOCK_RECORDS", block)
+    monkeypatch.setattr(spill, "BLOCK_CELLS", cells)
     monkeypatch.setattr(spill, "STRIPES", 5)
     assert digests(build_index(random_tokens(), **LABELED)) == digests(whole)
 
@@ -176,3 +183,19 @@ def test_monosemanticity_comes_from_another_layer_of_the_store(tmp_path, build_i
 
 def test_the_store_is_found_again_from_the_features(whole):
     assert ActivationStore(whole.find_input("activations")).n_images == 13
+
+
+def test_of_latents_with_many_columns_few_are_held_at_a_time(tmp_path, monkeypatch):
+    from saetool.features.maxima import RECORD
+    from saetool.features.tally import Tally
+
+    monkeypatch.setattr(spill, "BLOCK_CELLS", 1000)
+    writer = spill.PartWriter(tmp_path, 256)
+    records = np.zeros(256, RECORD)
+    records["latent"] = np.arange(256)
+    writer.add(records, torch.zeros(1, 1), torch.zeros(1, 1))
+    writer.close(Tally.empty(256, 1, 1.0))
+    read = spill.Spill([tmp_path], 256)
+    assert [(block.first, block.stop) for block in read.blocks()] == [(0, 256)]
+    assert max(block.n_latents for block in read.blocks(100)) == 10
+    assert np.concatenate([block.records["latent"] for block in read.blocks(100)]).tolist() == list(range(256))
