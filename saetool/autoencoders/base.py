@@ -131,6 +131,8 @@ class Autoencoder(nn.Module):
     """Whether the reconstruction is x + decode(encode(x)): the code of a residual model holds a correction."""
     total_tokens: int = 0
     """Rows of the whole training; the trainer says it before `initialize`."""
+    total_steps: int = 0
+    """Steps of the whole training, likewise; 0 where nobody says."""
     fuse_gradients: bool = False
     """Whether nobody but the optimizer needs gradients: it may then build and apply them piece by piece."""
 

@@ -19,6 +19,7 @@ from saetool.autoencoders.sparse_dead import (
     auxk_loss,
     due,
     pre_activation_loss,
+    require_possible,
     resample_directions,
 )
 from saetool.autoencoders.sparse_initial import initialize_sparse
@@ -44,11 +45,6 @@ SIGMOID_ACTIVE = 0.1
 
 class SparseAutoencoder(Autoencoder):
     """A dictionary of `n_latents` directions, few of them active at a time."""
-
-    total_tokens: int | None = None
-    """All tokens of the training, where the trainer knows: it sets the dead window and the end of resampling."""
-    fuse_gradients: bool = False
-    """Leave the weights' gradients to the optimizer's step, which builds them block by block; `.grad` stays None."""
 
     tokens_seen: Tensor
     use_dense: Tensor
@@ -241,14 +237,19 @@ class SparseAutoencoder(Autoencoder):
 
     def initialize(self, stream: Stream, generator: torch.Generator) -> None:
         """Set normalization, dictionary and biases from training rows; decide how to start (sparse or dense)."""
-        self.silence.set_training_tokens(self.total_tokens or stream.n_rows)
+        require_possible(self.settings.dead, self.total_steps, self.total_tokens)
+        self._learn_length(stream)
         expected = initialize_sparse(self, stream, generator)  # type: ignore[arg-type]
         self.mean_l0.fill_(expected)
         self._decide_density()
 
     def enter(self, phase: str, stream: Stream) -> None:
-        """Set the window of silence, which is not saved: a resumed training comes here without `initialize`."""
+        """Set what follows from the training's length and is not saved: a resumed one comes here only."""
+        self._learn_length(stream)
+
+    def _learn_length(self, stream: Stream) -> None:
         self.silence.set_training_tokens(self.total_tokens or stream.n_rows)
+        self.penalty_weight.set_training_steps(self.total_steps)
 
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> BlockAdam:
         """Return Adam in blocks of latents, with unit rows and the bfloat16 copy kept up on the way."""
@@ -283,7 +284,7 @@ class SparseAutoencoder(Autoencoder):
         if (step + 1) % DENSITY_EVERY == 0:
             self._decide_density()
         cure = self.settings.dead
-        if isinstance(cure, Resample) and due(cure, step, self.tokens_seen, self.total_tokens):
+        if isinstance(cure, Resample) and due(cure, step, self.tokens_seen, self.total_steps, self.total_tokens):
             self._resample(cure, optimizer, generator)
         self._last, self._rows = {}, 0
 

@@ -1,11 +1,14 @@
 """Latents that have not fired for long: counting them, and three ways to bring them back."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.sparse_settings import AuxK, Dead, PreActivation, Resample
+from saetool.autoencoders.sparse_settings import AuxK, Dead, NoCure, PreActivation, Resample
+from saetool.errors import RequestError
 from saetool.sparse.products import Sink, decode, pre_activations
 from saetool.sparse.select import SLICE_ROWS, Encoder
 from saetool.sparse.support import Support
@@ -13,6 +16,10 @@ from saetool.sparse.support import Support
 WINDOW_TOKENS = 10_000_000
 WINDOW_SHARE = 0.2
 """Dead: silent for the last min(10 million, 20 % of all training) tokens (mathematics of §3; Gao et al. 2024)."""
+
+
+RESAMPLE_SHARE = 0.1
+"""Resampling happens every tenth of the training: often enough for short ones, with time to settle in between."""
 
 
 class SilenceCounter(nn.Module):
@@ -100,11 +107,34 @@ def pre_activation_loss(
     return settings.weight * x.shape[1] ** 0.5 * total / len(x)
 
 
-def due(settings: Resample, step: int, tokens_seen: Tensor, total_tokens: int | None) -> bool:
-    """Say whether dead latents are to be resampled after this step."""
-    if (step + 1) % settings.every_steps:
+def resample_every(settings: Resample, total_steps: int) -> int:
+    """Return the steps between two resamplings of a training of `total_steps`; 0 (never) where both are unknown."""
+    return settings.every_steps or math.ceil(RESAMPLE_SHARE * total_steps)
+
+
+def require_possible(settings: Dead, total_steps: int, total_tokens: int) -> None:
+    """Raise RequestError where a training is too short for its cure of dead latents to ever act."""
+    if isinstance(settings, NoCure) or not total_steps:
+        return
+    share = settings.stop_share if isinstance(settings, Resample) else 1.0
+    if isinstance(settings, Resample) and resample_every(settings, total_steps) > share * total_steps:
+        raise RequestError(
+            f"dead.every_steps {settings.every_steps} is never reached: resampling ends with {share:.0%} of "
+            f"{total_steps} steps. Lower it, leave it out (a tenth of the training), or raise training.tokens."
+        )
+    if settings.after_tokens is not None and settings.after_tokens > share * total_tokens:
+        raise RequestError(
+            f"dead.after_tokens {settings.after_tokens:,} is more than the {share * total_tokens:,.0f} tokens in which "
+            f"{settings.kind} could act: no latent would ever count as dead. Lower it or leave it out."
+        )
+
+
+def due(settings: Resample, step: int, tokens_seen: Tensor, total_steps: int, total_tokens: int) -> bool:
+    """Say whether dead latents are to be resampled after this step; totals are 0 where unknown."""
+    every = resample_every(settings, total_steps)
+    if every == 0 or (step + 1) % every:
         return False
-    return total_tokens is None or int(tokens_seen) <= settings.stop_share * total_tokens
+    return not total_tokens or int(tokens_seen) <= settings.stop_share * total_tokens
 
 
 @torch.no_grad()
@@ -118,7 +148,8 @@ def resample_directions(
 
     The main process draws from its batch and every process gets the same rows.
     """
-    weights = errors.double().square().to(generator.device)
+    # A training that diverges ends with the trainer's advice: it must get there.
+    weights = errors.double().square().nan_to_num(0.0, 0.0, 0.0).to(generator.device)
     possible = (weights > 0).sum()
     drawn = torch.zeros(min(wanted, len(x)), x.shape[1], dtype=x.dtype, device=x.device)
     if distributed.is_main() and int(possible):

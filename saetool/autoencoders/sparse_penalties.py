@@ -15,6 +15,9 @@ SMOOTHING = 1e-6
 START_WEIGHT = {"l1": 0.15, "l0": 1 / 384}
 """Where a steered weight starts: on ViT activations .15 gives about 46 active latents with L1 (mathematics of §3)."""
 
+WARMUP_STEPS, WARMUP_SHARE = 500, 0.1
+"""The weight rises over so many steps, or over this share of a short training."""
+
 GAIN = 0.02
 """A steered weight changes by L0 / target to this power a step: it can follow a factor of 2 in about 50 steps."""
 
@@ -48,9 +51,15 @@ class PenaltyWeight(nn.Module):
     def __init__(self, penalty: Penalty):
         super().__init__()
         self.target = None if isinstance(penalty, KlPenalty | NoPenalty) else penalty.target_l0
-        self.warmup_steps = 0 if isinstance(penalty, NoPenalty) else penalty.warmup_steps
+        self._given_steps = 0 if isinstance(penalty, NoPenalty) else penalty.warmup_steps
+        self.warmup_steps = WARMUP_STEPS if self._given_steps is None else self._given_steps
         given = 0.0 if isinstance(penalty, NoPenalty) else penalty.weight
         self.register_buffer("weight", torch.tensor(START_WEIGHT[penalty.kind] if given is None else given))
+
+    def set_training_steps(self, steps: int) -> None:
+        """Shorten the warm-up to its share of a training of `steps` (0: unknown), unless the settings fixed it."""
+        if self._given_steps is None and steps:
+            self.warmup_steps = min(WARMUP_STEPS, round(WARMUP_SHARE * steps))
 
     def at(self, step: int) -> Tensor:
         """Return the weight at a step, warm-up included."""

@@ -83,8 +83,8 @@ class _WeightOrTarget(Settings):
     weight: NonNegativeFloat | None = None
     target_l0: PositiveFloat | None = None
     """Steer the weight until this many latents are active a row."""
-    warmup_steps: NonNegativeInt = 500
-    """The weight rises linearly from 0 over these steps."""
+    warmup_steps: NonNegativeInt | None = None
+    """The weight rises linearly from 0 over these steps; null: min(500, a tenth of the training)."""
 
     @model_validator(mode="after")
     def _one_of_both(self):
@@ -151,7 +151,8 @@ class Resample(_Dead):
     """Dead latents start again from badly reconstructed inputs (Bricken et al. 2023)."""
 
     kind: Literal["resample"]
-    every_steps: PositiveInt = 1000
+    every_steps: PositiveInt | None = None
+    """null: a tenth of the training's steps."""
     stop_share: float = Field(default=0.8, gt=0, le=1)
     """No resampling after this share of the training, so that what it made can settle."""
     encoder_scale: PositiveFloat = 0.2

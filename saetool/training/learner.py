@@ -152,6 +152,7 @@ class Learner:
         """
         settings = self.settings
         autoencoder.total_tokens = settings.steps * settings.batch_size
+        autoencoder.total_steps = settings.steps
         alone = distributed.world_size() == 1 and settings.clip_norm is None and settings.accumulate == 1
         autoencoder.fuse_gradients = alone
 

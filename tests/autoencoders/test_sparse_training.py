@@ -10,8 +10,10 @@ from saetool import distributed
 from saetool.activations import TensorStream
 from saetool.autoencoders import sparse_activations, sparse_penalties
 from saetool.autoencoders.sparse import SparseAutoencoder
+from saetool.autoencoders.sparse_dead import due, resample_directions
 from saetool.autoencoders.sparse_penalties import kl_bernoulli, kl_penalty
 from saetool.autoencoders.sparse_settings import SparseSettings
+from saetool.errors import RequestError
 
 L1 = {"kind": "l1", "weight": 0.15, "warmup_steps": 0}
 
@@ -306,6 +308,42 @@ def test_resampling_changes_dead_rows_and_clears_their_moments():
     assert float(optimizer.state[model.encoder]["exp_avg"][:4].abs().sum()) == 0
     assert float(optimizer.state[model.encoder]["exp_avg"][4:].abs().sum()) > 0
     assert ((model.encode(x)[:, :4] > 0).sum(0) > 0).all()  # they fire
+
+
+@pytest.mark.parametrize(
+    ("dead", "reason"),
+    [
+        ({"kind": "resample", "every_steps": 1000}, r"every_steps 1000.*80% of 635 steps"),
+        ({"kind": "resample", "after_tokens": 1_290_000}, r"after_tokens 1,290,000"),
+    ],
+)
+def test_a_cure_that_cannot_act_is_refused(dead, reason):
+    model = make(penalty=L1, dead=dead)
+    model.total_steps, model.total_tokens = 635, 635 * 2048
+    with pytest.raises(RequestError, match=reason):
+        model.initialize(TensorStream(data(), batch_size=256), torch.Generator())
+
+
+def test_resampling_is_due_every_tenth_of_a_training_until_its_end():
+    cure = make(penalty=L1, dead={"kind": "resample"}).settings.dead
+    steps = [step for step in range(635) if due(cure, step, torch.tensor((step + 1) * 32), 635, 635 * 32)]
+    assert steps == [63, 127, 191, 255, 319, 383, 447]
+
+
+def test_resampling_of_errors_that_are_not_finite_draws_nothing():
+    errors = torch.tensor([torch.nan, torch.inf, 1.0, 0.0])
+    drawn = resample_directions(errors, torch.eye(4), 3, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, torch.eye(4)[2:3])
+
+
+@pytest.mark.parametrize(("given", "steps", "expected"), [(None, 293, 29), (None, 50_000, 500), (400, 293, 400)])
+def test_warm_up_ends_within_the_training_unless_it_is_given(given, steps, expected):
+    model = make(penalty={"kind": "l1", "weight": 0.2, "warmup_steps": given})
+    model.total_steps = steps
+    model.initialize(TensorStream(data(), batch_size=256), torch.Generator())
+    assert model.penalty_weight.warmup_steps == expected
+    assert float(model.penalty_weight.at(expected - 1)) == pytest.approx(0.2)
+    assert float(model.penalty_weight.at(0)) == pytest.approx(0.2 / expected)
 
 
 def test_resampling_ends_with_its_share_of_the_training():
