@@ -11,8 +11,10 @@ runs its own share of each round's slices.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +27,7 @@ from saetool.activations.settings import CacheSettings
 from saetool.activations.shard import DTYPES
 from saetool.activations.shuffle import Position
 from saetool.activations.split import is_held_out
+from saetool.activations.stream import spread
 from saetool.activations.writer import Plan
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError, WorkError
@@ -153,9 +156,19 @@ class LiveStream:
         """Yield every training row once, in the source's order: a whole pass of the model."""
         yield from self._train_rows(range(self.images.plan.n_slices))
 
-    def held_out(self) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """Yield the held-out rows, at most about `pool_rows` of them, in blocks of at most `batch_size`."""
-        for block in self._held_out_blocks:
+    def held_out(self, rows: int | None = None) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield the held-out rows, at most about `pool_rows` of them, in blocks of at most `batch_size`.
+
+        With `rows`, so many of them, evenly spaced.
+        """
+        blocks = self._held_out_blocks
+        count = sum(map(len, blocks))
+        if rows is not None and rows < count:
+            chosen = torch.from_numpy(spread(count, rows))
+            starts = np.cumsum([0, *map(len, blocks)]).tolist()
+            places = [chosen[(chosen >= a) & (chosen < b)] - a for a, b in pairwise(starts)]
+            blocks = [block[place] for block, place in zip(blocks, places, strict=True) if len(place)]
+        for block in blocks:
             yield from block.split(self.batch_size)
 
     @cached_property

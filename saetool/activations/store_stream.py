@@ -8,14 +8,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from saetool import seeding
 from saetool.activations.shuffle import Shuffle
 from saetool.activations.store import SiteStore, runs
-from saetool.activations.stream import ShuffledStream
+from saetool.activations.stream import ShuffledStream, spread
 from saetool.errors import RequestError
 from saetool.statistics import Statistics
 
 _READERS = 2
 """Blocks read at a time: one is on its way from the disk while another is copied."""
+_SPREAD_IMAGES = 4096
+"""Images that a part of the held-out rows is taken from: opening more costs more than it tells."""
 _POOLS = 3
 """One pool is being filled, one is full, one is being emptied."""
 
@@ -51,11 +54,17 @@ class StoreStream(ShuffledStream):
         """Yield every training row once, in order, a run of training images inside a slice at a time."""
         yield from self._in_order(self._train)
 
-    def held_out(self) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """Yield every held-out row once, in order, in blocks of at most `batch_size`."""
+    def held_out(self, rows: int | None = None) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield every held-out row once, in order, in blocks of at most `batch_size`.
+
+        With `rows`, so many at seeded places of evenly spaced held-out images: of as many images as there are, up to
+        `_SPREAD_IMAGES`, where those have rows enough.
+        """
+        images = np.flatnonzero(~self._train)
+        some = rows is not None and rows < len(images) * self.site.tokens
         waiting, count = [], 0
-        for rows in self._in_order(~self._train):
-            for piece in rows.split(self.batch_size):
+        for part in self._spread(images, rows) if some else self._in_order(~self._train):
+            for piece in part.split(self.batch_size):
                 if count + len(piece) > self.batch_size:
                     yield torch.cat(waiting)
                     waiting, count = [], 0
@@ -63,6 +72,16 @@ class StoreStream(ShuffledStream):
                 count += len(piece)
         if waiting:
             yield torch.cat(waiting)
+
+    def _spread(self, images: np.ndarray, rows: int) -> Iterator[Tensor]:
+        """Yield `rows` rows of evenly spaced `images`, equally many of each but for one."""
+        tokens = self.site.tokens
+        chosen = images[spread(len(images), max(min(rows, len(images), _SPREAD_IMAGES), -(-rows // tokens)))]
+        generator = seeding.generator(self._shuffle.seed, "held out rows")
+        borders = np.linspace(0, rows, len(chosen) + 1).astype(np.int64)
+        for image, wanted in zip(chosen.tolist(), np.diff(borders).tolist(), strict=True):
+            places = torch.randperm(tokens, generator=generator)[:wanted].sort().values
+            yield self.site.rows(image, image + 1)[0, places]
 
     def _in_order(self, images: np.ndarray) -> Iterator[Tensor]:
         for block in self.site.store.slices:

@@ -112,6 +112,11 @@ class ShuffledStream:
         raise NotImplementedError
 
 
+def spread(count: int, wanted: int) -> np.ndarray:
+    """Return `wanted` different whole numbers below `count`, evenly spaced, increasing."""
+    return (np.arange(wanted, dtype=np.int64) * 2 + 1) * count // (2 * wanted)
+
+
 def _gather(pool: Float[Tensor, "pool d_in"], rows: Int64[Tensor, "rows"]) -> Float[Tensor, "rows d_in"]:
     """Return a copy of some rows, moved in the widest words that divide a row: bf16 alone is several times slower."""
     row_bytes = pool.shape[1] * pool.element_size()
@@ -142,10 +147,13 @@ class TensorStream(ShuffledStream):
         """Yield every training row once, in order, in blocks of `batch_size`."""
         yield from self._train.split(self.batch_size)
 
-    def held_out(self) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """Yield every held-out row once, in order, in blocks of at most `batch_size`."""
-        if len(self._held_out):
-            yield from self._held_out.split(self.batch_size)
+    def held_out(self, rows: int | None = None) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield every held-out row once, or `rows` evenly spaced ones, in order, in blocks of at most `batch_size`."""
+        chosen = self._held_out
+        if rows is not None and rows < len(chosen):
+            chosen = chosen[torch.from_numpy(spread(len(chosen), rows)).to(chosen.device)]
+        if len(chosen):
+            yield from chosen.split(self.batch_size)
 
     def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
         for epoch, round_ in rounds:

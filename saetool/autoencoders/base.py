@@ -46,8 +46,11 @@ class Stream(Protocol):
         """Yield every training row once, in order, in blocks (for closed forms)."""
         ...
 
-    def held_out(self) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """Yield every held-out row once, in order, in blocks of at most `batch_size`."""
+    def held_out(self, rows: int | None = None) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield every held-out row once, in order, in blocks of at most `batch_size`.
+
+        With `rows`, at most so many of them, spread evenly over the held-out images; always the same ones.
+        """
         ...
 
     def position(self) -> dict:

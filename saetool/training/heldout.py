@@ -115,9 +115,8 @@ def evaluate(
     autoencoder: Autoencoder,
     blocks: Iterable[Float[Tensor, "rows d_in"]],
     center: Float[Tensor, "d_in"],
-    max_rows: int | None = None,
 ) -> Measures:
-    """Measure an autoencoder in evaluation mode on blocks of raw activations, or on their first `max_rows` rows.
+    """Measure an autoencoder in evaluation mode on blocks of raw activations.
 
     Several processes take turns at the blocks and every one gets the numbers of all.
     """
@@ -125,16 +124,10 @@ def evaluate(
     autoencoder.eval()
     like = next(autoencoder.parameters())
     sums = Accumulator(autoencoder.d_in, autoencoder.n_latents, center, like.device)
-    seen = 0
     for i, block in enumerate(blocks):
-        if max_rows is not None:
-            block = block[: max_rows - seen]
-        seen += block.shape[0]
         if i % distributed.world_size() == distributed.rank():
             x = block.to(like.device).to(like.dtype)
             sums.add(x, *reconstruct(autoencoder, x))
-        if max_rows is not None and seen >= max_rows:
-            break
     sums.merge_processes()
     autoencoder.train(was_training)
     return sums.measures()

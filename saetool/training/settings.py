@@ -50,7 +50,7 @@ class TrainingSettings(Settings):
     evaluate_every: int | None = Field(default=None, gt=0)
     """Steps between two held-out evaluations; None: four times, evenly. The last one is always made."""
     evaluate_rows: int | None = Field(default=32_768, gt=0)
-    """Held-out rows used by evaluations along the way; None: all. The last one uses all."""
+    """Held-out rows, evenly over the images, used by evaluations along the way; None: all. The last one uses all."""
     checkpoint_minutes: float = Field(default=2.0, ge=0)
     """Least time between two checkpoints; 0 writes one at every log step."""
     tensorboard: bool = False

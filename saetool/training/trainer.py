@@ -147,7 +147,8 @@ def _evaluate(runs: Sequence[Run], stream: Stream, center: Tensor, final: bool) 
     for run in runs:
         learner = run.learner
         split, rows = "held_out", None if final else learner.settings.evaluate_rows
-        measures = evaluate(learner.autoencoder, stream.held_out(), center, rows)
+        blocks = stream.held_out() if rows is None else stream.held_out(rows)
+        measures = evaluate(learner.autoencoder, blocks, center)
         if measures.rows == 0:
             if not final:
                 return

@@ -73,6 +73,9 @@ def test_held_out_ordered_and_moments_are_those_of_the_store(live, cached):
     assert max(map(len, blocks)) <= 20
     assert_same_rows(torch.cat(blocks), rest)
     torch.testing.assert_close(torch.cat(list(stream.ordered())), train, rtol=1e-5, atol=1e-6)
+    some = torch.cat(list(stream.held_out(5)))
+    places = [(torch.cat(blocks) == row).all(1).nonzero()[0].item() for row in some]
+    assert places == [(2 * i + 1) * len(rest) // 10 for i in range(5)]
     whole = live(pool_rows=10_000).statistics()
     expected = Statistics.of(train)
     assert whole.count == expected.count

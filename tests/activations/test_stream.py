@@ -119,6 +119,22 @@ def test_ordered_and_held_out_are_all_the_rows_in_order(streams):
         assert all(len(block) <= 16 for block in blocks)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 12, 13, 40, 10_000])
+def test_some_held_out_rows_are_spread_evenly_over_the_images(streams, rows):
+    images = [i for i in range(50) if MASK[i]]
+    wanted = min(rows, 6 * len(images))
+    for make in streams.values():
+        found = names(torch.cat(list(make().held_out(rows))))
+        assert found == names(torch.cat(list(make().held_out(rows))))  # the same ones again
+        assert len(set(found)) == len(found) == wanted
+        assert all(MASK[i] for i, _ in found)
+        assert found == sorted(found)
+        counts = [sum(i == image for i, _ in found) for image in images]
+        assert max(counts) - min(counts) <= 1
+    places = {t for _, t in names(torch.cat(list(streams["store"]().held_out(len(images)))))}
+    assert len(places) > 1  # not one patch of every image
+
+
 def test_statistics_see_training_rows_only(streams):
     expected = streams["tensor"]()._train.double()
     for make in streams.values():

@@ -52,10 +52,6 @@ def test_perfect_and_constant_reconstructions_have_fvu_0_and_1(model, x, monkeyp
     assert evaluate(model, x.split(50), x[0]).fvu == pytest.approx(1)
 
 
-def test_only_the_first_rows_count_when_they_are_limited(model, x):
-    assert evaluate(model, x.split(50), x[0], max_rows=120) == evaluate(model, x[:120].split(50), x[0])
-
-
 def test_latents_below_the_threshold_are_not_counted_but_still_reconstruct(model, x):
     everything = evaluate(model, [x], x[0])
     model.active_above = 2.0
