@@ -1,5 +1,6 @@
 """Checks a finished site: nothing from elsewhere, nothing inline, every link and chunk there, within its size."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,12 +10,17 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from saetool.artifacts.manifest import MANIFEST
 from saetool.errors import RequestError
 from saetool.report.chunks import unpack
 from saetool.report.pictures import thumbnail_name
 from saetool.report.site import POLICY
 
 _LINKS = {"a": "href", "link": "href", "script": "src", "img": "src", "iframe": "src", "form": "action"}
+_DATA_OF = {"curves": "data/curves.js", "figures": "data/figures.js"}
+"""The chunk that an element's id stands for: its page's scripts fill it from there."""
+_OPTIONAL = ("data/latents/", "data/patches/", "thumbs/")
+"""What is left out of a site when it would outgrow `report.max_mb`; the rest never is."""
 _FORBIDDEN = {
     "an address elsewhere": re.compile(r"""["'(=]\s*(?:[a-z]+:)?//[a-z0-9]""", re.I),
     "fetch": re.compile(r"\bfetch\s*\(|XMLHttpRequest|WebSocket|EventSource|sendBeacon|importScripts"),
@@ -67,7 +73,8 @@ def _inline(attribute: str) -> bool:
 def check(site: Path, max_mb: float | None = None) -> list[str]:
     """Return what is wrong with the site in directory `site`, one line a finding; an empty list is a good site.
 
-    `max_mb` bounds the sum of all files in megabytes. Raises RequestError when there is no site.
+    `max_mb` bounds the sum of all files in megabytes; without it, the data are held to what the site's own settings
+    allow. Raises RequestError when there is no site.
     """
     if not (site / "index.html").is_file():
         raise RequestError(f"{site}: not a report (it has no index.html).")
@@ -75,7 +82,18 @@ def check(site: Path, max_mb: float | None = None) -> list[str]:
     size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) / 1e6
     if max_mb is not None and size > max_mb:
         problems.append(f"the site takes {size:.1f} MB, more than {max_mb:g} MB")
-    return problems
+    return problems + ([] if max_mb is not None else list(_outgrown(site)))
+
+
+def _outgrown(site: Path) -> Iterator[str]:
+    """Yield a finding when pages and thumbnails take more than the site's settings allow."""
+    if not (site / MANIFEST).is_file():
+        return
+    max_mb = json.loads((site / MANIFEST).read_text("utf-8"))["config"]["max_mb"]
+    sizes = {path.relative_to(site).as_posix(): path.stat().st_size for path in site.rglob("*") if path.is_file()}
+    size = sum(size for name, size in sizes.items() if name.startswith(_OPTIONAL)) / 1e6
+    if size > max_mb:
+        yield f"pages and thumbnails take {size:.1f} MB, more than report.max_mb = {max_mb:g}"
 
 
 def _findings(site: Path) -> Iterator[tuple[Path, str]]:
@@ -110,6 +128,9 @@ def _check_page(site: Path, path: Path) -> Iterator[str]:
             yield f"broken link: {link}"
         elif target == path and parts.fragment and parts.fragment not in page.ids:
             yield f"no element for #{parts.fragment}"
+    for name, chunk in _DATA_OF.items():
+        if name in page.ids and not (site / chunk).is_file():
+            yield f"shows {chunk}, which is missing"
 
 
 def _check_data(site: Path) -> Iterator[tuple[Path, str]]:
@@ -138,7 +159,7 @@ def _announced(index: Path) -> Iterator[str]:
     if "blocks" not in values:
         return
     blocks = values["blocks"]
-    yield from ("data/table.js", "data/curves.js")
+    yield "data/table.js"
     yield from (f"data/latents/{block}.js" for block in _blocks(arrays["with_page"], blocks["latents"]))
     yield from (f"data/patches/{block}.js" for block in _blocks(arrays["image_page"], blocks["patches"]))
     yield from (f"data/glimpses/{block}.js" for block in range(-(-values["n_latents"] // blocks["glimpses"])))

@@ -51,6 +51,17 @@ def test_a_missing_part_is_found(copy, name):
     assert any(name in problem for problem in check(copy))
 
 
+def test_a_page_without_its_curves_or_figures_is_found(copy):
+    (copy / "data/curves.js").unlink()
+    edit(copy / PAGE, '<section id="training"', '<div id="figures"></div><section id="training"')
+    assert {f"{PAGE}: shows data/{name}.js, which is missing" for name in ("curves", "figures")} <= set(check(copy))
+
+
+def test_the_bound_of_the_site_itself_is_kept(copy):
+    edit(copy / "manifest.json", '"max_mb": 500.0', '"max_mb": 0.01')
+    assert any("more than report.max_mb = 0.01" in problem for problem in check(copy)), check(copy)
+
+
 def test_size_is_bounded(copy):
     assert any("more than 0.01 MB" in problem for problem in check(copy, max_mb=0.01))
 
