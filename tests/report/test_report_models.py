@@ -47,6 +47,7 @@ def model(tmp_path):
     def evaluate(partial):
         partial.write_tensors("figures.safetensors", {"originals": originals, "filters": decoder.T})
         tables = [{"title": "Held <out>", "note": "a & b", "columns": ["", "FVU"], "rows": [["this", "0.2 (0.1–0.3)"]]}]
+        tables.append({"title": "Effect", "note": "", "columns": ["class", "latent"], "rows": [["7", "3"]]})
         pareto = [{"name": "this", "kind": "autoencoder", "l0": 5.0, "fvu": 0.2, "fvu_interval": [0.1, 0.3]}]
         partial.write_json("evaluation.json", {"tables": tables, "pareto": pareto})
         return {}
@@ -97,5 +98,6 @@ def test_the_page_is_whole_and_escaped(model, tmp_path):
     page = (site.path / "index.html").read_text()
     assert "Held &lt;out&gt;" in page
     assert "0.2 (0.1–0.3)" in page
+    assert '<td class="number">3</td>' in page, "no link to a latent that has no page"
     assert "latent.html" not in page
     assert sorted(name for name in site.files if name.endswith(".html")) == ["index.html"]
