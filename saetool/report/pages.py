@@ -79,13 +79,11 @@ class FeaturePages:
         return with_page
 
     def _write_patches(self, chosen: np.ndarray, budget: "_Budget") -> np.ndarray:
-        """Write the image pages' chunks while their share of the budget lasts; return the rows that have a page."""
+        """Write the image pages' chunks, best images first, while their share lasts; return the rows that have one."""
         if self.files.patches_file is None:
             return np.zeros(0, np.int64)
         written = []
-        for rows, name, script in pictures.patches_chunks(
-            self.files.patches_file, np.sort(chosen), self.files.n_latents
-        ):
+        for rows, name, script in pictures.patches_chunks(self.files.patches_file, chosen, self.files.n_latents):
             if len(script) > budget.left(PATCH_SHARE):
                 progress.say("report.max_mb: some images get no page")
                 break

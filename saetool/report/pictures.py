@@ -24,6 +24,8 @@ THUMBNAIL_PX = 240
 THUMBNAIL_QUALITY = 80
 FACTS_BLOCK = 512
 PATCHES_BLOCK = 16
+SHARE_STEPS = 65_535
+"""Steps of a value between 0 and its patch's strongest: finer than what a page prints."""
 
 
 class ReadsImages(Protocol):
@@ -62,25 +64,27 @@ def _plain(values: list) -> list:
 
 
 def patches_chunks(path: Path, chosen: np.ndarray, n_latents: int) -> Iterator[tuple[np.ndarray, str, bytes]]:
-    """Yield (rows, name, script) with the strongest latents of every patch, `PATCHES_BLOCK` chosen images a chunk.
+    """Yield (rows, name, script) with the strongest latents of every patch, `PATCHES_BLOCK` images a chunk.
 
-    A patch's strongest value is exact, the others are bytes of it.
+    Chunks come in the order in which `chosen` first names one of their images. A patch's strongest value is exact,
+    the others are multiples of its `SHARE_STEPS`-th part.
     """
     kind = smallest_unsigned(n_latents)
     with safe_open(path, "np") as file:
         latents, values = file.get_slice("latents"), file.get_slice("values")
-        for block in np.unique(chosen // PATCHES_BLOCK):
+        blocks, first = np.unique(chosen // PATCHES_BLOCK, return_index=True)
+        for block in blocks[np.argsort(first)]:
             rows = np.arange(block * PATCHES_BLOCK, min((block + 1) * PATCHES_BLOCK, latents.get_shape()[0]))
             rows = rows[np.isin(rows, chosen)]
             ids = np.stack([latents[int(row)] for row in rows])
             strength = np.stack([values[int(row)] for row in rows]).astype(np.float32)
             strength = np.where(ids >= 0, strength, 0)
             top = strength.max(axis=2, initial=0.0)
-            share = np.rint(strength / np.maximum(top, np.finfo(np.float32).tiny)[..., None] * 255)
+            share = np.rint(strength / np.maximum(top, np.finfo(np.float32).tiny)[..., None] * SHARE_STEPS)
             arrays = {
                 "rows": rows.astype(np.int32),
                 "top": top,
-                "share": share.astype(np.uint8),
+                "share": share.astype(np.uint16),
                 # 0 is "none"; latents count from 1 here.
                 "latent": (ids + 1).astype(kind),
             }

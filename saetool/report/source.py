@@ -59,8 +59,9 @@ class FeatureFiles:
 
     @cached_property
     def latents(self) -> pa.Table:
-        """`latents.parquet`, one row a latent."""
-        return pq.read_table(self.artifact.file("latents.parquet"))
+        """`latents.parquet`, one row a latent; and for each label the lower end of its best class's AUROC."""
+        table = pq.read_table(self.artifact.file("latents.parquet"))
+        return with_lower_ends(table, self.label_statistics, [label["name"] for label in self.content["labels"]])
 
     @cached_property
     def label_statistics(self) -> pa.Table | None:
@@ -110,6 +111,20 @@ class FeatureFiles:
         """`patches.safetensors`, where there is a grid."""
         name = "patches.safetensors"
         return self.artifact.file(name) if name in self.artifact.files and self.content["grid"] else None
+
+
+def with_lower_ends(latents: pa.Table, statistics: pa.Table | None, labels: list[str]) -> pa.Table:
+    """Add "L.auroc_low" (null where there is none) to the table of latents: L's "auroc_low" for "L.best_class"."""
+    for label in labels:
+        if statistics is None or f"{label}.best_class" not in latents.column_names:
+            continue
+        rows = statistics.filter(pc.equal(statistics["label"].cast(pa.string()), label))
+        best = latents[f"{label}.best_class"].cast(pa.string()).take(rows["latent"])
+        rows = rows.filter(pc.fill_null(pc.equal(rows["class"].cast(pa.string()), best), False))
+        low = np.full(latents.num_rows, np.nan)
+        low[rows["latent"].to_numpy()] = rows["auroc_low"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        latents = latents.append_column(f"{label}.auroc_low", pa.array(low, from_pandas=True))
+    return latents
 
 
 def _split(table: pa.Table, latent: int) -> tuple[pa.Table, pa.Table]:

@@ -1,6 +1,7 @@
 """A synthetic run with awkward data: dead latents, nulls, hostile labels, pictures and grids that are not square."""
 
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -270,7 +271,7 @@ def write_features(partial, shape: Shape, z: np.ndarray, facts: dict, site: dict
     edges = np.geomspace(0.01, 100, 33).astype(np.float32)
     live = np.flatnonzero(z.any((0, 1)))
     neighbors = np.full((n, 10), -1, np.int32)
-    neighbors[:, : min(10, len(live))] = live[:10]
+    neighbors[live, : min(10, len(live))] = live[:10]
     order = np.argsort(-z, axis=2, kind="stable")[..., :8]
     values = np.take_along_axis(z, order, 2)
     tensors = {
@@ -307,3 +308,58 @@ def site(run) -> Artifact:
 def make_run():
     """Makes other runs: make_run(folder, n_latents=…, …)."""
     return lambda folder, **shape: build_run(folder, Shape(**shape))
+
+
+class Reader:
+    """A page that may not use the network; everything it complains about is kept."""
+
+    def __init__(self, context, site: Path):
+        self.site, self.complaints, self.requests = site, [], []
+        self.page = context.new_page()
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+
+    def open(self, name: str):
+        """Go to a page of the site and return it when it has drawn itself."""
+        self.page.goto(f"file://{self.site}/{name}")
+        self.page.wait_for_selector("body[data-ready]")
+        return self.page
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, where there is one."""
+    reason = "needs playwright (pip install 'saetool[test]')"
+    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Chromium: none is on the path (Debian: apt install chromium)")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_site(browser):
+    """Opens sites: open_site(path) is a Reader; at the end none may have complained or asked for anything elsewhere."""
+    opened: list[Reader] = []
+
+    def open_site(path: Path) -> Reader:
+        context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+        opened.append(Reader(context, path))
+        return opened[-1]
+
+    yield open_site
+    for reader in opened:
+        reader.page.context.close()
+        assert reader.complaints == []
+        assert all(url.startswith((f"file://{reader.site}/", "data:")) for url in reader.requests)
+
+
+@pytest.fixture
+def reader(open_site, site):
+    """The synthetic run's report, open."""
+    return open_site(site.path)

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,48 +10,7 @@ import pytest
 from saetool.artifacts import run_stage
 from saetool.report import write_overview
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'saetool[test]')")
-CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: none is on the path (Debian: apt install chromium)"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
-class Reader:
-    """A page that may not use the network; everything it complains about is kept."""
-
-    def __init__(self, context, site: Path):
-        self.site, self.complaints, self.requests = site, [], []
-        self.page = context.new_page()
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
-
-    def open(self, name: str):
-        self.page.goto(f"file://{self.site}/{name}")
-        self.page.wait_for_selector("body[data-ready]")
-        return self.page
-
-
-@pytest.fixture
-def reader(browser, site):
-    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
-    opened = Reader(context, site.path)
-    yield opened
-    context.close()
-    assert opened.complaints == []
-    assert all(url.startswith((f"file://{opened.site}/", "data:")) for url in opened.requests)
+pytestmark = pytest.mark.browser
 
 
 def shown(page) -> list[int]:
@@ -302,20 +260,16 @@ def test_nothing_moves_while_a_page_loads(reader):
         assert page.evaluate("window.shift") < 0.1, name
 
 
-def test_the_overview_sorts_and_draws_its_plane(browser, run, tmp_path):
+def test_the_overview_sorts_and_draws_its_plane(open_site, run, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(run.autoencoder.path, tmp_path / name / "autoencoder")
-    context = browser.new_context(offline=True)
-    opened = Reader(context, write_overview(tmp_path).parent)
-    page = opened.open("index.html")
+    page = open_site(write_overview(tmp_path).parent).open("index.html")
     assert page.locator("#plane circle").count() == 2
     names = page.locator(".runs tbody th")
     assert names.all_inner_texts() == ["one (no report)", "two (no report)"]
     page.get_by_role("button", name="Run").click()
     page.get_by_role("button", name="Run").click()
     assert names.all_inner_texts() == ["two (no report)", "one (no report)"]
-    assert opened.complaints == []
-    context.close()
 
 
 @pytest.fixture(scope="module")
@@ -326,10 +280,8 @@ def wide(tmp_path_factory, make_run):
 
 
 @pytest.mark.slow
-def test_24576_latents_load_and_scroll(browser, wide):
-    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
-    opened = Reader(context, wide.path)
-    page = opened.open("index.html")
+def test_24576_latents_load_and_scroll(open_site, wide):
+    page = open_site(wide.path).open("index.html")
     loaded = page.evaluate("performance.now()")
     assert loaded < 2_000
     assert page.locator("#count").inner_text() == "24,576 of 24,576"
@@ -357,5 +309,3 @@ def test_24576_latents_load_and_scroll(browser, wide):
         }"""
     )
     assert sorting < 400
-    assert opened.complaints == []
-    context.close()

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -11,6 +12,7 @@ from saetool.artifacts import run_stage
 from saetool.errors import RequestError, WorkError
 from saetool.report import check
 from saetool.report.chunks import unpack
+from saetool.report.pictures import patches_chunks
 
 HOSTILE_MARKS = ("pwned", "<img", "onerror")
 
@@ -31,8 +33,6 @@ def test_a_finished_site_passes_its_check(site):
 def test_the_table_has_every_latent_and_every_number(run, site):
     arrays, values = chunk(site, "table")
     table = run.features.path / "latents.parquet"
-    import pyarrow.parquet as pq
-
     latents = pq.read_table(table)
     assert arrays["status"].size == run.shape.n_latents
     texts = values["texts"]
@@ -73,13 +73,32 @@ def test_latent_chunks_hold_the_examples_in_order(run, site):
 def test_patch_chunks_hold_the_strongest_latents(run, site):
     arrays, values = chunk(site, "patches/0")
     shape = (arrays["rows"].size, values["tokens"], values["strongest"])
-    latent, share = arrays["latent"].reshape(shape).astype(int) - 1, arrays["share"].reshape(shape)
+    latent, share = arrays["latent"].reshape(shape).astype(int) - 1, arrays["share"].reshape(shape).astype(int)
     top = arrays["top"].reshape(shape[:2])
     for k, image in enumerate(arrays["rows"].tolist()):
         np.testing.assert_array_equal(top[k], run.z[image].max(1))
-        found = np.where(latent[k] >= 0, top[k][:, None] * share[k] / 255, 0)
+        found = np.where(latent[k] >= 0, top[k][:, None] * share[k] / 65_535, 0)
         wanted = np.where(latent[k] >= 0, np.take_along_axis(run.z[image], np.maximum(latent[k], 0), 1), 0)
-        np.testing.assert_allclose(found, wanted, atol=top.max() / 500)
+        np.testing.assert_allclose(found, wanted, atol=top.max() / 131_000)
+
+
+def test_the_lower_end_of_the_best_class_stands_beside_it(run, site):
+    arrays, _ = chunk(site, "table")
+    latents = pq.read_table(run.features.path / "latents.parquet")
+    statistics = pq.read_table(run.features.path / "label_statistics.parquet").to_pylist()
+    wanted = np.full(run.shape.n_latents, np.nan, np.float32)
+    for latent, best in enumerate(latents["kind.of <thing>.best_class"].to_pylist()):
+        for row in statistics:
+            if row["latent"] == latent and row["class"] == best:
+                wanted[latent] = row["auroc_low"]
+    assert 0 < np.isnan(wanted).sum() < wanted.size
+    np.testing.assert_array_equal(arrays["kind.of <thing>.auroc_low"], wanted)
+
+
+def test_image_pages_go_to_the_blocks_of_the_best_images(run, tmp_path):
+    path = run.features.path / "patches.safetensors"
+    found = [rows.tolist() for rows, _, _ in patches_chunks(path, np.array([20, 3, 17, 1]), run.shape.n_latents)]
+    assert found == [[17, 20], [1, 3]]
 
 
 def test_boxes_follow_the_geometry(run, site):

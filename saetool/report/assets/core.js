@@ -105,6 +105,26 @@ const saetool = (() => {
   /** Read the URL's fragment as parameters. */
   const parameters = () => new URLSearchParams(location.hash.slice(1));
 
+  /**
+   * Return the item that the fragment names (`#latent=12`, or `#12`) of n items: its number, the text where there is
+   * no such item, or null where the fragment names none (it is empty, or an element of the page).
+   */
+  function item(name, n) {
+    const bare = location.hash.slice(1);
+    const text = parameters().get(name) ?? (bare.includes("=") || document.getElementById(bare) ? "" : bare);
+    if (!text) return null;
+    return /^\d+$/.test(text) && Number(text) < n ? Number(text) : text;
+  }
+
+  /** Say that there is no such item, or (null) take that back. */
+  function missing(text) {
+    const box = document.getElementById("missing");
+    box.hidden = text === null;
+    box.textContent = text ?? "";
+    document.getElementById("item").hidden = text !== null;
+    document.getElementById("problem").hidden = true;
+  }
+
   /** Show a failure where the reader looks. */
   function complain(error) {
     const message = typeof DecompressionStream === "undefined"
@@ -117,7 +137,7 @@ const saetool = (() => {
     console.error(error);
   }
 
-  return { define, load, h, s, bit, offsets, parameters, complain };
+  return { define, load, h, s, bit, offsets, parameters, item, missing, complain };
 })();
 
 /** Numbers in words, one function a form of column. */

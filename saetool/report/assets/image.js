@@ -2,10 +2,11 @@
 "use strict";
 
 (() => {
-  const { h, load, site, format, heat, parameters, complain, bit } = saetool;
+  const { h, load, site, format, heat, parameters, item, missing, complain, bit } = saetool;
   const by = (id) => document.getElementById(id);
   const MOST = 24;
   const state = { image: -1, patch: 0, latent: -1 };
+  let turn = 0; // counts calls of show: an earlier one that is still waiting must not draw over a later one
 
   /** Cut one image out of its chunk: for each patch its strongest latents, strongest first. */
   function record(chunk, image) {
@@ -15,7 +16,7 @@
       for (let s = 0; s < strongest; s++) {
         const place = (k * tokens + patch) * strongest + s;
         if (chunk.latent[place] === 0) continue;
-        rows.push({ latent: chunk.latent[place] - 1, value: (chunk.top[k * tokens + patch] * chunk.share[place]) / 255 });
+        rows.push({ latent: chunk.latent[place] - 1, value: (chunk.top[k * tokens + patch] * chunk.share[place]) / 65535 });
       }
       return rows;
     };
@@ -52,7 +53,7 @@
     const { facts, grid, frame } = state;
     frame.querySelector("canvas.heat")?.remove();
     by("shown").textContent = one ? `Heat: latent ${latent}, up to ${format("value", one.max)}` : "Heat: none";
-    if (!one) return;
+    if (!one || !facts.box) return;
     const positions = one.patches.map(([patch]) => patch);
     const bytes = one.patches.map(([, value]) => Math.max(1, Math.round((value / one.max) * 255)));
     frame.append(heat.place(heat.canvas({ positions, bytes }, grid), facts.box));
@@ -61,7 +62,7 @@
   function pick(patch) {
     const { facts, grid, found, cursor } = state;
     state.patch = Math.min(Math.max(patch, 0), found.tokens - 1);
-    heat.place(cursor, heat.patchBox(facts, state.patch, grid));
+    if (facts.box) heat.place(cursor, heat.patchBox(facts, state.patch, grid));
     const row = Math.floor(state.patch / grid[1]), column = state.patch % grid[1];
     by("patch-name").textContent = `Patch ${state.patch} (row ${row}, column ${column})`;
     const rows = found.at(state.patch);
@@ -76,7 +77,7 @@
   }
 
   function listen(frame) {
-    frame.addEventListener("click", (event) => {
+    if (state.facts.box) frame.addEventListener("click", (event) => {
       const patch = heat.patchAt(event, frame, state.facts, state.grid);
       if (patch >= 0) {
         pick(patch);
@@ -101,31 +102,54 @@
   }
 
   async function show() {
-    const site_ = await site.ready, { grid, n_images: n, blocks } = site_.values;
-    const asked = parameters();
-    const image = Math.min(Math.max(Math.trunc(Number(asked.get("image")) || 0), 0), n - 1);
+    const mine = ++turn, site_ = await site.ready, { grid, n_images: n, blocks } = site_.values;
+    if (mine !== turn) return;
+    const asked = parameters(), image = item("image", n) ?? Math.max(step(site_, -1, 1), 0);
+    if (typeof image === "string") {
+      absent(site_, `There is no image ${image}: they go from 0 to ${n - 1}.`);
+      return;
+    }
     const facts = await site.image(image);
-    document.title = `Image ${image} · ${by("title").dataset.site}`;
-    by("title").textContent = `Image ${image}`;
-    by("previous").href = `#image=${step(site_, image, -1)}`;
-    by("next").href = `#image=${step(site_, image, 1)}`;
-    about(facts);
-    const frame = heat.picture(facts, null, null, { eager: true });
-    frame.style.setProperty("--ratio", facts.width / facts.height);
-    by("picture").replaceChildren(frame);
-    by("no-page").hidden = facts.page;
-    by("found").hidden = !facts.page;
-    if (facts.page) {
-      const found = record(await load(`patches/${Math.floor(image / blocks.patches)}`), image);
+    const chunk = facts.page ? await load(`patches/${Math.floor(image / blocks.patches)}`) : null;
+    if (mine !== turn) return;
+    missing(null);
+    const frame = head(site_, facts);
+    by("no-grid").hidden = grid !== null;
+    by("no-page").hidden = facts.page || grid === null;
+    by("heat-bar").hidden = by("hint").hidden = by("found").hidden = !facts.page;
+    if (chunk) {
+      const found = record(chunk, image);
       Object.assign(state, { image, facts, grid, found, frame, latents: gather(found), cursor: h("span.cursor") });
       fill(asked);
     }
     document.body.dataset.ready = String(image);
   }
 
+  /** Say that the fragment names no image; the steps lead to the last and the first. */
+  function absent(site_, text) {
+    missing(text);
+    by("title").textContent = "Image";
+    by("previous").href = `#image=${step(site_, site_.values.n_images, -1)}`;
+    by("next").href = `#image=${step(site_, -1, 1)}`;
+    document.body.dataset.ready = "missing";
+  }
+
+  /** Show what is known of an image without its patches; return the frame of its picture. */
+  function head(site_, facts) {
+    document.title = `Image ${facts.row} · ${by("title").dataset.site}`;
+    by("title").textContent = `Image ${facts.row}`;
+    by("previous").href = `#image=${step(site_, facts.row, -1)}`;
+    by("next").href = `#image=${step(site_, facts.row, 1)}`;
+    about(facts);
+    const frame = heat.picture(facts, null, null, { eager: true });
+    frame.style.setProperty("--ratio", facts.width / facts.height);
+    by("picture").replaceChildren(frame);
+    return frame;
+  }
+
   function fill(asked) {
     const { frame, latents } = state;
-    frame.append(state.cursor);
+    if (state.facts.box) frame.append(state.cursor);
     frame.setAttribute("tabindex", "0");
     frame.setAttribute("role", "application");
     frame.setAttribute("aria-label", "Picture: arrow keys choose a patch");
@@ -140,10 +164,10 @@
   }
 
   function step(site_, image, direction) {
-    const n = site_.values.n_images;
+    const n = site_.values.n_images, paged = site_.image_page.some((byte) => byte > 0);
     for (let k = 1; k <= n; k++) {
       const next = (((image + direction * k) % n) + n) % n;
-      if (bit(site_.image_page, next)) return next;
+      if (!paged || bit(site_.image_page, next)) return next;
     }
     return image;
   }
@@ -154,6 +178,9 @@
     slider.addEventListener("input", set);
     set();
     show().catch(complain);
-    addEventListener("hashchange", () => show().catch(complain));
+    addEventListener("hashchange", () => {
+      if (item("image", Infinity) === null && location.hash) return; // a link to a part of this page
+      show().catch(complain);
+    });
   });
 })();

@@ -15,13 +15,11 @@
     by("clock").textContent = found.length && found[0].clock === "step" ? "steps" : "activations";
   }
 
-  const MIN_IMAGES = 8; // fewer say little about what a latent is
-
-  /** Return latents by a column, largest first, of those that fire often enough and pass a test. */
+  /** Return latents by a column, largest first, of those that fire on enough images and pass a test. */
   function ranked(model, key, test = () => true) {
     const rows = [], fired = model.table.image_count;
     for (let i = 0; i < model.n; i++) {
-      if (model.status(i) === "ok" && model.table[key][i] >= 0 && (!fired || fired[i] >= MIN_IMAGES) && test(i)) rows.push(i);
+      if (model.status(i) === "ok" && model.table[key][i] >= 0 && (!fired || fired[i] >= saetool.model.MIN_IMAGES) && test(i)) rows.push(i);
     }
     return rows.sort((a, b) => model.table[key][b] - model.table[key][a] || a - b);
   }
@@ -31,10 +29,11 @@
     const share = (latent) => format("share", model.number("token_frequency", latent));
     if (model.byKey.has("monosemanticity")) return ["The most specific latents", [{ rows: ranked(model, "monosemanticity"), note: share }]];
     const lists = model.labels.filter((label) => model.byKey.has(`${label}.auroc`)).flatMap((label) => {
-      const best = `${label}.best_class`, auroc = `${label}.auroc`;
+      const best = `${label}.best_class`, auroc = `${label}.auroc`, low = `${label}.auroc_low`;
+      const q = model.table[`${label}.q_value`], order = model.byKey.has(low) ? low : auroc;
       if (!model.byKey.has(best)) return [];
       return model.table.values.texts[best].map((name, code) => ({
-        rows: ranked(model, auroc, (i) => model.table[best][i] === code),
+        rows: ranked(model, order, (i) => model.table[best][i] === code && (!q || q[i] <= saetool.model.MAX_Q)),
         note: (latent) => `${name.slice(0, 60)} · ${format("unit", model.number(auroc, latent))}`,
       }));
     });
@@ -158,7 +157,9 @@
     frequencies(model);
     gallery(model);
     addEventListener("hashchange", () => {
-      if (location.hash.slice(1) !== model.written) model.set(model.read());
+      const text = location.hash.slice(1);
+      if (text && !text.includes("=")) model.write(); // a link to a part of the page: the filters stay, and stay in the URL
+      else if (text !== model.written) model.set(model.read());
     });
     addEventListener("keydown", (event) => {
       if (event.key === "/" && !event.target.closest("input, select, textarea")) {

@@ -2,9 +2,10 @@
 "use strict";
 
 (() => {
-  const { h, load, site, format, heat, charts, bit, parameters, complain, offsets } = saetool;
+  const { h, load, site, format, heat, charts, bit, item, missing, complain, offsets } = saetool;
   const by = (id) => document.getElementById(id);
   const GROUPS = ["top", "interval", "random"];
+  let turn = 0; // counts calls of show: an earlier one that is still waiting must not draw over a later one
 
   /** Cut one latent out of its chunk. */
   function record(chunk, latent) {
@@ -48,15 +49,8 @@
       h("figcaption", {}, h("span.line", {}, readout, held), h("span.clip.muted", { dir: "auto", title: words.slice(0, 300) }, words || facts.path)));
   }
 
-  /** Fill one group of examples. */
-  async function group(id, examples, found, grid, latent) {
-    by(`${id}-section`).hidden = !examples.length;
-    by(id).replaceChildren(...await Promise.all(examples.map((example) => tile(example, found, grid, latent))));
-  }
-
-  /** Show intervals of strength from the highest to the lowest, each with its bounds. */
+  /** Return intervals of strength from the highest to the lowest, each with its bounds. */
   async function intervals(examples, found, grid, latent) {
-    by("intervals-section").hidden = !examples.length;
     const count = Math.max(0, ...examples.map(({ interval }) => interval)) + 1;
     const blocks = [];
     for (let k = count - 1; k >= 0 && examples.length; k--) {
@@ -66,7 +60,13 @@
       const tiles = await Promise.all(members.map((example) => tile(example, found, grid, latent)));
       blocks.push(h("div.interval-row", {}, h("h3", {}, `${bound(k)} to ${bound(k + 1)}`), h("div.tiles.small", {}, ...tiles)));
     }
-    by("intervals").replaceChildren(...blocks);
+    return blocks;
+  }
+
+  /** Fill one section, or hide it where it has nothing. */
+  function section(id, children) {
+    by(`${id}-section`).hidden = !children.length;
+    by(id).replaceChildren(...children);
   }
 
   /** Show every number of the table's row. */
@@ -101,7 +101,7 @@
   }
 
   /** Show each class with AUROC, its interval of confidence, precision and share of mass. */
-  function labels(found, facts) {
+  function labels(found, facts, model, latent) {
     const { chunk, i } = found, pairs = facts.values.label_classes;
     const starts = chunk.label_counts ? offsets(chunk.label_counts) : null;
     const tables = new Map();
@@ -117,8 +117,15 @@
     by("labels").replaceChildren(...[...tables].map(([label, rows]) => {
       rows.sort((a, b) => (b.middle || 0) - (a.middle || 0));
       const head = ["Class", "95% interval", "AUROC", "Precision", "Mass"].map((text) => h("th", { scope: "col" }, text));
-      return h("div.scroll", {}, h("table.labels", {}, h("caption", { dir: "auto" }, label), h("thead", {}, h("tr", {}, ...head)), charts.intervals(rows.slice(0, 50), { label })));
+      return h("div.scroll", {}, h("table.labels", {}, caption(label, model, latent), h("thead", {}, h("tr", {}, ...head)), charts.intervals(rows.slice(0, 50), { label })));
     }));
+  }
+
+  /** Return a label's name with how sure its association is and how much of the latent is in one class. */
+  function caption(label, model, latent) {
+    const words = [["q_value", "q", "probability"], ["purity", "purity", "unit"]].filter(([key]) => model.byKey.has(`${label}.${key}`)).map(([key, name, form]) =>
+      h("span.muted.note", { title: model.byKey.get(`${label}.${key}`).help }, `${name} ${format(form, model.number(`${label}.${key}`, latent))}`));
+    return h("caption", {}, h("span", { dir: "auto" }, label), ...words);
   }
 
   /** List one kind of neighbors with their own pictures. */
@@ -141,12 +148,50 @@
     return latent;
   }
 
+  /** Return the latent that the fragment names; without one the first that is alive, and write it into the URL. */
+  function asked(facts) {
+    const named = item("latent", facts.values.n_latents);
+    if (named !== null) return named;
+    const first = Math.max(step(facts, -1, 1), 0);
+    history.replaceState(null, "", `#latent=${first}`);
+    return first;
+  }
+
   async function show() {
-    const facts = await site.ready, { grid, n_latents: n, blocks } = facts.values;
-    const latent = Math.min(Math.max(Math.trunc(Number(parameters().get("latent")) || 0), 0), n - 1);
+    const mine = ++turn, facts = await site.ready, { n_latents: n, blocks } = facts.values;
+    if (mine !== turn) return;
+    const latent = asked(facts);
+    if (typeof latent === "string") {
+      absent(facts, `There is no latent ${latent}: they go from 0 to ${n - 1}.`);
+      return;
+    }
     const [chunk, table] = await Promise.all([
       bit(facts.with_page, latent) ? load(`latents/${Math.floor(latent / blocks.latents)}`) : null, load("table")]);
+    if (mine !== turn) return;
+    const found = chunk && record(chunk, latent), tiles = found && await examples(found, facts, latent);
+    if (mine !== turn) return;
     const model = new saetool.model.Model(facts, table);
+    missing(null);
+    head(facts, model, latent);
+    by("no-page").hidden = chunk !== null;
+    by("found").hidden = chunk === null;
+    similar(found?.part("neighbors_decoder")?.[0] ?? -1);
+    if (found) fill(found, tiles, facts, model, latent);
+    document.body.dataset.ready = String(latent);
+  }
+
+  /** Say that the fragment names no latent; the steps lead to the first and the last. */
+  function absent(facts, text) {
+    missing(text);
+    by("title").textContent = "Latent";
+    by("status").className = by("status").textContent = "";
+    by("previous").href = `#latent=${step(facts, facts.values.n_latents, -1)}`;
+    by("next").href = `#latent=${step(facts, -1, 1)}`;
+    similar(-1);
+    document.body.dataset.ready = "missing";
+  }
+
+  function head(facts, model, latent) {
     document.title = `Latent ${latent} · ${by("title").dataset.site}`;
     by("title").textContent = `Latent ${latent}`;
     const status = model.status(latent);
@@ -154,29 +199,35 @@
     by("status").textContent = status;
     by("previous").href = `#latent=${step(facts, latent, -1)}`;
     by("next").href = `#latent=${step(facts, latent, 1)}`;
-    statistics(model, latent);
-    by("no-page").hidden = chunk !== null;
     by("dead").hidden = status !== "dead";
-    by("found").hidden = chunk === null;
-    if (chunk) await fill(record(chunk, latent), facts, grid, latent);
-    by("scale-high").textContent = chunk ? format("value", model.table.max[latent]) : "";
-    document.body.dataset.ready = String(latent);
+    statistics(model, latent);
   }
 
-  async function fill(found, facts, grid, latent) {
+  /** Link to the most similar latent; −1 is none. */
+  function similar(latent) {
+    by("similar").hidden = latent < 0;
+    if (latent >= 0) by("similar").href = `#latent=${latent}`;
+    else by("similar").removeAttribute("href");
+  }
+
+  /** Return the tiles of all examples, group by group. */
+  async function examples(found, facts, latent) {
+    const { grid } = facts.values;
     found.intervals = facts.values.intervals;
     const of = (name) => found.examples.filter((example) => example.group === name);
+    const tiles = (name) => Promise.all(of(name).map((example) => tile(example, found, grid, latent)));
+    const [top, random, rows] = await Promise.all([tiles("top"), tiles("random"), intervals(of("interval"), found, grid, latent)]);
+    return { top, random, intervals: rows };
+  }
+
+  function fill(found, tiles, facts, model, latent) {
     neighbors("decoder", found.part("neighbors_decoder"), found.part("neighbors_decoder_value"));
     neighbors("coactivation", found.part("neighbors_coactivation"), found.part("neighbors_coactivation_value"));
-    const similar = found.part("neighbors_decoder");
-    by("similar").hidden = !similar || similar[0] < 0;
-    if (similar) by("similar").href = `#latent=${similar[0]}`;
     histogram(found, facts.histogram_edges);
-    profile(found, grid);
-    labels(found, facts);
-    await group("top", of("top"), found, grid, latent);
-    await intervals(of("interval"), found, grid, latent);
-    await group("random", of("random"), found, grid, latent);
+    profile(found, facts.values.grid);
+    labels(found, facts, model, latent);
+    for (const [id, children] of Object.entries(tiles)) section(id, children);
+    by("scale-high").textContent = format("value", model.table.max[latent]);
   }
 
   function opacity() {
@@ -190,6 +241,7 @@
     opacity();
     show().catch(complain);
     addEventListener("hashchange", () => {
+      if (item("latent", Infinity) === null && location.hash) return; // a link to a part of this page
       scrollTo(0, 0);
       show().catch(complain);
     });
@@ -199,7 +251,7 @@
       if (event.key === "ArrowLeft" || event.key === "k") by("previous").click();
       if (event.key === "ArrowRight" || event.key === "j") by("next").click();
       if (event.key === "r") document.querySelector("a[data-random]").click();
-      if (event.key === "s") by("similar").click();
+      if (event.key === "s" && !by("similar").hidden) by("similar").click();
       if (event.key === "h") {
         slider.value = Number(slider.value) > 0 ? 0 : 85;
         slider.dispatchEvent(new Event("input"));

@@ -143,6 +143,9 @@ saetool.model = (() => {
     }
   }
 
+  const MIN_IMAGES = 8; // on fewer, an association with a label says little
+  const MAX_Q = 0.05; // share of false discoveries among the latents shown
+
   const numberOr = (text, otherwise) => (text === "" || text === undefined || Number.isNaN(Number(text)) ? otherwise : Number(text));
   const endText = (value) => (Number.isFinite(value) ? String(+value.toPrecision(6)) : "");
 
@@ -151,10 +154,13 @@ saetool.model = (() => {
     const has = (key) => key !== null && model.byKey.has(key);
     const plain = { q: "", status: [], ranges: [] };
     const auroc = () => model.ofLabel("auroc");
+    // By the lower end of the interval, among those that fire on enough images and stand the test over all latents.
+    const associated = () => [[model.ofLabel("q_value"), -Infinity, MAX_Q], ["image_count", MIN_IMAGES, Infinity]]
+      .filter(([key]) => has(key)).map(([key, low, high]) => ({ key, low, high }));
     return [
       { name: "All", filters: () => ({ ...plain, sort: "latent" }) },
       has("monosemanticity") && { name: "Most specific", filters: () => ({ ...plain, status: ["ok"], sort: "-monosemanticity" }) },
-      has(auroc()) && { name: "Most associated with a label", filters: () => ({ ...plain, status: ["ok", "dense"], sort: `-${auroc()}` }) },
+      has(auroc()) && { name: "Most associated with a label", filters: () => ({ ...plain, status: ["ok", "dense"], ranges: associated(), sort: `-${model.ofLabel("auroc_low") ?? auroc()}` }) },
       has("max") && { name: "Strongest", filters: () => ({ ...plain, sort: "-max" }) },
       has("neighbor_similarity") && { name: "Near twins", filters: () => ({ ...plain, status: ["ok", "dense"], sort: "-neighbor_similarity" }) },
       { name: "Dense", filters: () => ({ ...plain, status: ["dense"], sort: "-token_frequency" }) },
@@ -163,5 +169,5 @@ saetool.model = (() => {
     ].filter(Boolean);
   }
 
-  return { Model, presets };
+  return { Model, presets, MIN_IMAGES, MAX_Q };
 })();

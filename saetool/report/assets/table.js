@@ -49,12 +49,21 @@ saetool.table = (() => {
       this.draw();
     }
 
+    /** Keep which heading the keyboard is on: Tab reaches that one, left and right the others. */
+    hold(key) {
+      this.held = key;
+      for (const button of this.head.querySelectorAll("button")) button.tabIndex = button.dataset.key === key ? 0 : -1;
+    }
+
+    /** Draw the headings; one that had the focus has it again. */
     drawHead() {
+      const focused = this.head.contains(document.activeElement);
+      if (!["latent", "status", ...this.columns.map(({ key }) => key)].includes(this.held)) this.held = "latent";
       const cell = (key, title, help, className = "") => {
         const { sort } = this.model.filters;
         const state = sort === key ? "ascending" : sort === `-${key}` ? "descending" : "none";
         const turn = () => this.model.set({ sort: state === "descending" ? key : state === "ascending" && key === "latent" ? `-${key}` : state === "ascending" ? "latent" : key === "latent" ? key : `-${key}` });
-        const button = h("button", { type: "button", title: help, onclick: turn, tabindex: "-1" }, h("span", {}, title));
+        const button = h("button", { type: "button", title: help, onclick: turn, onfocus: () => this.hold(key), tabindex: key === this.held ? "0" : "-1", "data-key": key }, h("span", {}, title));
         return h(`div.cell${className}`, { role: "columnheader", "aria-sort": state }, button);
       };
       this.head.replaceChildren(
@@ -62,6 +71,7 @@ saetool.table = (() => {
         cell("status", "Status", "Dead: never fires. Rare: too seldom to judge. Dense: on a large share of tokens"),
         ...this.columns.map((column) => cell(column.key, column.title, column.help, column.form === "text" ? "" : ".number")),
       );
+      if (focused) this.head.querySelector("button[tabindex='0']").focus();
     }
 
     schedule() {
@@ -124,6 +134,11 @@ saetool.table = (() => {
     }
 
     key(event) {
+      if (this.head.contains(event.target) && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
+        const buttons = [...this.head.querySelectorAll("button")], next = buttons.indexOf(event.target) + (event.key === "ArrowLeft" ? -1 : 1);
+        event.preventDefault();
+        return buttons[next]?.focus();
+      }
       const page = Math.max(1, Math.floor(this.view.clientHeight / this.rowHeight) - 2);
       const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
       if (event.key === "Enter" && !event.target.closest("button, a")) return this.open(this.active);
