@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.base import Autoencoder, Loss, Normalizer, Stream
-from saetool.autoencoders.sparse_activations import Gated, JumpRelu, make_activation
+from saetool.autoencoders.sparse_activations import BatchTopK, Gated, JumpRelu, TopK, make_activation
 from saetool.autoencoders.sparse_dead import (
     SilenceCounter,
     auxk_loss,
@@ -25,7 +25,7 @@ from saetool.autoencoders.sparse_dead import (
 from saetool.autoencoders.sparse_initial import initialize_sparse
 from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
 from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, PreActivation, Resample, SparseSettings
-from saetool.autoencoders.sparse_views import DenseView, SparseView, View
+from saetool.autoencoders.sparse_views import DenseView, SparseView, View, product
 from saetool.sparse.adam import BlockAdam, BlockRule
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import Term
@@ -34,7 +34,11 @@ from saetool.sparse.select import Encoder
 from saetool.sparse.support import Support
 
 SPARSE_BELOW = {"cpu": 0.1, "cuda": 0.02, "mps": 0.0}
-"""Share of active latents above which the dense step is faster (measured on CPU; an estimate on CUDA)."""
+"""Share of active latents above which the dense step is faster, where `sparse_below` is null (measured on CPU; an
+estimate on CUDA; 0: always dense)."""
+
+MUCH_TOO_DENSE = 2.0
+"""A batch with so many times that share goes to the dense step at once: its sparse step could outgrow the memory."""
 
 DENSITY_EVERY = 100
 """Steps between two decisions for the sparse or the dense step: asking costs a synchronization on CUDA."""
@@ -132,10 +136,20 @@ class SparseAutoencoder(Autoencoder):
     # --- the loss ----------------------------------------------------------------------------------------------------
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
-        """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the cure."""
-        x = self.normalizer(x.to(self.encoder))
+        """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the cure.
+
+        Under autocast the dense step's two products are made in bfloat16, and nothing else.
+        """
+        kind = self.encoder.device.type
+        half = torch.is_autocast_enabled(kind) and self.encoder.dtype == torch.float32
+        with torch.autocast(kind, enabled=False):
+            return self._loss(self.normalizer(x.to(self.encoder)), step, half)
+
+    def _loss(self, x: Float[Tensor, "batch d_in"], step: int, half: bool) -> Loss:
         centered = x - self.decoder_bias.detach()
-        view = self._dense_view(x) if self._is_dense() else self._sparse_view(centered)
+        view = None if self._is_dense() else self._sparse_view(centered)
+        if view is None:
+            view = self._dense_view(x, half)
         z = self.activation.values(view.a, view.pick, self.encoder_bias)
         decoder_sink = self._sink(1)
         if self.prefixes:
@@ -209,21 +223,32 @@ class SparseAutoencoder(Autoencoder):
             self._rows += view.rows
         return metrics
 
-    def _sparse_view(self, centered: Tensor) -> SparseView:
+    def _sparse_view(self, centered: Tensor) -> SparseView | None:
+        """Return the view of a batch; None where it is so dense that this and later steps must be dense."""
         select = self.activation.select_training if self.training else self.activation.select
         support, values = select(self._finder, centered, self.encoder_bias.detach())
+        most = MUCH_TOO_DENSE * self._sparse_share() * self.n_latents * len(centered)
+        # A k bounds the number by itself (and BatchTopK's processes select together, so none may leave alone).
+        if len(values) > most and not isinstance(self.activation, TopK | BatchTopK):
+            self.use_dense.fill_(True)
+            self._dense = True
+            return None
         a = pre_activations(
             values, centered, self.decoder_bias, self.encoder, self.encoder_bias, support, self._sink(0)
         )
         return SparseView(a, support)
 
-    def _dense_view(self, x: Tensor) -> DenseView:
-        a = torch.addmm(self.encoder_bias, x - self.decoder_bias, self.encoder.T)
+    def _dense_view(self, x: Tensor, half: bool = False) -> DenseView:
+        a = product(x - self.decoder_bias, self.encoder.T, half) + self.encoder_bias
         kept = self.activation.survivors(a, self.training)
-        return DenseView(a if kept is None else torch.where(kept, a, 0.0))
+        return DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
+
+    def _sparse_share(self) -> float:
+        given = self.settings.sparse_below
+        return SPARSE_BELOW.get(self.encoder.device.type, 0.0) if given is None else given
 
     def _dense_only(self) -> bool:
-        return self.activation.dense_only or SPARSE_BELOW.get(self.encoder.device.type, 0.0) == 0.0
+        return self.activation.dense_only or self._sparse_share() == 0.0
 
     def _is_dense(self) -> bool:
         if self._dense is None:
@@ -289,8 +314,7 @@ class SparseAutoencoder(Autoencoder):
         self._last, self._rows = {}, 0
 
     def _decide_density(self) -> None:
-        limit = SPARSE_BELOW.get(self.encoder.device.type, 0.0) * self.n_latents
-        self.use_dense.copy_(self.mean_l0 > limit)
+        self.use_dense.copy_(self.mean_l0 > self._sparse_share() * self.n_latents)
         self._dense = None
 
     def _resample(self, cure: Resample, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:

@@ -201,6 +201,9 @@ class SparseSettings(Width):
     dead: Dead = NoCure()
     codes: Literal["exact", "bf16"] = "exact"
     """exact: who is active is decided in float32; bf16: in bfloat16, a little faster, ties to the lowest latent."""
+    sparse_below: float | None = Field(default=None, ge=0, le=1)
+    """Share of active latents up to which the sparse step is taken, the dense one above; null: .1 on CPU, .02 on CUDA,
+    0 elsewhere. 0 is always dense."""
     initial_l0: PositiveFloat = 100.0
     """Biases start so that about this many latents are active a row; larger is slower and kills fewer latents."""
 

@@ -35,11 +35,16 @@ class View(Protocol):
         ...
 
 
-class DenseView:
-    """Every pre-activation, [batch, n_latents]."""
+def product(x: Float[Tensor, "batch n"], weight: Float[Tensor, "n m"], half: bool) -> Float[Tensor, "batch m"]:
+    """Return x · weight in x's own dtype; `half`: of both rounded to bfloat16."""
+    return (x.bfloat16() @ weight.bfloat16()).to(x.dtype) if half else x @ weight
 
-    def __init__(self, a: Float[Tensor, "batch n_latents"]):
-        self.a, self.rows = a, len(a)
+
+class DenseView:
+    """Every pre-activation, [batch, n_latents]; `half`: decode in bfloat16."""
+
+    def __init__(self, a: Float[Tensor, "batch n_latents"], half: bool = False):
+        self.a, self.rows, self.half = a, len(a), half
 
     def pick(self, parameter: Tensor) -> Tensor:
         return parameter
@@ -48,11 +53,11 @@ class DenseView:
         return values.sum(0)
 
     def decode(self, values: Tensor, decoder: Tensor, sink: Sink) -> Tensor:
-        return values @ decoder
+        return product(values, decoder, self.half)
 
     def decode_prefixes(self, values: Tensor, decoder: Tensor, sink: Sink, prefixes: list[int]) -> Tensor:
         cuts = zip([0, *prefixes[:-1]], prefixes, strict=True)
-        return torch.stack([values[:, i:j] @ decoder[i:j] for i, j in cuts]).cumsum(0)
+        return torch.stack([product(values[:, i:j], decoder[i:j], self.half) for i, j in cuts]).cumsum(0)
 
 
 class SparseView:

@@ -37,8 +37,8 @@ class TrainingSettings(Settings):
     accumulate: int = Field(default=1, gt=0)
     """Pieces that a batch is cut into to save memory; their gradients are averaged before the one update."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs `loss` under autocast: for dense families. Weights, moments and evaluation stay fp32. Sparse models
-    have their own, exact use of bf16 in their settings."""
+    """bf16 runs `loss` under autocast. Weights, moments and evaluation stay fp32. Of sparse models it changes the dense
+    step alone (sigmoid, or many active latents); their sparse step has its own, exact use of bf16."""
     pool_rows: int = Field(default=262_144, gt=0)
     """Rows mixed at a time by the loader."""
     layer: int | str | None = None

@@ -47,11 +47,6 @@ def training_stage(
     the site is missing or the settings cannot work together.
     """
     plan = Plan(as_source(source), autoencoder, settings, seed, device)
-    if settings.precision == "bf16" and autoencoder.kind == "sparse":
-        raise RequestError(
-            "training.precision is bf16, which is for dense families; a sparse model uses bf16 where it is exact "
-            "already. Drop training.precision."
-        )
     shares = distributed.world_size() * settings.accumulate
     if settings.batch_size % shares:
         raise RequestError(

@@ -375,6 +375,32 @@ def test_a_dense_start_moves_to_the_sparse_step():
     assert not model._is_dense()
 
 
+def test_a_batch_much_too_dense_for_the_sparse_step_is_taken_densely_at_once():
+    model, x = started(penalty=L1, initial_l0=5)
+    calm = float(model.loss(x[:64], 0, torch.Generator()).total.detach())
+    assert not model._is_dense()
+    with torch.no_grad():
+        model.encoder_bias += 20.0  # everything is active
+    dense = model.loss(x[:64], 0, torch.Generator())
+    assert bool(model.use_dense)
+    assert float(dense.metrics["l0"]) == 128
+    with torch.no_grad():
+        model.encoder_bias -= 20.0
+    assert float(model.loss(x[:64], 0, torch.Generator()).total.detach()) == pytest.approx(calm, rel=1e-5)
+
+
+def test_autocast_rounds_the_dense_steps_products_only():
+    for sparse_below in (1.0, 0.0):
+        model, x = started(penalty=L1, initial_l0=5, sparse_below=sparse_below)
+        exact = model.loss(x[:256], 0, torch.Generator())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model.loss(x[:256], 0, torch.Generator())
+        for name, part in exact.parts.items():
+            assert half.parts[name].dtype == torch.float32
+            assert torch.equal(half.parts[name], part) == (sparse_below == 1.0)
+            torch.testing.assert_close(half.parts[name], part, rtol=0.02, atol=0)
+
+
 def test_saved_and_loaded_is_the_same_model():
     model, x = started(activation={"kind": "batch_topk", "k": 5})
     train(model, x, 10)

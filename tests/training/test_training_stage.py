@@ -51,9 +51,15 @@ def test_a_site_is_chosen_by_layer_or_module_and_an_open_choice_is_refused():
             source.check(how(layer=layer))
 
 
-def test_autocast_is_refused_for_sparse_models(stream, sparse):
-    with pytest.raises(RequestError, match=r"training.precision"):
-        training_stage(stream, sparse, how(precision="bf16"))
+def test_autocast_trains_a_sigmoid_model(stream, sparse, tmp_path):
+    keys = {"activation": {"kind": "sigmoid"}, "penalty": {"kind": "kl", "rho": 0.1}}
+    settings = TypeAdapter(AutoencoderSettings).validate_python(sparse.model_dump() | keys)
+    fvu = {}
+    for precision in ("fp32", "bf16"):
+        made = train(stream, settings, how(precision=precision, lr=1e-2), tmp_path / precision)
+        fvu[precision] = made.content["final"]["fvu"]
+    assert fvu["bf16"] != fvu["fp32"]
+    assert fvu["bf16"] == pytest.approx(fvu["fp32"], rel=0.05)
 
 
 def test_a_batch_that_processes_and_pieces_cannot_share_is_refused(stream, sparse, monkeypatch):
