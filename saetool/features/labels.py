@@ -121,7 +121,7 @@ def label_statistics(maxima: Maxima, descending: np.ndarray, column: LabelColumn
     pairs = _Pairs.of(maxima, kept, column)
     positives, n, classes = pairs.class_images, pairs.images, len(column.names)
     auroc = pairs.auroc()
-    error = pairs.standard_error(auroc)
+    low, high = pairs.interval(auroc)
     share = pairs.sum_by_class(maxima.column("mass")[kept].astype(np.float64))
     total = share.sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -131,8 +131,8 @@ def label_statistics(maxima: Maxima, descending: np.ndarray, column: LabelColumn
     shape = (maxima.n_latents, classes)
     return LabelStatistics(
         auroc=np.where(defined, auroc, np.nan),
-        auroc_low=np.where(defined, np.clip(auroc - _NORMAL_95 * error, 0, 1), np.nan),
-        auroc_high=np.where(defined, np.clip(auroc + _NORMAL_95 * error, 0, 1), np.nan),
+        auroc_low=np.where(defined, low, np.nan),
+        auroc_high=np.where(defined, high, np.nan),
         average_precision=np.where(defined, pairs.average_precision(), np.nan),
         mass_share=share,
         firing_images=pairs.firing.astype(np.int64).reshape(shape),
@@ -209,6 +209,19 @@ class _Pairs:
         rest = (self.class_images - self.firing) * self.class_images / max(self.images, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return (precision + rest) / self.class_images
+
+    def interval(self, auroc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """DeLong's 95 % interval; where all of a class lie on one side of all others, an exact bound.
+
+        DeLong's error is 0 there. But min(class, others) disjoint pairs are independent, each in order with chance
+        AUROC: the interval of Clopper & Pearson (1934) for so many successes out of so many.
+        """
+        error = _NORMAL_95 * self.standard_error(auroc)
+        low, high = np.clip(auroc - error, 0, 1), np.clip(auroc + error, 0, 1)
+        pairs = np.maximum(np.minimum(self.class_images, self.images - self.class_images), 1)
+        bound = np.broadcast_to(0.025 ** (1 / pairs), auroc.shape)
+        known = ~np.isnan(error)
+        return np.where(known & (auroc == 1), bound, low), np.where(known & (auroc == 0), 1 - bound, high)
 
     def standard_error(self, auroc: np.ndarray) -> np.ndarray:
         """DeLong's standard error of the AUROC (DeLong, DeLong & Clarke-Pearson 1988); NaN with fewer than 2 a side."""
