@@ -89,8 +89,7 @@ def _image_numbers(
 def summarize(sums: EffectSums, seed: int, resamples: int = bootstrap.RESAMPLES) -> dict:
     """Return the mean of every number under every condition, with intervals, and the shares recovered.
 
-    A share is (condition − ablation) / (clean − ablation), for splicing against zero and mean ablation; null where
-    the ablation costs nothing, so that there is nothing to recover.
+    A share is (spliced − ablated) / (clean − ablated), for zero and mean ablation.
     """
     wanted = {name: (name, "one") for name in sums.columns if name != "one"}
     conditions = {
@@ -101,25 +100,43 @@ def summarize(sums: EffectSums, seed: int, resamples: int = bootstrap.RESAMPLES)
         "conditions": conditions,
         "share_recovered": {
             ablation: {
-                number: share_recovered(
-                    conditions["clean"][number]["value"],
-                    conditions["spliced"][number]["value"],
-                    conditions[ablation][number]["value"],
-                )
+                number: share_recovered(_paired(sums, number, ablation), seed, resamples)
                 for number in wanted
-                if number in ("embedding_cosine", "accuracy", "cross_entropy", "kl_from_clean", "probability")
+                if number in RECOVERED
             }
             for ablation in ("zero_ablation", "mean_ablation")
         },
     }
 
 
+RECOVERED = ("embedding_cosine", "accuracy", "cross_entropy", "kl_from_clean", "probability")
+"""Numbers of which a share recovered is told."""
+
 SMALLEST_LOSS = 1e-9
-"""Differences between clean and ablated below this are rounding; a share of them means nothing."""
+"""Differences an image between clean and ablated below this are rounding; a share of them means nothing."""
 
 
-def share_recovered(clean: float | None, spliced: float | None, ablated: float | None) -> float | None:
-    """Return (spliced − ablated) / (clean − ablated): 1 as good as clean, 0 as bad as the ablation."""
-    if clean is None or spliced is None or ablated is None or abs(clean - ablated) < SMALLEST_LOSS:
-        return None
-    return (spliced - ablated) / (clean - ablated)
+def _paired(sums: EffectSums, number: str, ablation: str) -> Float[Tensor, "images 2"]:
+    """Return what each image regains by splicing and what it loses by the ablation."""
+    column = sums.columns.index(number)
+    clean, spliced, ablated = (sums.table(name)[:, column] for name in ("clean", "spliced", ablation))
+    return torch.stack([spliced - ablated, clean - ablated], dim=1)
+
+
+def share_recovered(
+    paired: Float[Tensor, "images 2"], seed: int, resamples: int = bootstrap.RESAMPLES
+) -> dict[str, float | None]:
+    """Return Σ (spliced − ablated) / Σ (clean − ablated): 1 as good as clean, 0 as bad as the ablation.
+
+    With an interval: an image is drawn with all its conditions. Null where the interval of the loss holds 0, so that
+    it is not known whether there is anything to recover.
+    """
+    share = bootstrap.ratios(paired, ["regained", "lost"], {"share": ("regained", "lost")}, seed, resamples)["share"]
+    lost = paired[:, 1].double()
+    if abs(float(lost.mean())) < SMALLEST_LOSS:
+        return bootstrap.interval(None, None)
+    if min(len(paired), resamples) > 1:
+        loss = bootstrap.interval(float(lost.sum()), bootstrap.resample(lost[:, None], seed, resamples)[:, 0])
+        if loss["low"] is not None and loss["high"] is not None and loss["low"] <= 0 <= loss["high"]:
+            return bootstrap.interval(None, None)
+    return share

@@ -97,7 +97,10 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
     body = [[c.replace("_", " "), *(with_interval(effect["conditions"][c][n]) for n in names)] for c in CONDITIONS]
     for ablation, shares in effect["share_recovered"].items():
         body.append(
-            [f"recovered, against {ablation.replace('_', ' ')}", *(number(shares.get(n), ".1%") for n in names)]
+            [
+                f"recovered, against {ablation.replace('_', ' ')}",
+                *(with_interval(shares[n], ".1%") if n in shares else number(None) for n in names),
+            ]
         )
     by = {"head": "the model's own head", "probe": f"a linear probe on {effect['label']}", "embedding": "no label"}
     note = (

@@ -17,7 +17,7 @@ from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings, evaluation_stage
 from saetool.evaluation.attribution import attribute, class_effects
-from saetool.evaluation.effect import CONDITIONS, measure_effect, share_recovered, summarize
+from saetool.evaluation.effect import CONDITIONS, _paired, measure_effect, share_recovered, summarize
 from saetool.evaluation.interventions import intervene, splice
 from saetool.evaluation.model_sections import effect
 from saetool.evaluation.readout import Readout, find_head, linear_probe
@@ -141,14 +141,36 @@ def test_every_number_of_every_condition_equals_a_direct_computation():
             assert found["conditions"][name][key]["value"] == pytest.approx(float(slow.detach()), abs=2e-6), (name, key)
     values = {name: found["conditions"][name]["cross_entropy"]["value"] for name in CONDITIONS}
     share = (values["spliced"] - values["zero_ablation"]) / (values["clean"] - values["zero_ablation"])
-    assert found["share_recovered"]["zero_ablation"]["cross_entropy"] == pytest.approx(share)
+    recovered = share_recovered(_paired(sums, "cross_entropy", "zero_ablation"), 0, resamples=0)
+    assert recovered == {"value": pytest.approx(share), "low": None, "high": None}
+    assert set(found["share_recovered"]["zero_ablation"]) == {
+        "embedding_cosine", "accuracy", "cross_entropy", "kl_from_clean", "probability"
+    }  # fmt: skip
 
 
 def test_shares_run_from_the_ablation_to_clean():
-    assert share_recovered(1.0, 1.0, 0.2) == 1
-    assert share_recovered(1.0, 0.2, 0.2) == 0
-    assert share_recovered(1.0, 0.5, 1.0) is None
-    assert share_recovered(None, 0.5, 1.0) is None
+    def share(clean, spliced, ablated):
+        clean, spliced, ablated = (torch.as_tensor(x, dtype=torch.float64).expand(4) for x in (clean, spliced, ablated))
+        return share_recovered(torch.stack([spliced - ablated, clean - ablated], dim=1), 0, 50)
+
+    assert share(1.0, 1.0, 0.2) == {"value": 1, "low": 1, "high": 1}
+    assert share(1.0, 0.2, 0.2) == {"value": 0, "low": 0, "high": 0}
+    assert share(1.0, 0.5, 1.0) == {"value": None, "low": None, "high": None}
+    # The ablation helps on half of the images: whether it costs anything is not known.
+    assert share([1.0, 1.0, 0.0, 0.0], 0.5, [0.0, 0.0, 1.0, 0.9])["value"] is None
+
+
+def test_the_interval_of_a_share_draws_images_with_all_their_conditions():
+    rng = np.random.default_rng(0)
+    lost = torch.from_numpy(rng.uniform(0.5, 3, 40))
+    exact = share_recovered(torch.stack([0.7 * lost, lost], dim=1), 0, 500)
+    assert (exact["value"], exact["low"], exact["high"]) == pytest.approx((0.7, 0.7, 0.7))
+    regained = lost * torch.from_numpy(rng.uniform(0.4, 1, 40))
+    found = share_recovered(torch.stack([regained, lost], dim=1), 0, 2000)
+    draws = rng.integers(0, 40, (4000, 40))
+    slow = regained.numpy()[draws].sum(1) / lost.numpy()[draws].sum(1)
+    assert found["value"] == pytest.approx(float(regained.sum() / lost.sum()))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.02)
 
 
 def test_without_labels_only_the_embedding_is_measured():
