@@ -1,5 +1,10 @@
-"""One page over all runs below a folder: their place in the plane of L0 and FVU, and links to their reports."""
+"""One page over all runs below a folder: their place in the plane of L0 and FVU, and links to their reports.
 
+Numbers compare where the site, the activations and the held-out images are the same: such runs share a letter. A
+sweep's summary, all on the same held-out tokens, gets a plane of its own with baselines and intervals.
+"""
+
+import json
 import os
 import shutil
 from pathlib import Path
@@ -24,7 +29,7 @@ def write_overview(runs: Path) -> Path:
     Raises RequestError when no finished autoencoder lies below `runs`.
     """
     runs = Path(runs)
-    rows = [_row(path, runs) for path in _models(runs)]
+    rows = _lettered([_row(path, runs) for path in _models(runs)])
     if not rows:
         raise RequestError(f"{runs}: no finished run below it (looked for */autoencoder/{MANIFEST}).")
     building = runs / f"{FOLDER}.partial"
@@ -36,8 +41,11 @@ def write_overview(runs: Path) -> Path:
         path.write_bytes(data)
 
     write_assets(write)
-    write("data/runs.js", pack("runs", {}, {"runs": rows}))
-    write_page(write, "index.html", {"runs": rows, "title": "Runs", "run": {"attribution": ""}}, "overview.html")
+    groups = list({row["group"]: row for row in rows}.values())
+    sweeps = _sweeps(runs)
+    facts = {"runs": rows, "groups": groups, "sweeps": sweeps, "title": "Runs", "run": {"attribution": ""}}
+    write("data/runs.js", pack("runs", {}, {"runs": rows, "sweeps": sweeps}))
+    write_page(write, "index.html", facts, "overview.html")
     place = runs / FOLDER
     if place.exists():
         _remove_overview(place)
@@ -65,11 +73,12 @@ def _row(path: Path, runs: Path) -> dict[str, Any]:
     model = Artifact.open(path, "autoencoder")
     content = model.content
     final = content.get("final") or {}
-    report = path.parent / "report" / "index.html"
+    held_out = content.get("held_out") or {}
+    store = next((entry["id"] for entry in model.inputs if entry["kind"] == "activations"), None)
     name = path.parent.relative_to(runs).as_posix()
     return {
         "name": runs.resolve().name if name == "." else name,
-        "link": quote(Path(os.path.relpath(report, runs / FOLDER)).as_posix()) if report.is_file() else None,
+        "link": _link(path.parent, runs),
         "family": family_words(content.get("settings") or {}),
         "site": site_words(content.get("site") or {}),
         "n_latents": content.get("n_latents"),
@@ -79,4 +88,38 @@ def _row(path: Path, runs: Path) -> dict[str, Any]:
         "l0": final.get("l0"),
         "dead_share": final.get("dead_share"),
         "id": model.id,
+        "store": store,
+        "held_out_share": held_out.get("share"),
+        "held_out_seed": held_out.get("seed"),
     }
+
+
+def _lettered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add "group" to runs: the same letter where site, activations and held-out images are the same."""
+    keys = [tuple(row[key] for key in ("site", "d_in", "store", "held_out_share", "held_out_seed")) for row in rows]
+    order = list(dict.fromkeys(keys))
+    return [{**row, "group": _letter(order.index(key))} for row, key in zip(rows, keys, strict=True)]
+
+
+def _letter(place: int) -> str:
+    """Return A to Z, then AA, AB, …."""
+    return (_letter(place // 26 - 1) if place >= 26 else "") + chr(ord("A") + place % 26)
+
+
+def _link(run: Path, runs: Path) -> str | None:
+    """Return the address of a run's report from the overview, None where there is no report."""
+    report = run / "report" / "index.html"
+    return quote(Path(os.path.relpath(report, runs / FOLDER)).as_posix()) if report.is_file() else None
+
+
+def _sweeps(runs: Path) -> list[dict[str, Any]]:
+    """Return the planes of the sweeps below a folder: [{name, points}], members linked to their reports."""
+    found = []
+    for place in sorted([runs / "sweep", *runs.glob("*/sweep")]):
+        if not (place / MANIFEST).is_file():
+            continue
+        summary = json.loads(Artifact.open(place, "sweep").file("sweep.json").read_bytes())
+        run = place.parent
+        points = [{**point, "link": _link(run / point["name"], runs)} for point in summary["points"]]
+        found.append({"name": run.resolve().name, "points": points})
+    return found

@@ -116,7 +116,8 @@ class FeatureFiles:
 def with_lower_ends(latents: pa.Table, statistics: pa.Table | None, labels: list[str]) -> pa.Table:
     """Add "L.auroc_low" (null where there is none) to the table of latents: L's "auroc_low" for "L.best_class"."""
     for label in labels:
-        if statistics is None or f"{label}.best_class" not in latents.column_names:
+        names = latents.column_names
+        if statistics is None or f"{label}.best_class" not in names or f"{label}.auroc_low" in names:
             continue
         rows = statistics.filter(pc.equal(statistics["label"].cast(pa.string()), label))
         best = latents[f"{label}.best_class"].cast(pa.string()).take(rows["latent"])

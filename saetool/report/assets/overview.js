@@ -5,10 +5,18 @@
   const { load, plane, complain } = saetool;
   const by = (id) => document.getElementById(id);
 
+  /** Draw all runs, colored by what compares with what; by family where everything compares. */
   function draw(runs) {
     const drawn = runs.filter(({ l0, fvu }) => l0 !== null && fvu !== null);
     by("plane").closest("figure").hidden = !drawn.length;
-    if (drawn.length) by("plane").replaceChildren(plane(drawn.map((run) => ({ ...run, kind: run.family }))));
+    const one = new Set(runs.map(({ group }) => group)).size === 1;
+    if (drawn.length) by("plane").replaceChildren(plane(drawn.map((run) => ({ ...run, kind: one ? run.family : `${run.group}: ${run.site}` }))));
+  }
+
+  /** Draw each sweep in a plane of its own: members and baselines, measured on the same tokens. */
+  function drawSweeps(sweeps) {
+    document.querySelectorAll("[data-sweep]").forEach((root, i) =>
+      root.replaceChildren(plane(sweeps[i].points.map((point) => ({ ...point, interval: point.fvu_interval })))));
   }
 
   /** Sort the table's rows by one column; numbers by value, text by letters, none last. */
@@ -34,7 +42,9 @@
 
   document.addEventListener("DOMContentLoaded", async () => {
     try {
-      draw((await load("runs")).values.runs);
+      const { runs, sweeps } = (await load("runs")).values;
+      draw(runs);
+      drawSweeps(sweeps);
       sortable();
       document.body.dataset.ready = "true";
     } catch (error) {

@@ -10,15 +10,18 @@ saetool.plane = (() => {
     return [Math.max(0, low - pad), high + pad];
   };
 
-  /** Return a chart of points [{name, l0, fvu, kind, link, interval}], colored by kind. */
+  /** Return a chart of points [{name, l0, fvu, kind, link, interval, frontier}], colored by kind, with their frontier. */
   function plane(points) {
     const drawn = points.filter(({ l0, fvu }) => l0 !== null && fvu !== null);
     const range = (key) => padded(Math.min(...drawn.map((one) => one[key])), Math.max(...drawn.map((one) => one[key])));
     const area = charts.axes({ width: WIDTH, height: HEIGHT, left: 60, bottom: 44, x: range("l0"), y: range("fvu"), label: "Fraction of variance unexplained against L0" });
     const kinds = [...new Set(points.map(({ kind }) => kind))];
+    const best = drawn.filter(({ frontier }) => frontier).sort((a, b) => a.l0 - b.l0);
+    if (best.length > 1) area.svg.append(s("polyline.frontier", { points: best.map(({ l0, fvu }) => `${area.x(l0).toFixed(1)},${area.y(fvu).toFixed(1)}`).join(" ") }));
     for (const one of drawn) area.svg.append(mark(one, kinds.indexOf(one.kind) % 6, area));
     axisNames(area.svg);
     const keys = kinds.map((kind, k) => h("li", {}, h(`span.swatch.series-${k % 6}`), kind));
+    if (best.length > 1) keys.push(h("li", {}, h("span.swatch.held-out"), "no other point has a lower L0 and a lower FVU"));
     return h("div", {}, area.svg, h("ul.legend", {}, ...keys));
   }
 
