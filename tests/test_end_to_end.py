@@ -75,7 +75,9 @@ def test_another_request_at_the_same_place_is_refused_with_what_differs(run):
 
 def test_ctrl_c_says_that_the_work_is_kept(tmp_path):
     command = [sys.executable, "-m", "saetool", "demo", "--out", str(tmp_path / "demo")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs ignore the signal, and so would their children.
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     while not (tmp_path / "demo" / "activations.partial").exists() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any
 
 import torch
@@ -83,12 +84,13 @@ class Backbone:
         self._shapes: dict[str, tuple[int, ...]] = {}
         parameter = next(self.model.parameters(), torch.empty(0))
         self.device, self.dtype = parameter.device, parameter.dtype
+        self._turn = RLock()
 
         modules = [module for layer in layers for module, _ in self._resolve(layer)]
         seen = self._probe(modules)
         self.layout = self._read_layout(seen, parts)
         self.transform = self._with_grid(seen.patch_stride or parts.patch)
-        self.sites = [site for layer in layers for site in self._sites_of(layer)]
+        self.sites = self.sites_of(layers)
 
     @property
     def n_layers(self) -> int:
@@ -112,6 +114,10 @@ class Backbone:
             raise RequestError(f"{layer!r} names {len(sites)} modules; one site is wanted: {sites[0].module}, …")
         return sites[0]
 
+    def sites_of(self, layers: Sequence[int | str]) -> list[Site]:
+        """Return the sites of several layers or module paths, wildcards allowed, in their order; each site once."""
+        return list(dict.fromkeys(site for layer in layers for site in self._sites_of(layer)))
+
     def tokens_at(self, site: Site) -> int:
         """Return how many tokens an image has there once they are selected."""
         shape = self._shapes[site.module]
@@ -127,7 +133,9 @@ class Backbone:
         The forward pass ends at the deepest of them. Nothing is kept for gradients.
         """
         wanted = self.sites if sites is None else sites
-        with torch.no_grad(), reading(self.model, [site.module for site in wanted], stop=True) as outputs:
+        modules = [site.module for site in wanted]
+        # Hooks sit on the shared model: a pass in another thread would fill, or end, this one's reading.
+        with self._turn, torch.no_grad(), reading(self.model, modules, stop=True) as outputs:
             self._run(self.prepare(images))
         return [self._select(outputs[site.module]) for site in wanted]
 

@@ -36,6 +36,11 @@ def test_layers_keep_the_order_they_were_asked_in():
     assert backbone.site("blocks.1.mlp").folder == backbone.site("blocks.1.mlp").label == "blocks.1.mlp"
 
 
+def test_a_site_named_twice_is_one_site():
+    backbone = load(layers=[3, "blocks.2", 3, "blocks.*"])
+    assert [site.folder for site in backbone.sites] == [f"layer-{n:02d}" for n in (3, 1, 2, 4, 5, 6)]
+
+
 def test_sites_come_back_in_the_order_asked_and_match_one_by_one(tiny, images):
     both = tiny.forward_to(images, [tiny.site(5), tiny.site(2)])
     torch.testing.assert_close(both[0], tiny.forward_to(images, [tiny.site(5)])[0], rtol=0, atol=0)
@@ -266,3 +271,16 @@ def test_gradients_reach_what_replaces_a_site(tiny, images):
         tiny.forward(images).sum().backward()
     assert leaves[0].grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in tiny.model.parameters())
+
+
+def test_two_threads_read_one_model_without_disturbing_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    torch.manual_seed(0)
+    blocks = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(6)))
+    backbone = wrap(blocks, ["0", "5"], "all", run=lambda images: blocks(images.flatten(2)), image_size=(2, 4))
+    images = torch.randn(3, 3, 2, 4)
+    expected = [backbone.forward_to(images, [site])[0] for site in backbone.sites]
+    with ThreadPoolExecutor(2) as pool:
+        many = list(pool.map(lambda i: backbone.forward_to(images, [backbone.sites[i % 2]])[0], range(400)))
+    assert all(torch.equal(found, expected[i % 2]) for i, found in enumerate(many))
