@@ -70,7 +70,7 @@ LATENTS = (
         "monosemanticity",
         "double",
         "",
-        "Mean cosine of the embeddings (index.embedding_layer) of pairs of images, "
+        "Mean cosine of the embeddings (index.embeddings, index.embedding_layer) of pairs of images, "
         "weighted by the product of the latent's min–max scaled image maxima (Pach et al. 2025); null without "
         "embeddings or with fewer than two images of positive weight.",
     ),
@@ -120,8 +120,8 @@ LABEL_STATISTICS = (
         "auroc_low",
         "double",
         "",
-        "Lower end of its 95 % interval (DeLong 1988, normal approximation; of an AUROC of 0 or 1 Clopper–Pearson's for "
-        "as many pairs as the smaller side has images); null with fewer than two images a side.",
+        "Lower end of its 95 % interval (DeLong 1988, normal approximation; of an AUROC of 0 or 1 Clopper–Pearson's "
+        "for as many pairs as the smaller side has images); null with fewer than two images a side.",
     ),
     Column("auroc_high", "double", "", "Upper end of its 95 % interval."),
     Column("average_precision", "double", "", "Average precision of the image maximum for the class (scikit-learn's)."),

@@ -42,8 +42,8 @@ def index(
 ) -> Artifact:
     """Index every latent of a trained autoencoder over a store at its site; return the sealed features artifact.
 
-    `embeddings` is another store of the same images, whose `settings.embedding_layer` gives the monosemanticity
-    score. Finished work is skipped, begun work resumed. Raises RequestError when the store is of another site.
+    `embeddings` is another store of the same images, as `settings.embeddings` would name it. Finished work is
+    skipped, begun work resumed. Raises RequestError when the store is of another site.
     """
     stage = index_stage(
         _open(autoencoder, "autoencoder"),
@@ -62,21 +62,33 @@ def index_stage(
     Raises RequestError when the store has no activations of the autoencoder's site.
     """
     site = _same_site(autoencoder, store)
-    if embeddings is not None and settings.embedding_layer is None:
-        raise RequestError("Embeddings were given, but index.embedding_layer does not say which of their sites to use.")
-    if settings.embedding_layer is not None:
-        ActivationStore(embeddings or store).site(settings.embedding_layer)
-    config = {**settings.model_dump(mode="json"), "site": site, "seed": autoencoder.content["held_out"]["seed"]}
+    if embeddings is None and settings.embeddings is not None:
+        embeddings = _open(settings.embeddings, "activations")
+    _embedding_site(settings, store, embeddings)
+    # Which embeddings is told by the inputs; where they lie makes no difference.
+    config = {**settings.model_dump(mode="json", exclude={"embeddings"}), "site": site}
+    config["seed"] = autoencoder.content["held_out"]["seed"]
     return Stage(
         kind=KIND,
         config=config,
-        build=lambda partial: Index.of(autoencoder, store, settings, embeddings or store, site).build(partial),
+        build=lambda partial: Index.of(autoencoder, store, settings, embeddings, site).build(partial),
         inputs=(autoencoder, store) if embeddings is None else (autoencoder, store, embeddings),
     )
 
 
 def _open(given: Artifact | str | os.PathLike, kind: str) -> Artifact:
     return given if isinstance(given, Artifact) else Artifact.open(given, kind=kind)
+
+
+def _embedding_site(settings: IndexSettings, store: Artifact, embeddings: Artifact | None) -> SiteStore | None:
+    """Return the site that embeds images, None where none is asked for."""
+    layer = settings.embedding_layer
+    if embeddings is None:
+        return None if layer is None else ActivationStore(store).site(layer)
+    if layer is None and len(embeddings.content["sites"]) > 1:
+        folders = ", ".join(info["folder"] for info in embeddings.content["sites"])
+        raise RequestError(f"{embeddings.path}: has several sites; name one as index.embedding_layer: {folders}.")
+    return ActivationStore(embeddings).site(layer)
 
 
 def _same_site(autoencoder: Artifact, store: Artifact) -> str:
@@ -123,15 +135,17 @@ class Index:
 
     @classmethod
     def of(
-        cls, autoencoder: Artifact, store: Artifact, settings: IndexSettings, embeddings: Artifact, site: str
+        cls, autoencoder: Artifact, store: Artifact, settings: IndexSettings, embeddings: Artifact | None, site: str
     ) -> "Index":
         """Open the inputs."""
         held_out = autoencoder.content["held_out"]
-        layer = settings.embedding_layer
-        other = None if layer is None else ActivationStore(embeddings).site(layer)
+        other = _embedding_site(settings, store, embeddings)
         opened = ActivationStore(store).site(site)
-        if other is not None and other.store.artifact.id != store.id and other.store.digests != opened.store.digests:
-            raise RequestError(f"{embeddings.path} and {store.path} hold different images, so it cannot embed them.")
+        if other is not None and embeddings is not None and other.store.digests != opened.store.digests:
+            raise RequestError(
+                f"{embeddings.path} and {store.path} hold different images (or in another order), so the one cannot "
+                "embed the other's. Cache both from the same source."
+            )
         return cls(autoencoder, opened, settings, other, held_out["seed"], held_out["share"])
 
     @cached_property

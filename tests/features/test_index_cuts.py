@@ -181,6 +181,31 @@ def test_monosemanticity_comes_from_another_layer_of_the_store(tmp_path, build_i
         assert features.latent(j)["monosemanticity"] == pytest.approx(float(wanted), abs=1e-6)
 
 
+def test_embeddings_of_a_second_model_come_from_a_store_of_the_same_images(build_index, tmp_path):
+    """`index.embeddings` names the store; it counts as an input, its place does not count."""
+    z, u = random_tokens(), torch.randn(13, 1, 5, generator=torch.Generator().manual_seed(0))
+    images = [{"digest": f"image {i}"} for i in range(13)]
+    one_store = {"rows": z.clamp_min(0), "layer-12": u.expand(-1, 4, -1)}
+    wanted = Features(build_index(one_store, images=images, settings=IndexSettings(embedding_layer="layer-12")))
+    cache = CacheSettings(dtype="float32")
+    write_store(tmp_path / "other", {"mean": u}, images=images, settings=cache)
+    settings = IndexSettings(embeddings=str(tmp_path / "other"))
+    found = Features(build_index(z, images=images, settings=settings))
+    assert found.latents["monosemanticity"].to_pylist() == pytest.approx(
+        wanted.latents["monosemanticity"].to_pylist(), abs=1e-6
+    )
+    assert [entry["kind"] for entry in found.artifact.inputs] == ["autoencoder", "activations", "activations"]
+    (tmp_path / "other").rename(tmp_path / "moved")
+    moved = build_index(z, images=images, settings=IndexSettings(embeddings=str(tmp_path / "moved")))
+    assert moved.id == found.artifact.id
+    write_store(tmp_path / "two", {"a": u, "b": u}, images=images, settings=cache)
+    with pytest.raises(RequestError, match=r"several sites; name one as index\.embedding_layer: a, b"):
+        build_index(z, images=images, settings=IndexSettings(embeddings=str(tmp_path / "two")))
+    write_store(tmp_path / "fewer", {"a": u[:12]}, images=images[:12], settings=cache)
+    with pytest.raises(RequestError, match="hold different images"):
+        build_index(z, images=images, settings=IndexSettings(embeddings=str(tmp_path / "fewer")))
+
+
 def test_the_store_is_found_again_from_the_features(whole):
     assert ActivationStore(whole.find_input("activations")).n_images == 13
 
