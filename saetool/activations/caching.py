@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,12 +19,13 @@ from saetool.activations.moments import SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.store import KIND
 from saetool.activations.writer import Plan, ShardContent, StoreWriter
-from saetool.artifacts import Artifact, Partial, Stage, digest_file, run_stage
+from saetool.artifacts import Artifact, Partial, Stage, run_stage
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, ImageSource, open_source
+from saetool.images.settings import HUB_PREFIX
 from saetool.progress import bar, say
 from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
-from saetool.vision.weights import resolve_precision
+from saetool.vision.weights import digest_weights_file, resolve_precision
 
 _KEEPING = 2
 """Slices of outputs that may wait to be kept: enough to hide a write, few enough for a GPU's memory."""
@@ -63,24 +63,28 @@ class CachingJob:
         writer = StoreWriter(partial, plan, labels)
         mine = range(distributed.rank(), plan.n_shards, distributed.world_size())
         missing = [shard for shard in mine if not writer.is_done(shard)]
+        if 0 < len(missing) < len(mine):
+            whose = " of this process" if distributed.world_size() > 1 else ""
+            say(f"resuming: {len(mine) - len(missing)} of {len(mine)} shards{whose} are there")
         if missing:
             if distributed.is_main():
                 self._measure_errors(partial, backbone, plan)
-            self._fill(writer, backbone, missing)
+            self._fill(writer, backbone, mine, missing)
         distributed.barrier()
         if not distributed.is_main():
             return {}
         partial.note("images_root", self.source.root)
         return writer.finish(self._facts(backbone))
 
-    def _fill(self, writer: StoreWriter, backbone: Backbone, missing: list[int]) -> None:
+    def _fill(self, writer: StoreWriter, backbone: Backbone, mine: Sequence[int], missing: list[int]) -> None:
         plan, sites = writer.plan, self.sites(backbone)
         decoder = Decoder(self.source, backbone.transform, plan, self.on_error)
         numbers = [number for shard in missing for number in plan.slices_of(shard)]
-        total = sum(len(plan.images_of(number)) for number in numbers)
+        total = sum(len(plan.images_of(number)) for shard in mine for number in plan.slices_of(shard))
+        left = sum(len(plan.images_of(number)) for number in numbers)
         with (
             ThreadPoolExecutor(1, thread_name_prefix="saetool-keep") as keeper,
-            bar("caching", total, "images") as advance,
+            bar("caching", total, "images", done=total - left) as advance,
         ):
             waiting: list[Future] = []
             shards = ShardKeeper(writer, sites)
@@ -124,7 +128,7 @@ class ShardKeeper:
         self._begin()
 
     def _begin(self) -> None:
-        self._content = ShardContent([], [], [], {site.folder: SiteMoments.none(site.d) for site in self._sites})
+        self._content = ShardContent([], [], {site.folder: SiteMoments.none(site.d) for site in self._sites})
         self._tokens: dict[str, Tensor] = {}
 
     def keep(self, decoded: DecodedSlice, outputs: list[Tensor]) -> None:
@@ -158,6 +162,7 @@ class ShardKeeper:
         self._content.images += decoded.images
         self._content.slices.append(len(decoded.kept))
         self._content.skipped += decoded.skipped
+        self._content.reasons += decoded.reasons
         shard = decoded.number // plan.slices_per_shard
         if decoded.number == plan.slices_of(shard)[-1]:
             kept = len(self._content.images)
@@ -171,10 +176,11 @@ def caching_stage(
 ) -> Stage:
     """Return the stage that caches the activations of `backbone` over `source`; nothing is loaded yet."""
     device = distributed.default_device()
-    precision = resolve_precision(backbone.precision, device)
+    precision = resolve_precision(backbone, device)
     resolved = backbone.model_copy(update={"precision": precision})
-    named = images.source in _NAMED_SOURCES or images.source.startswith("hf:")
-    identity = {**images.model_dump(mode="json"), "source": images.source if named else "folder"}
+    named = images.source in _NAMED_SOURCES or images.source.startswith(HUB_PREFIX)
+    # What happens at a corrupt image is no part of the request: work that stopped at one resumes with another answer.
+    identity = images.model_dump(mode="json", exclude={"on_error"}) | {"source": images.source if named else "folder"}
     exact = resolved.model_copy(update={"precision": "fp32"})
     job = CachingJob(
         backbone=lambda: load_backbone(resolved, seed, device),
@@ -187,7 +193,7 @@ def caching_stage(
     )
     described = resolved.model_dump(mode="json")
     if resolved.weights:  # where the file stands says nothing about what it holds
-        described |= {"weights": None, "weights_file": digest_file(Path(resolved.weights).expanduser())}
+        described |= {"weights": None, "weights_file": digest_weights_file(resolved.weights)}
     config = {"backbone": described, "images": identity, "cache": cache.model_dump(mode="json")}
     if not resolved.pretrained:
         config["seed"] = seed
@@ -201,31 +207,36 @@ def cache(
     out: str | os.PathLike,
     settings: CacheSettings | None = None,
     *,
-    on_error: Literal["fail", "skip"] = "fail",
+    on_error: Literal["fail", "skip"] | None = None,
     force: bool = False,
 ) -> Artifact:
     """Cache the activations at `sites` (layers from 1, or module paths) over `images` into the store `out`.
 
     backbone: a loaded one (any nn.Module: see `saetool.vision.wrap`), settings, or a name; images: an opened source,
-    settings, or a folder. Skips when the same is there, resumes when it was begun. Returns the sealed artifact.
+    settings, or a folder; on_error: what happens at an image that cannot be read (default: what the settings say).
+    Skips when the same is there, resumes when it was begun. Returns the sealed artifact.
     """
     settings = settings or CacheSettings()
     if isinstance(images, str | os.PathLike):
-        images = ImageSettings(source=os.fspath(images), on_error=on_error)
+        images = ImageSettings(source=os.fspath(images))
+    if isinstance(images, ImageSettings):
+        images = images.model_copy(update={"on_error": on_error or images.on_error})
+        on_error = images.on_error
     if isinstance(backbone, str):
-        backbone = BackboneSettings(name=backbone, layers=list(sites or BackboneSettings().layers))
+        backbone = BackboneSettings(name=backbone)
+    if isinstance(backbone, BackboneSettings) and sites is not None:
+        backbone = backbone.model_copy(update={"layers": list(sites)})
     if isinstance(backbone, BackboneSettings) and isinstance(images, ImageSettings):
-        backbone = backbone if sites is None else backbone.model_copy(update={"layers": list(sites)})
         return run_stage(caching_stage(backbone, open_source(images), images, settings), out, force=force)
     loaded = load_backbone(backbone) if isinstance(backbone, BackboneSettings) else backbone
     source = open_source(images) if isinstance(images, ImageSettings) else images
-    wanted = loaded.sites if sites is None else [loaded.site(layer) for layer in sites]
+    wanted = loaded.sites if sites is None else loaded.sites_of(sites)
     identity = {"source": source.name}
-    job = CachingJob(lambda: loaded, lambda _: wanted, source, settings, on_error, identity=identity)
+    job = CachingJob(lambda: loaded, lambda _: wanted, source, settings, on_error or "fail", identity=identity)
     config = {
         "backbone": loaded.describe(),
         "sites": [loaded.describe_site(site) for site in wanted],
-        "images": {**identity, "on_error": on_error},
+        "images": identity,
         "cache": settings.model_dump(mode="json"),
     }
     return run_stage(_stage(job, config), out, force=force)

@@ -64,7 +64,7 @@ def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: li
         if not moment.finite:
             raise RequestError(f"{folder}: some values are not finite (in {writer.plan.settings.dtype}).")
     rows = [{**table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
-    writer.write_shard(shard, tokens, ShardContent(rows, [len(part) for part in parts], [], moments))
+    writer.write_shard(shard, tokens, ShardContent(rows, [len(part) for part in parts], moments))
 
 
 def _site(folder: str, rows: Tensor) -> dict[str, Any]:

@@ -272,7 +272,7 @@ class LiveSource:
     def open(self, settings: StreamRequest, seed: int) -> LiveStream:
         """Load the model and return its stream."""
         device = distributed.default_device()
-        precision = resolve_precision(self.backbone.precision, device)
+        precision = resolve_precision(self.backbone, device)
         backbone = load_backbone(self.backbone.model_copy(update={"precision": precision}), seed, device)
         site = backbone.sites[0] if settings.layer is None else backbone.site(settings.layer)
         self._site = backbone.describe_site(site)

@@ -2,11 +2,12 @@
 
 The manifest's content: images (rows of images.parquet), tokens (an image, at the first site), dtype, sites [{folder,
 layer, module, d, n_tokens, digest, …}], grid, token_kind, geometry, labels [{name, kind, classes}], slices and shards
-(images in each), skipped [{path, reason}], source.
+(images in each), skipped [{index in the source, path}], source. Why images were skipped stands in the manifest's notes
+(skip_reasons, by path): such words may name places on one machine.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +17,13 @@ from saetool.activations.moments import SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.shard import DTYPES, TENSOR
 from saetool.artifacts import Partial
-from saetool.errors import RequestError
+from saetool.errors import RequestError, WorkError
 
 if TYPE_CHECKING:
     import pyarrow
 
-_COLUMNS = ("id", "path", "width", "height", "digest", "slice")
+_COLUMNS = ("id", "path", "width", "height", "digest", "slice", "image", "held_out")
+"""Columns of images.parquet and of the index made from it."""
 _TABLE_ROWS = 65536
 """Images in a row group of images.parquet: what finishing holds in memory."""
 
@@ -79,9 +81,11 @@ class ShardContent:
     """A row of images.parquet each, without id."""
     slices: list[int]
     """Images kept of each slice."""
-    skipped: list[dict[str, str]]
     moments: dict[str, SiteMoments]
     """By site folder."""
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    """Why, for each that was skipped."""
 
 
 class StoreWriter:
@@ -111,6 +115,7 @@ class StoreWriter:
                 "images": content.images,
                 "slices": content.slices,
                 "skipped": content.skipped,
+                "reasons": content.reasons,
                 "moments": {folder: moments.to_json() for folder, moments in content.moments.items()},
             },
         )
@@ -119,7 +124,8 @@ class StoreWriter:
         """Merge all shards' records, in order: images.parquet, statistics, the manifest's content with `facts`."""
         slices: list[int] = []
         shards: list[int] = []
-        skipped: list[dict[str, str]] = []
+        skipped: list[dict[str, Any]] = []
+        reasons: dict[str, str] = {}
         moments = {site["folder"]: SiteMoments.none(site["d"]) for site in self.plan.sites}
         table = _ImageTable(self.partial, self.labels)
         for shard in range(self.plan.n_shards):
@@ -127,10 +133,17 @@ class StoreWriter:
             slices += record["slices"]
             shards.append(sum(record["slices"]))
             skipped += record["skipped"]
+            paths = [image["path"] for image in record["skipped"]]
+            reasons |= dict(zip(paths, record.get("reasons", ()), strict=False))
             for folder, value in record["moments"].items():
                 moments[folder] = moments[folder].merge(SiteMoments.from_json(value))
             table.add(record["images"])
         table.close()
+        if reasons:
+            self.partial.note("skip_reasons", reasons)
+        if skipped and not sum(shards):
+            why = f", the first because: {next(iter(reasons.values()))}" if reasons else ""
+            raise WorkError(f"{self.partial.out}: not one of the {self.plan.n_images:,} images could be read{why}")
         for folder, value in moments.items():
             self.partial.write_tensors(f"{folder}/stats.safetensors", value.tensors())
         return {

@@ -11,7 +11,7 @@ from saetool.errors import RequestError
 from saetool.vision.backbone import Backbone, Parts
 from saetool.vision.geometry import Geometry
 from saetool.vision.layout import TokenLayout
-from saetool.vision.settings import BackboneSettings, Tokens
+from saetool.vision.settings import PIXELS, BackboneSettings, Tokens
 from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from saetool.vision.weights import digest_weights, resolve_precision
 
@@ -23,7 +23,7 @@ def load_backbone(settings: BackboneSettings, seed: int = 0, device: str | torch
     exist, WorkError where weights cannot be fetched.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = resolve_precision(settings.precision, where)
+    precision = resolve_precision(settings, where)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive(seed, "backbone", settings.name))
         parts = _loader(settings.name)(settings, precision, where)
@@ -77,7 +77,7 @@ def _loader(name: str) -> Callable[[BackboneSettings, str, torch.device], Parts]
         from saetool.vision import transformers_models
 
         return transformers_models.load
-    if name in ("pixels", "pixels/gray"):
+    if name in PIXELS:
         from saetool.vision import pixels
 
         return pixels.load

@@ -8,6 +8,8 @@ from saetool.settings import Settings
 
 Tokens = Literal["patches", "cls", "all", "mean"]
 Precision = Literal["auto", "fp32", "bf16"]
+PIXELS = ("pixels", "pixels/gray")
+"""Backbones without a model."""
 
 
 class BackboneSettings(Settings):

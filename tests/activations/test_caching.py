@@ -7,13 +7,14 @@ import shutil
 import pytest
 import torch
 
-from saetool.activations import ActivationStore, CacheSettings, cache, caching_stage, require_space
+from saetool.activations import ActivationStore, CacheSettings, cache, caching_stage, require_space, write_store
 from saetool.activations.caching import CachingJob, _stage
 from saetool.activations.estimate import estimate
 from saetool.artifacts import Artifact, digest_file, run_stage, verify
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, open_source
-from saetool.vision import BackboneSettings
+from saetool.images.source import SourceError
+from saetool.vision import BackboneSettings, load_backbone
 
 SMALL = CacheSettings(batch_size=4, shard_mb=2 * 4 * 16 * 12 * 2 / 2**20)
 """Slices of four pictures, two slices a shard."""
@@ -255,3 +256,88 @@ def test_moving_the_store_breaks_nothing(tiny, pictures, tmp_path):
     assert torch.equal(moved.site(1).rows(0, 23), rows)
     assert verify(tmp_path / "b/c") == []
     assert Artifact.open(tmp_path / "b/c").id == store.artifact.id
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_job_that_stopped_at_a_corrupt_image_goes_on_without_it(tiny, pictures, tmp_path, loaded, capsys):
+    """Skipping is no other request: what was done before the corrupt image is kept."""
+    (pictures / "dogs/12.png").write_bytes(b"not a picture")
+    backbone = tiny() if loaded else BackboneSettings(name="pixels", layers=[1], tokens="all", image_size=8)
+    settings = CacheSettings(batch_size=2, shard_mb=1e-6)
+
+    def start(out, on_error):
+        return cache(backbone, ImageSettings(source=str(pictures), on_error=on_error), None, tmp_path / out, settings)
+
+    with pytest.raises(WorkError, match=r"dogs/12\.png"):
+        start("a", "fail")
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "a.partial/layer-01").glob("0*.safetensors")}
+    assert 0 < len(times) < 12
+    made = start("a", "skip")
+    assert {name: (made.path / "layer-01" / name).stat().st_mtime_ns for name in times} == times
+    assert f"resuming: {len(times)} of 12 shards are there" in capsys.readouterr().err
+    assert made.id == start("b", "skip").id
+    assert made.content["images"] == 22
+    assert [image["path"] for image in made.content["skipped"]] == ["dogs/12.png"]
+    assert "cannot be read as an image" in made.notes["skip_reasons"]["dogs/12.png"]
+    assert str(pictures) not in json.dumps(made.content)
+
+
+def test_the_argument_says_more_than_the_settings_about_corrupt_images(tiny, pictures, tmp_path):
+    (pictures / "dogs/12.png").write_bytes(b"not a picture")
+    images = ImageSettings(source=str(pictures), on_error="skip")
+    with pytest.raises(WorkError, match=r"dogs/12\.png"):
+        cache(tiny(), images, [1], tmp_path / "a", SMALL, on_error="fail")
+    assert cache(tiny(), images, [1], tmp_path / "a", SMALL).content["images"] == 22
+
+
+def test_a_store_without_any_image_is_not_sealed(tiny, pictures, tmp_path):
+    for path in pictures.rglob("*.png"):
+        path.write_bytes(b"not a picture")
+    with pytest.raises(WorkError, match=r"not one of the 23 images could be read, the first because: .*cats"):
+        store_of(tiny, pictures, tmp_path / "a", on_error="skip")
+    assert not (tmp_path / "a").exists()
+
+
+def test_skipping_images_does_not_pass_over_a_source_that_is_gone(tiny, pictures, tmp_path):
+    source = source_of(pictures)
+    read = source.read
+
+    def broken(i):
+        if i == 9:
+            raise SourceError("the stream broke off at row 9")
+        return read(i)
+
+    source.read = broken
+    with pytest.raises(WorkError, match="row 9"):
+        cache(tiny(), source, [1], tmp_path / "a", SMALL, on_error="skip")
+
+
+def test_sites_are_all_that_is_probed(pictures, tmp_path):
+    """The default layer, 10, does not exist in a model of six blocks."""
+    settings = BackboneSettings(name="timm/test_vit", pretrained=False, image_size=32, precision="fp32")
+    source = source_of(pictures, limit=2)
+    store = ActivationStore(cache(settings, source, [2, "blocks.1", 3], tmp_path / "a"))
+    assert [site.info["folder"] for site in store.sites] == ["layer-02", "layer-03"]
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
+def test_weights_that_are_not_there_are_a_wrong_request(pictures, tmp_path, make):
+    make(tmp_path / "w.safetensors")
+    images = ImageSettings(source=str(pictures))
+    settings = BackboneSettings(name="timm/test_vit", layers=[1], weights=str(tmp_path / "w.safetensors"))
+    with pytest.raises(RequestError, match=r"backbone\.weights: .*w\.safetensors cannot be read"):
+        caching_stage(settings, open_source(images), images, SMALL)
+
+
+@pytest.mark.parametrize("name", ["image", "held_out", "slice"])
+def test_labels_do_not_take_the_tables_own_names(tmp_path, name):
+    with pytest.raises(RequestError, match=f"'{name}'.*rename"):
+        write_store(tmp_path / "a", torch.zeros(2, 1, 3), labels=[{"name": name, "kind": "number", "classes": None}])
+
+
+def test_pixels_are_float32_whatever_the_processor(pictures):
+    for name in ("pixels", "pixels/gray"):
+        settings = BackboneSettings(name=name, layers=[1], image_size=8, precision="bf16")
+        images = ImageSettings(source=str(pictures))
+        assert caching_stage(settings, open_source(images), images, SMALL).config["backbone"]["precision"] == "fp32"
+        assert load_backbone(settings).precision == "fp32"
