@@ -24,7 +24,7 @@ def main() -> None:
     store = features.find_input("activations", given.store)
     autoencoder = features.find_input("autoencoder", given.autoencoder)
     evaluation = Artifact.open(given.evaluation, "evaluation") if given.evaluation else None
-    source = open_source(ImageSettings(**store.content["source"]), given.images)
+    source = open_source(ImageSettings(**store.content["source"]), given.images or store.notes.get("images_root"))
     stage = report_stage(features, store, autoencoder, evaluation, source, ReportSettings(title=given.title))
     print(Path(run_stage(stage, given.out).path, "index.html").resolve().as_uri())
 

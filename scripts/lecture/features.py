@@ -30,7 +30,7 @@ def draw(run: Path):
     if features.grid is None:
         raise RequestError(f"{run}: these tokens have no grid, so there are no heat maps to show")
     store = Artifact.open(run / "activations", kind="activations")
-    source = open_source(ImageSettings(**store.content["source"]))
+    source = open_source(ImageSettings(**store.content["source"]), store.notes.get("images_root"))
     places = {source.path(i): i for i in range(len(source))}
     geometry = Geometry.from_dict(features.content["geometry"])
     chosen = choose(features)
