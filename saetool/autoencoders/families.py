@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file
 
@@ -44,7 +45,8 @@ def load(path: str | Path) -> Autoencoder:
 
     artifact = Artifact.open(Path(path), kind="autoencoder")
     settings = TypeAdapter(AutoencoderSettings).validate_python(artifact.content["settings"])
-    model = build(settings, artifact.content["d_in"])
+    with torch.random.fork_rng(devices=[]):  # what a model draws while it is built is overwritten
+        model = build(settings, artifact.content["d_in"])
     model.load_state_dict(load_file(artifact.file("model.safetensors")))
     model.site = artifact.content.get("site")
     return model.eval()

@@ -26,6 +26,7 @@ from saetool.autoencoders.sparse_initial import initialize_sparse
 from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
 from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, PreActivation, Resample, SparseSettings
 from saetool.autoencoders.sparse_views import DenseView, SparseView, View, product
+from saetool.errors import RequestError
 from saetool.sparse.adam import BlockAdam, BlockRule
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import Term
@@ -72,6 +73,11 @@ class SparseAutoencoder(Autoencoder):
         if self.activation.dense_only:
             self.active_above = SIGMOID_ACTIVE
         prefixes = list(settings.matryoshka or ())
+        if prefixes and prefixes[-1] > self.n_latents:
+            raise RequestError(
+                f"matryoshka prefix {prefixes[-1]} exceeds the {self.n_latents} latents that expansion "
+                f"{settings.expansion} makes of inputs of width {d_in}: lower it"
+            )
         self.prefixes = [p for p in prefixes if p < self.n_latents] + [self.n_latents] if prefixes else None
         self._finder = Encoder(self.encoder, settings.codes)
         self._sinks: tuple[list[Term], list[Term]] = ([], [])
@@ -130,8 +136,8 @@ class SparseAutoencoder(Autoencoder):
         return self.decoder.detach() / self.normalizer.factor
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return each latent's encoder row, in normalized units."""
-        return self.encoder.detach()
+        """Return each latent's encoder row as it acts on raw activations."""
+        return self.encoder.detach() * self.normalizer.factor
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 

@@ -103,6 +103,7 @@ class BatchTopK(SparseActivation):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("guess", torch.zeros(()))
         self._smallest: Tensor | None = None
+        self._pieces = 0
 
     def threshold(self) -> Tensor:
         """Return the inference threshold; 0 before the first update."""
@@ -137,16 +138,20 @@ class BatchTopK(SparseActivation):
         positive = a.detach().clamp_min(0)
         lowest = global_kth_largest(positive, wanted * distributed.world_size())
         kept = (positive >= lowest) & (positive > 0)
-        self._smallest = lowest.clamp_min(0)
+        lowest = lowest.clamp_min(0)
+        # With gradient accumulation several pieces come before one update: their mean counts.
+        self._smallest = lowest if self._smallest is None else self._smallest + lowest
+        self._pieces += 1
         return kept
 
     def after_update(self) -> None:
         """Take the last batch's smallest kept value into the running mean."""
         if self._smallest is not None:
-            self.running.mul_(THRESHOLD_DECAY).add_((1 - THRESHOLD_DECAY) * self._smallest.to(self.running))
-            self.guess.copy_(self._smallest)
+            smallest = self._smallest / self._pieces
+            self.running.mul_(THRESHOLD_DECAY).add_((1 - THRESHOLD_DECAY) * smallest.to(self.running))
+            self.guess.copy_(smallest)
             self.updates += 1
-            self._smallest = None
+            self._smallest, self._pieces = None, 0
 
 
 def global_kth_largest(values: Tensor, k: int) -> Tensor:

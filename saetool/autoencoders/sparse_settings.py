@@ -178,6 +178,9 @@ Dead = Annotated[AuxK | Resample | PreActivation | NoCure, Field(discriminator="
 
 SELECTING = ("topk", "batch_topk")
 UNIT_INTERVAL = ("sigmoid", "one_minus_exp")
+LEAST_DECAY = 1e-6
+"""Less decay than this holds no decoder weight."""
+
 CURES = {
     "relu": ("resample",),
     "gated": ("resample",),
@@ -226,15 +229,20 @@ def _penalty_complaint(settings: SparseSettings) -> str | None:
                 f"the KL penalty reads a latent's mean as a probability, and {activation} can exceed 1: "
                 "use activation sigmoid or one_minus_exp, or penalty l1"
             )
-        if penalty.decoder_decay == 0:
+        if penalty.decoder_decay < LEAST_DECAY:
             return (
                 "KL without decoder_decay meets rho with a dense code and a large decoder and finds no features: "
-                "give decoder_decay above 0 (0.01 is a start)"
+                f"give decoder_decay at least {LEAST_DECAY:g} (0.01 is a start)"
             )
     if activation == "sigmoid" and penalty.kind != "kl":
         return "a sigmoid is never zero, so only the KL penalty makes it sparse: use penalty kl"
     if (activation == "jump_relu") != (penalty.kind == "l0"):
         return "jump_relu learns its thresholds through penalty l0, and only jump_relu does: use them together"
+    if activation == "one_minus_exp" and penalty.kind != "kl" and getattr(penalty, "norm", "unit") == "unit":
+        return (
+            "one_minus_exp stays below 1, so unit decoder rows cannot reach the size of activations: "
+            "use penalty kl, or l1 with norm weighted"
+        )
     if activation == "gated" and (penalty.kind != "l1" or penalty.norm != "unit"):
         return "gated models are defined with penalty l1 on unit decoder rows: use {kind: l1, norm: unit}"
     return None

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from saetool.autoencoders.families import build
 from saetool.autoencoders.sparse_settings import SparseSettings
+from saetool.errors import RequestError
 
 L1 = {"kind": "l1", "weight": 0.1}
 KL = {"kind": "kl", "rho": 0.05}
@@ -16,6 +17,12 @@ REFUSED = {
         {"activation": {"kind": "sigmoid"}, "penalty": KL | {"decoder_decay": 0}},
         "decoder_decay",
     ),
+    "KL with next to no decoder decay": (
+        {"activation": {"kind": "sigmoid"}, "penalty": KL | {"decoder_decay": 1e-9}},
+        "at least 1e-06",
+    ),
+    "bounded latents with unit rows": ({"activation": {"kind": "one_minus_exp"}, "penalty": L1}, "norm weighted"),
+    "bounded latents without a penalty": ({"activation": {"kind": "one_minus_exp"}}, "norm weighted"),
     "TopK with target_l0": (
         {"activation": {"kind": "topk", "k": 4}, "penalty": {"kind": "l1", "target_l0": 4}},
         "target_l0",
@@ -60,7 +67,7 @@ def test_no_width_is_refused():
     [
         {},
         {"penalty": L1, "dead": {"kind": "resample"}},
-        {"activation": {"kind": "one_minus_exp"}, "penalty": L1},
+        {"activation": {"kind": "one_minus_exp"}, "penalty": L1 | {"norm": "weighted"}},
         {"activation": {"kind": "one_minus_exp"}, "penalty": KL},
         {"activation": {"kind": "topk", "k": 99}, "dead": {"kind": "auxk"}, "matryoshka": [4, 16]},
         {"activation": {"kind": "jump_relu"}, "penalty": L0, "dead": {"kind": "pre_activation"}},
@@ -70,6 +77,12 @@ def test_no_width_is_refused():
 def test_legal_combinations_build(keys):
     model = build(SparseSettings(kind="sparse", n_latents=32, **keys), 8)
     assert model.n_latents == 32
+
+
+def test_prefixes_beyond_a_width_given_by_expansion_are_refused():
+    settings = SparseSettings(kind="sparse", expansion=2, matryoshka=(8, 40))
+    with pytest.raises(RequestError, match=r"matryoshka prefix 40 exceeds .* 20"):
+        build(settings, 10)
 
 
 def test_expansion_multiplies_the_input_width():

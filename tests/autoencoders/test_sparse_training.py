@@ -81,6 +81,11 @@ def test_normalization_belongs_to_the_model():
     torch.testing.assert_close(small.encode(x[:50]), large.encode(x[:50] * 100 + 5), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(small(x[:50]) * 100 + 5, large(x[:50] * 100 + 5), rtol=1e-3, atol=1e-1)
     z = small.encode(x[:1])
+    moved = x[:1] + 1e-3 * torch.randn(1, 16, generator=torch.Generator().manual_seed(1))
+    a = (moved - x[:1]) @ small.encoder_directions().T
+    torch.testing.assert_close(
+        a, (small.normalizer(moved) - small.normalizer(x[:1])) @ small.encoder.T, rtol=1e-2, atol=1e-4
+    )
     one = small.decode(z + torch.nn.functional.one_hot(torch.tensor([7]), 128)) - small.decode(z)
     torch.testing.assert_close(one[0], small.decoder_directions()[7], rtol=1e-4, atol=1e-4)
 
@@ -125,6 +130,18 @@ def test_batch_topk_keeps_k_times_batch_and_remembers_the_cut():
     expected = sum(w * c for w, c in zip(weights, cuts, strict=True)) / sum(weights)
     assert float(model.activation.threshold()) == pytest.approx(expected, rel=1e-4)
     assert "activation.running" in model.state_dict()
+
+
+def test_batch_topk_takes_the_mean_cut_of_the_pieces_of_a_batch():
+    cuts = []
+    for pieces in ([0], [1], [0, 1]):
+        model, x = started(activation={"kind": "batch_topk", "k": 5})
+        for piece in pieces:
+            model.loss(x[piece * 256 : piece * 256 + 256], 0, torch.Generator())
+        model.activation.after_update()
+        cuts.append(float(model.activation.threshold()))
+    assert cuts[0] != cuts[1]
+    assert cuts[2] == pytest.approx((cuts[0] + cuts[1]) / 2, rel=1e-5)
 
 
 def test_batch_topk_looks_lower_when_its_guess_was_too_high():
@@ -198,12 +215,13 @@ def test_a_weight_means_the_same_when_inputs_are_padded(name):
 
 def test_weighted_l1_does_not_change_when_latents_shrink_and_decoder_rows_grow():
     model, x = started(penalty=L1 | {"norm": "weighted"})
+    model, x = model.double(), x.double()
     before = float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"])
     with torch.no_grad():
         model.decoder *= 3
         model.encoder /= 3
         model.encoder_bias /= 3
-    assert float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"]) == pytest.approx(before, rel=1e-5)
+    assert float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"]) == pytest.approx(before, rel=1e-6)
 
 
 def test_unit_rows_stay_unit_and_gradients_do_not_point_along_them():
