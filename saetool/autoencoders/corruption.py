@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from saetool.autoencoders.base import Normalizer
 from saetool.autoencoders.noise import normal_like, uniform_like
 from saetool.errors import RequestError
 from saetool.settings import Settings
@@ -34,12 +35,12 @@ class Masking(Settings):
 
 
 class SaltAndPepper(Settings):
-    """Each component is `bounds[0]` or `bounds[1]` with probability `share` / 2 each."""
+    """Each component is `bounds[0]` or `bounds[1]`, raw values, with probability `share` / 2 each."""
 
     kind: Literal["salt_pepper"]
     share: Share
     bounds: tuple[float, float] | None = None
-    """Of the data, in the model's units; null: data must lie in [0, 1]."""
+    """Of the raw data; null: [0, 1], where it must lie then."""
 
     @model_validator(mode="after")
     def _ascending(self) -> "SaltAndPepper":
@@ -77,9 +78,15 @@ def require_grid(corruption: Corruption, d_in: int) -> None:
 
 
 def corrupt(
-    corruption: Corruption, x: Float[Tensor, "batch d"], generator: torch.Generator
+    corruption: Corruption,
+    x: Float[Tensor, "batch d"],
+    generator: torch.Generator,
+    normalizer: Normalizer | None = None,
 ) -> Float[Tensor, "batch d"]:
-    """Return a corrupted copy of `x`; the noise is fresh at every call and comes from `generator`."""
+    """Return a corrupted copy of `x`; the noise is fresh at every call and comes from `generator`.
+
+    `normalizer` made `x` from raw values, and so makes salt and pepper; None: they are values of `x` itself.
+    """
     if corruption.kind == "gaussian":
         return x + corruption.sigma * normal_like(x, generator)
     if corruption.kind == "masking":
@@ -87,10 +94,11 @@ def corrupt(
         chosen = _lowest(noise, corruption.share) if corruption.exact else noise < corruption.share
         return x.masked_fill(chosen, 0)
     if corruption.kind == "salt_pepper":
-        low, high = corruption.bounds or (0.0, 1.0)
+        bounds = x.new_tensor(corruption.bounds or (0.0, 1.0))[:, None].expand(2, x.shape[1])
+        low, high = bounds if normalizer is None else normalizer(bounds)
         noise = uniform_like(x, generator)
-        x = x.masked_fill(noise < corruption.share / 2, low)
-        return x.masked_fill(noise >= 1 - corruption.share / 2, high)
+        x = torch.where(noise < corruption.share / 2, low, x)
+        return torch.where(noise >= 1 - corruption.share / 2, high, x)
     return _mask_patches(corruption, x, generator)
 
 

@@ -68,14 +68,15 @@ class Denoising(Dense):
         super().check(x)
         if self.corruption.kind == "salt_pepper" and self.corruption.bounds is None:
             require_unit_interval(
-                self._to_units(x),
+                x,
                 "corruption: salt_pepper without bounds",
                 "give corruption.bounds: [low, high] of the data",
             )
 
     def objective(self, h: Float[Tensor, "batch width"], levels: range, generator: torch.Generator) -> Loss:
         """Return the error of the clean `h` reconstructed from a corrupted one, with fresh noise."""
-        corrupted = corrupt(self._corruption_at(levels[0]), h, generator)
+        normalizer = self.normalizer if levels[0] == 1 else None
+        corrupted = corrupt(self._corruption_at(levels[0]), h, generator, normalizer)
         z = self.encode_levels(corrupted, levels)
         if self.settings.residual and levels[0] == 1:
             corrected = corrupted + self.step_size * self.decode_levels(z, levels)

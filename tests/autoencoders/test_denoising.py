@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
+from saetool.autoencoders.corruption import corrupt
 from saetool.autoencoders.denoising import Denoising, DenoisingSettings
 from saetool.autoencoders.dense import Dense, DenseSettings
 from saetool.errors import RequestError
@@ -79,6 +80,23 @@ def test_pretraining_corrupts_the_codes_below_within_their_own_range(rows_stream
     level = range(2, 3)
     expected = (model.decode_levels(model.encode_levels(noisy, level), level) - h).square().sum(1).mean()
     torch.testing.assert_close(model.loss(x, 0, generator(4)).total, expected)
+
+
+def test_salt_and_pepper_are_raw_values_whatever_the_normalization(rows_stream):
+    """Data in [0, 1] needs no bounds under center_scale, and its noise lies at 0 and 1 of the raw data."""
+    x = torch.rand(400, 6, generator=generator(1))
+    model = model_of(6, n_latents=3, normalize="center_scale", corruption={"kind": "salt_pepper", "share": 0.5})
+    model.initialize(rows_stream(x), generator())
+    h = model.normalizer(x)
+    noisy = model.normalizer.inverse(corrupt(model.corruption, h, generator(2), model.normalizer))
+    noise = torch.rand(400, 6, generator=generator(2))
+    expected = x.masked_fill(noise < 0.25, 0).masked_fill(noise >= 0.75, 1)
+    torch.testing.assert_close(noisy, expected, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(model.loss(x, 0, generator(2)).total)
+    given = model.settings.corruption.model_copy(update={"bounds": (-3.0, 7.0)})
+    noisy = model.normalizer.inverse(corrupt(given, h, generator(2), model.normalizer))
+    assert float(noisy.min()) == pytest.approx(-3, abs=1e-4)
+    assert float(noisy.max()) == pytest.approx(7, abs=1e-4)
 
 
 # --- the linear gaussian case is the Wiener filter -------------------------------------------------------------------
