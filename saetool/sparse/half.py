@@ -1,10 +1,12 @@
-"""A bfloat16 copy of an encoder, and how far a product with it can be from the float32 product.
+"""A bfloat16 copy of an encoder whose product with bfloat16 rows bounds the float32 product from above.
 
 With x and w rounded to x' and w', and K terms added in float32 (Cauchy–Schwarz, Higham 2002 §3.1):
 
-    |x·w − x'·w'| ≤ ‖x − x'‖ ‖w‖ + ‖x'‖ ‖w − w'‖ + K 2⁻²³ ‖x'‖ ‖w'‖
+    |x·w − x'·w'| ≤ ‖x − x'‖ ‖w‖ + ‖x'‖ ‖w − w'‖ + K 2⁻²³ ‖x'‖ (‖w‖ + ‖w − w'‖)
 
-All norms are measured, so the bound follows the data. What lies within the bound of a threshold is decided in float32.
+All norms are measured, so the bound follows the data, row by row and latent by latent. It is a product of two numbers
+of the row with two of the latent: as further columns of x' and w', like the bias, it costs nothing to add.
+What lies within the bound of a threshold is decided in float32.
 """
 
 import torch
@@ -14,22 +16,25 @@ from torch import Tensor
 ROUNDING = 2.0**-23
 """Twice float32's unit roundoff, for the order in which a matrix product adds its terms."""
 
+COLUMNS = 32
+"""The number of columns is a multiple of this: what a matrix unit takes at once (AMX: 32 bfloat16 numbers)."""
+
 
 class HalfWeight:
-    """weight [n_latents, d_in] in bfloat16, with the norms of its rows and of their rounding errors."""
+    """weight [n_latents, d_in + 4 and zeros] in bfloat16: w', ‖w‖, ‖w − w'‖, and the bias in two parts."""
 
     def __init__(self, weight: Tensor):
-        self.weight = torch.empty_like(weight, dtype=torch.bfloat16)
-        self.norm = weight.new_empty(weight.shape[0])
-        self.error = weight.new_empty(weight.shape[0])
+        self.n_latents, self.d_in = weight.shape
+        width = -(-(self.d_in + 4) // COLUMNS) * COLUMNS
+        self.weight = weight.new_zeros(self.n_latents, width, dtype=torch.bfloat16)
         self._version: tuple[int, int] | None = None
 
     def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
         """Copy the rows `start` to `stop`."""
-        rows, copy = weight[start:stop], self.weight[start:stop]
-        copy.copy_(rows)
-        torch.linalg.vector_norm(rows, dim=1, out=self.norm[start:stop])
-        torch.linalg.vector_norm(copy.float().sub_(rows), dim=1, out=self.error[start:stop])
+        rows, copy, d_in = weight[start:stop], self.weight[start:stop], self.d_in
+        copy[:, :d_in] = rows
+        copy[:, d_in] = ceil_half(torch.linalg.vector_norm(rows, dim=1))
+        copy[:, d_in + 1] = ceil_half(torch.linalg.vector_norm(rows - copy[:, :d_in], dim=1))
 
     def mark_current(self, weight: Tensor) -> None:
         """Say that every row was copied since `weight` last changed."""
@@ -40,18 +45,48 @@ class HalfWeight:
         """Return `known` where it still is a copy of `weight`, else a fresh copy."""
         if known is not None and known._version == (weight.data_ptr(), weight._version):
             return known
-        fits = known is not None and known.norm.device == weight.device and known.weight.shape == weight.shape
+        fits = known is not None and known.weight.device == weight.device and known.shape == weight.shape
         half = known if known is not None and fits else cls(weight.detach())
         half.refresh(weight.detach(), 0, weight.shape[0])
         half.mark_current(weight)
         return half
 
-    def margin(self, x: Float[Tensor, "rows d_in"], x_half: Float[Tensor, "rows d_in"]) -> Float[Tensor, "n_latents"]:
-        """Return for each latent a bound on the error of its pre-activation in any of the rows."""
-        error = torch.linalg.vector_norm(x - x_half, dim=1).max()
-        size = torch.linalg.vector_norm(x_half, dim=1, dtype=torch.float32).max()
-        terms = x.shape[1] * ROUNDING * size
-        return (error + terms) * self.norm + (size + terms) * self.error
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The copied weight's shape: [n_latents, d_in]."""
+        return self.n_latents, self.d_in
+
+    @property
+    def _rounding(self) -> float:
+        return self.weight.shape[1] * ROUNDING
+
+    def set_bias(self, bias: Float[Tensor, "n_latents"]) -> None:
+        """Let `bias` be added to every product, rounded up by a little more than what adding it loses."""
+        high = bias.bfloat16()
+        self.weight[:, self.d_in + 2] = high
+        self.weight[:, self.d_in + 3] = ceil_half(bias - high + self._rounding * bias.abs())
+
+    def extend(self, x: Float[Tensor, "rows d_in"], bounding: bool) -> Float[Tensor, "rows columns"]:
+        """Return the rows in bfloat16 with the columns that add the bias and, where wanted, the bound."""
+        d_in = self.d_in
+        extended = x.new_zeros(len(x), self.weight.shape[1], dtype=torch.bfloat16)
+        extended[:, :d_in] = x
+        extended[:, d_in + 2 : d_in + 4] = 1
+        if bounding:
+            rounded = extended[:, :d_in].float()
+            size = torch.linalg.vector_norm(rounded, dim=1)
+            terms, more = self._rounding * size, 1 + self._rounding
+            extended[:, d_in] = ceil_half((torch.linalg.vector_norm(x - rounded, dim=1) + terms) * more)
+            extended[:, d_in + 1] = ceil_half((size + terms) * more)
+        return extended
+
+    def slack(self, extended: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows"]:
+        """Return for each row how far above the true output the product of an extended row can be, at most."""
+        d_in = self.d_in
+        norm, error = self.weight[:, d_in : d_in + 2].amax(0).float()
+        bias = self.weight[:, d_in + 2].abs().max().float()
+        bound = extended[:, d_in].float() * norm + extended[:, d_in + 1].float() * error
+        return 2 * (1 + self._rounding) * (bound + (self._rounding + 2.0**-15) * bias)
 
 
 def ceil_half(value: Float[Tensor, "n"]) -> Float[Tensor, "n"]:

@@ -1,10 +1,11 @@
 """Who survives: the entries above a threshold, or the k largest of each row, a slice of the batch at a time.
 
-Exact mode, where bfloat16 is fast: candidates come from a bfloat16 product with a proven margin, their pre-activations
+Exact mode, where bfloat16 is fast: candidates come from a bfloat16 product that is a proven bound, their outputs
 are computed again in float32, and only those decide. Elsewhere the float32 (or float64) product decides at once.
 No [batch, n_latents] tensor is made, only [slice, n_latents] ones.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saetool.sparse.half import HalfWeight, ceil_half, fast_half, floor_half
+from saetool.sparse.half import HalfWeight, fast_half, floor_half
 from saetool.sparse.kernels import sampled
 from saetool.sparse.support import Support
+from saetool.sparse.threads import share_out
 from saetool.sparse.topk import keep_largest, strided_maxima
 
 SLICE_ROWS = 256
@@ -33,7 +35,7 @@ class Encoder:
     weight: Tensor
     precision: Precision = "exact"
     half: HalfWeight | None = None
-    _buffer: Tensor | None = field(default=None, repr=False)
+    _buffers: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def _in_half(self) -> bool:
@@ -58,25 +60,21 @@ class Encoder:
         """Return a support that holds every output above its latent's `cut`, and the outputs on it."""
         if not self._in_half:
             return self._above_plain(x, bias, cut)
-        self.half = HalfWeight.of(self.weight, self.half)
-        x_half = x.bfloat16()
-        rows, latents, values = [], [], []
-        for start in range(0, len(x), SLICE_ROWS):
-            part = slice(start, start + SLICE_ROWS)
-            shift = bias - cut
-            if self.precision == "exact":
-                shift = shift + self.half.margin(x[part], x_half[part])
-            pre = self._product(x_half[part], ceil_half(shift) if self.precision == "exact" else shift.bfloat16())
-            found = positive_places(pre)
-            row = torch.div(found, self.weight.shape[0], rounding_mode="floor")
-            rows.append(row + start)
-            latents.append(found - row * self.weight.shape[0])
+        half = self._half_with(bias - cut)
+
+        def part(number: int, rows: range) -> tuple[Support, Tensor]:
+            places, values = [], []
+            for start, pre in self._products(number, half.extend(x[rows.start : rows.stop], self.precision == "exact")):
+                found = positive_places(pre)
+                places.append(found + start * self.weight.shape[0])
+                if self.precision == "bf16":
+                    values.append(pre.flatten()[found])
+            support = self._support_of(places, len(rows))
             if self.precision == "bf16":
-                values.append(pre.flatten()[found])
-        support = self._support(rows, latents, len(x))
-        if self.precision == "bf16":
-            return support, torch.cat(values).float() + cut[support.latents]
-        return support, self._outputs(x, bias, support)
+                return support, torch.cat(values).float() + cut[support.latents]
+            return support, self._outputs(x[rows.start : rows.stop], bias, support)
+
+        return _joined(share_out(part, len(x), SLICE_ROWS, x.device))
 
     @torch.no_grad()
     def largest(
@@ -86,51 +84,48 @@ class Encoder:
         k = min(k, self.weight.shape[0])
         if not self._in_half:
             return self._largest_plain(x, bias, k)
+        half, exact = self._half_with(bias), self.precision == "exact"
+
+        def part(number: int, rows: range) -> tuple[Support, Tensor]:
+            extended = half.extend(x[rows.start : rows.stop], exact)
+            slack = half.slack(extended) if exact else extended.new_zeros(len(rows), dtype=torch.float32)
+            places, values = [], []
+            for start, pre in self._products(number, extended):
+                floor = floor_of_largest(pre, k, slack[start : start + len(pre)])
+                found = positive_places(pre, floor)
+                places.append(found + start * self.weight.shape[0])
+                if not exact:
+                    row = torch.div(found, self.weight.shape[0], rounding_mode="floor")
+                    values.append((pre.view(torch.int16).flatten()[found] + floor[row]).view(torch.bfloat16))
+            support = self._support_of(places, len(rows))
+            outputs = self._outputs(x[rows.start : rows.stop], bias, support) if exact else torch.cat(values).float()
+            kept = keep_largest(outputs, support, k)
+            return support.where(kept), outputs[kept]
+
+        return _joined(share_out(part, len(x), SLICE_ROWS, x.device))
+
+    def _half_with(self, bias: Tensor) -> HalfWeight:
         self.half = HalfWeight.of(self.weight, self.half)
-        x_half = x.bfloat16()
-        rows, latents, values = [], [], []
-        for start in range(0, len(x), SLICE_ROWS):
-            part = slice(start, start + SLICE_ROWS)
-            margin = self.half.margin(x[part], x_half[part]) if self.precision == "exact" else None
-            pre = self._product(x_half[part], bias.bfloat16() if margin is None else ceil_half(bias + margin))
-            found = self._above_row_threshold(pre, k, margin, bias, values)
-            row = torch.div(found, self.weight.shape[0], rounding_mode="floor")
-            rows.append(row + start)
-            latents.append(found - row * self.weight.shape[0])
-        support = self._support(rows, latents, len(x))
-        outputs = torch.cat(values).float() if self.precision == "bf16" else self._outputs(x, bias, support)
-        kept = keep_largest(outputs, support, k)
-        return support.where(kept), outputs[kept]
+        self.half.set_bias(bias)
+        return self.half
 
-    def _above_row_threshold(self, pre, k, margin, bias, values) -> Int[Tensor, "found"]:
-        """Return the places of entries that may be among their row's k largest; `pre` is overwritten.
+    def _products(self, number: int, extended: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first row and the product of each slice; a product lasts until the next one."""
+        assert self.half is not None
+        weight = self.half.weight
+        buffer = self._buffers.get(number)
+        if buffer is None or buffer.shape[1] != len(weight) or buffer.device != weight.device:
+            buffer = self._buffers[number] = weight.new_empty(SLICE_ROWS, len(weight))
+        for start in range(0, len(extended), SLICE_ROWS):
+            rows = extended[start : start + SLICE_ROWS]
+            with full_accumulation():
+                pre = torch.mm(rows, weight.T, out=buffer[: len(rows)])
+            yield start, pre
 
-        In exact mode `pre` bounds the true outputs from above, and exceeds them by at most `slack`: the k-th largest
-        true output of a row is at least (k-th largest of `pre`) − slack.
-        """
-        order = pre.view(torch.int16).clamp_(min=0)  # non-negative bfloat16 numbers order like their bits
-        lowest = strided_maxima(order, k).view(torch.bfloat16).float()
-        if margin is not None:
-            # pre = round(x'·w' + ceil(bias + margin)): twice the margin, the rounding of the bias, and of the sum.
-            slack = (2 * margin + 2.0**-7 * (bias + margin).abs()).max() + 2.0**-7 * lowest
-            lowest = floor_half((lowest - slack).clamp_min(0)).float()
-        threshold = lowest.bfloat16().view(torch.int16)
-        if margin is None:
-            found = positive_places((order - (threshold - 1).clamp_(min=0)[:, None]).view(torch.bfloat16))
-            values.append(pre.flatten()[found])
-            return found
-        order.sub_((threshold - 1).clamp_(min=0)[:, None])
-        return positive_places(pre)
-
-    def _product(self, x_half: Tensor, bias_half: Tensor) -> Float[Tensor, "rows n_latents"]:
-        half = self.half
-        assert half is not None
-        n_latents = self.weight.shape[0]
-        if self._buffer is None or self._buffer.shape[1] != n_latents or self._buffer.device != x_half.device:
-            self._buffer = torch.empty(SLICE_ROWS, n_latents, dtype=torch.bfloat16, device=x_half.device)
-        out = self._buffer[: len(x_half)]
-        with full_accumulation():
-            return torch.addmm(bias_half, x_half, half.weight.T, out=out)
+    def _support_of(self, places: list[Tensor], n_rows: int) -> Support:
+        place = torch.cat(places)
+        row = torch.div(place, self.weight.shape[0], rounding_mode="floor")
+        return Support(row, place - row * self.weight.shape[0], n_rows, self.weight.shape[0])
 
     def _outputs(self, x: Tensor, bias: Tensor, support: Support) -> Float[Tensor, "entries"]:
         """Return the outputs on the support, each one a dot product in the weight's own precision."""
@@ -167,21 +162,48 @@ class Encoder:
         return Support(torch.cat(rows), torch.cat(latents), n_rows, self.weight.shape[0])
 
 
-def positive_places(pre: Float[Tensor, "rows n_latents"]) -> Int[Tensor, "found"]:
-    """Return the flat places of the positive entries of a contiguous bfloat16 tensor, ascending; it is clamped at 0.
+def floor_of_largest(pre: Float[Tensor, "rows n_latents"], k: int, slack: Float[Tensor, "rows"]) -> Int[Tensor, "rows"]:
+    """Return int16 numbers above which, in bits, lie all entries that may be among their row's k largest.
 
+    `pre` exceeds what it stands for by at most `slack` and its own rounding to bfloat16: the k-th largest true output
+    of a row is at least (k-th largest of `pre`) − slack, and what reaches that stands in `pre` no lower.
+    """
+    lowest = strided_maxima(pre.view(torch.int16), k).clamp_min(0).view(torch.bfloat16).float()
+    rounding = torch.where(slack > 0, 2.0**-8, 0.0)
+    lowest = floor_half((lowest * (1 - rounding) - slack).clamp_min(0))
+    return (lowest.view(torch.int16) - 1).clamp_min(0)
+
+
+def positive_places(
+    pre: Float[Tensor, "rows n_latents"], floor: Int[Tensor, "rows"] | None = None
+) -> Int[Tensor, "found"]:
+    """Return the flat places of a bfloat16 tensor's positive entries, ascending; with `floor`, of those above it.
+
+    Non-negative bfloat16 numbers order like their bits. `pre` is left with its bits minus `floor`, 0 where not found.
     Four entries at a time are looked at as one int64, then inside the few that are not 0: four times faster than
     looking at each (measured on CPU). On CUDA nonzero waits for the device.
     """
-    bits = pre.view(torch.int16).flatten().clamp_(min=0)
+    bits = pre.view(torch.int16)
+    if floor is None:
+        bits.clamp_(min=0)
+    else:
+        torch.maximum(bits, floor[:, None], out=bits).sub_(floor[:, None])
+    bits = bits.flatten()
     whole = bits.numel() // 4 * 4
     fours = bits[:whole].view(torch.int64)
     hits = fours.nonzero().squeeze(1)
-    inside = fours[hits].view(torch.int16).nonzero().squeeze(1)
-    found = hits[torch.div(inside, 4, rounding_mode="floor")] * 4 + inside % 4
+    inside = fours.index_select(0, hits).view(torch.int16).nonzero().squeeze(1)
+    found = hits.index_select(0, inside >> 2).mul_(4).add_(inside & 3)
     if whole == bits.numel():
         return found
     return torch.cat([found, bits[whole:].nonzero().squeeze(1) + whole])
+
+
+def _joined(parts: list[tuple[Support, Tensor]]) -> tuple[Support, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    supports, values = zip(*parts, strict=True)
+    return Support.concatenate(list(supports)), torch.cat(values)
 
 
 class full_accumulation:

@@ -5,6 +5,7 @@ A support contains every active entry; it may hold others, whose value is then 0
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,17 +51,16 @@ class Support:
         return ByLatent(order, self.rows[order], _offsets(self.latents, self.n_latents))
 
     def where(self, kept: Bool[Tensor, "entries"]) -> "Support":
-        """Return the entries that `kept` marks; an order by latent that is already known is kept too."""
-        support = Support(self.rows[kept], self.latents[kept], self.n_rows, self.n_latents)
-        if "by_latent" in self.__dict__:
-            old = self.by_latent
-            kept_there = kept[old.order]
-            before = torch.cat([old.offsets.new_zeros(1), kept_there.cumsum(0)])
-            place = kept.cumsum(0) - 1
-            support.__dict__["by_latent"] = ByLatent(
-                place[old.order[kept_there]], old.rows[kept_there], before[old.offsets]
-            )
-        return support
+        """Return the entries that `kept` marks."""
+        return Support(self.rows[kept], self.latents[kept], self.n_rows, self.n_latents)
+
+    @classmethod
+    def concatenate(cls, parts: list["Support"]) -> "Support":
+        """Stack the rows of several supports over the same latents."""
+        starts = accumulate((p.n_rows for p in parts), initial=0)
+        rows = torch.cat([p.rows + start for p, start in zip(parts, starts, strict=False)])
+        latents = torch.cat([p.latents for p in parts])
+        return cls(rows, latents, sum(p.n_rows for p in parts), parts[0].n_latents)
 
     @classmethod
     def of(cls, codes: Codes) -> "Support":

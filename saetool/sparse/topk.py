@@ -32,14 +32,10 @@ def keep_largest(values: Float[Tensor, "entries"], support: Support, k: int) -> 
     width = int(counts.max())
     if width <= k:
         return kept
-    place = torch.arange(values.numel(), device=values.device) - support.offsets[support.rows]
-    rectangle = values.new_zeros(support.n_rows, width)
-    rectangle[support.rows, place] = values.clamp_min(0)
-    lowest = rectangle.topk(k, dim=1, sorted=False).values.amin(1)[support.rows]
-    above = values > lowest
-    equal = (values == lowest) & kept
+    inside = torch.arange(width, device=values.device) < counts[:, None]
+    rectangle = values.new_zeros(support.n_rows, width).masked_scatter_(inside, values.clamp_min(0))
+    lowest = rectangle.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    above, equal = rectangle > lowest, (rectangle == lowest) & (rectangle > 0)
     # Of the entries that equal the k-th largest, the first ones of the row fill what is left.
-    left = k - support.latents.new_zeros(support.n_rows).index_add_(0, support.rows, above.long())
-    before = equal.long().cumsum(0) - equal.long()
-    before -= before[support.offsets[:-1].clamp_max(values.numel() - 1)][support.rows]
-    return kept & (above | (equal & (before < left[support.rows])))
+    first = equal.cumsum(1, dtype=torch.int32) <= k - above.sum(1, keepdim=True)
+    return (above | (equal & first)).masked_select(inside)

@@ -78,15 +78,25 @@ def test_candidates_are_found_where_bfloat16_alone_is_wrong_in_most_rows():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 200), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]))
-def test_margin_bounds_the_error_of_the_half_product(d_in, seed, scale):
-    x, weight, _ = problem(32, d_in, 64, seed, scale)
+def test_the_half_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale):
+    x, weight, bias = problem(32, d_in, 64, seed, scale)
     half = HalfWeight.of(weight, None)
-    x_half = x.bfloat16()
-    rough = x_half.double() @ half.weight.double().T
-    error = (rough - x.double() @ weight.double().T).abs().amax(0)
-    margin = half.margin(x, x_half).double()
-    assert (error <= margin).all()
-    assert (margin <= 2.0**-6 * x.norm(dim=1).max() * weight.norm(dim=1) + 1e-6 * scale).all()  # and is no blanket
+    half.set_bias(bias)
+    extended = half.extend(x, bounding=True)
+    above = extended.double() @ half.weight.double().T
+    true = x.double() @ weight.double().T + bias.double()
+    assert (above >= true).all()
+    assert (above <= true + half.slack(extended).double()[:, None]).all()
+    least = 2.0**-5 * x.norm(dim=1) * weight.norm(dim=1).max() + 2.0**-10 * bias.abs().max()
+    assert (half.slack(extended) <= least).all()  # and is no blanket
+
+
+def test_many_rows_are_shared_out_and_come_back_in_order():
+    x, weight, bias = problem(1100, 16, 64)
+    for found in (Encoder(weight).above(x, bias, torch.zeros(64)), Encoder(weight).largest(x, bias, 64)):
+        codes = found[0].codes(found[1])
+        torch.testing.assert_close(codes.dense(), (x @ weight.T + bias).relu(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(codes.row_of_entry().diff() >= 0, torch.ones(len(codes.latents) - 1, dtype=torch.bool))
 
 
 def test_rounding_to_half_is_directed():
