@@ -32,9 +32,10 @@ class HalfWeight:
     def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
         """Copy the rows `start` to `stop`."""
         rows, copy, d_in = weight[start:stop], self.weight[start:stop], self.d_in
-        copy[:, :d_in] = rows
+        rounded = rows.bfloat16()
+        copy[:, :d_in] = rounded
         copy[:, d_in] = ceil_half(torch.linalg.vector_norm(rows, dim=1))
-        copy[:, d_in + 1] = ceil_half(torch.linalg.vector_norm(rows - copy[:, :d_in], dim=1))
+        copy[:, d_in + 1] = ceil_half(torch.linalg.vector_norm(rounded.to(rows.dtype).sub_(rows), dim=1))
 
     def mark_current(self, weight: Tensor) -> None:
         """Say that every row was copied since `weight` last changed."""

@@ -42,7 +42,7 @@ class _PreActivations(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         by_latent = ctx.support.by_latent
         grad_bias = latent_sums(grad, ctx.support)
-        grad_weight = _deliver(Outer(by_latent.rows, grad[by_latent.order], by_latent.offsets, x), ctx.sink)
+        grad_weight = _deliver(Outer(by_latent.rows, by_latent.there(grad), by_latent.offsets, x), ctx.sink)
         grad_center = -(grad_bias @ weight) if ctx.needs_input_grad[2] else None
         return None, None, grad_center, grad_weight, grad_bias, None, None
 
@@ -77,10 +77,9 @@ class _Decode(torch.autograd.Function):
         grad = grad.contiguous()
         grad_values = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_values = torch.empty_like(values)
-            grad_values[by_latent.order] = sampled(weight, by_latent.offsets, grad, by_latent.rows)
+            grad_values = by_latent.back(sampled(weight, by_latent.offsets, grad, by_latent.rows))
         if ctx.needs_input_grad[1]:
-            outer = Outer(by_latent.rows, values[by_latent.order], by_latent.offsets, grad)
+            outer = Outer(by_latent.rows, by_latent.there(values), by_latent.offsets, grad)
             grad_weight = _deliver(outer, ctx.sink)
         return grad_values, grad_weight, None, None
 

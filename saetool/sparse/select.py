@@ -130,9 +130,8 @@ class Encoder:
     def _outputs(self, x: Tensor, bias: Tensor, support: Support) -> Float[Tensor, "entries"]:
         """Return the outputs on the support, each one a dot product in the weight's own precision."""
         by_latent = support.by_latent
-        outputs = x.new_empty(support.rows.numel())
-        outputs[by_latent.order] = sampled(self.weight, by_latent.offsets, x, by_latent.rows)
-        return outputs.add_(bias[support.latents])
+        outputs = by_latent.back(sampled(self.weight, by_latent.offsets, x, by_latent.rows))
+        return outputs.add_(bias.index_select(0, support.latents))
 
     def _above_plain(self, x: Tensor, bias: Tensor, cut: Tensor) -> tuple[Support, Tensor]:
         rows, latents, values = [], [], []

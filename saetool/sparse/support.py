@@ -28,6 +28,14 @@ class ByLatent:
     rows: Int[Tensor, "entries"]
     offsets: Int[Tensor, "n_latents_plus_one"]
 
+    def there(self, values: Float[Tensor, "entries"]) -> Float[Tensor, "entries"]:
+        """Bring values from row order into latent order."""
+        return values.index_select(0, self.order)
+
+    def back(self, values: Float[Tensor, "entries"]) -> Float[Tensor, "entries"]:
+        """Bring values from latent order into row order."""
+        return torch.empty_like(values).scatter_(0, self.order, values)
+
 
 @dataclass(frozen=True)
 class Support:
@@ -48,7 +56,7 @@ class Support:
         """The same entries, latent by latent."""
         key = self.latents.to(torch.int16) if self.n_latents <= INT16_LATENTS else self.latents
         order = torch.sort(key, stable=True).indices
-        return ByLatent(order, self.rows[order], _offsets(self.latents, self.n_latents))
+        return ByLatent(order, self.rows.index_select(0, order), _offsets(self.latents, self.n_latents))
 
     def where(self, kept: Bool[Tensor, "entries"]) -> "Support":
         """Return the entries that `kept` marks."""
