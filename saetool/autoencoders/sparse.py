@@ -162,12 +162,13 @@ class SparseAutoencoder(Autoencoder):
             x_hats = view.decode_prefixes(z, self.decoder, decoder_sink, self.prefixes) + self.decoder_bias
         else:
             x_hats = (view.decode(z, self.decoder, decoder_sink) + self.decoder_bias)[None]
-        residuals = x - x_hats
-        parts = {"reconstruction": residuals.square().sum() / (len(residuals) * len(x))}
-        metrics = self._note_batch(view, z, residuals[-1], centered)
+        error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum")
+        parts = {"reconstruction": error / (len(x_hats) * len(x))}
+        residual = x - x_hats[-1].detach()
+        metrics = self._note_batch(view, z, residual, centered)
         weight = self.penalty_weight.at(step)
         parts |= self._penalty(view, z, x, weight)
-        parts |= self._cure(residuals[-1], centered)
+        parts |= self._cure(residual, centered)
         metrics |= {"penalty_weight": weight, "dead": self.silence.dead().float().mean()}
         return Loss(parts, metrics)
 
