@@ -24,7 +24,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def learn(
-    settings: dict,
+    settings: dict | AutoencoderSettings,
     rows: Float[Tensor, "rows d_in"],
     steps: int,
     lr: float = 3e-3,
@@ -36,7 +36,9 @@ def learn(
 
     `start` may set weights after initialization.
     """
-    model = build(TypeAdapter(AutoencoderSettings).validate_python(settings), rows.shape[1])
+    if isinstance(settings, dict):
+        settings = TypeAdapter(AutoencoderSettings).validate_python(settings)
+    model = build(settings, rows.shape[1])
     stream = TensorStream(rows, batch_size=min(batch_size, len(rows)))
     if model.fit(stream):
         return model.eval()

@@ -5,12 +5,11 @@ import torch
 from torch.nn.functional import normalize
 
 from lecture.learning import generator, learn, mnist, show, tiles
+from saetool.autoencoders.sparse_settings import KlPenalty, SigmoidActivation, SparseSettings
 
 ATOMS, D, ACTIVE = 64, 32, 3
 TOY_STEPS = 3000
 STEPS = 1000
-NO_DECAY = 1e-12
-"""Settings refuse 0, for the very reason that this figure shows."""
 
 
 def draw():
@@ -66,14 +65,23 @@ def combinations(rows: int, seed: int):
 def _trap(left, right, numbers: dict) -> None:
     """Train with KL with and without decay of the decoder: both meet ρ, one finds the atoms."""
     atoms, rows = combinations(100_000, 1)
-    for name, decay, color in (("decay", 0.01, "tab:green"), ("no decay", NO_DECAY, "tab:red")):
-        penalty = {"kind": "kl", "rho": ACTIVE / ATOMS, "weight": 1 / D, "decoder_decay": decay}
-        settings = {"kind": "sparse", "n_latents": ATOMS, "normalize": "none", "penalty": penalty}
+    for name, decay, color in (("decay", 0.01, "tab:green"), ("no decay", 0.0, "tab:red")):
+        penalty = KlPenalty(kind="kl", rho=ACTIVE / ATOMS, weight=1 / D)
+        settings = SparseSettings(
+            kind="sparse",
+            n_latents=ATOMS,
+            normalize="none",
+            activation=SigmoidActivation(kind="sigmoid"),
+            penalty=penalty,
+        )
+        # A copy is not validated: settings refuse no decay, for the very reason that this figure shows.
+        penalty = penalty.model_copy(update={"decoder_decay": decay})
+        settings = settings.model_copy(update={"penalty": penalty})
 
         def wide(model):
             model.encoder.copy_(4 * model.decoder)
 
-        model = learn({**settings, "activation": {"kind": "sigmoid"}}, rows, TOY_STEPS, batch_size=1024, start=wide)
+        model = learn(settings, rows, TOY_STEPS, batch_size=1024, start=wide)
         with torch.no_grad():
             z = model.encode(rows[:5000])
             best = (normalize(model.decoder_directions(), dim=1) @ atoms.T).max(0).values
