@@ -5,7 +5,7 @@ from pathlib import Path
 
 from saetool.artifacts import Artifact, run_stage
 from saetool.errors import run_script
-from saetool.images import ImageSettings, open_source
+from saetool.images import open_cached
 from saetool.report import ReportSettings, report_stage
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     store = features.find_input("activations", given.store)
     autoencoder = features.find_input("autoencoder", given.autoencoder)
     evaluation = Artifact.open(given.evaluation, "evaluation") if given.evaluation else None
-    source = open_source(ImageSettings(**store.content["source"]), given.images or store.notes.get("images_root"))
+    source = open_cached(store, given.images)
     stage = report_stage(features, store, autoencoder, evaluation, source, ReportSettings(title=given.title))
     print(Path(run_stage(stage, given.out).path, "index.html").resolve().as_uri())
 

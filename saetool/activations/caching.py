@@ -22,14 +22,13 @@ from saetool.activations.writer import Plan, ShardContent, StoreWriter
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, ImageSource, open_source
-from saetool.images.settings import HUB_PREFIX
+from saetool.images.settings import is_named
 from saetool.progress import bar, say
 from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
 from saetool.vision.weights import digest_weights_file, resolve_precision
 
 _KEEPING = 2
 """Slices of outputs that may wait to be kept: enough to hide a write, few enough for a GPU's memory."""
-_NAMED_SOURCES = ("elpv", "digits", "mnist")
 
 
 @dataclass(frozen=True)
@@ -178,9 +177,9 @@ def caching_stage(
     device = distributed.default_device()
     precision = resolve_precision(backbone, device)
     resolved = backbone.model_copy(update={"precision": precision})
-    named = images.source in _NAMED_SOURCES or images.source.startswith(HUB_PREFIX)
+    where = images.source if is_named(images.source) else "folder"
     # What happens at a corrupt image is no part of the request: work that stopped at one resumes with another answer.
-    identity = images.model_dump(mode="json", exclude={"on_error"}) | {"source": images.source if named else "folder"}
+    identity = images.model_dump(mode="json", exclude={"on_error"}) | {"source": where}
     exact = resolved.model_copy(update={"precision": "fp32"})
     job = CachingJob(
         backbone=lambda: load_backbone(resolved, seed, device),

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saetool.images.opening import open_source
+    from saetool.images.opening import open_cached, open_source
     from saetool.images.picture import Picture
     from saetool.images.settings import ImageSettings
     from saetool.images.source import ImageSource, LabelColumn
@@ -17,10 +17,11 @@ _HOMES = {
     "ImageSource": "source",
     "LabelColumn": "source",
     "Picture": "picture",
+    "open_cached": "opening",
     "open_source": "opening",
 }
 
-__all__ = ["ImageSettings", "ImageSource", "LabelColumn", "Picture", "open_source"]
+__all__ = ["ImageSettings", "ImageSource", "LabelColumn", "Picture", "open_cached", "open_source"]
 
 
 def __getattr__(name: str) -> object:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from saetool.artifacts import Artifact
 from saetool.errors import RequestError
 from saetool.images.datasets import DATASET_SUFFIXES
-from saetool.images.settings import HUB_PREFIX, ImageSettings
+from saetool.images.settings import HUB_PREFIX, ImageSettings, is_named
 from saetool.images.source import ImageSource
 
 
@@ -40,6 +41,19 @@ def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource
     from saetool.images.folder import FolderSource
 
     return FolderSource(path, settings.limit)
+
+
+def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
+    """Open the images that a store of activations was made from; `root` says where they are now, when they have moved.
+
+    A folder is looked for where it was; RequestError where there are none, or the store was made from tensors.
+    """
+    described = store.content["source"]
+    if described is None:
+        raise RequestError(f"{store.path}: was made from tensors; there are no pictures to show.")
+    # A packaged set is found wherever it is installed now.
+    noted = None if is_named(described["source"]) else store.notes.get("images_root")
+    return open_source(ImageSettings(**described), root or noted)
 
 
 def _is_dataset(path: Path) -> bool:

@@ -10,6 +10,11 @@ HUB_PREFIX = "hf/"
 """Before the name of a dataset on the Hugging Face hub; a folder of that name is `./hf/…`."""
 
 
+def is_named(source: str) -> bool:
+    """Say whether `images.source` is a name that means the same everywhere, no place on this machine."""
+    return source in ("elpv", "digits", "mnist") or source.startswith(HUB_PREFIX)
+
+
 class ImageSettings(Settings):
     """Which images, and what happens at one that cannot be read."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError
 from saetool.features import Features
-from saetool.images import ImageSettings, open_source
+from saetool.images import open_cached
 from saetool.vision.geometry import Geometry
 
 LATENTS = 8
@@ -30,7 +30,7 @@ def draw(run: Path):
     if features.grid is None:
         raise RequestError(f"{run}: these tokens have no grid, so there are no heat maps to show")
     store = Artifact.open(run / "activations", kind="activations")
-    source = open_source(ImageSettings(**store.content["source"]), store.notes.get("images_root"))
+    source = open_cached(store)
     places = {source.path(i): i for i in range(len(source))}
     geometry = Geometry.from_dict(features.content["geometry"])
     chosen = choose(features)

@@ -12,7 +12,7 @@ from saetool.activations.caching import CachingJob, _stage
 from saetool.activations.estimate import estimate
 from saetool.artifacts import Artifact, digest_file, run_stage, verify
 from saetool.errors import RequestError, WorkError
-from saetool.images import ImageSettings, open_source
+from saetool.images import ImageSettings, open_cached, open_source
 from saetool.images.source import SourceError
 from saetool.vision import BackboneSettings, load_backbone
 
@@ -318,6 +318,22 @@ def test_sites_are_all_that_is_probed(pictures, tmp_path):
     source = source_of(pictures, limit=2)
     store = ActivationStore(cache(settings, source, [2, "blocks.1", 3], tmp_path / "a"))
     assert [site.info["folder"] for site in store.sites] == ["layer-02", "layer-03"]
+
+
+def test_the_pictures_of_a_store_are_found_where_they_were_and_where_they_are(tiny, pictures, tmp_path):
+    images = ImageSettings(source=str(pictures), limit=6)
+    pixels = BackboneSettings(name="pixels", layers=[1], image_size=8)
+    store = cache(pixels, images, None, tmp_path / "a")
+    assert len(open_cached(store)) == 6
+    pictures.rename(tmp_path / "moved")
+    assert len(open_cached(store, str(tmp_path / "moved"))) == 6
+    with pytest.raises(RequestError, match="there is no"):
+        open_cached(store)
+    with pytest.raises(RequestError, match="no pictures"):
+        open_cached(write_store(tmp_path / "b", torch.zeros(2, 1, 3)).artifact)
+    digits = cache(pixels, ImageSettings(source="digits", limit=2), None, tmp_path / "c")
+    digits.notes["images_root"] = "/another/machine"
+    assert len(open_cached(digits)) == 2
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
