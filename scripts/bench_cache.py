@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -46,6 +47,7 @@ def measure(settings: BackboneSettings, source: ImageSource, store: CacheSetting
     """Return images a second of each, their ratios, the share of decoding, the peak memory."""
     backbone = load_backbone(settings, device=distributed.default_device())
     exact = load_backbone(settings.model_copy(update={"precision": "fp32"}), device=distributed.default_device())
+    macos = sys.platform == "darwin"  # where ru_maxrss counts bytes, not KiB
     bare = caching = single = decode_seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):
@@ -64,7 +66,7 @@ def measure(settings: BackboneSettings, source: ImageSource, store: CacheSetting
         "cache_vs_fp32_forward": caching / single,
         "decode_milliseconds": decode_seconds * 1e3,
         "decode_share_of_processors": decode_seconds * caching / (os.cpu_count() or 1),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if macos else 2**10),
         "precision": backbone.precision,
         "images": str(len(source)),
     }
