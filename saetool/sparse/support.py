@@ -60,7 +60,9 @@ class Support:
 
     def where(self, kept: Bool[Tensor, "entries"]) -> "Support":
         """Return the entries that `kept` marks."""
-        return Support(self.rows[kept], self.latents[kept], self.n_rows, self.n_latents)
+        place = kept.nonzero().squeeze(1)
+        rows, latents = self.rows.index_select(0, place), self.latents.index_select(0, place)
+        return Support(rows, latents, self.n_rows, self.n_latents)
 
     @classmethod
     def concatenate(cls, parts: list["Support"]) -> "Support":
