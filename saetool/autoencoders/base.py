@@ -194,7 +194,7 @@ class Autoencoder(nn.Module):
         return None
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"] | None:
-        """Return each latent's encoder direction, or None where the encoder is not a linear map and a nonlinearity."""
+        """Return each latent's row of W_e as it acts on raw activations; None where more than one layer encodes."""
         return None
 
     def loss_convention(self) -> str:
