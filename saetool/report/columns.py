@@ -71,8 +71,8 @@ def describe(columns: list[Column]) -> list[dict]:
     return [asdict(column) for column in columns]
 
 
-def numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a column as int32, or float32 with NaN for null; whole numbers beyond int32 become float64."""
+def numbers(column: pa.ChunkedArray, real: type = np.float32) -> np.ndarray:
+    """Return a column as int32, or `real` with NaN for null; whole numbers beyond int32 become float64."""
     kind = column.type
     if pa.types.is_boolean(kind):
         column, kind = column.cast(pa.int8()), pa.int8()
@@ -81,7 +81,7 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
         fits = values.size == 0 or (values.min() >= -(2**31) and values.max() < 2**31)
         return values.astype(np.int32 if fits else np.float64)
     wide = pa.types.is_integer(kind) or pa.types.is_null(kind)
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64 if wide else np.float32)
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64 if wide else real)
 
 
 def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
@@ -106,5 +106,6 @@ def table_arrays(table: pa.Table, columns: list[Column]) -> tuple[dict[str, np.n
         if column.form == "text":
             arrays[column.key], texts[column.key] = codes(table[column.key].cast(pa.string()))
         else:
-            arrays[column.key] = numbers(table[column.key])
+            kind = np.float64 if column.form == "probability" else np.float32  # float32 makes 0 of what is below 1e-45
+            arrays[column.key] = numbers(table[column.key], kind)
     return arrays, texts

@@ -24,8 +24,8 @@ THUMBNAIL_PX = 240
 THUMBNAIL_QUALITY = 80
 FACTS_BLOCK = 512
 PATCHES_BLOCK = 16
-SHARE_STEPS = 65_535
-"""Steps of a value between 0 and its patch's strongest: finer than what a page prints."""
+SHARE_STEPS = 16_383
+"""Steps of a value between 0 and its patch's strongest: finer than a page prints, two bytes less two bits."""
 
 
 class ReadsImages(Protocol):
@@ -89,7 +89,11 @@ def patches_chunks(path: Path, chosen: np.ndarray, n_latents: int) -> Iterator[t
                 "latent": (ids + 1).astype(kind),
             }
             name = f"patches/{block}"
-            yield rows, name, pack(name, arrays, {"tokens": ids.shape[1], "strongest": ids.shape[2]})
+            yield (
+                rows,
+                name,
+                pack(name, arrays, {"tokens": ids.shape[1], "strongest": ids.shape[2], "steps": SHARE_STEPS}),
+            )
 
 
 class Thumbnails:

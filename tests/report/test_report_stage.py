@@ -43,6 +43,8 @@ def test_the_table_has_every_latent_and_every_number(run, site):
     key = "kind.of <thing>.best_class"
     found = [texts[key][i] if i >= 0 else None for i in arrays[key]]
     assert found == latents[key].to_pylist()
+    q = np.array([np.nan if v is None else v for v in latents["kind.of <thing>.q_value"].to_pylist()])
+    np.testing.assert_array_equal(arrays["kind.of <thing>.q_value"], q)
     assert "score.best_class" not in arrays, "a column without a single value is left out"
 
 
@@ -77,9 +79,9 @@ def test_patch_chunks_hold_the_strongest_latents(run, site):
     top = arrays["top"].reshape(shape[:2])
     for k, image in enumerate(arrays["rows"].tolist()):
         np.testing.assert_array_equal(top[k], run.z[image].max(1))
-        found = np.where(latent[k] >= 0, top[k][:, None] * share[k] / 65_535, 0)
+        found = np.where(latent[k] >= 0, top[k][:, None] * share[k] / values["steps"], 0)
         wanted = np.where(latent[k] >= 0, np.take_along_axis(run.z[image], np.maximum(latent[k], 0), 1), 0)
-        np.testing.assert_allclose(found, wanted, atol=top.max() / 131_000)
+        np.testing.assert_allclose(found, wanted, atol=top.max() / 32_000)
 
 
 def test_the_lower_end_of_the_best_class_stands_beside_it(run, site):

@@ -171,7 +171,7 @@ saetool.format = (() => {
     share,
     value,
     unit: (number) => digits(number, 3),
-    probability: (number) => (number === 0 ? "0" : number < 0.001 ? scientific(number) : digits(number, 3)),
+    probability: (number) => (number === 0 ? "< 10⁻³⁰⁰" : number < 0.001 ? scientific(number) : digits(number, 3)),
     flag: (number) => (number ? "yes" : "no"),
   };
   return (form, number) =>

@@ -10,13 +10,13 @@
 
   /** Cut one image out of its chunk: for each patch its strongest latents, strongest first. */
   function record(chunk, image) {
-    const k = chunk.rows.indexOf(image), { tokens, strongest } = chunk.values;
+    const k = chunk.rows.indexOf(image), { tokens, strongest, steps } = chunk.values;
     const at = (patch) => {
       const rows = [];
       for (let s = 0; s < strongest; s++) {
         const place = (k * tokens + patch) * strongest + s;
         if (chunk.latent[place] === 0) continue;
-        rows.push({ latent: chunk.latent[place] - 1, value: (chunk.top[k * tokens + patch] * chunk.share[place]) / 65535 });
+        rows.push({ latent: chunk.latent[place] - 1, value: (chunk.top[k * tokens + patch] * chunk.share[place]) / steps });
       }
       return rows;
     };

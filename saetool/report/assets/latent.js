@@ -124,7 +124,7 @@
   /** Return a label's name with how sure its association is and how much of the latent is in one class. */
   function caption(label, model, latent) {
     const words = [["q_value", "q", "probability"], ["purity", "purity", "unit"]].filter(([key]) => model.byKey.has(`${label}.${key}`)).map(([key, name, form]) =>
-      h("span.muted.note", { title: model.byKey.get(`${label}.${key}`).help }, `${name} ${format(form, model.number(`${label}.${key}`, latent))}`));
+      h("span.beside.number", { title: model.byKey.get(`${label}.${key}`).help }, `${name} ${format(form, model.number(`${label}.${key}`, latent))}`));
     return h("caption", {}, h("span", { dir: "auto" }, label), ...words);
   }
 
