@@ -280,32 +280,24 @@ def wide(tmp_path_factory, make_run):
 
 
 @pytest.mark.slow
-def test_24576_latents_load_and_scroll(open_site, wide):
+def test_24576_latents_load_scroll_and_sort_in_a_few_dozen_rows(open_site, wide):
+    """What keeps the table fluid is that only the rows in view exist; times belong to benchmarks."""
     page = open_site(wide.path).open("index.html")
-    loaded = page.evaluate("performance.now()")
-    assert loaded < 2_000
     assert page.locator("#count").inner_text() == "24,576 of 24,576"
     view = page.locator(".view")
-    frames = view.evaluate(
+    most = view.evaluate(
         """view => new Promise(done => {
-            const times = []; let last = performance.now();
-            const step = now => {
-                times.push(now - last); last = now; view.scrollTop += 2400;
-                times.length < 60 ? requestAnimationFrame(step) : done(times.slice(5));
+            let frames = 0, most = 0;
+            const step = () => {
+                most = Math.max(most, document.querySelectorAll('.body .row').length); view.scrollTop += 2400;
+                ++frames < 60 ? requestAnimationFrame(step) : done(most);
             };
             requestAnimationFrame(step);
         })"""
     )
-    assert np.median(frames) < 34, "scrolling stays at 30 frames a second or better"
+    assert most < 60
     view.focus()
     page.keyboard.press("End")
     page.wait_for_selector(".row[data-latent='24575']")
+    page.locator(".head button").nth(2).click()
     assert page.locator(".body .row").count() < 60
-    sorting = page.evaluate(
-        """() => {
-            const start = performance.now();
-            document.querySelectorAll('.head button')[2].click();
-            return performance.now() - start;
-        }"""
-    )
-    assert sorting < 400
