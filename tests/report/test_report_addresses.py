@@ -105,4 +105,4 @@ def test_the_most_associated_latents_are_sure_ones(reader, run):
     assert 1 < len(wanted) < 30
     page = reader.open(f"latent.html#latent={wanted[0]}")
     purity = latents["kind.of <thing>.purity"][wanted[0]]
-    assert re.search(rf"q \d[^\n]*\s+purity {purity:.3f}", page.locator("#labels caption").inner_text())
+    assert re.search(rf"q \d[^\n]*\s*purity {purity:.3f}", page.locator("#labels caption").inner_text())
