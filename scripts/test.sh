@@ -9,6 +9,8 @@ if [ "${1:-}" = "--all" ]; then
     shift
 fi
 cd "$root"
+# The tests' tensors are tiny and several start processes: more threads would only wait for each other.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 ruff check --quiet .
 ruff format --quiet --check .
 exec python -m pytest -m "$marks" "$@"
