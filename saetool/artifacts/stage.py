@@ -142,7 +142,8 @@ def _prepare(members: list[tuple[Stage, Path]], locks: ExitStack, force: Force) 
     """Lock what must be built and return its positions."""
     todo = []
     for i, (stage, out) in enumerate(members):
-        if not _old_path(out).exists() and _can_skip(stage, out, force):
+        left_over = _old_path(out).exists() or _doomed_path(_old_path(out)).exists()
+        if not left_over and _can_skip(stage, out, force):
             say(f"{out}: done already")
             continue
         locks.enter_context(locked(out))
@@ -160,19 +161,32 @@ def _old_path(out: Path) -> Path:
     return out.with_name(out.name + ".old")
 
 
+def _discard(path: Path) -> None:
+    """Delete a directory of ours, under a name that says so: what a kill leaves of it is deleted at the next start."""
+    doomed = _doomed_path(path)
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _doomed_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.deleted")
+
+
 def _recover(out: Path) -> None:
     """Finish or undo a swap that was interrupted: the old artifact comes back unless the new one is in place.
 
     A NAME.old that no swap of ours made is left alone.
     """
     old, partial = _old_path(out), _partial_path(out)
+    shutil.rmtree(_doomed_path(old), ignore_errors=True)
     if not (old / MANIFEST).is_file():
         return
     newer = out if out.exists() else partial
     if not (newer / MANIFEST).is_file() or read_manifest(newer)["notes"].get("replaces") != read_manifest(old)["id"]:
         return
     if newer is out:
-        shutil.rmtree(old)
+        _discard(old)
     else:
         os.rename(old, out)
 
@@ -200,6 +214,8 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
 def _begin(stage: Stage, out: Path, force: Force) -> bool:
     """Make or find the partial directory; return False when a finished one only had to be moved into place."""
     path = _partial_path(out)
+    if out.exists() and _old_path(out).exists():
+        raise RequestError(f"{_old_path(out)} stands where {out.name} has to wait while it is replaced: move it away.")
     if path.exists():
         begun = Partial(path, out).record_of("stage")
         if (path / MANIFEST).exists():
@@ -319,8 +335,10 @@ def _move_into_place(partial: Partial) -> None:
     for folder, _, _ in os.walk(partial.path):
         sync_directory(Path(folder))
     out, old = partial.out, _old_path(partial.out)
-    if out.exists():
+    replaced = out.exists()
+    if replaced:
         os.rename(out, old)
     os.rename(partial.path, out)
     sync_directory(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if replaced:
+        _discard(old)

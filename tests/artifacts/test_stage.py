@@ -209,6 +209,24 @@ def test_a_copy_that_a_user_named_old_survives(tmp_path):
     assert verify(tmp_path / "a.old") == []
 
 
+def test_a_kill_while_the_old_one_is_deleted_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    run_stage(stage(lr=1), tmp_path / "a")
+    real = shutil.rmtree
+
+    def half(path, **kwargs) -> None:
+        if Path(path).name.endswith(".deleted") and Path(path).exists():
+            (Path(path) / "manifest.json").unlink()
+            raise Crash
+        real(path, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(Crash):
+        run_stage(stage(lr=2), tmp_path / "a", force=True)
+    monkeypatch.undo()
+    assert run_stage(stage(lr=3), tmp_path / "a", force=True).config["lr"] == 3
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_force_begins_anew_unless_a_forced_start_was_killed(tmp_path):
     def interrupted(error: BaseException) -> Stage:
         def build(partial: Partial) -> dict:
