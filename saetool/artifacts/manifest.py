@@ -105,7 +105,7 @@ def read_manifest(path: Path) -> dict:
             f"{path}: written in schema {manifest['schema']!r}; this saetool reads schema {SCHEMA}. "
             "Read it with the version that wrote it, or build it again."
         )
-    if manifest.get("seal") != seal_of(manifest):
+    if manifest.get("seal") != seal_of(manifest) or render(manifest) != data:
         raise RequestError(f"{file}: damaged (its seal does not match). `saetool verify {path}` tells more.")
     return manifest
 
