@@ -197,6 +197,13 @@ class Autoencoder(nn.Module):
         """Return each latent's row of W_e as it acts on raw activations; None where more than one layer encodes."""
         return None
 
+    def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]], seed: int) -> dict[str, float]:
+        """Return the family's own numbers over held-out rows, for the last evaluation; most families have none.
+
+        Several processes share the blocks; every one gets the numbers of all, which depend on nobody's count.
+        """
+        return {}
+
     def loss_convention(self) -> str:
         """Say in words what `loss` sums and averages; it is written into every checkpoint."""
         return "reconstruction error: squared, summed over d_in, mean over the batch"

@@ -6,7 +6,7 @@ principal component analysis (Tipping & Bishop 1999; Lucas et al. 2019), reached
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from saetool import distributed
 from saetool.autoencoders.base import Autoencoder, Loss, Normalize, Normalizer, Stream
 from saetool.autoencoders.layers import Activation, Chain
 from saetool.autoencoders.linear import Spectrum, principal_components
@@ -40,7 +41,7 @@ class VariationalSettings(Width):
     activation: Activation = "tanh"
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
     noise: PositiveFloat | None = None
-    """Standard deviation of the gaussian likelihood, in the model's units; null: learned."""
+    """Standard deviation of the gaussian likelihood, in the model's units, between e^−7.5 and e^7.5; null: learned."""
     beta: NonNegativeFloat = 1.0
     warmup_steps: NonNegativeInt = 0
     """β rises linearly from 0 over these steps."""
@@ -54,6 +55,11 @@ class VariationalSettings(Width):
             raise ValueError(f"likelihood: bernoulli needs inputs in [0, 1], which normalize: {self.normalize} leaves")
         if self.likelihood == "bernoulli" and self.noise is not None:
             raise ValueError("noise belongs to likelihood: gaussian: drop it")
+        if self.noise is not None and not abs(2 * math.log(self.noise)) < LOG_VARIANCE_BOUND:
+            raise ValueError(
+                f"noise: {self.noise:g} lies outside e^±{LOG_VARIANCE_BOUND / 2:g} (5.5e-4 to 1,800): scale the data, "
+                "with normalize: center_scale for example"
+            )
         if self.solver == "closed_form" and (self.hidden or self.likelihood != "gaussian" or self.beta != 1):
             raise ValueError("solver: closed_form needs no hidden layers, likelihood: gaussian and beta: 1")
         return self
@@ -137,27 +143,33 @@ class Variational(Autoencoder):
         x: Float[Tensor, "batch d_in"],
         mean: Float[Tensor, "batch n_latents"],
         log_variance: Float[Tensor, "batch n_latents"],
-        generator: torch.Generator,
+        draw: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "batch"]:
-        """Return E_q ln p(x|z): exact for a linear gaussian decoder, else from one reparametrized sample."""
+        """Return E_q ln p(x|z): exact for a linear gaussian decoder, else from one reparametrized sample.
+
+        `draw` gives N(0, 1) noise like its argument.
+        """
         if not self.settings.hidden and self.settings.likelihood == "gaussian":
             spread = log_variance.exp() @ self.decoder.weights[0].square().sum(0)
             return self._gaussian((x - self.decoder(mean)).square().sum(-1) + spread)
-        return self._log_likelihood(x, _reparametrized(mean, log_variance, generator))
+        return self._log_likelihood(x, mean + (0.5 * log_variance).exp() * draw(mean))
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
         """Return the negative ELBO with its β at `step`, in nats in the model's units.
 
+        The metric `elbo` is reported as `elbo` returns it: at β = 1, as a density of raw activations.
         Raises RequestError where a Bernoulli likelihood is given inputs outside [0, 1].
         """
         self._check(x)
         x = self._to_units(x)
         mean, log_variance = self._posterior(x)
-        negative = -self._expected_log_likelihood(x, mean, log_variance, generator).mean()
+        expected = self._expected_log_likelihood(x, mean, log_variance, lambda like: normal_like(like, generator))
+        negative = -expected.mean()
         divergence = kl_from_standard_normal(mean, log_variance).mean()
         beta = self.settings.beta * min(1.0, (step + 1) / max(self.settings.warmup_steps, 1))
         active = (mean.detach().var(0, correction=0) > ACTIVE_VARIANCE).sum()
-        metrics = {"elbo": -(negative + divergence).detach(), "kl": divergence.detach(), "active_units": active}
+        elbo = (self._log_volume() - negative - divergence).detach()
+        metrics = {"elbo": elbo, "kl": divergence.detach(), "active_units": active}
         return Loss({"reconstruction": negative, "kl": beta * divergence}, metrics)
 
     def _check(self, x: Float[Tensor, "batch d_in"]) -> None:
@@ -166,10 +178,16 @@ class Variational(Autoencoder):
 
     def elbo(self, x: Float[Tensor, "batch d_in"], generator: torch.Generator) -> Float[Tensor, "batch"]:
         """Return each row's ELBO at β = 1 in nats, as a density of raw activations."""
+        return self._elbo(x, generator)[0]
+
+    def _elbo(
+        self, x: Float[Tensor, "batch d_in"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch n_latents"]]:
+        """Return each row's ELBO and its posterior mean."""
         x = self._to_units(x)
         mean, log_variance = self._posterior(x)
-        expected = self._expected_log_likelihood(x, mean, log_variance, generator)
-        return expected - kl_from_standard_normal(mean, log_variance) + self._log_volume()
+        expected = self._expected_log_likelihood(x, mean, log_variance, lambda like: _normal(like, generator))
+        return expected - kl_from_standard_normal(mean, log_variance) + self._log_volume(), mean
 
     def importance_bound(
         self, x: Float[Tensor, "batch d_in"], samples: int, generator: torch.Generator
@@ -182,7 +200,7 @@ class Variational(Autoencoder):
         mean, log_variance = self._posterior(x)
         weights = []
         for _ in range(samples):
-            z = _reparametrized(mean, log_variance, generator)
+            z = mean + (0.5 * log_variance).exp() * _normal(mean, generator)
             prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
             distance = (z - mean).square() / log_variance.exp()
             posterior = -0.5 * (distance + log_variance + math.log(2 * math.pi)).sum(-1)
@@ -205,6 +223,27 @@ class Variational(Autoencoder):
         """Say which latents' posterior means vary over the rows by more than `ACTIVE_VARIANCE`."""
         means = torch.cat([self.encode(block) for block in blocks]).double()
         return means.var(0, correction=0) > ACTIVE_VARIANCE
+
+    @torch.no_grad()
+    def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]], seed: int) -> dict[str, float]:
+        """Return the mean ELBO over the rows (nats, a density of raw activations) and the number of active units.
+
+        A block's noise is seeded by its place, so that it does not matter which process takes it.
+        """
+        device = self.normalizer.mean.device
+        sums = torch.zeros(2 + 2 * self.n_latents, dtype=torch.float64)
+        for i, block in enumerate(blocks):
+            if i % distributed.world_size() == distributed.rank():
+                elbo, mean = self._elbo(block.to(device), seeded(seed, "elbo", i, device=device))
+                elbo, mean = elbo.cpu().double(), mean.cpu().double()
+                counts = torch.stack([elbo.new_tensor(len(elbo)), elbo.sum()])
+                sums += torch.cat([counts, mean.sum(0), mean.square().sum(0)])
+        distributed.all_reduce_sum(sums)
+        rows, elbo = sums[:2].tolist()
+        if rows == 0:
+            return {}
+        first, square = (sums[2:] / rows).chunk(2)
+        return {"elbo": elbo / rows, "active_units": int((square - first**2 > ACTIVE_VARIANCE).sum())}
 
     @torch.no_grad()
     def initialize(self, stream: Stream, generator: torch.Generator) -> None:
@@ -243,6 +282,12 @@ class Variational(Autoencoder):
         gain = (spectrum.values[:k] - noise).clamp_min(0)
         decoder = spectrum.vectors[:, :k] * gain.sqrt()
         inverse = 1 / (gain + noise)
+        if not noise * float(inverse.min()) > math.exp(-LOG_VARIANCE_BOUND):
+            raise RequestError(
+                f"a noise variance of {noise:.3g} is below e^−{LOG_VARIANCE_BOUND:g} of the first component's "
+                f"{float(spectrum.values[0]):.3g}, so its posterior would be narrower than this model can say: "
+                "fix a larger noise, or choose fewer n_latents"
+            )
         weight, bias = self.encoder.weights[0], self.encoder.biases[0]
         weight.zero_()
         weight[:k] = (inverse[:, None] * decoder.T).to(weight)
@@ -276,8 +321,9 @@ def kl_from_standard_normal(
     return -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1)
 
 
-def _reparametrized(mean: Tensor, log_variance: Tensor, generator: torch.Generator) -> Tensor:
-    return mean + (0.5 * log_variance).exp() * normal_like(mean, generator)
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return N(0, 1) noise for rows that are this process's alone; a batch of training takes `normal_like`."""
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def _bounded(log_variance: Tensor) -> Tensor:
@@ -285,5 +331,10 @@ def _bounded(log_variance: Tensor) -> Tensor:
 
 
 def _unbounded(log_variance: float) -> float:
-    """Return the argument at which `_bounded` gives `log_variance`."""
+    """Return the argument at which `_bounded` gives `log_variance`; raises RequestError where there is none."""
+    if not abs(log_variance) < LOG_VARIANCE_BOUND:
+        raise RequestError(
+            f"a noise variance of e^{log_variance:.1f} lies outside e^±{LOG_VARIANCE_BOUND:g}: "
+            "set normalize: center_scale, or scale the data"
+        )
     return LOG_VARIANCE_BOUND * math.atanh(log_variance / LOG_VARIANCE_BOUND)

@@ -1,5 +1,6 @@
 """One model in training: its optimizer, schedule, generator and running numbers. It is fed batches from outside."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ class Learner:
     def __init__(self, autoencoder: Autoencoder, settings: TrainingSettings, seed: int, device: torch.device):
         self.autoencoder = autoencoder.to(device)
         self.settings = settings
+        self.seed = seed
         self._announce(autoencoder)
         self.device = device
         self.dtype = next(autoencoder.parameters()).dtype
@@ -100,6 +102,13 @@ class Learner:
             autoencoder.after_update(optimizer, self.done, self.generator)
         self.done += 1
         self.latest = batch
+
+    def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]]) -> dict[str, float]:
+        """Return the family's own numbers over rows, in evaluation mode."""
+        self.autoencoder.eval()
+        own = self.autoencoder.summarize(blocks, seeding.derive(self.seed, "summary"))
+        self.autoencoder.train()
+        return own
 
     def read_window(self) -> tuple[dict[str, float], list[float]]:
         """Return the means since the last call and the loss of each step."""

@@ -12,7 +12,8 @@ Training lines (`"split": "train"`), every `log_every` steps:
 
 Held-out lines (`"split": "held_out"`): step, tokens, phase, rows, fvu, mse, l0, l1, dead_share, dense_share as in
 `heldout.Measures`. The last line has `"final": true` and covers the whole split; without held-out rows it covers all
-training rows and its split is "train". A number that is not finite is null.
+training rows and its split is "train"; a family's own numbers stand in it too (variational: elbo in nats a row at
+β = 1, as a density of raw activations, and active_units). A number that is not finite is null.
 """
 
 import math

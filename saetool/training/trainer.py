@@ -154,9 +154,11 @@ def _evaluate(runs: Sequence[Run], stream: Stream, center: Tensor, final: bool) 
                 return
             split, measures = "train", evaluate(learner.autoencoder, stream.ordered(), center)
         line = {"split": split, **_place(learner, stream), **measures.as_json()}
-        run.log.write({**line, "final": True} if final else line)
         if final:
-            run.final = {"split": split, **measures.as_json(), "dead": measures.dead, "dense": measures.dense}
+            own = learner.summarize(stream.held_out() if split == "held_out" else stream.ordered())
+            run.final = {"split": split, **measures.as_json(), "dead": measures.dead, "dense": measures.dense, **own}
+            line |= {**own, "final": True}
+        run.log.write(line)
 
 
 def _report(runs: Sequence[Run], stream: Stream, seconds: float, center: Tensor) -> None:

@@ -49,3 +49,13 @@ def test_trained_sealed_and_loaded(name, digits, tmp_path):
     assert final["fvu"] == pytest.approx(fvu, rel=1e-4)
     assert fvu < 1
     torch.testing.assert_close(model.encode(held_out[:3]), model.encode(held_out)[:3])
+    own = {key: final[key] for key in ("elbo", "active_units") if key in final}
+    assert own == {key: artifact.content["final"][key] for key in own}
+    assert len(own) == (2 if settings.kind == "variational" else 0)
+    if name == "probabilistic pca":
+        spread = model.decoder.weights[0] @ model.decoder.weights[0].T + model.noise_variance() * torch.eye(64)
+        density = torch.distributions.MultivariateNormal(rows[:1500].double().mean(0), spread.detach().double())
+        assert own["elbo"] == pytest.approx(float(density.log_prob(held_out.double()).mean()), rel=1e-3)
+    elif own:
+        drawn = model.elbo(held_out, torch.Generator().manual_seed(0)).detach().mean()
+        assert own["elbo"] == pytest.approx(float(drawn), abs=1.0)

@@ -30,14 +30,19 @@ def rows():
 
 
 def probabilistic_pca(rows, k, noise=None):
-    """Return each row's log-likelihood under the maximum likelihood model (Tipping & Bishop 1999), by numpy."""
+    """Return each row's log-likelihood under the maximum likelihood model."""
+    return raw_density(rows, k, noise).log_prob(rows)
+
+
+def raw_density(rows, k, noise=None):
+    """Return the maximum likelihood model of probabilistic PCA (Tipping & Bishop 1999), by numpy."""
     x = rows.numpy()
     values, vectors = np.linalg.eigh(np.cov(x, rowvar=False, bias=True))
     values, vectors = values[::-1], vectors[:, ::-1]
     variance = values[k:].mean() if noise is None else noise**2
     low_rank = vectors[:, :k] * np.maximum(values[:k] - variance, 0) @ vectors[:, :k].T
     covariance = torch.tensor(low_rank + variance * np.eye(x.shape[1]))
-    return MultivariateNormal(rows.mean(0), covariance).log_prob(rows)
+    return MultivariateNormal(rows.mean(0), covariance)
 
 
 def test_divergence_equals_torch_distributions():
@@ -107,6 +112,48 @@ def test_closed_form_linear_model_is_probabilistic_pca(rows, rows_stream, k, nor
     torch.testing.assert_close(bound.detach(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("normalize", ["none", "center_scale"])
+def test_every_reported_elbo_is_the_density_of_raw_rows(rows, rows_stream, normalize):
+    """Of the exact model they are probabilistic PCA's likelihood, of training rows and of rows held out."""
+    for scale in (1.0, 30.0):  # a log-density falls by d · ln 30
+        train, held_out = scale * rows[:1000], scale * rows[1000:]
+        model = model_of(6, n_latents=2, solver="closed_form", normalize=normalize).double()
+        assert model.fit(rows_stream(train))
+        own = float(probabilistic_pca(train, 2).mean())
+        metric = model.loss(train, 0, generator()).metrics["elbo"]
+        assert float(metric) == pytest.approx(own, rel=1e-9)
+        summary = model.summarize(train.split(70), 0)
+        assert summary["elbo"] == pytest.approx(own, rel=1e-9)
+        density = raw_density(train, 2)
+        summary = model.summarize(held_out.split(70), 0)
+        assert summary["elbo"] == pytest.approx(float(density.log_prob(held_out).mean()), rel=1e-9)
+        assert summary["active_units"] == 2
+    first = float(probabilistic_pca(rows[:1000], 2).mean())
+    assert own == pytest.approx(first - 6 * math.log(30), rel=1e-9)
+
+
+@pytest.mark.parametrize("normalize", ["none", "center_scale"])
+def test_a_deep_models_summary_is_its_elbo_by_brute_force(rows, rows_stream, normalize):
+    model = model_of(6, n_latents=3, hidden=(7,), normalize=normalize).double()
+    model.initialize(rows_stream(rows), generator(1))
+    x = rows[:300]
+    mean, variance = model.posterior(x)
+    sigma = model.noise_variance().sqrt() / model.normalizer.factor
+    values = []
+    for seed in range(300):
+        z = mean + variance.sqrt() * torch.randn(300, 3, generator=generator(seed), dtype=torch.float64)
+        values.append(Normal(model.decode(z), sigma).log_prob(x).sum(1).mean().detach())
+    divergence = kl_divergence(Normal(mean, variance.sqrt()), Normal(0.0, 1.0)).sum(1).mean()
+    expected = float(torch.stack(values).mean() - divergence.detach())
+    found = [model.summarize(x.split(100), seed) for seed in range(40)]
+    assert sum(one["elbo"] for one in found) / 40 == pytest.approx(expected, abs=0.03)
+    assert len({one["elbo"] for one in found}) == 40
+    assert model.summarize(x.split(100), 7) == found[7]
+    active = int((model.encode(x).detach().numpy().var(0) > 0.01).sum())
+    assert {one["active_units"] for one in found} == {active}
+    assert model.summarize([], 0) == {}
+
+
 def test_a_trained_linear_model_comes_close_to_probabilistic_pca(rows, rows_stream, learn):
     model = learn(model_of(6, n_latents=2), rows_stream(rows.float(), batch_size=500), 1500, lr=2e-2)
     best = float(probabilistic_pca(rows, 2).mean()) / 6
@@ -170,6 +217,8 @@ def test_bad_requests_are_named(rows, rows_stream):
     for wrong, words in [
         ({"likelihood": "bernoulli", "normalize": "scale"}, r"needs inputs in \[0, 1\]"),
         ({"likelihood": "bernoulli", "noise": 0.1}, "noise belongs to likelihood: gaussian"),
+        ({"noise": 2000.0}, "lies outside"),
+        ({"noise": 5e-4}, "lies outside"),
         ({"solver": "closed_form", "hidden": (3,)}, "needs no hidden layers"),
         ({"solver": "closed_form", "beta": 2.0}, "beta: 1"),
     ]:
@@ -184,3 +233,13 @@ def test_bad_requests_are_named(rows, rows_stream):
         bernoulli.loss(rows.float(), 0, generator())
     with pytest.raises(RequestError, match="leaves no variance to be noise"):
         model_of(6, n_latents=6, solver="closed_form").fit(rows_stream(rows))
+    with pytest.raises(RequestError, match="set normalize: center_scale"):
+        model_of(6, n_latents=2).initialize(rows_stream(rows * 1e5), generator())
+    model_of(6, n_latents=2, normalize="center_scale").initialize(rows_stream(rows * 1e5), generator())
+    with pytest.raises(RequestError, match="fix a larger noise"):
+        model_of(6, n_latents=2, solver="closed_form", noise=0.01).fit(rows_stream(rows * 1e3))
+
+
+@pytest.mark.parametrize("noise", [1500.0, 6e-4])
+def test_a_noise_within_the_bounds_is_kept(noise):
+    assert float(model_of(3, n_latents=2, noise=noise).double().noise_variance()) == pytest.approx(noise**2, rel=1e-4)

@@ -119,6 +119,7 @@ def test_any_number_of_processes_learns_the_same(processes, everything, alone, s
             torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-11, msg=f"{name}: {key}")
         assert final["fvu"] == pytest.approx(expected_final["fvu"], rel=1e-9), name
         assert all(final[key] == expected_final[key] for key in ("rows", "l0", "dead", "dense")), name
+        assert final.get("elbo") == (pytest.approx(expected_final["elbo"], rel=1e-9) if name == "variational" else None)
         assert [(line["split"], line["step"]) for line in lines] == [
             (line["split"], line["step"]) for line in expected_lines
         ]
