@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-from saetool.errors import WorkError
+from saetool.errors import RequestError, SaetoolError, WorkError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,7 +38,7 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def explain(error: OSError, path: Path) -> WorkError | None:
+def explain(error: OSError, path: Path) -> SaetoolError | None:
     """Turn an operating system's error into words a person can act on; None when there is nothing to add."""
     if error.errno in FULL_DISK:
         return WorkError(
@@ -49,4 +49,6 @@ def explain(error: OSError, path: Path) -> WorkError | None:
         return WorkError(
             f"{error.filename or path}: cannot be written ({error.strerror}). Choose another place (run=…)."
         )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return RequestError(f"{error.filename or path}: a file is where a folder should be; choose another (run=…).")
     return None

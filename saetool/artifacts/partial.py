@@ -113,6 +113,11 @@ class Partial:
             self.logs.add(name)
             self.record("logs", sorted(self.logs))
 
+    def holds_work(self) -> bool:
+        """Say whether anything is in it that would have to be made again; a request that failed at once leaves none."""
+        scratch = [self.path / name for name in SCRATCH if name != "journal"]
+        return bool(self.product_names()) or any(path.is_file() for at in scratch for path in at.rglob("*"))
+
     def remove_scratch(self) -> None:
         """Delete what is not part of the artifact."""
         for name in SCRATCH:

@@ -226,7 +226,7 @@ def _begin(stage: Stage, out: Path, force: Force) -> bool:
             _refuse_partial(path, _manifest_differences(found, stage), force)
         elif begun is None and Partial(path, out).product_names():
             raise RequestError(f"{path}: not the work of saetool. Choose another place (run=…).")
-        elif begun is not None and begun["recipe"] != stage.recipe:
+        elif begun is not None and begun["recipe"] != stage.recipe and Partial(path, out).holds_work():
             _refuse_partial(path, _differences(begun["request"], stage.request()), force)
         anew = force is True and not (begun and begun["forced"] and not Partial(path, out).record_of("failed"))
         if begun is None or begun["recipe"] != stage.recipe or anew:

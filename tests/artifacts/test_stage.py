@@ -71,8 +71,10 @@ def test_a_failed_build_keeps_its_work_and_is_not_an_artifact(tmp_path):
     assert calls == []
 
 
-def test_unfinished_work_on_something_else_is_not_thrown_away_without_force(tmp_path):
+@pytest.mark.parametrize("name", ["work/half", "checkpoint/step", "site/0.safetensors"])
+def test_unfinished_work_on_something_else_is_not_thrown_away_without_force(tmp_path, name):
     def fail(partial: Partial) -> dict:
+        partial.file(name).write_bytes(b"work")
         raise WorkError("no")
 
     with pytest.raises(WorkError):
@@ -80,6 +82,16 @@ def test_unfinished_work_on_something_else_is_not_thrown_away_without_force(tmp_
     with pytest.raises(RequestError, match=r"unfinished work[^\0]*lr: 1 there, 2 asked"):
         run_stage(stage(lr=2), tmp_path / "a")
     assert run_stage(stage(lr=2), tmp_path / "a", force=True).config["lr"] == 2
+
+
+def test_a_request_that_failed_before_any_work_is_forgotten(tmp_path):
+    def fail(partial: Partial) -> dict:
+        partial.file("work/half").unlink(missing_ok=True)
+        raise RequestError("there is no such model")
+
+    with pytest.raises(RequestError):
+        run_stage(Stage("activations", {"size": 3, "lr": 1}, fail), tmp_path / "a")
+    assert run_stage(stage(lr=2), tmp_path / "a").config["lr"] == 2
 
 
 def test_the_id_covers_content_and_not_notes(tmp_path):
