@@ -29,10 +29,14 @@ def report_stage(
     """Return the stage that renders the site of `autoencoder`; without `features` it has the landing page only.
 
     `source` gives the images of `store` again, for thumbnails; `command` is how a reader would make this again.
-    Raises RequestError when `settings.latents` names one that does not exist.
+    Raises RequestError when `settings.latents` names one that does not exist, or the artifacts do not belong together.
     """
     if features is not None:
+        _require_made_from(features, autoencoder, "index")
+        _require_made_from(features, store, "index")
         _require_latents(settings, features.content["n_latents"])
+    if evaluation is not None:
+        _require_made_from(evaluation, autoencoder, "evaluate")
     inputs = tuple(a for a in (features, store, autoencoder, evaluation) if a is not None)
     config: dict[str, Any] = {**settings.model_dump(mode="json"), "command": command}
     builder = _Builder(features, store, autoencoder, evaluation, source, settings, command)
@@ -43,6 +47,14 @@ def _require_latents(settings: ReportSettings, n_latents: int) -> None:
     beyond = [latent for latent in settings.latents or () if not 0 <= latent < n_latents]
     if beyond:
         raise RequestError(f"report.latents: {beyond[0]} is not a latent; they go from 0 to {n_latents - 1}.")
+
+
+def _require_made_from(made: Artifact, source: Artifact, command: str) -> None:
+    if source.id not in [entry["id"] for entry in made.inputs]:
+        raise RequestError(
+            f"{made.path}: was not made from {source.path}, but from other {source.kind}. "
+            f"Give those, or make it again (`saetool {command} … --force`)."
+        )
 
 
 @dataclass(frozen=True)
