@@ -5,6 +5,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from saetool.autoencoders.base import Autoencoder
@@ -15,6 +16,7 @@ from saetool.autoencoders.linear import Linear, LinearSettings
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.autoencoders.variational import Variational, VariationalSettings
+from saetool.errors import RequestError, first_line
 
 AutoencoderSettings = Annotated[
     SparseSettings | LinearSettings | DenseSettings | DenoisingSettings | ContractiveSettings | VariationalSettings,
@@ -39,7 +41,7 @@ def build(settings: AutoencoderSettings, d_in: int) -> Autoencoder:
 def load(path: str | Path) -> Autoencoder:
     """Return the trained autoencoder of a sealed artifact, in evaluation mode: it takes raw activations.
 
-    Raises RequestError where `path` is missing, unfinished or another kind of artifact.
+    Raises RequestError where `path` is missing, unfinished, damaged or another kind of artifact.
     """
     from saetool.artifacts import Artifact
 
@@ -47,6 +49,14 @@ def load(path: str | Path) -> Autoencoder:
     settings = TypeAdapter(AutoencoderSettings).validate_python(artifact.content["settings"])
     with torch.random.fork_rng(devices=[]):  # what a model draws while it is built is overwritten
         model = build(settings, artifact.content["d_in"])
-    model.load_state_dict(load_file(artifact.file("model.safetensors")))
+    file = artifact.file("model.safetensors")
+    try:
+        state = load_file(file)
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:  # other bytes, other names or shapes
+        raise RequestError(f"{file}: damaged ({first_line(error)}). `saetool verify` tells more.") from None
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise RequestError(f"{file}: damaged: {name} is not finite everywhere. `saetool verify` tells more.")
     model.site = artifact.content.get("site")
     return model.eval()
