@@ -152,6 +152,23 @@ def test_score_of_one_gaussian_is_exact(rows_stream):
         torch.testing.assert_close(model.score(x).detach(), x.grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("sigma", [0.1, 0.01])
+def test_as_the_noise_vanishes_the_score_becomes_the_datas_own(sigma):
+    """Alain & Bengio 2014: the exact denoiser of N(0, S) misses ∇ ln p = −S⁻¹x by O(σ²)."""
+    covariance = torch.diag(torch.tensor([1.5, 1.0, 0.7], dtype=torch.float64))
+    model = model_of(
+        3, n_latents=3, activation="identity", residual=True, corruption={"kind": "gaussian", "sigma": sigma}
+    ).double()
+    wiener = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(3))
+    with torch.no_grad():
+        model.encoder.weights[0].copy_(torch.eye(3))
+        model.decoder.weights[0].copy_((wiener - torch.eye(3)) / sigma)
+    x = normal(20, 3)
+    own = -x @ torch.linalg.inv(covariance)
+    apart = float(((model.score(x) - own).norm() / own.norm()).detach())
+    assert 0.5 * sigma**2 < apart < 2 * sigma**2
+
+
 # --- the score of a mixture ------------------------------------------------------------------------------------------
 
 CENTERS = torch.tensor([[1.5, 0.0], [-0.8, 1.2], [-0.6, -1.3]])
