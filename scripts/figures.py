@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
+import torch
 from lecture import contractive, denoising, features, linear, nonlinear, score, sparsity, variational, vector_field
 
 from saetool.errors import SaetoolError
@@ -44,6 +45,7 @@ def main() -> None:
     figures = dict(FIGURES) if arguments.only != "features" else {}
     if arguments.run is not None:
         figures["features"] = lambda: features.draw(arguments.run)
+    torch.set_flush_denormal(True)  # where training has converged, moments decay into numbers that are slow to add
     mpl.use("Agg")
     mpl.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False})
     arguments.out.mkdir(parents=True, exist_ok=True)

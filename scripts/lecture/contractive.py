@@ -19,7 +19,7 @@ def draw():
     probe = torch.linspace(0.3, 1.5 * math.pi - 0.3, 200)
     at = torch.stack([probe.cos(), probe.sin()], 1)
     along, across = torch.stack([-probe.sin(), probe.cos()], 1), at
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4), gridspec_kw={"wspace": 0.28})
     numbers = {"weights": list(WEIGHTS), "steps": STEPS, "models": []}
     for weight in WEIGHTS:
         model = learn({**SETTINGS, "weight": weight}, curve, STEPS, lr=1e-2, batch_size=256)

@@ -31,7 +31,7 @@ def draw():
         before, after = signal_to_noise(noisy, test), signal_to_noise(cleaned, test)
         numbers["noises"][name] = {"noisy_psnr_db": before, "cleaned_psnr_db": after, "settings": noise}
         sheet = tiles(torch.cat([test[:SHOWN], noisy[:SHOWN], cleaned[:SHOWN]]), SHOWN)
-        show(axes[0, column], sheet, f"{name}: clean, noisy, cleaned\n{before:.1f} → {after:.1f} dB")
+        show(axes[0, column], sheet, f"{name}\n{before:.1f} → {after:.1f} dB")
         show(axes[1, column], tiles(model.encoder.weights[0][:64], 8, signed=True), "64 filters", signed=True)
     plain = learn({"kind": "dense", **SHAPE}, train, STEPS)
     with torch.no_grad():
@@ -40,7 +40,9 @@ def draw():
     before, after = signal_to_noise(noisy, test), signal_to_noise(copied, test)
     numbers["trained_without_noise"] = {"noisy_psnr_db": before, "cleaned_psnr_db": after}
     sheet = tiles(torch.cat([test[:SHOWN], noisy[:SHOWN], copied[:SHOWN]]), SHOWN)
-    show(axes[0, 3], sheet, f"trained without noise, given σ = 0.5\n{before:.1f} → {after:.1f} dB")
+    show(axes[0, 3], sheet, f"no noise in training, σ = 0.5 here\n{before:.1f} → {after:.1f} dB")
+    for line, row in enumerate(("clean", "noisy", "cleaned")):
+        axes[0, 0].text(-6, line * 29 + 14, row, ha="right", va="center")
     show(axes[1, 3], tiles(plain.encoder.weights[0][:64], 8, signed=True), "64 filters", signed=True)
     return figure, numbers
 

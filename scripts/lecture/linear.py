@@ -9,7 +9,7 @@ from saetool.activations import TensorStream
 from saetool.autoencoders.linear import principal_components
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
-STEPS = 1500
+STEPS = 4000
 
 
 def draw():
@@ -20,8 +20,9 @@ def draw():
     for k in WIDTHS:
         exact.append(mean_error(learn({"kind": "linear", "n_latents": k}, rows, 0), rows))
         settings = {"kind": "linear", "n_latents": k, "solver": "gradient"}
-        model = learn(settings, rows, STEPS, lr=2e-2, batch_size=len(rows))
-        trained.append(mean_error(model, rows))
+        # Measured in float64: an excess below float32's rounding shows too.
+        model = learn(settings, rows, STEPS, lr=2e-2, batch_size=len(rows)).double()
+        trained.append(mean_error(model, rows.double()))
         angles.append(spectrum.angles(model.decoder_directions()).tolist())
     least = [spectrum.error(k) for k in WIDTHS]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(1.2, 1.2, 1))
@@ -34,9 +35,8 @@ def draw():
     left.legend(frameon=False)
     middle.plot(WIDTHS, [max(a) for a in angles], "o-", label="largest principal angle to the top k (rad)")
     middle.plot(WIDTHS, np.array(trained) / np.array(least) - 1, "x-", label="excess error of training, relative")
-    middle.set(
-        xscale="log", yscale="log", ylim=(1e-7, 50), xlabel="k", title="trained weights differ, their span does not"
-    )
+    middle.set(xscale="log", yscale="log", xlabel="k", title="trained weights differ, their span does not")
+    middle.set_ylim(top=50)
     middle.legend(frameon=False, loc="upper left")
     for ax in (left, middle):
         ax.set_xticks(WIDTHS, [str(k) for k in WIDTHS])

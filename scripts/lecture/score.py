@@ -24,7 +24,7 @@ def draw():
     left.quiver(*grid.T, *true_score(grid, 0.2).T, color="tab:green", scale=180, width=0.005, alpha=0.6, label="true")
     left.quiver(*grid.T, *estimate.T, color="tab:blue", scale=180, width=0.0025, label="estimated")
     left.set(aspect="equal", title=f"score at σ = 0.2: cosine {errors[0.2]['cosine']:.4f}")
-    left.legend(loc="upper right", framealpha=1)
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, frameon=False)
     for reference, label in (("smoothed", r"against $\nabla\ln p_\sigma$"), ("data", r"against $\nabla\ln p$ (σ → 0)")):
         right.plot(SIGMAS, [errors[s][f"relative_l2_{reference}"] for s in SIGMAS], "o-", label=label)
     right.set(xscale="log", yscale="log", xlabel="σ", ylabel="relative L2 error", title="which density's score it is")

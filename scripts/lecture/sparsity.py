@@ -35,10 +35,9 @@ def draw():
         order = active.mean(0).argsort(descending=True)
         filters = model.decoder_directions()[order[:100]]
         show(axes[0, column], tiles(filters, 10, signed=True), f"{name}: its 100 most used directions", signed=True)
-        axes[0, 2].hist(z.flatten(), 60, (0, 3), histtype="step", log=True, label=f"{name}: FVU {fvu:.2f}")
-        axes[1, 2].hist(
-            active.sum(1), range(0, 120, 3), histtype="step", label=f"{name}: mean {active.sum(1).mean():.0f} of 256"
-        )
+        axes[0, 2].hist(z.flatten(), 120, (0, 6), histtype="step", log=True, label=f"{name}: FVU {fvu:.2f}")
+        label = f"{name}: mean {active.sum(1).mean():.0f} of 256 above {model.active_above:g}"
+        axes[1, 2].hist(active.sum(1), range(0, 120, 3), histtype="step", label=label)
         numbers["mnist"][name] = {
             "fvu": fvu,
             "l0": float(active.sum(1).mean()),
@@ -46,7 +45,8 @@ def draw():
             "dead": int((active.sum(0) == 0).sum()),
         }
     axes[0, 2].set(xlabel="value", title="values of the code on test digits")
-    axes[1, 2].set(xlabel="active latents a digit (L0)", title="how many are active at a time")
+    axes[1, 2].set(xlabel="active latents a digit (L0)", ylabel="digits", title="how many are active at a time")
+    axes[1, 2].margins(y=0.25)
     for ax in axes[:, 2]:
         ax.legend(frameon=False)
     _trap(axes[1, 0], axes[1, 1], numbers["atoms"])

@@ -7,6 +7,7 @@ import torch
 from lecture.learning import generator, learn, mnist, show, tiles
 
 STEPS = 1600
+LINEAR_STEPS = 1500
 DEEP = {
     "kind": "variational",
     "hidden": (256,),
@@ -29,7 +30,9 @@ def draw():
     with torch.no_grad():
         show(axes[0, 1], tiles(plane.decode(lattice), SIDE, gap=0), "the plane decoded, at quantiles of the prior")
         show(axes[0, 2], tiles(wide.sample(100, generator(5)), 10), "100 samples, 16 latents")
-        show(axes[1, 0], _interpolation(wide, test), "between test digits: in the code, in pixels")
+        show(axes[1, 0], _interpolation(wide, test), "between test digits")
+    for line in range(4):
+        axes[1, 0].text(-4, line * 29 + 14, ("code", "pixels")[line % 2], ha="right", va="center")
     numbers = {name: _bounds(model, test) for name, model in (("2 latents", plane), ("16 latents", wide))}
     _betas(axes[1, 1], train, test, numbers)
     _linear(axes[1, 2], numbers)
@@ -81,9 +84,11 @@ def _betas(axes, train, test, numbers: dict) -> None:
     ]
     axes.plot([row[0] for row in rows], [row[1] for row in rows], "o-")
     for beta, (kl, error, active) in zip(betas, rows, strict=True):
-        axes.annotate(f"β = {beta:g}, {active} active", (kl, error), xytext=(6, 6), textcoords="offset points")
+        # On the side of the curve that is free, and inside the frame.
+        place = {"xytext": (7, 3)} if beta > 1 else {"xytext": (-5, -12), "ha": "right"}
+        axes.annotate(f"β = {beta:g}, {active} active", (kl, error), textcoords="offset points", **place)
     axes.set(xlabel="KL (nats)", ylabel="−E ln p(x|z) (nats)", title="16 latents: what β trades")
-    axes.margins(0.4, 0.2)
+    axes.margins(0.6, 0.2)
 
 
 def _linear(axes, numbers: dict) -> None:
@@ -98,7 +103,7 @@ def _linear(axes, numbers: dict) -> None:
             steps.append(step)
             elbos.append(float(model.elbo(rows, generator(0)).mean()) / 6)
 
-    learn({"kind": "variational", "n_latents": 2}, rows, 1500, lr=1e-2, batch_size=500, watch=watch)
+    learn({"kind": "variational", "n_latents": 2}, rows, LINEAR_STEPS, lr=1e-2, batch_size=500, watch=watch)
     with torch.no_grad():
         best = float(exact.elbo(rows, generator(0)).mean()) / 6
     axes.plot(steps, elbos, label="trained linear model's ELBO")

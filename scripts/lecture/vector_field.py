@@ -8,6 +8,7 @@ import torch
 from lecture.learning import generator, learn
 
 SIGMA = 0.2
+STEPS = 3000
 SETTINGS = {
     "kind": "denoising",
     "hidden": (64,),
@@ -22,7 +23,7 @@ def draw():
     """The circle, where everything is known and measured, and a spiral."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8))
     circle = _circle(50_000, 0)
-    model = learn(SETTINGS, circle, 3000, batch_size=1024)
+    model = learn(SETTINGS, circle, STEPS, batch_size=1024)
     numbers = {"sigma": SIGMA, "circle": _gates(model, _circle(4000, 1))}
     _field(left, model, circle, 1.55)
     left.set_title(
@@ -33,7 +34,7 @@ def draw():
     angle = torch.rand(50_000, generator=generator(3)) * 3 * math.pi
     radius = 0.25 + angle / (3 * math.pi) * 1.25
     spiral = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
-    _field(right, learn(_narrow(0.1), spiral, 3000, batch_size=1024), spiral, 1.7)
+    _field(right, learn(_narrow(0.1), spiral, STEPS, batch_size=1024), spiral, 1.7)
     right.set_title("spiral, σ = 0.1: between two arms the arrows part")
     return figure, numbers
 
