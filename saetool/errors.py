@@ -30,6 +30,8 @@ def first_line(error: BaseException) -> str:
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`, under `torchrun` too; a user's error ends in its message and exit code."""
+    from pydantic import ValidationError
+
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from saetool import distributed
@@ -39,3 +41,8 @@ def run_script(main: Callable[[], None]) -> None:
     except SaetoolError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except ValidationError as error:  # settings made from arguments
+        for wrong in error.errors():
+            key = ".".join(map(str, wrong["loc"]))
+            print(f"error: {key}: {wrong['msg']} (given: {wrong['input']!r})", file=sys.stderr)
+        raise SystemExit(RequestError.exit_code) from None

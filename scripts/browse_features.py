@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from saetool.activations import ActivationStore
-from saetool.errors import RequestError, run_script
+from saetool.errors import run_script
 from saetool.features import Features
 from saetool.features.originals import Originals
 from saetool.features.reading import Rows
 from saetool.features.sheet import Cell, contact_sheet
-from saetool.images import ImageSettings, open_source
+from saetool.images import open_cached
 from saetool.vision.geometry import Geometry
 
 
@@ -77,11 +76,7 @@ def _known(features: Features, latents: Iterable[int]) -> bool:
 
 
 def _originals(features: Features, root: str | None) -> Originals:
-    store = ActivationStore(features.artifact.find_input("activations"))
-    settings = store.artifact.content["source"]
-    if settings is None:
-        raise RequestError(f"{store.artifact.path}: was made from tensors; there are no pictures for a sheet.")
-    source = open_source(ImageSettings(**settings), root or store.artifact.notes.get("images_root"))
+    source = open_cached(features.artifact.find_input("activations"), root)
     return Originals(features.images["path"].to_pylist(), features.images["digest"].to_pylist(), source)
 
 

@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     layer = int(given.layer) if given.layer and given.layer.isdigit() else given.layer
-    autoencoder = SparseSettings(kind="sparse", expansion=given.expansion, penalty=L1Penalty(target_l0=given.target_l0))
+    penalty = L1Penalty(kind="l1", target_l0=given.target_l0)
+    autoencoder = SparseSettings(kind="sparse", expansion=given.expansion, penalty=penalty)
     training = TrainingSettings(tokens=given.tokens, lr=given.lr, layer=layer)
     final = train(given.store, autoencoder, training, given.out, seed=given.seed).content["final"]
     print(f"{given.out}: FVU {final['fvu']:.3f}, L0 {final['l0']:.1f}, dead {final['dead_share']:.1%}")
