@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from saetool import hub
 from saetool.errors import RequestError, WorkError, first_line
 from saetool.images.picture import Picture, read_picture
 from saetool.images.settings import HUB_PREFIX, ImageSettings
@@ -162,12 +163,14 @@ def open_hub(settings: ImageSettings) -> DatasetSource:
 
     name = settings.source.removeprefix(HUB_PREFIX)
     try:
-        rows = datasets.load_dataset(name, settings.subset, split=settings.split, streaming=settings.streaming)
+        with hub.reaching():
+            rows = datasets.load_dataset(name, settings.subset, split=settings.split, streaming=settings.streaming)
     except ValueError as error:
         raise RequestError(f"images: {name} cannot be opened: {first_line(error)}") from None
     except Exception as error:
+        reason = hub.why_unreachable() or f"{type(error).__name__}: {first_line(error)}"
         raise WorkError(
-            f"the dataset {name} could not be fetched ({type(error).__name__}: {first_line(error)}); without a hub, "
+            f"the dataset {name} could not be fetched ({reason}); without a hub, "
             "name a folder of images or of Parquet files as images.source"
         ) from None
     # The addresses of a hub dataset's files carry its revision; a stream downloads none.

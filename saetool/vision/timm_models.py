@@ -1,11 +1,13 @@
 """Backbones of the timm library: `timm/NAME`, with the pretrained tag in the name where one is wanted."""
 
 import difflib
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from saetool import hub
 from saetool.errors import RequestError, WorkError, first_line
 from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry
@@ -36,15 +38,17 @@ def create(settings: BackboneSettings) -> nn.Module:
     size: dict[str, Any] = {} if settings.image_size is None else {"img_size": settings.image_size}
     pretrained = settings.pretrained and settings.weights is None
     try:
-        return timm.create_model(name, pretrained=pretrained, **size)
+        with hub.reaching() if pretrained else nullcontext():
+            return timm.create_model(name, pretrained=pretrained, **size)
     except TypeError as error:
         raise RequestError(f"timm/{name} cannot be made with image_size {settings.image_size}: {error}") from None
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
+        reason = hub.why_unreachable() or first_line(error)
         raise WorkError(
-            f"the weights of {settings.name} could not be fetched ({first_line(error)}). Without a hub, give a local "
-            "file (backbone.weights=FILE) or random weights (backbone.pretrained=false)"
+            f"the weights of {settings.name} could not be fetched ({reason}). Without a hub, give a local file "
+            "(backbone.weights=FILE) or random weights (backbone.pretrained=false)"
         ) from None
 
 

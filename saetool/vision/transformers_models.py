@@ -6,7 +6,7 @@ With `pretrained: false`, a model type alone (`hf/dinov2`) gives that type's def
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saetool import hub
 from saetool.errors import RequestError, WorkError, first_line
 from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry
@@ -26,10 +27,12 @@ from saetool.vision.weights import digest_weights, read_weights, settle
 def load(settings: BackboneSettings, precision: str, device: torch.device) -> Parts:
     """Load `hf/NAME`; randomly initialized where `pretrained` is false (the caller seeds torch)."""
     source = settings.name.removeprefix("hf/")
-    model = _create(source, settings)
-    config: Any = model.config
+    here = Path(source).expanduser().is_dir() or _is_model_type(source, settings)
+    with nullcontext() if here else hub.reaching():
+        model = _create(source, settings)
+        config: Any = model.config
+        transform = _transform(source, config, settings)
     patch = _pair(config.patch_size)
-    transform = _transform(source, config, settings)
     grid = transform.geometry.crop[0] // patch[0], transform.geometry.crop[1] // patch[1]
     digest = digest_weights(model.state_dict().items())
     model = settle(model, precision, device)
@@ -233,7 +236,8 @@ def _interpolation(resample: Any) -> Any:
 
 
 def _unreachable(name: str, error: Exception) -> WorkError:
+    reason = hub.why_unreachable() or first_line(error)
     return WorkError(
-        f"{name} could not be loaded ({first_line(error)}). Without a hub, name a local folder (hf/PATH), or random "
-        "weights of a model type (hf/dinov2 with backbone.pretrained=false)"
+        f"{name} could not be loaded ({reason}). Without a hub, name a local folder (hf/PATH), or random weights of a "
+        "model type (hf/dinov2 with backbone.pretrained=false)"
     )
