@@ -126,6 +126,11 @@ class Run:
         Live training ends with the model. A sweep ends with each member's evaluation and their summary in `sweep/`;
         `saetool index` and `saetool report` go on with all of its members.
         """
+        if len({member.config.seed for member in self.members}) > 1:
+            raise RequestError(
+                "sweep: seed also decides which images are held out, so the members could not be compared; "
+                "sweep training.seed: the seed of weights and noise."
+            )
         if not self.config.activations:
             self.cache(force)
         self.train(force)
@@ -133,7 +138,8 @@ class Run:
             say("activations: live leaves no store, so there is nothing to index, evaluate and report on.")
         elif self.config.sweep:
             evaluations = {member.name: member.evaluate(force, full=False) for member in self.members}
-            run_stage(sweep_stage(evaluations), self.directory / "sweep", force=force)
+            models = {member.name: Artifact.open(member.path("autoencoder")) for member in self.members}
+            run_stage(sweep_stage(evaluations, models), self.directory / "sweep", force=force)
         else:
             member = self.members[0]
             member.index(force)

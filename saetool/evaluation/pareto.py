@@ -1,5 +1,6 @@
 """The plane of sparsity and fidelity: one autoencoder with its baselines, or a sweep's members with theirs."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -66,22 +67,60 @@ def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
     return {"points": mark_frontier(points)}
 
 
-def sweep_stage(members: dict[str, Artifact]) -> Stage:
-    """Return the stage that writes the summary of a sweep's evaluations, sweep.json and sweep.md."""
+def seed_pairs(autoencoders: dict[str, Artifact]) -> list[tuple[str, str]]:
+    """Return the pairs of a sweep's members that differ in nothing but `training.seed`."""
+
+    def request(artifact: Artifact) -> Any:
+        training = {key: value for key, value in artifact.config["training"].items() if key != "seed"}
+        return {**artifact.config, "training": training}, [entry["id"] for entry in artifact.inputs]
+
+    def seed(artifact: Artifact) -> int:
+        given = artifact.config["training"]["seed"]
+        return artifact.config["seed"] if given is None else given
+
+    def alike(a: Artifact, b: Artifact) -> bool:
+        return request(a) == request(b) and seed(a) != seed(b)
+
+    pairs = itertools.combinations(autoencoders, 2)
+    return [(a, b) for a, b in pairs if alike(autoencoders[a], autoencoders[b])]
+
+
+def sweep_stability(autoencoders: dict[str, Artifact]) -> list[dict[str, Any]]:
+    """Return the agreement of decoder directions, a pair of members that differ in their seed; linear decoders only."""
+    from saetool.autoencoders.families import load
+    from saetool.evaluation.matching import stability
+
+    rows = []
+    for pair in seed_pairs(autoencoders):
+        a, b = (load(autoencoders[name].path).decoder_directions() for name in pair)
+        if a is not None and b is not None:
+            rows.append({"members": list(pair), **stability(a.detach(), b.detach())})
+    return rows
+
+
+def sweep_stage(members: dict[str, Artifact], autoencoders: dict[str, Artifact] | None = None) -> Stage:
+    """Return the stage that writes the summary of a sweep's evaluations, sweep.json and sweep.md.
+
+    With the members' `autoencoders`, those that differ in their seed only are compared (`stability`).
+    """
+    models = autoencoders or {}
 
     def build(partial: Partial) -> dict[str, Any]:
         if not distributed.is_main():
             return {}
-        summary = sweep_summary(members)
+        summary = sweep_summary(members) | {"stability": sweep_stability(models)}
         partial.write_json("sweep.json", summary)
         partial.write_bytes("sweep.md", sweep_markdown(summary).encode())
         return {"members": list(members)}
 
-    return Stage("sweep", {"members": list(members)}, build, tuple(members.values()))
+    return Stage("sweep", {"members": list(members)}, build, (*members.values(), *models.values()))
 
 
 def sweep_markdown(summary: dict[str, Any]) -> str:
-    """Return the summary as a Markdown table, autoencoders first, sparsest first; * marks the frontier."""
+    """Return the summary as a Markdown table, autoencoders first, sparsest first; * marks the frontier.
+
+    Where members differ in their seed only, a second table says how far they agree.
+    """
     rows = []
     for row in sorted(summary["points"], key=lambda row: (row["kind"], row["l0"] or 0.0)):
         low, high = row["fvu_interval"]
@@ -89,4 +128,12 @@ def sweep_markdown(summary: dict[str, Any]) -> str:
         name = row["name"] + (" *" if row["frontier"] else "")
         rows.append([name, f"{row['n_latents']:,}", number(row["l0"], ".1f"), fvu, number(row["cosine"])])
         rows[-1] += [f"{row['dead']:,}", f"{row['dense']:,}"]
-    return markdown_table(["model", "latents", "L0", "FVU [95 %]", "cosine", "dead", "dense"], rows) + "\n"
+    text = markdown_table(["model", "latents", "L0", "FVU [95 %]", "cosine", "dead", "dense"], rows) + "\n"
+    agreements = [
+        [*row["members"], *(number(row[way]["mean_max_cosine"]) for way in ("forward", "backward", "matched"))]
+        for row in summary.get("stability") or []
+    ]
+    if agreements:
+        head = ["seeds of one model", "and", "largest cosine there", "and back", "matched one to one"]
+        text += "\n" + markdown_table(head, agreements) + "\n"
+    return text

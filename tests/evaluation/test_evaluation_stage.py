@@ -22,7 +22,7 @@ from saetool.evaluation import (
     sweep_stage,
     sweep_summary,
 )
-from saetool.evaluation.pareto import mark_frontier
+from saetool.evaluation.pareto import mark_frontier, seed_pairs
 from saetool.evaluation.reconstruction import held_out_sums, numbers
 from saetool.features import index
 from saetool.training import TrainingSettings, train
@@ -51,12 +51,12 @@ def planted_store(folder, seed=0, images=240, folder_name="rows", labels=True, d
     ).artifact
 
 
-def trained(store, out, tokens=30_000, lr=1e-2):
+def trained(store, out, tokens=30_000, lr=1e-2, **more):
     penalty = {"kind": "l1", "weight": 0.3, "warmup_steps": 10}
     settings = TypeAdapter(AutoencoderSettings).validate_python(
         {"kind": "sparse", "n_latents": 48, "initial_l0": 3, "penalty": penalty}
     )
-    return train(store, settings, TrainingSettings(tokens=tokens, lr=lr, batch_size=256, held_out=0.25), out)
+    return train(store, settings, TrainingSettings(tokens=tokens, lr=lr, batch_size=256, held_out=0.25, **more), out)
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +151,27 @@ def test_the_sweep_summary_puts_members_and_baselines_on_one_plane(place, store,
     assert table.count("\n") == len(names) + 2
     sealed = run_stage(sweep_stage({"long": evaluation, "short": second}), place / "sweep")
     assert sealed.file("sweep.md").read_text() == table
-    assert json.loads(sealed.file("sweep.json").read_text()) == summary
+    assert json.loads(sealed.file("sweep.json").read_text()) == summary | {"stability": []}
     fewer = EvaluationSettings(bootstrap=0, baselines=False, max_images=10)
     smaller = run_stage(evaluation_stage(other, store, fewer, seed=0), place / "smaller")
     with pytest.raises(RequestError, match="different held-out images"):
         sweep_summary({"long": evaluation, "small": smaller})
+
+
+def test_members_that_differ_in_their_seed_only_are_compared(place, store, evaluation, autoencoder):
+    models = {"a": autoencoder, "b": trained(store, place / "seed-1", seed=1), "c": trained(store, place / "0", seed=0)}
+    models["rate"] = trained(store, place / "rate-1", tokens=2_000, seed=1)
+    assert seed_pairs(models) == [("a", "b"), ("b", "c")]  # a's seed is the run's: 0
+    stage = sweep_stage({"a": evaluation}, models)
+    sealed = run_stage(stage, place / "seeds")
+    found = json.loads(sealed.file("sweep.json").read_text())["stability"]
+    assert [row["members"] for row in found] == [["a", "b"], ["b", "c"]]
+    directions = [torch.nn.functional.normalize(load(models[n].path).decoder_directions(), dim=1) for n in "ab"]
+    cosines = directions[0] @ directions[1].T
+    assert found[0]["forward"]["mean_max_cosine"] == pytest.approx(float(cosines.amax(1).mean()), abs=1e-5)
+    assert found[0]["backward"]["mean_max_cosine"] == pytest.approx(float(cosines.amax(0).mean()), abs=1e-5)
+    assert "| a | b |" in sealed.file("sweep.md").read_text()
+    assert {entry["id"] for entry in sealed.inputs} == {evaluation.id, *(model.id for model in models.values())}
 
 
 def test_the_frontier_holds_what_nothing_beats():
