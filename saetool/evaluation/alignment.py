@@ -5,11 +5,10 @@ training images and scored on held-out ones, beside the same procedure with labe
 """
 
 import numpy as np
-import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from saetool import seeding
+from saetool.evaluation.splits import Split, side_by_side
 from saetool.features import auroc
 
 LATENTS_AT_ONCE = 1024
@@ -17,63 +16,52 @@ LATENTS_AT_ONCE = 1024
 
 
 def aurocs(
-    values: Float[np.ndarray, "images latents"], labels: np.ndarray, classes: list[str]
-) -> Float[np.ndarray, "classes latents"]:
-    """Return each latent's AUROC for each class, ties counted half, ranking a latent once for all classes.
+    values: Float[np.ndarray, "images latents"], members: Bool[np.ndarray, "questions images"]
+) -> Float[np.ndarray, "questions latents"]:
+    """Return each latent's AUROC for each set of images against the others, ties counted half.
 
-    NaN where a class has no image or all of them.
+    A latent is ranked once for all questions. NaN where a set has no image or all of them.
     """
-    members = np.stack([labels == name for name in classes]).astype(np.float64)
-    n = members.sum(1, keepdims=True)
-    found = []
-    for start in range(0, values.shape[1], LATENTS_AT_ONCE):
+    weights = members.astype(np.float64)
+    n = weights.sum(1, keepdims=True)
+
+    def block(start: int) -> Float[np.ndarray, "questions block"]:
         ranks = rankdata(values[:, start : start + LATENTS_AT_ONCE], axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found.append((members @ ranks - n * (n + 1) / 2) / (n * (len(labels) - n)))
-    return np.concatenate(found, axis=1)
+            return (weights @ ranks - n * (n + 1) / 2) / (n * (values.shape[0] - n))
+
+    return np.concatenate(side_by_side(block, range(0, values.shape[1], LATENTS_AT_ONCE)), axis=1)
 
 
 def align(
-    train: Float[np.ndarray, "train latents"],
-    train_labels: np.ndarray,
-    test: Float[np.ndarray, "test latents"],
-    test_labels: np.ndarray,
-    classes: list[str],
-    seed: int,
-) -> dict:
-    """Return, a class, the latent of best AUROC on training images and its AUROC on held-out images.
+    train: Float[np.ndarray, "train latents"], test: Float[np.ndarray, "test latents"], splits: list[Split], seed: int
+) -> list[dict]:
+    """Return, a label and class, the latent of best AUROC on training images and its AUROC on held-out images.
 
     `control` repeats it with the labels permuted among training and among held-out images. A class without both
     members and others on either side is null.
     """
-    true = _chosen(train, train_labels, test, test_labels, classes)
-    generator = seeding.generator(seed, "alignment")
-    shuffled_train = train_labels[torch.randperm(len(train_labels), generator=generator).numpy()]
-    shuffled_test = test_labels[torch.randperm(len(test_labels), generator=generator).numpy()]
-    control = _chosen(train, shuffled_train, test, shuffled_test, classes)
-    return {
-        "classes": true,
-        "mean_auroc": _mean(true),
-        "control": control,
-        "control_mean_auroc": _mean(control),
-    }
+    controls = [split.shuffled(seed) for split in splits]
+    asked = [*splits, *controls]
+    scores = aurocs(train, np.concatenate([split.members(split.train) for split in asked]))
+    at = np.cumsum([len(split.classes) for split in asked])[:-1]
+    found = [_best(split, rows, test) for split, rows in zip(asked, np.split(scores, at), strict=True)]
+    return [
+        {"classes": true, "mean_auroc": _mean(true), "control": control, "control_mean_auroc": _mean(control)}
+        for true, control in zip(found[: len(splits)], found[len(splits) :], strict=True)
+    ]
 
 
-def _chosen(
-    train: Float[np.ndarray, "train latents"],
-    train_labels: np.ndarray,
-    test: Float[np.ndarray, "test latents"],
-    test_labels: np.ndarray,
-    classes: list[str],
+def _best(
+    split: Split, scores: Float[np.ndarray, "classes latents"], test: Float[np.ndarray, "test latents"]
 ) -> list[dict]:
-    scores = aurocs(train, train_labels, classes)
     rows = []
-    for name, row in zip(classes, scores, strict=True):
+    for name, row, members in zip(split.classes, scores, split.members(split.test), strict=True):
         if np.isnan(row).any():
             rows.append({"class": name, "latent": None, "train_auroc": None, "auroc": None})
             continue
         latent = int(row.argmax())
-        score = float(auroc(test[:, [latent]], test_labels == name)[0])
+        score = float(auroc(test[:, [latent]], members)[0])
         score = None if np.isnan(score) else score
         rows.append({"class": name, "latent": latent, "train_auroc": float(row[latent]), "auroc": score})
     return rows

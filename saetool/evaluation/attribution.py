@@ -15,10 +15,12 @@ from saetool.autoencoders.base import Autoencoder
 from saetool.errors import RequestError
 from saetool.evaluation.interventions import intervene, site_of
 from saetool.evaluation.readout import Readout
+from saetool.evaluation.remembering import remembering
 from saetool.sparse.codes import Codes
+from saetool.sparse.kernels import sampled
 
 ROWS_AT_ONCE = 1024
-"""Tokens whose active latents are gathered at once: 70 MB of directions at 50 active latents and width 384."""
+"""Tokens encoded at once; of a dense code a matrix of as many rows is held."""
 
 
 def attribute(
@@ -59,11 +61,10 @@ def attribute(
 def _ablation_effect(
     autoencoder: Autoencoder, directions: Tensor, x: Float[Tensor, "rows d"], slope: Float[Tensor, "rows d"]
 ) -> Float[Tensor, "n_latents"]:
-    like = directions
-    x, slope = x.to(like.device, like.dtype), slope.to(like.device, like.dtype)
+    x, slope = x.to(directions), slope.to(directions)
     dense = autoencoder.active_above > 0
     codes = Codes.from_dense(autoencoder.encode(x)) if dense else autoencoder.encode_sparse(x)
-    slopes = (slope[codes.row_of_entry()] * directions[codes.latents]).sum(-1)
+    slopes = sampled(slope, codes.offsets, directions, codes.latents)
     effects = -(codes.values * slopes).double().cpu()
     return torch.bincount(codes.latents.cpu(), effects, minlength=autoencoder.n_latents)
 
@@ -85,37 +86,52 @@ def class_effects(
     `embedding_cosine` of the final embedding then with the clean one.
     """
     rows = []
-    for name, index in classes.items():
-        images = batches(name)
-        if not images:
-            continue
-        total = torch.zeros(autoencoder.n_latents, dtype=torch.float64)
-        for batch in images:
-            target = torch.full((len(batch),), index)
-            total += attribute(readout, autoencoder, batch, target, site)
-        count = sum(len(batch) for batch in images)
-        first = torch.cat(images)[:confirm]
-        there = attribute(readout, autoencoder, first, torch.full((len(first),), index), site) / len(first)
-        clean = _said(readout, first, index)
-        order = torch.argsort(-total.abs(), stable=True)[:latents].tolist()
-        for rank, latent in enumerate(order):
-            if float(total[latent]) == 0:
-                break
-            with intervene(readout.backbone, autoencoder, {latent: 0}, site=site):
-                ablated = _said(readout, first, index)
-            rows.append(
-                {
-                    "class": name,
-                    "rank": rank,
-                    "latent": latent,
-                    "images": count,
-                    "attributed": float(total[latent]) / count,
-                    "attributed_there": float(there[latent]),
-                    "measured_logit": float((ablated.logit - clean.logit).mean()),
-                    "measured_probability": float((ablated.probability - clean.probability).mean()),
-                    "embedding_cosine": float(torch.cosine_similarity(ablated.embedding, clean.embedding).mean()),
-                }
-            )
+    with remembering(readout.backbone):
+        for name, index in classes.items():
+            images = batches(name)
+            if images:
+                found = _of_class(readout, autoencoder, torch.cat(images), index, latents, confirm, site)
+                rows += [{"class": name, "rank": rank, **row} for rank, row in enumerate(found)]
+    return rows
+
+
+def _of_class(
+    readout: Readout,
+    autoencoder: Autoencoder,
+    images: Float[Tensor, "images channels height width"],
+    index: int,
+    latents: int,
+    confirm: int,
+    site: int | str | None,
+) -> list[dict]:
+    def attributed(some: Tensor) -> Float[Tensor, "n_latents"]:
+        return attribute(readout, autoencoder, some, torch.full((len(some),), index), site)
+
+    first, rest = images[:confirm], images[confirm:]
+    total = torch.zeros(autoencoder.n_latents, dtype=torch.float64)
+    for batch in rest.split(confirm):
+        if len(batch):
+            total += attributed(batch)
+    there = attributed(first)  # after the others, so that their common part is remembered for what follows
+    total += there
+    clean = _said(readout, first, index)
+    rows = []
+    for latent in torch.argsort(-total.abs(), stable=True)[:latents].tolist():
+        if float(total[latent]) == 0:
+            break
+        with intervene(readout.backbone, autoencoder, {latent: 0}, site=site):
+            ablated = _said(readout, first, index)
+        rows.append(
+            {
+                "latent": latent,
+                "images": len(images),
+                "attributed": float(total[latent]) / len(images),
+                "attributed_there": float(there[latent]) / len(first),
+                "measured_logit": float((ablated.logit - clean.logit).mean()),
+                "measured_probability": float((ablated.probability - clean.probability).mean()),
+                "embedding_cosine": float(torch.cosine_similarity(ablated.embedding, clean.embedding).mean()),
+            }
+        )
     return rows
 
 

@@ -11,6 +11,7 @@ from saetool.autoencoders.base import Autoencoder
 from saetool.evaluation import bootstrap
 from saetool.evaluation.interventions import ablate_site, site_of, splice
 from saetool.evaluation.readout import Readout
+from saetool.evaluation.remembering import remembering
 
 CONDITIONS = ("clean", "spliced", "spliced_with_error", "mean_ablation", "zero_ablation")
 
@@ -50,15 +51,16 @@ def measure_effect(
 ) -> EffectSums:
     """Run every batch of (prepared images, class indices or None) under every condition."""
     sums = EffectSums()
-    for images, target in batches:
-        clean: tuple[Tensor, Tensor | None] | None = None
-        for name in CONDITIONS:
-            with condition(name, readout, autoencoder, mean, site):
-                said = readout(images)
-            clean = clean or said
-            numbers = _image_numbers(said, clean, target)
-            sums.columns = list(numbers)
-            sums.rows[name].append(torch.stack(list(numbers.values()), dim=-1))
+    with remembering(readout.backbone):
+        for images, target in batches:
+            clean: tuple[Tensor, Tensor | None] | None = None
+            for name in CONDITIONS:
+                with condition(name, readout, autoencoder, mean, site):
+                    said = readout(images)
+                clean = clean or said
+                numbers = _image_numbers(said, clean, target)
+                sums.columns = list(numbers)
+                sums.rows[name].append(torch.stack(list(numbers.values()), dim=-1))
     return sums
 
 

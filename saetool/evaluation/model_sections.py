@@ -144,6 +144,6 @@ def _strongest(
 
     def batches(name: str) -> list[Tensor]:
         of_class = rows[label.values[rows] == name]
-        return [images for _, images in pictures.batches(of_class, f"Latents that move {name}")]
+        return [images for _, images in pictures.batches(of_class, f"Images of {name}")]
 
     return class_effects(readout, subject.autoencoder, batches, classes, settings.effect_latents, CONFIRM_IMAGES)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
 from saetool.sparse.codes import Codes
-from saetool.training.heldout import reconstruct
 
 
 def pool_codes(codes: Codes, tokens: int) -> tuple[Float[Tensor, "images n"], Float[Tensor, "images n"]]:
@@ -37,7 +36,7 @@ def pool_latents(
             top, mean = x.amax(1), x.mean(1)
         else:
             like = next(iter([*autoencoder.parameters(), *autoencoder.buffers()]))
-            codes, _ = reconstruct(autoencoder, x.flatten(0, 1).to(like.device, like.dtype))
+            codes = autoencoder.encode_sparse(x.flatten(0, 1).to(like.device, like.dtype))
             top, mean = pool_codes(codes, x.shape[1])
         highest.append(top.cpu())
         means.append(mean.cpu())

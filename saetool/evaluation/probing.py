@@ -1,11 +1,16 @@
 """How much do a few latents know? k-sparse probes (Gurnee et al. 2023, 2305.01610) and full linear probes on labels."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from saetool.evaluation.splits import Split, side_by_side
 
 K_SPARSE = (1, 2, 5, 16)
 """Numbers of latents a probe may read."""
@@ -33,10 +38,15 @@ class Standardizer:
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, strength: float = 1.0) -> LogisticRegression:
     """Fit a logistic regression (balanced classes, ridge of 1/`strength`) on standardized features [images, n]."""
-    probe = LogisticRegression(C=strength, class_weight="balanced", max_iter=ITERATIONS)
+    return LogisticRegression(C=strength, class_weight="balanced", max_iter=ITERATIONS).fit(features, labels)
+
+
+@contextmanager
+def unconverged() -> Iterator[None]:
+    """While the block runs, a probe that has not converged gives no warning; to be entered in one thread only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return probe.fit(features, labels)
+        yield
 
 
 def fit_full_probe(features: np.ndarray, labels: np.ndarray) -> LogisticRegression:
@@ -71,40 +81,57 @@ def rotate(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return vectors[:, kept] * root, (test @ train.T) @ (vectors[:, kept] / root)
 
 
-def choose_latents(train: np.ndarray, positive: np.ndarray, k: int) -> np.ndarray:
-    """Return the k features whose standardized class means differ most on training images, ties to the lowest."""
-    difference = np.abs(train[positive].mean(0) - train[~positive].mean(0))
-    return np.argsort(-difference, kind="stable")[:k]
+class Prepared:
+    """Features of training and held-out images, standardized on training images, and the same in fewer coordinates."""
+
+    def __init__(self, train: Float[np.ndarray, "train n"], test: Float[np.ndarray, "test n"]):
+        scale = Standardizer(train)
+        self.train, self.test = scale(train), scale(test)
+        self.whole = rotate(self.train, self.test)
 
 
-def probe_classes(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    classes: list[str],
-    ks: tuple[int, ...] = K_SPARSE,
-) -> dict:
-    """Probe image features [images, n] for each class against the rest; fit on training images, score on held-out.
+def choose_latents(
+    train: Float[np.ndarray, "images n"], members: Bool[np.ndarray, "classes images"], k: int
+) -> Int[np.ndarray, "classes k"]:
+    """Return, for each class, the k features whose standardized class means differ most, ties to the lowest.
 
-    Returns mean balanced accuracy and mean AUROC over classes for each k ("1", "2", …) and for all features
+    A class without both members and others has no order; its row means nothing.
+    """
+    weights = members.astype(train.dtype)
+    sums, counts = weights @ train, weights.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        difference = np.abs(sums / counts - (train.sum(0) - sums) / (len(train) - counts))
+    return np.argsort(-difference, axis=1, kind="stable")[:, :k]
+
+
+def probe_labels(prepared: Prepared, splits: list[Split], ks: tuple[int, ...] = K_SPARSE) -> list[dict]:
+    """Probe image features for each class of each label against the rest; fit on training images, score on held-out.
+
+    Returns, a label, mean balanced accuracy and mean AUROC over classes for each k ("1", "2", …) and for all features
     ("full"); of two classes one suffices; classes that lack members or others on either side are left out, and null
     where none remains.
     """
-    scale = Standardizer(train)
-    train, test = scale(train), scale(test)
-    whole = rotate(train, test)
-    scores: dict[str, list[tuple[float, float]]] = {str(k): [] for k in ks} | {"full": []}
-    for name in classes[1:] if len(classes) == 2 else classes:
-        positive, truth = train_labels == name, test_labels == name
-        if not _both(positive) or not _both(truth):
-            continue
-        order = choose_latents(train, positive, max(ks))
-        for k in ks:
-            probe = fit_probe(train[:, order[:k]], positive)
-            scores[str(k)].append(_score(probe, test[:, order[:k]], truth))
-        scores["full"].append(_score(fit_full_probe(whole[0], positive), whole[1], truth))
-    return {key: _mean(found) for key, found in scores.items()}
+    questions = []
+    for i, split in enumerate(splits):
+        positive, truth = split.members(split.train), split.members(split.test)
+        order = choose_latents(prepared.train, positive, max(ks))
+        for j in range(1 if len(split.classes) == 2 else 0, len(split.classes)):
+            if _both(positive[j]) and _both(truth[j]):
+                questions += [(i, str(k), positive[j], truth[j], order[j, :k]) for k in ks]
+                questions.append((i, "full", positive[j], truth[j], None))
+
+    def answer(question: tuple[int, str, np.ndarray, np.ndarray, np.ndarray | None]) -> tuple[float, float]:
+        _, _, positive, truth, chosen = question
+        if chosen is None:
+            return _score(fit_full_probe(prepared.whole[0], positive), prepared.whole[1], truth)
+        return _score(fit_probe(prepared.train[:, chosen], positive), prepared.test[:, chosen], truth)
+
+    with unconverged():
+        answers = side_by_side(answer, questions)
+    scores: list[dict[str, list]] = [{str(k): [] for k in ks} | {"full": []} for _ in splits]
+    for (i, key, *_), score in zip(questions, answers, strict=True):
+        scores[i][key].append(score)
+    return [{key: _mean(found) for key, found in label.items()} for label in scores]
 
 
 def _both(members: np.ndarray) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from saetool.evaluation.probing import Standardizer, fit_full_probe
+from saetool.evaluation.probing import Standardizer, fit_full_probe, unconverged
 from saetool.vision.backbone import Backbone
 from saetool.vision.hooks import submodule
 
@@ -78,7 +78,8 @@ def linear_probe(
     """
     features = embeddings.double().cpu().numpy()
     scale = Standardizer(features)
-    probe: LogisticRegression = fit_full_probe(scale(features), np.asarray(labels))
+    with unconverged():
+        probe: LogisticRegression = fit_full_probe(scale(features), np.asarray(labels))
     weight, bias = probe.coef_, probe.intercept_
     if weight.shape[0] == 1:
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 
 from saetool.artifacts import Artifact
 from saetool.autoencoders.families import load
@@ -13,9 +14,10 @@ from saetool.evaluation.baselines import FIT_ROWS, Fitted, fit_baselines
 from saetool.evaluation.geometry import coherence
 from saetool.evaluation.matching import stability
 from saetool.evaluation.pooled import pool_latents
-from saetool.evaluation.probing import probe_classes
+from saetool.evaluation.probing import Prepared, probe_labels
 from saetool.evaluation.reconstruction import binarity, held_out_sums, numbers
 from saetool.evaluation.settings import EvaluationSettings
+from saetool.evaluation.splits import Split
 from saetool.evaluation.subject import Labels, Subject, spread
 from saetool.progress import bar, say
 
@@ -95,37 +97,48 @@ def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]
     found: list[dict[str, Any]] = [
         {"name": label.name, "classes": label.classes, "probes": [], "alignment": []} for label in labels
     ]
+    groups = _alike(labels, train, test)
     models = [("autoencoder", subject.autoencoder), ("raw activations", None)]
     models += [(b.name, b.model) for b in fitted if b.name != "raw neurons"]
     with bar("Probing", len(models), "representations") as advance:
         for name, model in models:
-            pooled = {
-                part: pool_latents(model, subject.batches(rows)) for part, rows in (("train", train), ("test", test))
-            }
-            for label, entry in zip(labels, found, strict=True):
-                _probe_label(subject, name, label, entry, pooled, train, test)
+            pooled = [pool_latents(model, subject.batches(rows)) for rows in (train, test)]
+            for known, splits in groups:
+                _probe(subject, name, [found[i] for i in splits], list(splits.values()), known, pooled)
             advance(1)
     return {"images": {"train": len(train), "held_out": len(test)}, "labels": found}
 
 
-def _probe_label(
+Masks = list[Bool[np.ndarray, "images"]]
+
+
+def _alike(labels: list[Labels], train: np.ndarray, test: np.ndarray) -> list[tuple[Masks, dict[int, Split]]]:
+    """Return labels that are known of the same training and held-out images together, by their place."""
+    groups: dict[tuple[bytes, ...], tuple[Masks, dict[int, Split]]] = {}
+    for i, label in enumerate(labels):
+        known = [np.isin(label.values[rows], label.classes) for rows in (train, test)]
+        here = [label.values[rows][mask].astype(str) for rows, mask in zip((train, test), known, strict=True)]
+        key = tuple(mask.tobytes() for mask in known)
+        groups.setdefault(key, (known, {}))[1][i] = Split(label.classes, *here)
+    return list(groups.values())
+
+
+def _probe(
     subject: Subject,
     name: str,
-    label: Labels,
-    entry: dict[str, Any],
-    pooled: dict[str, dict[str, np.ndarray]],
-    train: np.ndarray,
-    test: np.ndarray,
+    entries: list[dict[str, Any]],
+    splits: list[Split],
+    known: Masks,
+    pooled: list[dict[str, np.ndarray]],
 ) -> None:
-    here = [np.isin(label.values[rows], label.classes) for rows in (train, test)]
-    truth = [label.values[rows][kept].astype(str) for rows, kept in zip((train, test), here, strict=True)]
     for pooling in ("max", "mean"):
-        a, b = pooled["train"][pooling][here[0]], pooled["test"][pooling][here[1]]
-        scores = probe_classes(a, truth[0], b, truth[1], label.classes)
-        entry["probes"].append({"representation": name, "pooling": pooling, "features": a.shape[1], "scores": scores})
+        a, b = (part[pooling][mask] for part, mask in zip(pooled, known, strict=True))
+        for entry, scores in zip(entries, probe_labels(Prepared(a, b), splits), strict=True):
+            facts = {"representation": name, "pooling": pooling, "features": a.shape[1]}
+            entry["probes"].append(facts | {"scores": scores})
         if pooling == "max":
-            aligned = align(a, truth[0], b, truth[1], label.classes, subject.seed)
-            entry["alignment"].append({"representation": name, **aligned})
+            for entry, aligned in zip(entries, align(a, b, splits, subject.seed), strict=True):
+                entry["alignment"].append({"representation": name, **aligned})
 
 
 def other_seeds(subject: Subject, others: list[Artifact]) -> list[dict[str, Any]]:

@@ -98,6 +98,11 @@ class Backbone:
         return len(self._blocks)
 
     @property
+    def blocks(self) -> tuple[str, ...]:
+        """Module paths of the layers, in order."""
+        return tuple(self._blocks)
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of patches; None where the tokens form no known grid."""
         return self.layout.grid

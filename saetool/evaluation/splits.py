@@ -1,0 +1,49 @@
+"""One label's training and held-out images, and small independent pieces of work side by side."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from threadpoolctl import threadpool_limits
+
+from saetool import seeding
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A label's classes, and the class of every training and of every held-out image."""
+
+    classes: list[str]
+    train: np.ndarray
+    test: np.ndarray
+
+    def members(self, labels: np.ndarray) -> Bool[np.ndarray, "classes images"]:
+        """Return which of the images belong to each class."""
+        return np.array(self.classes)[:, None] == labels[None, :]
+
+    def shuffled(self, seed: int) -> "Split":
+        """Return the split with labels permuted among training and among held-out images."""
+        generator = seeding.generator(seed, "alignment")
+        orders = [torch.randperm(len(part), generator=generator).numpy() for part in (self.train, self.test)]
+        return replace(self, train=self.train[orders[0]], test=self.test[orders[1]])
+
+
+MAX_WORKERS = 8
+"""Each may hold a copy of the features; beyond this, more would wait for Python's lock."""
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return work(item) for every item, in order, one item a core and each on one core.
+
+    Numpy and scikit-learn leave Python's lock in their loops, and small products are twice as fast on one core as on
+    two (measured at 2,364 × 2,363); so results do not depend on the number of cores either.
+    """
+    with threadpool_limits(1), ThreadPoolExecutor(min(MAX_WORKERS, torch.get_num_threads())) as pool:
+        return list(pool.map(work, items))
