@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from saetool.artifacts import Stage, run_stage
 from saetool.cli import app
+from saetool.errors import RequestError
+from saetool.pipeline import Run
 
 
 def saetool(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
@@ -81,3 +83,9 @@ def test_verify_of_a_run_misses_a_manifest_that_is_gone(tmp_path):
     result = CliRunner().invoke(app, ["verify", str(tmp_path)])
     assert result.exit_code == 1
     assert "manifest.json: No such file" in result.output
+
+
+def test_a_sweep_over_the_seed_of_the_split_is_refused_before_any_work(tmp_path):
+    with pytest.raises(RequestError, match="sweep training.seed"):
+        Run.load("digits", [f"run={tmp_path / 'run'}", "sweep={seed: [0, 1]}"]).make_all()
+    assert not (tmp_path / "run").exists()
