@@ -86,6 +86,6 @@ def test_verify_of_a_run_misses_a_manifest_that_is_gone(tmp_path):
 
 
 def test_a_sweep_over_the_seed_of_the_split_is_refused_before_any_work(tmp_path):
-    with pytest.raises(RequestError, match="sweep training.seed"):
+    with pytest.raises(RequestError, match=r"sweep training\.seed"):
         Run.load("digits", [f"run={tmp_path / 'run'}", "sweep={seed: [0, 1]}"]).make_all()
     assert not (tmp_path / "run").exists()
