@@ -37,7 +37,7 @@ from saetool.progress import say
 
 Force = bool | Literal["different"]
 
-_VERSIONS = ("saetool", "torch", "timm", "transformers", "pyarrow")
+_VERSIONS = ("saetool", "torch", "timm", "transformers", "pyarrow", "numba")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
 from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, PreActivation, Resample, SparseSettings
 from saetool.autoencoders.sparse_views import DenseView, SparseView, View, product
 from saetool.errors import RequestError
-from saetool.sparse.adam import BlockAdam, BlockRule
+from saetool.sparse.adam import BlockAdam, BlockRule, normalize_rows, remove_part_along
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import Term
 from saetool.sparse.products import Sink, decode, pre_activations, row_norms
@@ -160,11 +160,11 @@ class SparseAutoencoder(Autoencoder):
         decoder_sink = self._sink(1)
         if self.prefixes:
             x_hats = view.decode_prefixes(z, self.decoder, decoder_sink, self.prefixes) + self.decoder_bias
+            error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum") / len(self.prefixes)
+            residual = x - x_hats[-1].detach()
         else:
-            x_hats = (view.decode(z, self.decoder, decoder_sink) + self.decoder_bias)[None]
-        error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum")
-        parts = {"reconstruction": error / (len(x_hats) * len(x))}
-        residual = x - x_hats[-1].detach()
+            error, residual = view.squared_error(z, self.decoder, self.decoder_bias, x, decoder_sink)
+        parts = {"reconstruction": error / len(x)}
         metrics = self._note_batch(view, z, residual, centered)
         weight = self.penalty_weight.at(step)
         parts |= self._penalty(view, z, x, weight)
@@ -285,26 +285,23 @@ class SparseAutoencoder(Autoencoder):
 
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> BlockAdam:
         """Return Adam in blocks of latents, with unit rows and the bfloat16 copy kept up on the way."""
-        encoder_rule, decoder_rule = BlockRule(self._sinks[0]), BlockRule(self._sinks[1])
-        if self.unit_decoder:
-            decoder_rule.project = _project
-            decoder_rule.restore = lambda start, stop: _normalize(self.decoder[start:stop])
-        encoder_rule.restore = self._finder.refresh
-        encoder_rule.finish = self._finder.mark_current
-        rules = {self.encoder: encoder_rule, self.decoder: decoder_rule}
+        rules = {
+            self.encoder: BlockRule(self._sinks[0], encoder=self._finder),
+            self.decoder: BlockRule(self._sinks[1], unit_rows=self.unit_decoder),
+        }
         return BlockAdam(list(self.parameters()), rules, lr, betas, eps)
 
     @torch.no_grad()
     def before_update(self) -> None:
         """Remove the part of the decoder's gradient that would only change row norms."""
         if self.unit_decoder and self.decoder.grad is not None:
-            _project(self.decoder, self.decoder.grad)
+            remove_part_along(self.decoder, self.decoder.grad)
 
     @torch.no_grad()
     def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
         """Restore unit rows, count silence, move thresholds, steer the penalty, resample, choose sparse or dense."""
         if self.unit_decoder and not isinstance(optimizer, BlockAdam):
-            _normalize(self.decoder)
+            normalize_rows(self.decoder)
         if not self._last:
             return
         l0 = distributed.all_reduce_mean(self._last["counts"].sum() / self._rows)
@@ -357,13 +354,3 @@ class SparseAutoencoder(Autoencoder):
             + (" and over prefixes" if self.prefixes else "")
             + "; L1 weight times sqrt(d_in), L0 and KL weight times d_in"
         )
-
-
-def _project(weight: Tensor, grad: Tensor) -> None:
-    """Remove from each row of `grad`, in place, its part along the unit row of `weight`."""
-    grad.addcmul_(weight, torch.linalg.vecdot(grad, weight)[:, None], value=-1.0)
-
-
-def _normalize(rows: Tensor) -> None:
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    rows.div_(norms.clamp_min(torch.finfo(rows.dtype).tiny))

@@ -4,9 +4,9 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from saetool.sparse.products import Sink, decode, latent_sums
+from saetool.sparse.products import Sink, decode, latent_sums, squared_error
 from saetool.sparse.support import Support
 
 
@@ -26,6 +26,12 @@ class View(Protocol):
 
     def decode(self, values: Tensor, decoder: Tensor, sink: Sink) -> Float[Tensor, "batch d_in"]:
         """Return values · decoder."""
+        ...
+
+    def squared_error(
+        self, values: Tensor, decoder: Tensor, bias: Tensor, x: Tensor, sink: Sink
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d_in"]]:
+        """Return Σ ‖x − x_hat‖² over the batch, with x_hat = values · decoder + bias, and x − x_hat detached."""
         ...
 
     def decode_prefixes(
@@ -55,6 +61,10 @@ class DenseView:
     def decode(self, values: Tensor, decoder: Tensor, sink: Sink) -> Tensor:
         return product(values, decoder, self.half)
 
+    def squared_error(self, values: Tensor, decoder: Tensor, bias: Tensor, x: Tensor, sink: Sink):
+        x_hat = self.decode(values, decoder, sink) + bias
+        return nn.functional.mse_loss(x_hat, x, reduction="sum"), x - x_hat.detach()
+
     def decode_prefixes(self, values: Tensor, decoder: Tensor, sink: Sink, prefixes: list[int]) -> Tensor:
         cuts = zip([0, *prefixes[:-1]], prefixes, strict=True)
         return torch.stack([product(values[:, i:j], decoder[i:j], self.half) for i, j in cuts]).cumsum(0)
@@ -74,6 +84,9 @@ class SparseView:
 
     def decode(self, values: Tensor, decoder: Tensor, sink: Sink) -> Tensor:
         return decode(values, decoder, self.support, sink)
+
+    def squared_error(self, values: Tensor, decoder: Tensor, bias: Tensor, x: Tensor, sink: Sink):
+        return squared_error(values, decoder, bias, x, self.support, sink)
 
     def decode_prefixes(self, values: Tensor, decoder: Tensor, sink: Sink, prefixes: list[int]) -> Tensor:
         # One decode for all: block p of the latents writes to its own copy of the rows, p · batch + row.

@@ -2,16 +2,19 @@
 
 For each block: build the gradient from its deferred terms, project it, take torch's fused Adam step, restore unit
 rows, refresh the bfloat16 copy. The numbers are those of `torch.optim.Adam`; one pass over memory replaces six.
+Where the compiled kernels serve, all of that happens latent by latent.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from saetool.sparse.gradients import Term
+from saetool.sparse import compiled
+from saetool.sparse.gradients import Outer, Term
+from saetool.sparse.select import Encoder
 
 BLOCK = 2048
 """Latents a block: from 1,024 to 4,096 equally fast, one block for all is slower (measured, d_in 384 and 768)."""
@@ -22,12 +25,10 @@ class BlockRule:
     """What is special about one weight: its deferred gradient, and what to do around the update of a block."""
 
     sink: list[Term] = field(default_factory=list)
-    project: Callable[[Tensor, Tensor], None] | None = None
-    """Called with the block of the weight and of its gradient (to be changed in place) before the update."""
-    restore: Callable[[int, int], None] | None = None
-    """Called with the first and last row of the block after its update."""
-    finish: Callable[[], None] | None = None
-    """Called after all blocks."""
+    unit_rows: bool = False
+    """Rows have norm 1: the part of the gradient along them is removed before the update, the norm restored after."""
+    encoder: Encoder | None = None
+    """What keeps a copy of this weight that must follow it."""
 
 
 class BlockAdam(torch.optim.Optimizer):
@@ -72,21 +73,31 @@ class BlockAdam(torch.optim.Optimizer):
         return state
 
     def _update_blocks(self, group: dict, parameter: nn.Parameter, rule: BlockRule, state: dict) -> None:
-        for start in range(0, parameter.shape[0], BLOCK):
-            stop = min(start + BLOCK, parameter.shape[0])
-            grad = parameter.grad[start:stop] if parameter.grad is not None else None
-            for term in rule.sink:
-                part = term.block(start, stop)
-                grad = part if grad is None else grad + part
-            assert grad is not None
-            if rule.project is not None:
-                rule.project(parameter[start:stop], grad)
-            self._update(group, parameter, grad, state, slice(start, stop))
-            if rule.restore is not None:
-                rule.restore(start, stop)
+        match rule.sink:
+            case [Outer(rows, weights, offsets, table)] if parameter.grad is None and compiled.serves(parameter, table):
+                half = rule.encoder.half if rule.encoder else None
+                gradient = (rows, weights, offsets, table)
+                compiled.update(parameter, gradient, state, group, rule.unit_rows, half.weight if half else None)
+            case _:
+                for start in range(0, parameter.shape[0], BLOCK):
+                    self._update_block(group, parameter, rule, state, start, min(start + BLOCK, parameter.shape[0]))
         rule.sink.clear()
-        if rule.finish is not None:
-            rule.finish()
+        if rule.encoder is not None:
+            rule.encoder.mark_current()
+
+    def _update_block(self, group: dict, weight: Tensor, rule: BlockRule, state: dict, start: int, stop: int) -> None:
+        grad = weight.grad[start:stop] if weight.grad is not None else None
+        for term in rule.sink:
+            part = term.block(start, stop)
+            grad = part if grad is None else grad + part
+        assert grad is not None
+        if rule.unit_rows:
+            remove_part_along(weight[start:stop], grad)
+        self._update(group, weight, grad, state, slice(start, stop))
+        if rule.unit_rows:
+            normalize_rows(weight[start:stop])
+        if rule.encoder is not None:
+            rule.encoder.refresh(start, stop)
 
     def _update(self, group: dict, parameter: Tensor, grad: Tensor, state: dict, rows: slice) -> None:
         at = (lambda t: t[rows]) if parameter.dim() else (lambda t: t)
@@ -107,3 +118,14 @@ class BlockAdam(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def remove_part_along(unit: Float[Tensor, "rows d_in"], grad: Float[Tensor, "rows d_in"]) -> None:
+    """Remove from each row of `grad`, in place, its part along the unit row of `unit`."""
+    grad.addcmul_(unit, torch.linalg.vecdot(grad, unit)[:, None], value=-1.0)
+
+
+def normalize_rows(rows: Float[Tensor, "rows d_in"]) -> None:
+    """Give each row norm 1, in place; a row of zeros stays."""
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows.div_(norms.clamp_min(torch.finfo(rows.dtype).tiny))

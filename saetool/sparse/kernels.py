@@ -12,6 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from saetool.sparse import compiled
+from saetool.sparse.support import Support
+
 ENTRIES_AT_ONCE = 1024
 """Entries whose two vectors are held at once by the plain sampled product: they stay in cache."""
 
@@ -37,9 +40,27 @@ def sampled(
     """Return left[g] · right[index[e]] for every entry e, where g is the group whose offsets enclose e."""
     if index.numel() == 0:
         return left.new_zeros(0)
+    if compiled.serves(left, right):
+        return compiled.sampled(left, offsets, right, index)
     if has_sampled_addmm(left.device.type, left.dtype):
         return _sampled_addmm(left, offsets, right, index)
     return sampled_plain(left, offsets, right, index)
+
+
+def decoding_error(
+    values: Float[Tensor, "entries"],
+    weight: Float[Tensor, "n_latents d_in"],
+    bias: Float[Tensor, "d_in"],
+    x: Float[Tensor, "batch d_in"],
+    support: Support,
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch d_in"], Float[Tensor, "entries"]]:
+    """Return ‖r‖² of each row, r = x − bias − Σ value · weight[latent], and weight[latent] · r of each entry."""
+    if compiled.serves(values, weight, x):
+        return compiled.decoding_error(values, weight, bias, x, support)
+    residual = x - bias - bag_sum(support.latents, values, support.offsets, weight)
+    by_latent = support.by_latent
+    pulls = by_latent.back(sampled(weight, by_latent.offsets, residual, by_latent.rows))
+    return residual.square().sum(1), residual, pulls
 
 
 def _sampled_addmm(left: Tensor, offsets: Tensor, right: Tensor, index: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.sparse.gradients import Along, Outer, Term
-from saetool.sparse.kernels import bag_sum, sampled
+from saetool.sparse.kernels import bag_sum, decoding_error, sampled
 from saetool.sparse.support import Support
 
 Sink = list[Term] | None
@@ -89,6 +89,39 @@ def decode(
 ) -> Float[Tensor, "batch d_in"]:
     """Return Σ over each row's entries of value · weight[latent]; values and weight get gradients."""
     return _Decode.apply(values, weight, support, sink)
+
+
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, weight, bias, x, support, sink):
+        errors, residual, pulls = decoding_error(values, weight, bias, x, support)
+        ctx.support, ctx.sink = support, sink
+        ctx.save_for_backward(values, residual, pulls)
+        ctx.mark_non_differentiable(residual)
+        return errors.sum(), residual
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        values, residual, pulls = ctx.saved_tensors
+        by_latent, scale = ctx.support.by_latent, -2.0 * grad
+        outer = Outer(by_latent.rows, by_latent.there(scale * values), by_latent.offsets, residual)
+        grad_weight = _deliver(outer, ctx.sink) if ctx.needs_input_grad[1] else None
+        return scale * pulls, grad_weight, scale * residual.sum(0), None, None, None
+
+
+def squared_error(
+    values: Float[Tensor, "entries"],
+    weight: Float[Tensor, "n_latents d_in"],
+    bias: Float[Tensor, "d_in"],
+    x: Float[Tensor, "batch d_in"],
+    support: Support,
+    sink: Sink = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d_in"]]:
+    """Return Σ over the batch of ‖x − x_hat‖², with x_hat = `decode` + bias, and x − x_hat without gradient.
+
+    values, weight and bias get gradients; the decoder's rows are read once for the error and its slope along them.
+    """
+    return _SquaredError.apply(values, weight, bias, x, support, sink)  # type: ignore[return-value]
 
 
 class _RowNorms(torch.autograd.Function):

@@ -5,7 +5,7 @@ are computed again in float32, and only those decide. Elsewhere the float32 (or 
 No [batch, n_latents] tensor is made, only [slice, n_latents] ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saetool.sparse import compiled
 from saetool.sparse.half import HalfWeight, fast_half, floor_half
 from saetool.sparse.kernels import sampled
 from saetool.sparse.support import Support
@@ -60,19 +61,27 @@ class Encoder:
         """Return a support that holds every output above its latent's `cut`, and the outputs on it."""
         if not self._in_half:
             return self._above_plain(x, bias, cut)
-        half = self._half_with(bias - cut)
+        half, exact = self._half_with(bias - cut), self.precision == "exact"
 
         def part(number: int, rows: range) -> tuple[Support, Tensor]:
+            inputs = x[rows.start : rows.stop]
+            slices = self._products(number, half.extend(inputs, exact))
+            if compiled.serves(x, self.weight):
+                known = (self.weight, bias, cut)
+                return self._collected(
+                    ((at, compiled.above(pre, exact, inputs[at : at + len(pre)], *known)) for at, pre in slices),
+                    len(rows),
+                )
             places, values = [], []
-            for start, pre in self._products(number, half.extend(x[rows.start : rows.stop], self.precision == "exact")):
+            for start, pre in slices:
                 found = positive_places(pre)
                 places.append(found + start * self.weight.shape[0])
-                if self.precision == "bf16":
+                if not exact:
                     values.append(pre.flatten()[found])
             support = self._support_of(places, len(rows))
-            if self.precision == "bf16":
-                return support, torch.cat(values).float() + cut[support.latents]
-            return support, self._outputs(x[rows.start : rows.stop], bias, support)
+            if exact:
+                return support, self._outputs(inputs, bias, support)
+            return support, torch.cat(values).float() + cut[support.latents]
 
         return _joined(share_out(part, len(x), SLICE_ROWS, x.device))
 
@@ -87,10 +96,18 @@ class Encoder:
         half, exact = self._half_with(bias), self.precision == "exact"
 
         def part(number: int, rows: range) -> tuple[Support, Tensor]:
-            extended = half.extend(x[rows.start : rows.stop], exact)
+            inputs = x[rows.start : rows.stop]
+            extended = half.extend(inputs, exact)
+            slices = self._products(number, extended)
+            if compiled.serves(x, self.weight):
+                known = (self.weight, bias, k)
+                return self._collected(
+                    ((at, compiled.largest(pre, exact, inputs[at : at + len(pre)], *known)) for at, pre in slices),
+                    len(rows),
+                )
             slack = half.slack(extended) if exact else extended.new_zeros(len(rows), dtype=torch.float32)
             places, values = [], []
-            for start, pre in self._products(number, extended):
+            for start, pre in slices:
                 floor = floor_of_largest(pre, k, slack[start : start + len(pre)])
                 found = positive_places(pre, floor)
                 places.append(found + start * self.weight.shape[0])
@@ -98,7 +115,7 @@ class Encoder:
                     row = torch.div(found, self.weight.shape[0], rounding_mode="floor")
                     values.append((pre.view(torch.int16).flatten()[found] + floor[row]).view(torch.bfloat16))
             support = self._support_of(places, len(rows))
-            outputs = self._outputs(x[rows.start : rows.stop], bias, support) if exact else torch.cat(values).float()
+            outputs = self._outputs(inputs, bias, support) if exact else torch.cat(values).float()
             kept = keep_largest(outputs, support, k)
             return support.where(kept), outputs[kept]
 
@@ -121,6 +138,12 @@ class Encoder:
             with full_accumulation():
                 pre = torch.mm(rows, weight.T, out=buffer[: len(rows)])
             yield start, pre
+
+    def _collected(self, slices: Iterable[tuple[int, tuple[Tensor, ...]]], n_rows: int) -> tuple[Support, Tensor]:
+        """Return the support and outputs of slices, each with its first row, from their (rows, latents, outputs)."""
+        found = [(rows + start, latents, outputs) for start, (rows, latents, outputs) in slices]
+        rows, latents, outputs = map(torch.cat, zip(*found, strict=True))
+        return Support(rows, latents, n_rows, self.weight.shape[0]), outputs
 
     def _support_of(self, places: list[Tensor], n_rows: int) -> Support:
         place = torch.cat(places)

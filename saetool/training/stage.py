@@ -14,6 +14,7 @@ from saetool.autoencoders.base import Stream
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.progress import say
+from saetool.sparse import compiled
 from saetool.training.estimate import estimate
 from saetool.training.learner import Learner
 from saetool.training.metrics import MetricLog
@@ -155,7 +156,8 @@ def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
     """Say in one line what runs where, and keep it in the notes."""
     autoencoder, settings, processes = learner.autoencoder, plan.settings, distributed.world_size()
     place = torch.cuda.get_device_name(learner.device) if learner.device.type == "cuda" else learner.device.type
-    threads = f" ({torch.get_num_threads()} threads)" if learner.device.type == "cpu" else ""
+    on_cpu = learner.device.type == "cpu"
+    threads = f" ({torch.get_num_threads()} threads)" if on_cpu else ""
     pieces = f" in {settings.accumulate} pieces" if settings.accumulate > 1 else ""
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     line = (
@@ -163,6 +165,8 @@ def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
         f"{settings.steps:,} steps of {settings.batch_size:,} rows{pieces}, {settings.precision}, "
         f"{processes} process{'es' if processes > 1 else ''} on {place}{threads}"
     )
+    if on_cpu and plan.autoencoder.kind == "sparse" and compiled.kernels() is None:
+        line += "; pip install 'saetool[cpu]' compiles the sparse step's loops and is faster"
     say(f"{partial.out}: {line}")
     if distributed.is_main():
         partial.note("where", line)

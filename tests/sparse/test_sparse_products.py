@@ -5,17 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetool.sparse import kernels
+from saetool.sparse import compiled, kernels
 from saetool.sparse.adam import BlockAdam, BlockRule
 from saetool.sparse.gradients import Along, Outer
-from saetool.sparse.products import decode, pre_activations, row_norms
+from saetool.sparse.half import HalfWeight
+from saetool.sparse.products import decode, pre_activations, row_norms, squared_error
+from saetool.sparse.select import Encoder
 from saetool.sparse.support import Support
 
 
-@pytest.fixture(params=["as built", "without sampled_addmm"], autouse=True)
+@pytest.fixture(params=["compiled", "plain torch", "without sampled_addmm"], autouse=True)
 def path(request, monkeypatch):
-    """Run every test with and without the kernel that needs MKL."""
-    if request.param != "as built":
+    """Run every test with the compiled kernels, without them, and without the kernel that needs MKL."""
+    if request.param == "compiled":
+        assert compiled.kernels() is not None
+    else:
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
+    if request.param == "without sampled_addmm":
         monkeypatch.setattr(kernels, "has_sampled_addmm", lambda device, dtype: False)
 
 
@@ -64,6 +70,30 @@ def test_gradients_equal_dense_autograd(shape, share, seed):
         torch.testing.assert_close(torch.cat(blocks), whole, rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=40, deadline=None)
+@given(shapes, st.sampled_from([0.0, 0.1, 0.9]), st.sampled_from([torch.float32, torch.float64]), st.integers(0, 99))
+def test_the_squared_error_and_its_gradients_equal_dense_autograd(shape, share, dtype, seed):
+    rows, d_in, n_latents = shape
+    g = torch.Generator().manual_seed(seed)
+    kept, support = random_support(rows, n_latents, share, seed)
+    x, z, weight, bias = (
+        torch.randn(s, generator=g, dtype=dtype) for s in ((rows, d_in), (rows, n_latents), (n_latents, d_in), (d_in,))
+    )
+    values = z[kept].requires_grad_()
+    leaves = [values, weight.requires_grad_(), bias.requires_grad_()]
+    residual = x - torch.zeros_like(z).masked_scatter(kept, values) @ weight - bias
+    expected = torch.autograd.grad(3 * residual.square().sum(), leaves, materialize_grads=True)
+    error, found = squared_error(values, weight, bias, x, support)
+    tolerance = {"rtol": 1e-4, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(found, residual.detach(), **tolerance)
+    torch.testing.assert_close(error, residual.square().sum(), **tolerance)
+    torch.testing.assert_close(torch.autograd.grad(3 * error, leaves), expected, **tolerance)
+    sink = []
+    deferred = torch.autograd.grad(3 * squared_error(*leaves, x, support, sink)[0], leaves, allow_unused=True)
+    assert deferred[1] is None
+    torch.testing.assert_close(sink[0].whole(), expected[1], **tolerance)
+
+
 @settings(max_examples=20, deadline=None)
 @given(shapes, st.integers(0, 99))
 def test_dropping_entries_keeps_the_order_by_latent(shape, seed):
@@ -85,16 +115,17 @@ def test_latents_sort_alike_as_int16_and_beyond():
 
 
 @pytest.mark.parametrize("unit", [False, True])
-def test_block_adam_is_adam(unit, monkeypatch):
-    """Twenty steps over deferred and ordinary gradients end where torch.optim.Adam ends."""
+@pytest.mark.parametrize("terms", ["one", "two"])
+def test_block_adam_is_adam(terms, unit, monkeypatch):
+    """Twenty steps over deferred and ordinary gradients end where torch.optim.Adam and two lines around it end."""
     monkeypatch.setattr("saetool.sparse.adam.BLOCK", 7)
     g = torch.Generator().manual_seed(0)
-    start, table = torch.randn(30, 5, generator=g), torch.randn(11, 5, generator=g)
+    start, table = torch.randn(30, 45, generator=g), torch.randn(11, 45, generator=g)
     ours, bias = torch.nn.Parameter(start.clone()), torch.nn.Parameter(torch.zeros(5))
     theirs, their_bias = torch.nn.Parameter(start.clone()), torch.nn.Parameter(torch.zeros(5))
-    project = (lambda w, grad: grad.mul_(0.5)) if unit else None
-    restored = []
-    rule = BlockRule(project=project, restore=(lambda a, b: restored.append((a, b))) if unit else None)
+    encoder = Encoder(ours)
+    encoder.half = HalfWeight.of(ours, None)
+    rule = BlockRule(unit_rows=unit, encoder=encoder)
     optimizer = BlockAdam([ours, bias], {ours: rule}, 1e-2, (0.9, 0.99), 1e-8)
     adam = torch.optim.Adam([theirs, their_bias], 1e-2, (0.9, 0.99), 1e-8)
     for step in range(20):
@@ -103,17 +134,25 @@ def test_block_adam_is_adam(unit, monkeypatch):
         by_latent = support.by_latent
         outer = Outer(by_latent.rows, weights[by_latent.order], by_latent.offsets, table)
         along = Along(ours.detach().clone(), torch.randn(30, generator=g))
-        rule.sink += [outer, along]
+        rule.sink += [outer] if terms == "one" else [outer, along]
         bias.grad = torch.randn(5, generator=g)
-        theirs.grad = (outer.whole() + along.whole()) * (0.5 if unit else 1.0)
+        theirs.grad = sum(term.whole() for term in rule.sink)
+        if unit:
+            theirs.grad -= (theirs.grad * theirs).sum(1, keepdim=True) * theirs.detach()
         their_bias.grad = bias.grad.clone()
         optimizer.step()
         adam.step()
+        if unit:
+            theirs.data /= theirs.data.norm(dim=1, keepdim=True)
         assert not rule.sink
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(bias, their_bias)
     assert float(optimizer.state[ours]["step"]) == 20
-    assert restored[:5] == ([(0, 7), (7, 14), (14, 21), (21, 28), (28, 30)] if unit else [])
+    kept, fresh = HalfWeight.of(ours, encoder.half), HalfWeight.of(ours, None)
+    assert kept is encoder.half
+    assert torch.equal(kept.weight[:, :45], fresh.weight[:, :45])
+    torch.testing.assert_close(kept.weight[:, 45:47], fresh.weight[:, 45:47], rtol=2**-7, atol=0)
+    assert (kept.weight[:, 45].double() >= ours.double().norm(dim=1) * (1 - 1e-6)).all()
 
 
 def test_block_adam_continues_from_its_state():

@@ -5,17 +5,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetool.sparse import select
+from saetool.sparse import compiled, select
 from saetool.sparse.half import HalfWeight, ceil_half, fast_half, floor_half
 from saetool.sparse.select import Encoder, positive_places
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["bf16 candidates", "float32 product"], autouse=True)
+@pytest.fixture(params=["compiled", "bf16 candidates", "float32 product"], autouse=True)
 def path(request, monkeypatch):
-    """Run every test on both ways to find candidates, whatever this machine is fast at."""
-    monkeypatch.setattr(select, "fast_half", lambda device: request.param == "bf16 candidates")
+    """Run every test on all ways to find candidates, whatever this machine is fast at."""
+    monkeypatch.setattr(select, "fast_half", lambda device: request.param != "float32 product")
+    if request.param == "compiled":
+        assert compiled.kernels() is not None
+    else:
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
 
 
 def problem(rows, d_in, n_latents, seed=0, scale=1.0):

@@ -1,0 +1,130 @@
+"""The compiled kernels for torch's tensors, where they serve: float32 on the CPU, with numba (the extra `cpu`) at hand.
+
+Everywhere else plain torch does the same. Both give the same support; values differ in their last bits, as the order
+of a sum's terms does.
+"""
+
+import os
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saetool.sparse.support import Support
+from saetool.sparse.threads import share_out
+
+SWITCH = "SAETOOL_COMPILED"
+"""The environment variable that, set to 0, leaves everything to plain torch."""
+
+GROUPS_AT_LEAST = 256
+"""Groups of a sampled product a thread: fewer are not worth the hand-over."""
+
+
+@cache
+def kernels() -> ModuleType | None:
+    """Return the compiled kernels; None without numba, without a place to keep them, or where they are switched off."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        from saetool.sparse import compiled_kernels
+    except (ImportError, RuntimeError):  # RuntimeError: no directory for numba's cache can be written
+        return None
+    return compiled_kernels
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Say whether the compiled kernels can be used on these tensors."""
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and kernels() is not None
+
+
+def above(
+    pre: Float[Tensor, "rows n_latents"],
+    exact: bool,
+    x: Float[Tensor, "rows d_in"],
+    weight: Float[Tensor, "n_latents d_in"],
+    bias: Float[Tensor, "n_latents"],
+    cut: Float[Tensor, "n_latents"],
+) -> tuple[Int[Tensor, "entries"], Int[Tensor, "entries"], Float[Tensor, "entries"]]:
+    """Return rows, latents and outputs x·w + bias of the entries where `pre`, bfloat16, is positive."""
+    found = kernels().above(_bits(pre), exact, *_arrays(x, weight, bias, cut))  # type: ignore[union-attr]
+    return tuple(map(torch.from_numpy, found))  # type: ignore[return-value]
+
+
+def largest(
+    pre: Float[Tensor, "rows n_latents"],
+    exact: bool,
+    x: Float[Tensor, "rows d_in"],
+    weight: Float[Tensor, "n_latents d_in"],
+    bias: Float[Tensor, "n_latents"],
+    k: int,
+) -> tuple[Int[Tensor, "entries"], Int[Tensor, "entries"], Float[Tensor, "entries"]]:
+    """Return rows, latents and outputs of each row's k largest that are positive; `pre`, bfloat16, bounds them."""
+    found = kernels().largest(_bits(pre), exact, *_arrays(x, weight, bias), k)  # type: ignore[union-attr]
+    return tuple(map(torch.from_numpy, found))  # type: ignore[return-value]
+
+
+def sampled(
+    left: Float[Tensor, "groups d_in"],
+    offsets: Int[Tensor, "groups_plus_one"],
+    right: Float[Tensor, "rows d_in"],
+    index: Int[Tensor, "entries"],
+) -> Float[Tensor, "entries"]:
+    """Return left[g] · right[index[e]] for every entry e, where g is the group whose offsets enclose e."""
+    values = torch.empty(index.numel())
+    run, arrays = kernels().sampled, _arrays(left, offsets, right, index, values)  # type: ignore[union-attr]
+    share_out(lambda number, groups: run(*arrays, groups.start, groups.stop), len(left), GROUPS_AT_LEAST, left.device)
+    return values
+
+
+def decoding_error(
+    values: Float[Tensor, "entries"],
+    weight: Float[Tensor, "n_latents d_in"],
+    bias: Float[Tensor, "d_in"],
+    x: Float[Tensor, "batch d_in"],
+    support: Support,
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch d_in"], Float[Tensor, "entries"]]:
+    """Return what `kernels.decoding_error` returns."""
+    errors, residual, pulls = torch.empty(len(x)), torch.empty_like(x), torch.empty_like(values)
+    codes = _arrays(support.latents, values, support.offsets)
+    run, arrays = kernels().decoding_error, _arrays(weight, bias, x, errors, residual, pulls)  # type: ignore[union-attr]
+    share_out(lambda number, rows: run(*codes, *arrays, rows.start, rows.stop), len(x), GROUPS_AT_LEAST, x.device)
+    return errors, residual, pulls
+
+
+def update(
+    weight: Float[Tensor, "n_latents d_in"],
+    gradient: tuple[Tensor, Tensor, Tensor, Tensor],
+    state: dict[str, Tensor],
+    group: dict,
+    unit_rows: bool,
+    half: Float[Tensor, "n_latents columns"] | None,
+) -> None:
+    """Take Adam's step for a weight whose gradient is a sum (rows, weights, offsets, table: see `Outer`).
+
+    With `unit_rows` its rows keep norm 1; `half` is its bfloat16 copy with the norms (see `HalfWeight`), renewed too.
+    """
+    beta1, beta2 = group["betas"]
+    steps = float(state["step"]) + 1  # on the CPU: nothing waits
+    values = (group["lr"] / (1 - beta1**steps), beta1, beta2, (1 - beta2**steps) ** 0.5, group["eps"])
+    numbers = tuple(map(np.float32, values))
+    arrays = _arrays(weight, state["exp_avg"], state["exp_avg_sq"])
+    terms = tuple(_arrays(*gradient))
+    copy = torch.empty(0, 0, dtype=torch.int16) if half is None else half.view(torch.int16)
+    run = kernels().update  # type: ignore[union-attr]
+
+    def part(number: int, rows: range) -> None:
+        run(*arrays, terms, numbers, unit_rows, copy.numpy(), rows.start, rows.stop)
+
+    share_out(part, len(weight), GROUPS_AT_LEAST, weight.device)
+    torch.autograd.graph.increment_version(weight)
+
+
+def _bits(pre: Tensor):  # -> numpy array
+    return pre.view(torch.int16).numpy()
+
+
+def _arrays(*tensors: Tensor) -> list:
+    return [t.detach().contiguous().numpy() for t in tensors]

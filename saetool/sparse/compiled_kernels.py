@@ -1,0 +1,341 @@
+"""Loops that numba compiles for the CPU; `compiled` calls them with torch's tensors. Importing this needs numba.
+
+`bits` are bfloat16 numbers read as int16: those that are not negative order like them. A row's strided blocks (block i
+holds every latent l with l mod n_blocks = i) have their maxima taken in one pass over the row; the maxima then say
+where to look again, so that the row itself is hardly looked at twice.
+"""
+
+import numba
+import numpy as np
+
+BLOCKS = 512
+"""Strided blocks a row (256 and 1,024 measured no faster)."""
+
+BELOW = 16
+"""The first look for a row's largest outputs goes so many bfloat16 steps (about 8 %) below what is sure to be kept:
+where the exact values then ask for less than that, as they mostly do, there is no second look."""
+
+compiled = numba.njit(
+    nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
+)
+
+
+@compiled
+def _block_maxima(row, maxima):
+    """Write the maximum of each strided block, at least 0."""
+    n, blocks = row.shape[0], maxima.shape[0]
+    for i in range(blocks):
+        maxima[i] = 0
+    whole = n // blocks * blocks
+    for start in range(0, whole, blocks):
+        part = row[start : start + blocks]
+        for i in range(blocks):
+            maxima[i] = max(maxima[i], part[i])
+    for i in range(n - whole):
+        maxima[i] = max(maxima[i], row[whole + i])
+
+
+@compiled
+def _kth_largest_of_maxima(maxima, k):
+    """Return the k-th largest of int16 numbers that are not negative, 0 where there are fewer than k."""
+    found = np.int16(0)
+    for place in range(14, -1, -1):
+        trial = np.int16(found | np.int16(1 << place))
+        count = np.int16(0)
+        for i in range(maxima.shape[0]):
+            count = np.int16(count + np.int16(maxima[i] >= trial))
+        if count >= k:
+            found = trial
+    return found
+
+
+@compiled
+def _kth_largest(values, n, k):
+    """Return the bits of the k-th largest of the first n float32 numbers, none negative; 0 where there are fewer."""
+    bits = values.view(np.int32)
+    found = np.int32(0)
+    for place in range(30, -1, -1):
+        trial = np.int32(found | np.int32(1 << place))
+        count = np.int32(0)
+        for i in range(n):
+            count = np.int32(count + np.int32(bits[i] >= trial))
+        if count >= k:
+            found = trial
+    return found
+
+
+@compiled
+def _places_above(row, maxima, floor, hits, places):
+    """Write where the row exceeds `floor` ≥ 0, ascending; return how many. `hits` and `places` have one to spare."""
+    blocks = maxima.shape[0]
+    n_hits = 0
+    for i in range(blocks):
+        hits[n_hits] = i
+        n_hits += maxima[i] > floor
+    found = 0
+    whole = row.shape[0] // blocks * blocks
+    for start in range(0, whole, blocks):
+        part = row[start : start + blocks]
+        for i in range(n_hits):
+            places[found] = start + hits[i]
+            found += part[hits[i]] > floor
+    for place in range(whole, row.shape[0]):
+        places[found] = place
+        found += row[place] > floor
+    return found
+
+
+@compiled
+def _dots(x, weight, index, values, first, last):
+    """Write x · weight[index[e]] for the entries e from `first` to `last`, four at a time."""
+    e = first
+    while e + 4 <= last:
+        w0, w1, w2, w3 = weight[index[e]], weight[index[e + 1]], weight[index[e + 2]], weight[index[e + 3]]
+        s0 = s1 = s2 = s3 = np.float32(0)
+        for i in range(x.shape[0]):
+            s0 += x[i] * w0[i]
+            s1 += x[i] * w1[i]
+            s2 += x[i] * w2[i]
+            s3 += x[i] * w3[i]
+        values[e], values[e + 1], values[e + 2], values[e + 3] = s0, s1, s2, s3
+        e += 4
+    while e < last:
+        w = weight[index[e]]
+        s = np.float32(0)
+        for i in range(x.shape[0]):
+            s += x[i] * w[i]
+        values[e] = s
+        e += 1
+
+
+@compiled
+def sampled(left, offsets, right, index, values, first, last):
+    """Write left[g] · right[index[e]] for the entries e of the groups g from `first` to `last`."""
+    for g in range(first, last):
+        _dots(left[g], right, index, values, offsets[g], offsets[g + 1])
+
+
+@compiled
+def _weighted_sum(index, weights, table, first, last, total):
+    """Write the sum of weights[e] · table[index[e]] over the entries e from `first` to `last`, four at a time."""
+    for i in range(total.shape[0]):
+        total[i] = 0
+    e = first
+    while e + 4 <= last:
+        t0, t1, t2, t3 = table[index[e]], table[index[e + 1]], table[index[e + 2]], table[index[e + 3]]
+        w0, w1, w2, w3 = weights[e], weights[e + 1], weights[e + 2], weights[e + 3]
+        for i in range(total.shape[0]):
+            total[i] += w0 * t0[i] + w1 * t1[i] + w2 * t2[i] + w3 * t3[i]
+        e += 4
+    while e < last:
+        t, w = table[index[e]], weights[e]
+        for i in range(total.shape[0]):
+            total[i] += w * t[i]
+        e += 1
+
+
+@compiled
+def _dot(a, b):
+    total = np.float32(0)
+    for i in range(a.shape[0]):
+        total += a[i] * b[i]
+    return total
+
+
+@compiled
+def decoding_error(latents, values, offsets, weight, bias, x, errors, residual, pulls, first, last):
+    """Write r = x − bias − Σ values[e] · weight[latents[e]] for the rows from `first` to `last`, its square, and its
+    product with the weight of every entry."""
+    for r in range(first, last):
+        error = residual[r]
+        _weighted_sum(latents, values, weight, offsets[r], offsets[r + 1], error)
+        for i in range(error.shape[0]):
+            error[i] = x[r, i] - bias[i] - error[i]
+        errors[r] = _dot(error, error)
+        _dots(error, weight, latents, pulls, offsets[r], offsets[r + 1])
+
+
+@compiled
+def update(weight, moments, squares, gradient, numbers, unit_rows, half, first, last):
+    """Take Adam's step for the rows from `first` to `last` of a weight [n_latents, d_in], one after the other.
+
+    `gradient` is (index, weights, offsets, table): row j is Σ weights[e] · table[index[e]] over the latent's entries.
+    `numbers` are (step size, β₁, β₂, √(1 − β₂ᵗ), ε). With `unit_rows` the step keeps rows at norm 1. `half`, where it
+    has rows, is the weight's bfloat16 copy with its two columns of norms.
+    """
+    index, weights, offsets, table = gradient
+    step_size, beta1, beta2, correction, eps = numbers
+    d_in = weight.shape[1]
+    grad, error = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
+    one = np.float32(1)
+    for j in range(first, last):
+        row, moment, square = weight[j], moments[j], squares[j]
+        _weighted_sum(index, weights, table, offsets[j], offsets[j + 1], grad)
+        if unit_rows:
+            along = _dot(grad, row)
+            for i in range(d_in):
+                grad[i] -= along * row[i]
+        for i in range(d_in):
+            moment[i] += (one - beta1) * (grad[i] - moment[i])
+            square[i] = beta2 * square[i] + (one - beta2) * grad[i] * grad[i]
+            row[i] -= step_size * moment[i] / (np.sqrt(square[i]) / correction + eps)
+        if unit_rows:
+            factor = one / max(np.sqrt(_dot(row, row)), np.float32(1.2e-38))
+            for i in range(d_in):
+                row[i] *= factor
+        if half.shape[0]:
+            _copy_half(row, half[j], error)
+
+
+@compiled
+def _copy_half(row, copy, error):
+    """Write a row in bfloat16 (to nearest, ties to even), its norm and that of what rounding changed, both up."""
+    bits = row.view(np.int32)
+    rounded = np.empty(row.shape[0], np.int32)
+    for i in range(row.shape[0]):
+        word = (bits[i] + np.int32(0x7FFF) + ((bits[i] >> 16) & np.int32(1))) >> 16
+        copy[i] = np.int16(word)
+        rounded[i] = np.int32(word << 16)
+    near = rounded.view(np.float32)
+    for i in range(row.shape[0]):
+        error[i] = row[i] - near[i]
+    copy[row.shape[0]] = _ceil_half(np.sqrt(_dot(row, row)))
+    copy[row.shape[0] + 1] = _ceil_half(np.sqrt(_dot(error, error)))
+
+
+@compiled
+def _ceil_half(value):
+    """Return the bits of the smallest bfloat16 number that is not below a value that is not negative."""
+    box = np.empty(1, np.float32)
+    box[0] = value
+    bits = box.view(np.int32)[0]
+    return np.int16((bits + np.int32(0xFFFF)) >> 16)
+
+
+@compiled
+def _as_float(bits):
+    """Return bfloat16 bits as float32 numbers."""
+    words = np.empty(bits.shape[0], np.int32)
+    for i in range(bits.shape[0]):
+        words[i] = np.int32(bits[i]) << 16
+    return words.view(np.float32)
+
+
+@compiled
+def above(bits, exact, x, weight, bias, cut):
+    """Return (rows, latents, values) of the entries with positive bits, in row order.
+
+    bits [rows, n_latents] bound x·wᵀ + bias − cut from above; values are x·w + bias: computed in float32 if `exact`,
+    else read off the bits.
+    """
+    n_rows, n = bits.shape
+    maxima, hits = np.empty(min(n, BLOCKS), np.int16), np.empty(min(n, BLOCKS) + 1, np.int64)
+    counts = np.empty(n_rows, np.int64)
+    latents = np.empty(64 * n_rows + n + 1, np.int64)
+    values = np.empty(latents.shape[0], np.float32)
+    end = 0
+    for r in range(n_rows):
+        if end + n + 1 > latents.shape[0]:
+            latents, values = _larger(latents, 2 * end + n + 1), _larger(values, 2 * end + n + 1)
+        _block_maxima(bits[r], maxima)
+        found = latents[end:]
+        counts[r] = _places_above(bits[r], maxima, np.int16(0), hits, found)
+        if exact:
+            _dots(x[r], weight, found, values[end:], 0, counts[r])
+            for i in range(counts[r]):
+                values[end + i] += bias[found[i]]
+        else:
+            numbers = _as_float(bits[r][found[: counts[r]]])
+            for i in range(counts[r]):
+                values[end + i] = numbers[i] + cut[found[i]]
+        end += counts[r]
+    return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
+
+
+@compiled
+def _larger(array, size):
+    longer = np.empty(size, array.dtype)
+    longer[: array.shape[0]] = array
+    return longer
+
+
+@compiled
+def largest(bits, exact, x, weight, bias, k):
+    """Return (rows, latents, values) of each row's k largest outputs that are positive, in row order.
+
+    bits [rows, n_latents] bound x·wᵀ + bias from above; with `exact`, the outputs that may be among the k largest are
+    computed in float32 and those decide, else the bits do. Among equals the lowest latent goes first.
+    """
+    n_rows, n = bits.shape
+    blocks = min(n, max(BLOCKS, 8 * k))
+    maxima, hits = np.empty(blocks, np.int16), np.empty(blocks + 1, np.int64)
+    places, numbers = np.empty(n + 1, np.int64), np.empty(n + 1, np.float32)
+    counts = np.empty(n_rows, np.int64)
+    latents, values = np.empty(n_rows * k, np.int64), np.empty(n_rows * k, np.float32)
+    end = 0
+    for r in range(n_rows):
+        row = bits[r]
+        _block_maxima(row, maxima)
+        sure = _kth_largest_of_maxima(maxima, k)  # at least k entries reach it
+        if exact:
+            floor = np.int16(max(sure - BELOW, 1) - 1)
+            found = _places_above(row, maxima, floor, hits, places)
+            found = _exact_candidates(row, x[r], weight, bias, k, sure, floor, found, maxima, hits, places, numbers)
+        else:
+            found = _places_above(row, maxima, np.int16(max(sure, 1) - 1), hits, places)
+            numbers[:found] = _as_float(row[places[:found]])
+        counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
+        end += counts[r]
+    return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
+
+
+@compiled
+def _exact_candidates(row, x, weight, bias, k, sure, floor, found, maxima, hits, places, numbers):
+    """Leave in `places` and `numbers` all that may be among the k largest, with exact outputs; return how many.
+
+    The k-th largest exact output of those that reach `sure` is at most the row's k-th largest, so that only an entry
+    whose bound reaches it can still be among the k largest.
+    """
+    wanted = np.empty(found, np.int64)
+    some = 0
+    for i in range(found):
+        wanted[some] = places[i]
+        some += row[places[i]] >= sure
+    outputs = np.empty(found, np.float32)
+    _outputs(x, weight, bias, wanted, outputs, some)
+    lowest = max(_kth_largest(outputs, some, k) >> 16, 1)
+    if lowest <= floor:
+        found = _places_above(row, maxima, np.int16(lowest - 1), hits, places)
+    kept = 0
+    for i in range(found):
+        place = places[i]
+        places[kept] = place
+        kept += row[place] >= lowest
+    _outputs(x, weight, bias, places, numbers, kept)
+    return kept
+
+
+@compiled
+def _outputs(x, weight, bias, places, numbers, n):
+    """Write max(x · weight[place] + bias[place], 0)."""
+    _dots(x, weight, places, numbers, 0, n)
+    for i in range(n):
+        numbers[i] = max(numbers[i] + bias[places[i]], np.float32(0))
+
+
+@compiled
+def _keep_largest(places, numbers, n, k, latents, values):
+    """Write the places and numbers of the k largest positive ones of n, in order; return how many."""
+    bits = numbers.view(np.int32)
+    lowest = _kth_largest(numbers, n, k)
+    room = k
+    for i in range(n):
+        room -= bits[i] > lowest
+    kept = 0
+    for i in range(n):
+        equal = bits[i] == lowest and lowest > 0 and room > 0
+        if bits[i] > lowest or equal:
+            room -= equal
+            latents[kept], values[kept] = places[i], numbers[i]
+            kept += 1
+    return kept
