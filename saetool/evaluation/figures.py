@@ -5,7 +5,9 @@ from torch import Tensor
 
 from saetool import seeding
 from saetool.autoencoders.contractive import Contractive
-from saetool.autoencoders.denoising import Denoising, corrupt
+from saetool.autoencoders.corruption import corrupt
+from saetool.autoencoders.denoising import Denoising
+from saetool.autoencoders.dense import Dense
 from saetool.autoencoders.variational import Variational
 from saetool.evaluation.subject import ROWS_AT_ONCE, Subject, spread
 
@@ -13,7 +15,7 @@ ROWS = 16
 """Held-out rows shown."""
 
 FILTERS = 64
-"""Decoder directions shown, largest first."""
+"""Directions shown, largest first."""
 
 
 @torch.no_grad()
@@ -21,26 +23,32 @@ def figures(subject: Subject) -> dict[str, Tensor]:
     """Return float32 tensors in raw units, seeded.
 
     originals, reconstructions [n, d_in]: at most 16 held-out rows, each from another image where there are as many;
-    filters [k, d_in]: at most 64 decoder directions, where the decoder is linear; corrupted [n, d_in] (denoising:
-    reconstructions are then of those rows); samples [n, d_in] (variational); spectrum [k]: the encoder's mean
-    Jacobian singular values (contractive), else the singular values of held-out codes, both descending.
+    filters [k, d_in]: at most 64 decoder directions, where the decoder is linear, or else encoder_filters [k, d_in]:
+    as many rows of the encoder's first layer; corrupted [n, d_in] (denoising: reconstructions are then of those
+    rows); samples [n, d_in] (variational); spectrum [k]: the encoder's mean Jacobian singular values (contractive),
+    else the singular values of held-out codes, both descending.
     """
     model = subject.autoencoder
     x = _rows(subject)
     generator = seeding.generator(subject.seed, "figures", device=x.device)
     found = {"originals": x, "reconstructions": model(x)}
     if isinstance(model, Denoising):
-        units = corrupt(model.corruption, model.normalizer(x), generator)
+        units = corrupt(model.corruption, model.normalizer(x), generator, model.normalizer)
         found["corrupted"] = model.normalizer.inverse(units)
         found["reconstructions"] = model.denoise(found["corrupted"])
     if isinstance(model, Variational):
         found["samples"] = model.sample(ROWS, generator)
     directions = model.decoder_directions()
     if directions is not None:
-        order = torch.argsort(-directions.norm(dim=-1), stable=True)[:FILTERS]
-        found["filters"] = directions[order]
+        found["filters"] = _largest(directions)
+    elif isinstance(model, Dense | Variational):
+        found["encoder_filters"] = _largest(model.encoder.weights[0] * model.normalizer.factor)
     found["spectrum"] = _spectrum(subject, x)
     return {name: tensor.detach().float().cpu() for name, tensor in found.items()}
+
+
+def _largest(directions: Tensor) -> Tensor:
+    return directions[torch.argsort(-directions.norm(dim=-1), stable=True)[:FILTERS]]
 
 
 def _rows(subject: Subject) -> Tensor:

@@ -1,8 +1,8 @@
 """Pictures of models whose latents are not sparse: reconstructions, directions, spectrum, samples.
 
 They come from `figures.safetensors` of the evaluation (float32, raw units: originals, corrupted, reconstructions,
-samples [n, d_in]; filters [k, d_in]; spectrum [k]). Without one, directions and spectrum are read off the decoder's
-weights where they are recognizable.
+samples [n, d_in]; filters, encoder_filters [k, d_in]; spectrum [k]). Without one, directions and spectrum are read off
+the decoder's weights where they are recognizable.
 """
 
 import numpy as np
@@ -18,7 +18,9 @@ KINDS = {
     "reconstructions": "Reconstructions",
     "samples": "Samples",
     "filters": "Decoder directions",
+    "encoder_filters": "Filters of the encoder's first layer",
 }
+DIRECTIONS = ("filters", "encoder_filters")
 MAX_FILTERS = 64
 
 
@@ -71,7 +73,7 @@ def figures_chunk(figures: dict[str, np.ndarray], shape: tuple[int, int, int] | 
         rows = figures.get(name)
         if rows is None or not rows.size:
             continue
-        whole = shape is not None and name != "filters"
+        whole = shape is not None and name not in DIRECTIONS
         shares = rows if whole else 0.5 + 0.5 * rows / np.maximum(_magnitude(rows, name), np.finfo(np.float32).tiny)
         values = np.rint(255 * np.clip(shares, 0, 1)).astype(np.uint8)
         if shape is not None and rows.shape[1] == np.prod(shape):
@@ -86,4 +88,4 @@ def figures_chunk(figures: dict[str, np.ndarray], shape: tuple[int, int, int] | 
 def _magnitude(rows: np.ndarray, name: str) -> np.ndarray:
     """Return the scale of rows: one a direction, one for all data."""
     size = np.abs(rows)
-    return size.max(axis=1, keepdims=True) if name == "filters" else size.max(keepdims=True)
+    return size.max(axis=1, keepdims=True) if name in DIRECTIONS else size.max(keepdims=True)

@@ -21,6 +21,13 @@ CASES = {
     "dense": {"n_latents": 3},
     "denoising": {"n_latents": 12, "corruption": {"kind": "gaussian", "sigma": 0.3}},
     "denoising-residual": {"n_latents": 12, "corruption": {"kind": "gaussian", "sigma": 0.3}, "residual": True},
+    "denoising-salted": {
+        "n_latents": 12,
+        "corruption": {"kind": "salt_pepper", "share": 0.4},
+        "normalize": "center_scale",
+    },
+    "denoising-entropy": {"n_latents": 12, "corruption": {"kind": "masking", "share": 0.4}, "error": "cross_entropy"},
+    "dense-deep": {"n_latents": 3, "hidden": [5], "normalize": "center_scale"},
     "contractive": {"n_latents": 3, "weight": 0.1},
     "variational": {"n_latents": 3},
 }
@@ -60,6 +67,16 @@ def test_a_family_is_evaluated(store, tmp_path, case):
     assert ("corrupted" in pictures) == (kind == "denoising")
     assert torch.equal(pictures["spectrum"], pictures["spectrum"].sort(descending=True).values)
     assert all(tensor.isfinite().all() for tensor in pictures.values())
-    shown = pictures.get("corrupted", pictures["originals"])
+    shown, model = pictures.get("corrupted", pictures["originals"]), load(autoencoder.path)
     with torch.no_grad():
-        assert torch.allclose(load(autoencoder.path)(shown), pictures["reconstructions"], atol=1e-5)
+        assert torch.allclose(model(shown), pictures["reconstructions"], atol=1e-5)
+    if case == "denoising-salted":
+        changed = (shown - pictures["originals"]).abs() > 1e-3
+        assert torch.allclose(shown[changed], shown[changed].round(), atol=1e-5), "salt is 1 and pepper 0 of raw values"
+        assert 0.2 < float(changed.float().mean()) < 0.6
+    linear = model.decoder_directions() is not None
+    assert ("filters" in pictures, "encoder_filters" in pictures) == (linear, not linear)
+    if not linear:
+        expected = model.encoder.weights[0].detach() * model.normalizer.factor
+        found = pictures["encoder_filters"]
+        assert torch.equal(found, expected[expected.norm(dim=1).argsort(descending=True, stable=True)])
