@@ -230,6 +230,8 @@ class Member:
             f"  FVU {_number(final.get('fvu'), '.3f')}   L0 {_number(final.get('l0'), '.1f')}   "
             f"silent there {_number(final.get('dead_share'), '.1%')}",
         ]
+        if "elbo" in final:
+            lines.append(f"  ELBO {final['elbo']:.2f} nats   active units {final['active_units']:,}")
         if (self.path("features") / MANIFEST).is_file():
             dead = Artifact.open(self.path("features"), "features").content["counts"]["dead"]
             lines.append(f"  dead {dead / facts['n_latents']:.2%} ({dead:,} latents never fire on any image)")

@@ -70,6 +70,8 @@ def _tiles(content: dict, model: dict) -> list[dict]:
     numbers = [
         ("FVU", final.get("fvu"), "unit", "Fraction of variance unexplained on held-out images: 0 is perfect"),
         ("L0", final.get("l0"), "value", "Latents active on an average token"),
+        ("ELBO", final.get("elbo"), "value", "Evidence lower bound on held-out rows, nats a row, at β = 1"),
+        ("Active units", final.get("active_units"), "count", "Latents whose posterior mean varies over held-out rows"),
         ("Dead", share.get("dead"), "share", "Latents that never fire on any image"),
         ("Dense", share.get("dense"), "share", "Latents that fire on a large share of tokens"),
         ("Latents", n, "count", "Width of the autoencoder"),

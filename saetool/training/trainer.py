@@ -153,7 +153,8 @@ def _evaluate(runs: Sequence[Run], stream: Stream, center: Tensor, final: bool) 
             if not final:
                 return
             split, measures = "train", evaluate(learner.autoencoder, stream.ordered(), center)
-        line = {"split": split, **_place(learner, stream), **measures.as_json()}
+        place = {"step": 0, "tokens": stream.n_rows, "phase": "closed form"} if run.fitted else _place(learner, stream)
+        line = {"split": split, **place, **measures.as_json()}
         if final:
             own = learner.summarize(stream.held_out() if split == "held_out" else stream.ordered())
             run.final = {"split": split, **measures.as_json(), "dead": measures.dead, "dense": measures.dense, **own}

@@ -154,5 +154,5 @@ def test_a_closed_form_takes_no_step(toy, run_to_end, settings, monkeypatch, lin
     run = run_to_end(toy(), settings)
     assert run.fitted
     assert int(run.learner.autoencoder.updates) == 0
-    assert [line["split"] for line in lines_of(run)] == ["held_out"]
+    assert [(line["split"], line["step"], line["tokens"]) for line in lines_of(run)] == [("held_out", 0, 320)]
     assert run.final["fvu"] >= 1
