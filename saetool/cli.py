@@ -169,6 +169,8 @@ def main() -> None:
     """Run the command line: exit 0 done, 1 the work failed, 2 the request was wrong; one message, no traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # The sentence alone: the place in the code says nothing to who wrote the config.
+    warnings.showwarning = lambda message, *_: typer.echo(f"saetool: warning: {message}", err=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         app()

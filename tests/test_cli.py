@@ -89,3 +89,11 @@ def test_a_sweep_over_the_seed_of_the_split_is_refused_before_any_work(tmp_path)
     with pytest.raises(RequestError, match=r"sweep training\.seed"):
         Run.load("digits", [f"run={tmp_path / 'run'}", "sweep={seed: [0, 1]}"]).make_all()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_warning_is_one_sentence(tmp_path):
+    wanted = "autoencoder={kind: contractive, n_latents: 8, weight: 0.1, activation: relu}"
+    done = saetool("cache", "digits", "--dry-run", f"run={tmp_path}/run", wanted)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("saetool: warning: contractive with activation: relu")
+    assert done.stderr.count("\n") == 1

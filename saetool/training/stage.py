@@ -159,10 +159,12 @@ def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
     on_cpu = learner.device.type == "cpu"
     threads = f" ({torch.get_num_threads()} threads)" if on_cpu else ""
     pieces = f" in {settings.accumulate} pieces" if settings.accumulate > 1 else ""
+    closed = getattr(plan.autoencoder, "solver", None) == "closed_form"
+    work = "closed form" if closed else f"{settings.steps:,} steps of {settings.batch_size:,} rows{pieces}"
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     line = (
         f"{plan.autoencoder.kind} {autoencoder.d_in} → {autoencoder.n_latents} ({parameters:,} parameters), "
-        f"{settings.steps:,} steps of {settings.batch_size:,} rows{pieces}, {settings.precision}, "
+        f"{work}, {settings.precision}, "
         f"{processes} process{'es' if processes > 1 else ''} on {place}{threads}"
     )
     if on_cpu and plan.autoencoder.kind == "sparse" and compiled.kernels() is None:
