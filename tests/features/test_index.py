@@ -7,6 +7,8 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saetool.activations import ActivationStore, held_out_mask
 from saetool.features import IndexSettings
@@ -168,3 +170,64 @@ def test_strongest_latents_of_every_patch(planted):
             order = sorted(np.flatnonzero(mine), key=lambda j: (-mine[j], j))[:8]
             assert patches["latents"][image, token].tolist() == order + [-1] * (8 - len(order))
             assert patches["values"][image, token].tolist() == mine[order].tolist() + [0] * (8 - len(order))
+
+
+def of_class(scores: np.ndarray, member: np.ndarray) -> tuple[float | None, float | None]:
+    """Return AUROC and average precision by scikit-learn, None where they are undefined."""
+    if member.all() or not member.any() or not scores.any():
+        return None, None
+    return roc_auc_score(member, scores), average_precision_score(member, scores)
+
+
+def test_every_label_number_equals_scikit_learn_and_scipy(planted):
+    artifact, z, given = planted
+    latents = parquet.read_table(artifact.file("latents.parquet")).to_pylist()
+    rows = parquet.read_table(artifact.file("label_statistics.parquet")).to_pylist()
+    kinds = np.array([entry["kind"] for entry in given["images"]], dtype=object)
+    numbers = np.array([entry["score"] for entry in given["images"]])
+    cut = sorted(numbers)[(len(numbers) - 1) // 2]
+    cut = max(numbers[numbers < cut]) if cut == max(numbers) else cut
+    sides = np.where(numbers > cut, f"> {cut:g}", f"≤ {cut:g}")
+    p_values = {"kind": {}, "score": {}}
+    for label, classes, truth in (("kind", ["a", "b", "c"], kinds), ("score", [f"≤ {cut:g}", f"> {cut:g}"], sides)):
+        known = np.array([value is not None for value in truth])
+        for j, row in enumerate(latents):
+            scores, mass = z[known, :, j].max(1).astype(float), z[known, :, j].sum(1, dtype=float)
+            found = {r["class"]: r for r in rows if r["latent"] == j and r["label"] == label}
+            if not scores.any():
+                assert not found
+                assert all(row[f"{label}.{name}"] is None for name in ("best_class", "auroc", "p_value", "purity"))
+                continue
+            wanted = {name: of_class(scores, truth[known] == name) for name in classes}
+            share = [mass[truth[known] == name].sum() / mass.sum() for name in classes]
+            for name, part in zip(classes, share, strict=True):
+                member = truth[known] == name
+                assert found[name]["images"] == member.sum()
+                assert found[name]["firing_images"] == (scores[member] > 0).sum()
+                assert found[name]["auroc"] == pytest.approx(wanted[name][0], abs=1e-12)
+                assert found[name]["average_precision"] == pytest.approx(wanted[name][1], abs=1e-12)
+                assert found[name]["mass_share"] == pytest.approx(part, abs=1e-8)
+            best = max(classes, key=lambda name: -1 if wanted[name][0] is None else wanted[name][0])
+            assert row[f"{label}.best_class"] == best
+            assert row[f"{label}.auroc"] == pytest.approx(wanted[best][0], abs=1e-12)
+            assert row[f"{label}.average_precision"] == pytest.approx(wanted[best][1], abs=1e-12)
+            assert row[f"{label}.purity"] == pytest.approx(max(share), abs=1e-8)
+            entropy = -sum(part * np.log(part) for part in share if part > 0) / np.log(len(classes))
+            assert row[f"{label}.entropy"] == pytest.approx(entropy, abs=1e-7)
+            if np.ptp(scores) == 0:
+                assert row[f"{label}.p_value"] is row[f"{label}.spearman"] is None
+            elif label == "kind":
+                groups = [scores[truth[known] == name] for name in classes if (truth[known] == name).any()]
+                assert row["kind.p_value"] == pytest.approx(stats.kruskal(*groups).pvalue, rel=1e-6)
+                assert row["kind.spearman"] is None
+            else:
+                rho = stats.spearmanr(scores, numbers)
+                assert row["score.p_value"] == pytest.approx(rho.pvalue, rel=1e-6)
+                assert row["score.spearman"] == pytest.approx(rho.statistic, abs=1e-9)
+            if row[f"{label}.p_value"] is not None:
+                p_values[label][j] = row[f"{label}.p_value"]
+    for label, found in p_values.items():
+        wanted = dict(zip(found, stats.false_discovery_control(list(found.values())), strict=True))
+        for j, row in enumerate(latents):
+            assert row[f"{label}.q_value"] == (pytest.approx(wanted[j]) if j in wanted else None)
+    assert len(p_values["kind"]) >= 4
