@@ -282,6 +282,7 @@ def _holds(store: Path, config: RunConfig) -> bool:
         for key, value in settings.model_dump(mode="json").items():
             # A resolved precision answers `auto`; a folder's place is no part of what was made.
             free = (section, key, value) == ("backbone", "precision", "auto") or (section, key) == ("images", "source")
-            if not free and key in found[section] and found[section][key] != value:
+            known = key in found[section] or section == "cache"  # which is stored without what is null
+            if not free and known and found[section].get(key) != value:
                 return False
     return True

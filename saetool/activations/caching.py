@@ -7,7 +7,7 @@ finished by one process and recorded; whatever happens, another start does only 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -48,10 +48,16 @@ class CachingJob:
 
     def plan(self, backbone: Backbone) -> Plan:
         """Return how the images fall into slices and shards."""
-        sites = [
-            {**backbone.describe_site(site), "n_tokens": backbone.tokens_at(site)} for site in self.sites(backbone)
-        ]
-        return Plan(len(self.source), sites, self.settings)
+        described = []
+        for site in self.stored(backbone):
+            facts = {**backbone.describe_site(site), "n_tokens": backbone.tokens_at(site)}
+            described.append(facts if site.tokens is None else {**facts, "embedding": True})
+        return Plan(len(self.source), described, self.settings)
+
+    def stored(self, backbone: Backbone) -> list[Site]:
+        """Return the sites, then the one whose mean token embeds an image, where one is asked for."""
+        layer = self.settings.embedding
+        return [*self.sites(backbone), *([] if layer is None else [replace(backbone.site(layer), tokens="mean")])]
 
     def build(self, partial: Partial) -> dict[str, Any]:
         """Cache what is missing, then merge; the builder of the stage."""
@@ -76,7 +82,7 @@ class CachingJob:
         return writer.finish(self._facts(backbone))
 
     def _fill(self, writer: StoreWriter, backbone: Backbone, mine: Sequence[int], missing: list[int]) -> None:
-        plan, sites = writer.plan, self.sites(backbone)
+        plan, sites = writer.plan, self.stored(backbone)
         decoder = Decoder(self.source, backbone.transform, plan, self.on_error)
         numbers = [number for shard in missing for number in plan.slices_of(shard)]
         total = sum(len(plan.images_of(number)) for shard in mine for number in plan.slices_of(shard))
@@ -114,7 +120,7 @@ class CachingJob:
         if "errors" not in partial.notes:
             decoder = Decoder(self.source, backbone.transform, plan, self.on_error)
             first = next(iter(decoder.slices([0])))
-            partial.note("errors", measure_errors(backbone, self.reference, self.sites(backbone), first, plan.dtype))
+            partial.note("errors", measure_errors(backbone, self.reference, self.stored(backbone), first, plan.dtype))
 
 
 class ShardKeeper:
@@ -193,7 +199,7 @@ def caching_stage(
     described = resolved.model_dump(mode="json")
     if resolved.weights:  # where the file stands says nothing about what it holds
         described |= {"weights": None, "weights_file": digest_weights_file(resolved.weights)}
-    config = {"backbone": described, "images": identity, "cache": cache.model_dump(mode="json")}
+    config = {"backbone": described, "images": identity, "cache": cache.content()}
     if not resolved.pretrained:
         config["seed"] = seed
     return _stage(job, config)
@@ -236,7 +242,7 @@ def cache(
         "backbone": loaded.describe(),
         "sites": [loaded.describe_site(site) for site in wanted],
         "images": identity,
-        "cache": settings.model_dump(mode="json"),
+        "cache": settings.content(),
     }
     return run_stage(_stage(job, config), out, force=force)
 

@@ -59,7 +59,7 @@ def _images_per_second(job: "CachingJob", backbone: Backbone, plan: Plan) -> flo
     start, images = time.monotonic(), 0
     for i, decoded in enumerate(decoder.slices(numbers)):
         # The result has to arrive before the clock is read: on a GPU the call itself returns at once.
-        [output.float().sum().item() for output in backbone.forward_to(decoded.batch, job.sites(backbone))]
+        [output.float().sum().item() for output in backbone.forward_to(decoded.batch, job.stored(backbone))]
         if i == 0:
             start = time.monotonic()  # the first batch warms up
         else:

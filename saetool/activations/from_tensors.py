@@ -50,7 +50,7 @@ def write_store(
             _write(writer, shard, stored, table)
         return writer.finish(facts)
 
-    config = {"source": "tensors", "sites": plan.sites, "contents": contents, **settings.model_dump(), **facts}
+    config = {"source": "tensors", "sites": plan.sites, "contents": contents, **settings.content(), **facts}
     config |= {"images": digest_json(table), "labels": list(labels)}
     return ActivationStore(run_stage(Stage(KIND, config, build), out, force=force))
 

@@ -257,7 +257,7 @@ class LiveSource:
     def config(self) -> dict[str, Any]:
         """Return what determines the rows: what a store of them would be asked for."""
         cached = caching_stage(self.backbone, self.source, self.images, self.cache).config
-        return {"live": {**cached, "cache": self.cache.model_dump(mode="json", exclude={"shard_mb"})}}
+        return {"live": {**cached, "cache": self.cache.model_dump(mode="json", include={"dtype", "batch_size"})}}
 
     def check(self, settings: StreamRequest) -> None:
         """Raise RequestError where several layers are read and none is chosen."""

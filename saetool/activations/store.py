@@ -67,13 +67,20 @@ class ActivationStore:
         """All sites, in the order they were asked for."""
         return [self.site(info["folder"]) for info in self.artifact.content["sites"]]
 
+    @property
+    def embedding(self) -> "SiteStore | None":
+        """The site with one vector an image that was stored to embed images, where there is one."""
+        folders = [info["folder"] for info in self.artifact.content["sites"] if info.get("embedding")]
+        return self.site(folders[0]) if folders else None
+
     def site(self, name: str | int | None = None) -> "SiteStore":
-        """Return a site by folder, module path or layer number; None: the only one.
+        """Return a site by folder, module path or layer number; None: the only one. Embeddings go by folder only.
 
         Raises RequestError naming the sites there are.
         """
         infos = self.artifact.content["sites"]
         found = [info for info in infos if name is None or name in (info["folder"], info["module"], info["layer"])]
+        found = [info for info in found if not info.get("embedding") or name == info["folder"]]
         if len(found) != 1:
             known = ", ".join(info["folder"] for info in infos)
             asked = "Several sites are stored; say which (training.layer)" if name is None else f"No site {name!r}"
@@ -92,7 +99,7 @@ class SiteStore:
         self.d: int = info["d"]
         self.tokens: int = info["n_tokens"]
         self.dtype: torch.dtype = DTYPES[content["dtype"]]
-        self.grid: list[int] | None = content["grid"]
+        self.grid: list[int] | None = None if info.get("embedding") else content["grid"]
         self.n_images = store.n_images
         self._shards = _ranges(content["shards"])
         self._starts = np.array([shard.start for shard in self._shards])

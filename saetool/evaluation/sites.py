@@ -26,7 +26,8 @@ def refuse_other_site(here: dict, trained: dict) -> None:
 
 def find_site(autoencoder: Artifact, store: Artifact) -> dict:
     """Return the store's site that the autoencoder was trained on; RequestError names both where there is none."""
-    trained, sites = autoencoder.content["site"], store.content["sites"]
+    trained = autoencoder.content["site"]
+    sites = [site for site in store.content["sites"] if not site.get("embedding")]
     d_in = autoencoder.content["d_in"]
     if trained is None:
         fitting = [site for site in sites if site["d"] == d_in]

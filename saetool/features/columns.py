@@ -70,7 +70,7 @@ LATENTS = (
         "monosemanticity",
         "double",
         "",
-        "Mean cosine of the embeddings (index.embeddings, index.embedding_layer) of pairs of images, "
+        "Mean cosine of embeddings (cache.embedding, index.embedding_layer or index.embeddings) of pairs of images, "
         "weighted by the product of the latent's min–max scaled image maxima (Pach et al. 2025); null without "
         "embeddings or with fewer than two images of positive weight.",
     ),

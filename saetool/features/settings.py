@@ -14,10 +14,10 @@ class IndexSettings(Settings):
     equal parts of (0, max], each with `interval_examples` images drawn by seed; `random` firing images drawn by seed.
     `strongest` latents are kept for each patch. A latent is rare or dense when its share of firing tokens is below
     `rare_below` or above `dense_above`. `label_classes` is the most classes a latent has rows for in
-    label_statistics. The monosemanticity score embeds images by their mean token at `embedding_layer`, another cached
-    layer of the store, or a layer of the store at the path `embeddings`: of the same images, made with another model
-    (tokens: mean or cls stores no more than the embedding); its only layer need not be named. Where both are null, the
-    score is undefined.
+    label_statistics. The monosemanticity score embeds images by what the store keeps for it (`cache.embedding`), or by
+    their mean token at `embedding_layer`, another cached layer of the store, or at a layer of the store at the path
+    `embeddings`: of the same images, made with another model (tokens: mean or cls stores no more than the embedding);
+    its only layer need not be named. Where there is none of them, the score is undefined.
     """
 
     top: int = Field(16, ge=1, le=1000)

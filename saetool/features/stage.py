@@ -83,18 +83,21 @@ def _open(given: Artifact | str | os.PathLike, kind: str) -> Artifact:
 def _embedding_site(settings: IndexSettings, store: Artifact, embeddings: Artifact | None) -> SiteStore | None:
     """Return the site that embeds images, None where none is asked for."""
     layer = settings.embedding_layer
-    if embeddings is None:
-        return None if layer is None else ActivationStore(store).site(layer)
-    if layer is None and len(embeddings.content["sites"]) > 1:
-        folders = ", ".join(info["folder"] for info in embeddings.content["sites"])
+    opened = ActivationStore(store if embeddings is None else embeddings)
+    if layer is not None:
+        return opened.site(layer)
+    if opened.embedding is not None or embeddings is None:
+        return opened.embedding
+    if len(opened.sites) > 1:
+        folders = ", ".join(site.info["folder"] for site in opened.sites)
         raise RequestError(f"{embeddings.path}: has several sites; name one as index.embedding_layer: {folders}.")
-    return ActivationStore(embeddings).site(layer)
+    return opened.site()
 
 
 def _same_site(autoencoder: Artifact, store: Artifact) -> str:
     """Return the folder of the site on which the autoencoder was trained."""
     trained = autoencoder.content["site"]
-    sites = store.content["sites"]
+    sites = [info for info in store.content["sites"] if not info.get("embedding")]
     for info in sites:
         if trained is not None and info["digest"] == trained["digest"]:
             return info["folder"]

@@ -53,7 +53,7 @@ class StoreSource:
 
     def site(self, settings: TrainingSettings) -> dict:
         """Return the entry of the chosen site; raises RequestError where it is missing or the choice is open."""
-        sites = self.artifact.content["sites"]
+        sites = [site for site in self.artifact.content["sites"] if not site.get("embedding")]
         if settings.layer is None:
             if len(sites) == 1:
                 return sites[0]

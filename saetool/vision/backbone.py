@@ -31,11 +31,14 @@ class Site:
     """10, where the module is the tenth block."""
     d: int
     """Width of a token there."""
+    tokens: Tokens | None = None
+    """Which tokens are kept there, where not those that the backbone keeps."""
 
     @property
     def folder(self) -> str:
-        """Name of the site's folder in a store: `layer-10`, or the module path."""
-        return self.module if self.layer is None else f"layer-{self.layer:02d}"
+        """Name of the site's folder in a store: `layer-10`, or the module path; `layer-08-mean` of other tokens."""
+        name = self.module if self.layer is None else f"layer-{self.layer:02d}"
+        return name if self.tokens is None else f"{name}-{self.tokens}"
 
     @property
     def label(self) -> str:
@@ -125,10 +128,10 @@ class Backbone:
 
     def tokens_at(self, site: Site) -> int:
         """Return how many tokens an image has there once they are selected."""
-        shape = self._shapes[site.module]
-        if self.tokens in ("cls", "mean") or len(shape) == 2:
+        shape, tokens = self._shapes[site.module], site.tokens or self.tokens
+        if tokens in ("cls", "mean") or len(shape) == 2:
             return 1
-        return math.prod(shape[1:-1]) - (self.prefix_tokens if self.tokens == "patches" else 0)
+        return math.prod(shape[1:-1]) - (self.prefix_tokens if tokens == "patches" else 0)
 
     def forward_to(
         self, images: Float[Tensor, "batch channels height width"], sites: Sequence[Site] | None = None
@@ -142,7 +145,7 @@ class Backbone:
         # Hooks sit on the shared model: a pass in another thread would fill, or end, this one's reading.
         with self._turn, torch.no_grad(), reading(self.model, modules, stop=True) as outputs:
             self._run(self.prepare(images))
-        return [self._select(outputs[site.module]) for site in wanted]
+        return [self._select(outputs[site.module], site.tokens or self.tokens) for site in wanted]
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs"]:
         """Return what the whole model says of each image, as `output` does; gradients may flow."""
@@ -159,7 +162,7 @@ class Backbone:
 
         The tokens that are not selected pass unchanged. Pooled tokens (`mean`) cannot be put back.
         """
-        if self.tokens == "mean":
+        if "mean" in (site.tokens, self.tokens):
             raise RequestError("tokens: mean cannot be replaced in the model; use patches, cls or all")
         start = self.prefix_tokens if self.tokens == "patches" else 0
         stop = 1 if self.tokens == "cls" else None
@@ -176,12 +179,12 @@ class Backbone:
         """Return `images` on the model's device, in its dtype."""
         return images.to(self.device, self.dtype if images.is_floating_point() else None)
 
-    def describe_site(self, site: Site, tokens: str | None = None) -> dict:
+    def describe_site(self, site: Site) -> dict:
         """Return a site as JSON types; "digest" is its identity: weights, module, tokens, preprocessing."""
         identity = {
             "weights": self.weights_digest,
             "module": site.module,
-            "tokens": tokens or self.tokens,
+            "tokens": site.tokens or self.tokens,
             "preprocessing": self.transform.describe(),
         }
         return {
@@ -278,15 +281,15 @@ class Backbone:
                 "they cannot be told apart; use tokens: all"
             )
 
-    def _select(self, output: Tensor) -> Tensor:
+    def _select(self, output: Tensor, tokens: Tokens) -> Tensor:
         output = _as_rows(output)
         if output.shape[1] == 1:
             return output
-        if self.tokens == "cls":
+        if tokens == "cls":
             return output[:, :1]
-        if self.tokens == "patches":
+        if tokens == "patches":
             return output[:, self.prefix_tokens :]
-        if self.tokens == "mean":
+        if tokens == "mean":
             return output[:, self.prefix_tokens :].float().mean(1, keepdim=True)
         return output
 

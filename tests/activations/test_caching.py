@@ -18,6 +18,7 @@ from saetool.vision import BackboneSettings, load_backbone
 
 SMALL = CacheSettings(batch_size=4, shard_mb=2 * 4 * 16 * 12 * 2 / 2**20)
 """Slices of four pictures, two slices a shard."""
+OFF = {"embedding": None}
 
 
 def source_of(folder, **kwargs):
@@ -49,6 +50,25 @@ def test_the_store_holds_what_the_model_computes(tiny, pictures, tmp_path, layer
         wanted = tokens_of(backbone, backbone.transform(source.read(i).image))
         for layer in layers:
             assert torch.allclose(store.site(layer).rows(i, i + 1)[0], wanted[layer - 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_the_mean_token_of_another_layer_embeds_each_image(tiny, pictures, tmp_path, layer):
+    settings = CacheSettings(dtype="float32", batch_size=4, shard_mb=0.01, embedding=layer)
+    store = ActivationStore(cache(tiny(), source_of(pictures), [2], tmp_path / "a", settings))
+    plain = ActivationStore(cache(tiny(), source_of(pictures), [2], tmp_path / "b", settings.model_copy(update=OFF)))
+    embedding = store.embedding
+    assert (embedding.tokens, embedding.grid, embedding.info["folder"]) == (1, None, f"layer-{layer:02d}-mean")
+    backbone, source = tiny(), source_of(pictures)
+    for i in range(23):
+        wanted = tokens_of(backbone, backbone.transform(source.read(i).image))[layer - 1].mean(0)
+        assert torch.allclose(embedding.rows(i, i + 1)[0, 0], wanted, atol=1e-5)
+    # Beside it nothing changes: the only site is still the only one, with the same files.
+    assert plain.embedding is None
+    assert store.site().info == plain.site().info == store.site(2).info
+    files = [s.artifact.files["layer-02/00000.safetensors"]["digest"] for s in (store, plain)]
+    assert files[0] == files[1]
+    assert "embedding" not in plain.artifact.config["cache"]
 
 
 def test_the_table_says_where_each_image_is(tiny, pictures, tmp_path):

@@ -5,11 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pydantic import TypeAdapter
 
-from saetool.activations import ActivationStore, CacheSettings, write_store
+from saetool.activations import ActivationStore, CacheSettings, cache, write_store
 from saetool.artifacts import Artifact
+from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.features import Features, IndexSettings, encoding, index, spill
+from saetool.training import TrainingSettings, train
+from saetool.vision import wrap
 
 
 def random_tokens(images: int = 13, tokens: int = 4, latents: int = 9) -> torch.Tensor:
@@ -204,6 +209,46 @@ def test_embeddings_of_a_second_model_come_from_a_store_of_the_same_images(build
     write_store(tmp_path / "fewer", {"a": u[:12]}, images=images[:12], settings=cache)
     with pytest.raises(RequestError, match="hold different images"):
         build_index(z, images=images, settings=IndexSettings(embeddings=str(tmp_path / "fewer")))
+
+
+class Patches(torch.nn.Module):
+    """Four patches of an 8 × 8 picture through two layers."""
+
+    def __init__(self, d=6):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, d, 4, stride=4)
+        self.blocks = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(d, d), torch.nn.GELU()) for _ in "ab"])
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return x.mean(1)
+
+
+def test_what_the_store_keeps_as_embedding_is_taken_unasked(tmp_path):
+    """Trained, indexed and found without naming a site: the embedding is none."""
+    torch.manual_seed(0)
+    model = wrap(Patches(), [2], image_size=8, name="patches")
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3)).astype(np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02d}.png")
+    source = str(tmp_path / "images")
+    stores = [
+        cache(model, source, layers, tmp_path / name, CacheSettings(dtype="float32", batch_size=4, embedding=embedding))
+        for name, layers, embedding in (("kept", [2], 1), ("both", [1, 2], None))
+    ]
+    settings = TypeAdapter(AutoencoderSettings).validate_python(
+        {"kind": "sparse", "n_latents": 12, "penalty": {"kind": "l1", "weight": 0.1}}
+    )
+    trained = train(stores[0], settings, TrainingSettings(tokens=128, batch_size=32, held_out=0.2), tmp_path / "model")
+    found = Features(index(trained, stores[0], tmp_path / "a")).latents["monosemanticity"].to_pylist()
+    named = index(trained, stores[1], tmp_path / "b", IndexSettings(embedding_layer=1))
+    assert found == pytest.approx(Features(named).latents["monosemanticity"].to_pylist(), abs=1e-6)
+    assert any(score is not None for score in found)
+    from_other = index(trained, stores[1], tmp_path / "c", embeddings=stores[0])
+    assert Features(from_other).latents["monosemanticity"].to_pylist() == found
 
 
 def test_the_store_is_found_again_from_the_features(whole):
