@@ -2,14 +2,16 @@
 
     python scripts/bench_cache.py [--quick] [--json FILE] [--backbone NAME] [--layer N] [--source NAME]
 
-The bare pass runs on batches that are decoded already, in the same precision and batch size. Both are timed in turns,
-the best turn counts: other work on the machine then meets both. `fp32` is the bare pass in float32.
+The bare pass runs on batches that are decoded already, in the same precision and batch size, before and after each
+caching job: a turn's ratio is to their mean, and the median turn counts, as machines drift. `fp32` is the bare pass in
+float32.
 """
 
 import argparse
 import json
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -22,7 +24,7 @@ from saetool.activations.writer import Plan
 from saetool.images import ImageSettings, ImageSource, open_source
 from saetool.vision import Backbone, BackboneSettings, load_backbone
 
-TURNS = 3
+TURNS = 5
 
 
 def main() -> None:
@@ -47,25 +49,31 @@ def measure(settings: BackboneSettings, source: ImageSource, store: CacheSetting
     """Return images a second of each, their ratios, the share of decoding, the peak memory."""
     backbone = load_backbone(settings, device=distributed.default_device())
     exact = load_backbone(settings.model_copy(update={"precision": "fp32"}), device=distributed.default_device())
-    macos = sys.platform == "darwin"  # where ru_maxrss counts bytes, not KiB
-    bare = caching = single = decode_seconds = 0.0
+    turns: dict[str, list[float]] = {"cache": [], "forward": [], "fp32": [], "vs_forward": [], "vs_fp32": []}
+    before, decode_seconds = forward_rate(backbone, source, store, images=128)
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):
-            rate, decode_seconds = forward_rate(backbone, source, store, images=128)
-            bare = max(bare, rate)
             start = time.perf_counter()
             cache(backbone, source, None, Path(folder) / str(turn), store)
-            caching = max(caching, len(source) / (time.perf_counter() - start))
-            print(f"turn {turn + 1}: bare {rate:.1f}, caching best {caching:.1f} images/s", flush=True)
-            single = max(single, forward_rate(exact, source, store, images=32)[0])
+            caching = len(source) / (time.perf_counter() - start)
+            after, decode_seconds = forward_rate(backbone, source, store, images=128)
+            single, _ = forward_rate(exact, source, store, images=32)
+            bare = (before + after) / 2
+            found = (caching, bare, single, caching / bare, caching / single)
+            for values, value in zip(turns.values(), found, strict=True):
+                values.append(value)
+            print(f"turn {turn + 1}: bare {bare:.1f}, caching {caching:.1f} images/s, {caching / bare:.2f}", flush=True)
+            before = after
+    middle = {name: statistics.median(values) for name, values in turns.items()}
+    macos = sys.platform == "darwin"  # where ru_maxrss counts bytes, not KiB
     return {
-        "images_per_second": caching,
-        "forward_images_per_second": bare,
-        "fp32_forward_images_per_second": single,
-        "cache_vs_forward": caching / bare,
-        "cache_vs_fp32_forward": caching / single,
+        "images_per_second": middle["cache"],
+        "forward_images_per_second": middle["forward"],
+        "fp32_forward_images_per_second": middle["fp32"],
+        "cache_vs_forward": middle["vs_forward"],
+        "cache_vs_fp32_forward": middle["vs_fp32"],
         "decode_milliseconds": decode_seconds * 1e3,
-        "decode_share_of_processors": decode_seconds * caching / (os.cpu_count() or 1),
+        "decode_share_of_processors": decode_seconds * middle["cache"] / (os.cpu_count() or 1),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if macos else 2**10),
         "precision": backbone.precision,
         "images": str(len(source)),

@@ -93,8 +93,7 @@ class Decoder:
         return decoded
 
     def _collect(self, number: int, futures: list[Future[_Decoded | str]]) -> DecodedSlice:
-        channels = 1 if self.transform.gray else 3
-        batch = torch.zeros(self.plan.settings.batch_size, channels, *self.transform.geometry.crop)
+        batch = torch.zeros(self.plan.settings.batch_size, self.transform.channels, *self.transform.geometry.crop)
         result = DecodedSlice(number, batch, [], [], [], [])
         for place, (i, future) in enumerate(zip(self.plan.images_of(number), futures, strict=True)):
             decoded = future.result()

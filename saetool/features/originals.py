@@ -23,4 +23,4 @@ class Originals:
         picture = self.source.read(self.places[path])
         if picture.digest != self.digests[row]:
             raise RequestError(f"image {path!r} is not the one that was cached (its content differs): cache it again")
-        return picture.image
+        return picture.image.convert("RGB")

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to an upright RGB picture."""
+"""From the bytes of an image file to an upright picture, RGB or gray."""
 
 import io
 import warnings
@@ -20,7 +20,7 @@ class Picture:
     """An image as a person sees it."""
 
     image: Image.Image
-    """RGB, upright (EXIF orientation applied); the first frame of an animation."""
+    """RGB, or L where the file is gray; upright (EXIF orientation applied); the first frame of an animation."""
     width: int
     height: int
     digest: str
@@ -47,11 +47,11 @@ def read_picture(content: bytes, name: str) -> Picture:
 
 
 def picture_of(image: Image.Image, digest: str) -> Picture:
-    """Return a decoded image, of whatever mode, as an upright RGB picture."""
+    """Return a decoded image, of whatever mode, as an upright picture, RGB or L."""
     # Reading EXIF walks the whole file: most files say by their format that there is none.
     if image.getexif():
         image = ImageOps.exif_transpose(image)
-    image = _as_rgb(image)
+    image = _as_rgb_or_gray(image)
     return Picture(image, image.width, image.height, digest)
 
 
@@ -67,9 +67,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
+def _as_rgb_or_gray(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT_MODES:
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
     elif image.mode == "F":
@@ -77,4 +75,4 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode in ("RGB", "L") else image.convert("RGB")

@@ -154,4 +154,4 @@ class Thumbnails:
         picture = self.source.read(place)
         if self.digests and picture.digest != self.digests[row]:
             raise WorkError(f"image {self.paths[row]!r} is not the one that was cached: its digest differs.")
-        return picture.image
+        return picture.image.convert("RGB")

@@ -33,10 +33,11 @@ class Transform:
     """True: one channel, the luma."""
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
-        """Return `image` (RGB) as the model's float32 input."""
-        image = self._cropped(self._resized(image.convert("L") if self.gray else image))
-        pixels = np.asarray(image)
-        planes = [pixels] if self.gray else [pixels[..., channel] for channel in range(3)]
+        """Return `image` (RGB, or L: three equal channels, resized once) as the model's float32 input."""
+        if self.gray or (image.mode == "L" and len(set(self.fill)) > 1):
+            image = image.convert("L" if self.gray else "RGB")
+        pixels = np.asarray(self._cropped(self._resized(image)))
+        planes = [pixels] * self.channels if pixels.ndim == 2 else [pixels[..., channel] for channel in range(3)]
         tensor = np.empty((len(planes), *self.geometry.crop), dtype=np.float32)
         for plane, table, out in zip(planes, self._tables, tensor, strict=True):
             np.take(table, plane, out=out, mode="clip")
@@ -57,6 +58,11 @@ class Transform:
     def with_geometry(self, geometry: Geometry) -> "Transform":
         """Return the same transform upon another geometry."""
         return replace(self, geometry=geometry)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the result."""
+        return 1 if self.gray else 3
 
     @cached_property
     def _tables(self) -> list[np.ndarray]:
@@ -79,6 +85,6 @@ class Transform:
         inside = left >= 0 and top >= 0 and left + width <= image.width and top + height <= image.height
         if inside:
             return image.crop((left, top, left + width, top + height))
-        canvas = Image.new(image.mode, (width, height), self.fill[0] if self.gray else self.fill)
+        canvas = Image.new(image.mode, (width, height), self.fill[0] if image.mode == "L" else self.fill)
         canvas.paste(image, (-left, -top))
         return canvas

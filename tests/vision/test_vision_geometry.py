@@ -136,3 +136,13 @@ def test_padding_has_the_fill_color():
     tensor = transform(Image.new("RGB", (200, 100), (0, 255, 0)))
     assert tensor[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
     assert tensor[:, 24, 24].tolist() == pytest.approx([0.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("fill", [(0, 0, 0), (255, 0, 51)])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gray_picture_is_an_rgb_picture_of_equal_channels(rule, fill, interpolation):
+    transform = Transform(RULES[rule], interpolation, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), fill=fill)
+    for size in SIZES:
+        gray = photograph(*size).convert("L")
+        assert torch.equal(transform(gray), transform(gray.convert("RGB"))), size
