@@ -29,6 +29,8 @@ def draw():
         right.plot(SIGMAS, [errors[s][f"relative_l2_{reference}"] for s in SIGMAS], "o-", label=label)
     right.set(xscale="log", yscale="log", xlabel="σ", ylabel="relative L2 error", title="which density's score it is")
     right.set_xticks(SIGMAS, [str(sigma) for sigma in SIGMAS], minor=False)
+    ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 1)
+    right.set_yticks(ticks, [str(tick) for tick in ticks], minor=False)
     right.minorticks_off()
     right.legend(frameon=False)
     return figure, {"steps": STEPS, "errors": {str(sigma): error for sigma, error in errors.items()}}
