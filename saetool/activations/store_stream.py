@@ -61,9 +61,12 @@ class StoreStream(ShuffledStream):
         `_SPREAD_IMAGES`, where those have rows enough.
         """
         images = np.flatnonzero(~self._train)
-        some = rows is not None and rows < len(images) * self.site.tokens
         waiting, count = [], 0
-        for part in self._spread(images, rows) if some else self._in_order(~self._train):
+        if rows is not None and rows < len(images) * self.site.tokens:
+            parts = self._spread(images, rows)
+        else:
+            parts = self._in_order(~self._train)
+        for part in parts:
             for piece in part.split(self.batch_size):
                 if count + len(piece) > self.batch_size:
                     yield torch.cat(waiting)

@@ -53,15 +53,14 @@ class BlockAdam(torch.optim.Optimizer):
         """Update every parameter that has a gradient, and forget deferred ones."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                rule = self.rules.get(parameter)
-                terms = rule.sink if rule else []
-                if parameter.grad is None and not terms:
+                rule, grad = self.rules.get(parameter), parameter.grad
+                if grad is None and not (rule and rule.sink):
                     continue
                 state = self._state(parameter)
-                if rule is None:
-                    self._update(group, parameter, parameter.grad, state, slice(None))
-                else:
+                if rule is not None:
                     self._update_blocks(group, parameter, rule, state)
+                elif grad is not None:
+                    self._update(group, parameter, grad, state, slice(None))
                 state["step"] += 1
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -40,30 +40,20 @@ def serves(*tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and kernels() is not None
 
 
-def above(
-    pre: Float[Tensor, "rows n_latents"],
-    exact: bool,
-    x: Float[Tensor, "rows d_in"],
-    weight: Float[Tensor, "n_latents d_in"],
-    bias: Float[Tensor, "n_latents"],
-    cut: Float[Tensor, "n_latents"],
-) -> tuple[Int[Tensor, "entries"], Int[Tensor, "entries"], Float[Tensor, "entries"]]:
-    """Return rows, latents and outputs x·w + bias of the entries where `pre`, bfloat16, is positive."""
-    found = kernels().above(_bits(pre), exact, *_arrays(x, weight, bias, cut))  # type: ignore[union-attr]
-    return tuple(map(torch.from_numpy, found))  # type: ignore[return-value]
+Found = tuple[Int[Tensor, "entries"], Int[Tensor, "entries"], Float[Tensor, "entries"]]
 
 
-def largest(
-    pre: Float[Tensor, "rows n_latents"],
-    exact: bool,
-    x: Float[Tensor, "rows d_in"],
-    weight: Float[Tensor, "n_latents d_in"],
-    bias: Float[Tensor, "n_latents"],
-    k: int,
-) -> tuple[Int[Tensor, "entries"], Int[Tensor, "entries"], Float[Tensor, "entries"]]:
-    """Return rows, latents and outputs of each row's k largest that are positive; `pre`, bfloat16, bounds them."""
-    found = kernels().largest(_bits(pre), exact, *_arrays(x, weight, bias), k)  # type: ignore[union-attr]
-    return tuple(map(torch.from_numpy, found))  # type: ignore[return-value]
+def above(pre: Tensor, exact: bool, x: Tensor, weight: Tensor, bias: Tensor, cut: Tensor) -> Found:
+    """Return rows, latents and outputs x·w + bias of the entries where `pre` is positive.
+
+    pre [rows, n_latents], bfloat16, bounds x·wᵀ + bias − cut from above; bias and cut have [n_latents] entries.
+    """
+    return tuple(map(torch.from_numpy, _kernels().above(_bits(pre), exact, *_arrays(x, weight, bias, cut))))
+
+
+def largest(pre: Tensor, exact: bool, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Found:
+    """Return rows, latents and outputs of each row's k largest that are positive; `pre` bounds x·wᵀ + bias."""
+    return tuple(map(torch.from_numpy, _kernels().largest(_bits(pre), exact, *_arrays(x, weight, bias), k)))
 
 
 def sampled(
@@ -74,7 +64,7 @@ def sampled(
 ) -> Float[Tensor, "entries"]:
     """Return left[g] · right[index[e]] for every entry e, where g is the group whose offsets enclose e."""
     values = torch.empty(index.numel())
-    run, arrays = kernels().sampled, _arrays(left, offsets, right, index, values)  # type: ignore[union-attr]
+    run, arrays = _kernels().sampled, _arrays(left, offsets, right, index, values)
     share_out(lambda number, groups: run(*arrays, groups.start, groups.stop), len(left), GROUPS_AT_LEAST, left.device)
     return values
 
@@ -89,7 +79,7 @@ def decoding_error(
     """Return what `kernels.decoding_error` returns."""
     errors, residual, pulls = torch.empty(len(x)), torch.empty_like(x), torch.empty_like(values)
     codes = _arrays(support.latents, values, support.offsets)
-    run, arrays = kernels().decoding_error, _arrays(weight, bias, x, errors, residual, pulls)  # type: ignore[union-attr]
+    run, arrays = _kernels().decoding_error, _arrays(weight, bias, x, errors, residual, pulls)
     share_out(lambda number, rows: run(*codes, *arrays, rows.start, rows.stop), len(x), GROUPS_AT_LEAST, x.device)
     return errors, residual, pulls
 
@@ -113,13 +103,19 @@ def update(
     arrays = _arrays(weight, state["exp_avg"], state["exp_avg_sq"])
     terms = tuple(_arrays(*gradient))
     copy = torch.empty(0, 0, dtype=torch.int16) if half is None else half.view(torch.int16)
-    run = kernels().update  # type: ignore[union-attr]
+    run = _kernels().update
 
     def part(number: int, rows: range) -> None:
         run(*arrays, terms, numbers, unit_rows, copy.numpy(), rows.start, rows.stop)
 
     share_out(part, len(weight), GROUPS_AT_LEAST, weight.device)
     torch.autograd.graph.increment_version(weight)
+
+
+def _kernels() -> ModuleType:
+    found = kernels()
+    assert found is not None  # `serves` was asked
+    return found
 
 
 def _bits(pre: Tensor):  # -> numpy array

@@ -10,6 +10,7 @@ import torch
 
 from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage, run_stages
+from saetool.artifacts.stage import Force
 from saetool.autoencoders.base import Stream
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
@@ -85,7 +86,7 @@ def train(
     return train_together([(training_stage(source, autoencoder, settings, seed, device), Path(out))], force=force)[0]
 
 
-def train_together(members: Sequence[tuple[Stage, str | os.PathLike]], *, force: bool = False) -> list[Artifact]:
+def train_together(members: Sequence[tuple[Stage, str | os.PathLike]], *, force: Force = False) -> list[Artifact]:
     """Train several models: those with equal data and equal `SHARED` settings learn side by side from one stream.
 
     Each has its own directory, metrics, checkpoints and generator, and comes out as if trained alone. When some

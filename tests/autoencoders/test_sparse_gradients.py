@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
-from saetool.sparse import select
+from saetool.sparse import compiled, select
 
 VARIANTS = {
     "relu": {"penalty": {"kind": "l1", "weight": 0.25, "warmup_steps": 0}},
@@ -143,10 +143,12 @@ def test_float64_equals_dense_autograd(name, dense):
         compare(model, x, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32 product", "bf16 candidates"])
+@pytest.mark.parametrize("path", ["compiled", "bf16 candidates", "float32 product"])
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n != "sigmoid"])
-def test_float32_equals_dense_autograd(name, half, monkeypatch):
-    monkeypatch.setattr(select, "fast_half", lambda device: half)
+def test_float32_equals_dense_autograd(name, path, monkeypatch):
+    monkeypatch.setattr(select, "fast_half", lambda device: path != "float32 product")
+    if path != "compiled":
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
     for d_in, n_latents, rows in ((6, 24, 50), (16, 67, 257)):
         model = make(name, d_in, n_latents)
         model._dense = False
@@ -175,11 +177,18 @@ def test_total_is_the_sum_of_the_parts(name):
 
 
 @pytest.mark.parametrize("name", ["relu", "relu weighted", "topk auxk", "one_minus_exp", "batch_topk matryoshka"])
-def test_deferred_gradients_train_the_same_model(name):
-    """Ten steps with gradients built in the optimizer equal ten with gradients in memory."""
+def test_deferred_gradients_train_the_same_model(name, monkeypatch):
+    """Ten steps with gradients built in the optimizer equal ten with gradients in memory, compiled or not."""
+    monkeypatch.setattr(select, "fast_half", lambda device: True)
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     trained = []
-    for fuse in (False, True):
+    for fuse, plain in ((False, True), (True, True), (True, False)):
+        if plain:
+            monkeypatch.setattr(compiled, "kernels", lambda: None)
+        else:
+            monkeypatch.undo()
+            monkeypatch.setattr(select, "fast_half", lambda device: True)
+            assert compiled.kernels() is not None
         model = make(name)
         model.fuse_gradients = fuse
         optimizer = model.make_optimizer(1e-2, (0.9, 0.999), 1e-8)
@@ -191,5 +200,6 @@ def test_deferred_gradients_train_the_same_model(name):
             optimizer.zero_grad()
             model.after_update(optimizer, step, torch.Generator())
         trained.append(model)
-    for (n, ours), theirs in zip(trained[0].named_parameters(), trained[1].parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda m, n=n: f"{n}: {m}")
+    for other in trained[1:]:
+        for (n, ours), theirs in zip(trained[0].named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda m, n=n: f"{n}: {m}")
