@@ -28,11 +28,14 @@ class Split:
         """Return which of the images belong to each class."""
         return np.array(self.classes)[:, None] == labels[None, :]
 
-    def shuffled(self, seed: int) -> "Split":
-        """Return the split with labels permuted among training and among held-out images."""
+    def shuffled(self, seed: int, times: int) -> list["Split"]:
+        """Return the split with labels permuted among training and among held-out images, several times."""
         generator = seeding.generator(seed, "alignment")
-        orders = [torch.randperm(len(part), generator=generator).numpy() for part in (self.train, self.test)]
-        return replace(self, train=self.train[orders[0]], test=self.test[orders[1]])
+
+        def permuted(labels: np.ndarray) -> np.ndarray:
+            return labels[torch.randperm(len(labels), generator=generator).numpy()]
+
+        return [replace(self, train=permuted(self.train), test=permuted(self.test)) for _ in range(times)]
 
 
 MAX_WORKERS = 8

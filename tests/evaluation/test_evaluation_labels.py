@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from saetool.evaluation.alignment import align, aurocs
+from saetool.evaluation.alignment import SHUFFLES, align, aurocs
 from saetool.evaluation.probing import Prepared, choose_latents, fit_full_probe, fit_probe, probe_labels
 from saetool.evaluation.splits import Split
 
@@ -47,7 +47,9 @@ def test_alignment_finds_the_planted_latent_and_the_control_nothing():
     assert b["latent"] == 7
     assert b["auroc"] == pytest.approx(roc_auc_score(test_labels == "b", test[:, 7]), abs=1e-9)
     assert b["auroc"] > 0.75
-    assert abs(found["control_mean_auroc"] - 0.5) < 0.06
+    assert abs(found["control_mean_auroc"] - 0.5) < 0.03
+    assert len(found["control"]) == 3 * SHUFFLES
+    assert np.std([row["auroc"] for row in found["control"]]) > 0.01  # every time other labels
 
 
 def test_a_probe_on_one_latent_takes_the_planted_one():

@@ -114,7 +114,7 @@ def test_one_latent_knows_the_planted_class_and_shuffled_labels_nothing(found):
     best = next(row for row in state["alignment"] if row["representation"] == "autoencoder")
     crack = best["classes"][0]
     assert crack["auroc"] > 0.95
-    assert abs(best["control_mean_auroc"] - 0.5) < 0.2
+    assert abs(best["control_mean_auroc"] - 0.5) < 0.1
     probe = next(row for row in state["probes"] if (row["representation"], row["pooling"]) == ("autoencoder", "max"))
     assert probe["scores"]["1"]["balanced_accuracy"] > 0.9
 
