@@ -20,6 +20,9 @@ FIT_ROWS = 65_536
 SCALE_ROWS = 4096
 """Rows that the random dictionary's scale is fitted on: one number needs no more."""
 
+INIT_ROWS = 24
+"""Rows a cluster that k-means++ chooses its first centers from: twice as many take twice as long and fit no better."""
+
 ROWS_AT_ONCE = 2048
 """Rows whose dense code is held at once."""
 
@@ -119,6 +122,7 @@ def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clus
     kmeans = MiniBatchKMeans(
         clusters,
         batch_size=4096,
+        init_size=min(len(rows), INIT_ROWS * clusters),
         n_init=1,  # pyright: ignore[reportArgumentType]
         max_iter=20,
         random_state=seeding.derive(seed, "k-means") % 2**32,
