@@ -92,6 +92,18 @@ def all_gather(value: object) -> list:
     return gathered
 
 
+def where(device: torch.device) -> str:
+    """Say in words what runs where: `2 processes on cpu (1 thread each)`."""
+    processes, threads = world_size(), torch.get_num_threads()
+    words = f"{processes} process{'es' if processes > 1 else ''} on "
+    if device.type == "cuda":
+        return words + torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return words + device.type
+    each = " each" if processes > 1 else ""
+    return words + f"cpu ({threads} thread{'s' if threads > 1 else ''}{each})"
+
+
 def default_device() -> torch.device:
     """Return this process's GPU where there is one (CUDA, then MPS), else the CPU."""
     if torch.cuda.is_available():

@@ -32,6 +32,35 @@ main()
 """The command line, whose second process dies after its first shard."""
 
 
+DYING_LIVE = """
+import os, signal
+from saetool.activations.live import LiveStream
+from saetool.cli import main
+
+batches = LiveStream.batches
+
+def dying(self):
+    for i, batch in enumerate(batches(self)):
+        if i == 37 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+
+LiveStream.batches = dying
+main()
+"""
+"""The command line, whose second process dies in the middle of live training."""
+LIVE = [
+    "train",
+    "digits",
+    "activations=live",
+    "images.limit=600",
+    "autoencoder={kind: linear, n_latents: 16, solver: gradient}",
+    "training={tokens: 19_200, batch_size: 64, pool_rows: 128, lr: 3e-3, held_out: 0.1}",
+    "training.log_every=10",
+    "training.checkpoint_minutes=0",
+]
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     """A run over 24 pictures in two classes: a tiny ViT with random weights, shards of one slice of four images."""
@@ -81,6 +110,8 @@ def test_torchrun_makes_the_run_of_one_process(alone, config, tmp_path):
     assert output.count("FVU") == 1  # said once, not by every process
     kinds = ["activations", "autoencoder", "features", "evaluation", "report"]
     run = {kind: Artifact.open(tmp_path / "run" / kind, kind) for kind in kinds}
+    for kind in kinds[:3]:
+        assert run[kind].notes["where"].endswith("2 processes on cpu (1 thread each)")
     assert run["activations"].id == Artifact.open(alone / "activations").id
     for artifact in run.values():
         assert verify(artifact.path) == []
@@ -126,3 +157,22 @@ def test_a_run_on_a_store_at_an_address_is_the_run_on_the_store(alone, config, t
         assert artifact.id == Artifact.open(alone / kind).id
         assert str(artifact.find_input("activations").path) == store
     assert not (tmp_path / "run" / "activations").exists()
+
+
+def test_live_training_by_two_processes_is_as_good_as_by_one_and_resumes_with_as_many(tmp_path):
+    for processes in (1, 2):
+        made(processes, *LIVE, f"run={tmp_path / str(processes)}")
+    one, two = (Artifact.open(tmp_path / str(processes) / "autoencoder") for processes in (1, 2))
+    assert two.content["final"]["rows"] == one.content["final"]["rows"]
+    assert two.content["final"]["fvu"] == pytest.approx(one.content["final"]["fvu"], rel=0.02)
+    assert two.content["final"]["fvu"] < 0.3
+    (tmp_path / "dying.py").write_text(DYING_LIVE)
+    killed = saetool(2, *LIVE, f"run={tmp_path / 'killed'}", script=tmp_path / "dying.py")
+    assert killed.returncode != 0
+    assert "SIGKILL" in killed.stderr or "lost another one of the job" in killed.stderr
+    assert not (tmp_path / "killed/autoencoder").exists()
+    refused = saetool(1, *LIVE, f"run={tmp_path / 'killed'}")
+    assert refused.returncode == 2
+    assert "begun by 2 processes and can only go on with as many; there are 1 now" in refused.stderr
+    made(2, *LIVE, f"run={tmp_path / 'killed'}")
+    assert Artifact.open(tmp_path / "killed/autoencoder").id == two.id

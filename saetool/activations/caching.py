@@ -68,6 +68,7 @@ class CachingJob:
         writer = StoreWriter(partial, plan, labels)
         mine = range(distributed.rank(), plan.n_shards, distributed.world_size())
         missing = [shard for shard in mine if not writer.is_done(shard)]
+        self._say_where(partial, backbone, plan)
         if 0 < len(missing) < len(mine):
             whose = " of this process" if distributed.world_size() > 1 else ""
             say(f"resuming: {len(mine) - len(missing)} of {len(mine)} shards{whose} are there")
@@ -101,6 +102,17 @@ class CachingJob:
                 advance(len(plan.images_of(decoded.number)))
             for future in waiting:
                 future.result()
+
+    def _say_where(self, partial: Partial, backbone: Backbone, plan: Plan) -> None:
+        """Say in one line what runs where, and keep it in the notes."""
+        sites = ", ".join(site.label for site in self.sites(backbone))
+        line = (
+            f"{backbone.name} at {sites}, {backbone.precision}, {plan.n_images:,} images in {plan.n_shards:,} shards, "
+            f"{distributed.where(backbone.device)}"
+        )
+        say(f"{partial.out}: {line}")
+        if distributed.is_main():
+            partial.note("where", line)
 
     def _facts(self, backbone: Backbone) -> dict[str, Any]:
         patches = backbone.tokens == "patches" and backbone.grid is not None

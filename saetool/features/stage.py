@@ -27,6 +27,7 @@ from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
 from saetool.features.tally import Tally, histogram_edges
+from saetool.progress import say
 
 KIND = "features"
 
@@ -180,6 +181,7 @@ class Index:
         device = distributed.default_device()
         model = load(self.autoencoder.path).to(device)
         pass_ = Pass(model, self.site, device)
+        self._say_where(model.n_latents, device, partial)
         started = time.monotonic()
         spill, tally = encode_store(pass_, partial, self.settings.strongest)
         encoded = time.monotonic()
@@ -196,6 +198,14 @@ class Index:
         seconds = {"encode": encoded - started, "statistics": counted - encoded, "heat": drawn - counted}
         partial.note("seconds", {**seconds, "tables": time.monotonic() - drawn})
         return content
+
+    def _say_where(self, latents: int, device: torch.device, partial: Partial) -> None:
+        """Say in one line what runs where, and keep it in the notes."""
+        images = self.site.store.n_images
+        line = f"{latents:,} latents over {images:,} images × {self.site.tokens} tokens, {distributed.where(device)}"
+        say(f"{partial.out}: {line}")
+        if distributed.is_main():
+            partial.note("where", line)
 
     def _choose(self, block: Maxima, descending: np.ndarray) -> ranking.Chosen:
         return ranking.choose(block, descending, self.hashes, self.settings, self.seed)

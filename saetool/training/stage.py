@@ -155,20 +155,16 @@ def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
 
 def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
     """Say in one line what runs where, and keep it in the notes."""
-    autoencoder, settings, processes = learner.autoencoder, plan.settings, distributed.world_size()
-    place = torch.cuda.get_device_name(learner.device) if learner.device.type == "cuda" else learner.device.type
-    on_cpu = learner.device.type == "cpu"
-    threads = f" ({torch.get_num_threads()} threads)" if on_cpu else ""
+    autoencoder, settings = learner.autoencoder, plan.settings
     pieces = f" in {settings.accumulate} pieces" if settings.accumulate > 1 else ""
     closed = getattr(plan.autoencoder, "solver", None) == "closed_form"
     work = "closed form" if closed else f"{settings.steps:,} steps of {settings.batch_size:,} rows{pieces}"
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     line = (
         f"{plan.autoencoder.kind} {autoencoder.d_in} → {autoencoder.n_latents} ({parameters:,} parameters), "
-        f"{work}, {settings.precision}, "
-        f"{processes} process{'es' if processes > 1 else ''} on {place}{threads}"
+        f"{work}, {settings.precision}, {distributed.where(learner.device)}"
     )
-    if on_cpu and plan.autoencoder.kind == "sparse" and compiled.kernels() is None:
+    if learner.device.type == "cpu" and plan.autoencoder.kind == "sparse" and compiled.kernels() is None:
         line += "; pip install 'saetool[cpu]' compiles the sparse step's loops and is faster"
     say(f"{partial.out}: {line}")
     if distributed.is_main():

@@ -58,19 +58,21 @@ def test_several_processes_make_the_same_index(processes, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resumed_with", [1, 3])
-def test_a_killed_process_ends_the_others_and_any_number_resumes(resumed_with, whole, tmp_path):
+@pytest.mark.parametrize(("begun_with", "resumed_with"), [(2, 1), (2, 3), (3, 2)])
+def test_a_killed_process_ends_the_others_and_any_number_resumes(begun_with, resumed_with, whole, tmp_path):
     out = tmp_path / "features"
-    first, second = launch(2, whole, out, "1:00003")
-    errors = first.communicate(timeout=120)[1]
-    others = second.communicate(timeout=120)[1]
-    assert second.returncode == -signal.SIGKILL, others[-2000:]
-    assert first.returncode == 1
-    assert "Run the same command again: it resumes" in errors
+    last = 1 + begun_with  # the second process's second part
+    processes = launch(begun_with, whole, out, f"1:{last:05d}")
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert processes[1].returncode == -signal.SIGKILL, errors[1][-2000:]
+    for process, words in zip(processes, errors, strict=True):
+        if process is not processes[1]:
+            assert process.returncode == 1
+            assert "Run the same command again: it resumes" in words
     assert not out.exists()
     parts = tmp_path / "features.partial/journal/parts"
     done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
     assert "00001.json" in done
-    assert "00003.json" not in done
+    assert f"{last:05d}.json" not in done
     run(resumed_with, whole, out)
     check(whole, out)
