@@ -190,6 +190,16 @@ def test_weights_of_an_autoencoder_that_are_damaged(saetool, place, damage):
     assert verify(place / "run/autoencoder")
 
 
+def test_a_dry_run_starts_nothing_and_refuses_a_disk_that_is_too_small(saetool, place, monkeypatch):
+    assert saetool("cache", "config.yaml", "run=new", "--dry-run").code == 0
+    free = shutil.disk_usage(place)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    ended = saetool("cache", "config.yaml", "run=new", "--dry-run")
+    assert ended.code == 2
+    assert "free" in ended.said
+    assert not (place / "new").exists()
+
+
 def test_training_that_diverges_is_failed_work(saetool, place):
     ended = saetool("train", "config.yaml", "run=new", "activations=run/activations", "training.lr=1e30")
     assert ended.code == 1

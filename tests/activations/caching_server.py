@@ -6,7 +6,9 @@ runs as one process of several, with the job as its argument, started as `torchr
 
 import json
 import os
+import signal
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -21,9 +23,26 @@ from saetool.images import ImageSettings, open_source
 from saetool.vision import wrap
 
 
+def die_at(call: str, name: str) -> None:
+    """Die by SIGKILL in `os.fsync` of a file of that name, half of it written, or before `os.rename` of it."""
+    original = getattr(os, call)
+
+    def dying(file, *rest):
+        path = os.readlink(f"/proc/self/fd/{file}") if call == "fsync" else os.fspath(file)
+        if fnmatch(path, name):
+            if call == "fsync":
+                os.truncate(path, os.stat(path).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(file, *rest)
+
+    setattr(os, call, dying)
+
+
 def run(job: dict) -> int:
     """Cache `job["pictures"]` into `job["out"]`; return the exit code."""
     torch.set_num_threads(1)
+    if "die" in job:
+        die_at(*job["die"])
     backbone = wrap(TinyViT(), [1, 3], "patches", name="tiny", image_size=16, blocks="blocks")
     source = open_source(ImageSettings(source=job["pictures"]))
     settings = CacheSettings(**job["settings"])

@@ -133,6 +133,40 @@ def test_killed_while_replacing_many_times(server, pictures, tmp_path, whole):
     check_swaps(server, pictures, tmp_path, whole, swaps=20)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to know which file is written")
+@pytest.mark.parametrize("force", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("fsync", "*/layer-01/00004.safetensors.tmp"),
+        ("fsync", "*/layer-03/00004.safetensors.tmp"),
+        ("fsync", "*/journal/shards/00004.json.tmp"),
+        ("fsync", "*/images.parquet"),
+        ("fsync", "*/manifest.json.tmp"),
+        ("rename", "*/store.partial"),
+        ("rename", "*/store"),
+        ("rename", "*/store.old"),
+    ],
+    ids=["shard", "other site", "record", "table", "manifest", "move", "swap", "after the swap"],
+)
+def test_killed_inside_a_write_inside_sealing_and_inside_a_swap(server, pictures, tmp_path, whole, call, name, force):
+    """SIGKILL in the middle of it: what is written is torn, nothing is caught, no thread ends in order."""
+    expected, out, before = whole[0], tmp_path / "here" / "store", None
+    if force:
+        assert server.run(pictures, out, settings=SETTINGS | {"batch_size": 3}) == 0
+        before = Artifact.open(out).id
+    swaps = name in ("*/store", "*/store.old")
+    assert server.run(pictures, out, force=force, die=[call, name]) == (0 if swaps and not force else signal.SIGKILL)
+    if out.exists():
+        assert Artifact.open(out).id in (before, expected.id)
+        assert verify(out) == []
+    assert server.run(pictures, out, force=force) == 0
+    assert Artifact.open(out).id == expected.id
+    assert snapshot(out) == snapshot(expected.path)
+    assert verify(out) == []
+    assert os.listdir(out.parent) == ["store"]
+
+
 class Crash(BaseException):
     """Stands for a kill at one call: nothing catches it."""
 
@@ -272,19 +306,21 @@ def test_several_processes_make_the_same_store(whole, pictures, tmp_path, proces
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resumed_with", [1, 3])
-def test_one_of_several_processes_is_killed(whole, server, pictures, tmp_path, resumed_with):
+@pytest.mark.parametrize(("begun_with", "resumed_with"), [(2, 1), (2, 3), (3, 2)])
+def test_one_of_several_processes_is_killed(whole, server, pictures, tmp_path, begun_with, resumed_with):
     out, begun = tmp_path / "shared", tmp_path / "shared.partial/layer-01"
-    processes = launch(2, pictures, out)
-    deadline = time.monotonic() + 60
-    while not list(begun.glob("*.safetensors")) and time.monotonic() < deadline:
+    processes = launch(begun_with, pictures, out)
+    deadline = time.monotonic() + 300
+    while not list(begun.glob("*.safetensors")):  # before it, some process may not have joined yet
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     processes[1].kill()
-    errors = processes[0].communicate(timeout=120)[1]
     processes[1].wait()
-    if processes[0].returncode:
-        assert "Run the same command again: it resumes" in errors
-        assert not out.exists()
+    for process in (processes[0], *processes[2:]):
+        errors = process.communicate(timeout=120)[1]
+        if process.returncode:
+            assert "Run the same command again: it resumes" in errors
+            assert not out.exists()
     if resumed_with == 1:
         assert server.run(pictures, out) == 0
     else:

@@ -1,0 +1,97 @@
+"""Caching a Hugging Face dataset from local Parquet or Arrow files, and as a stream that breaks off and resumes."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saetool.activations import ActivationStore, CacheSettings, cache
+from saetool.artifacts import verify
+from saetool.errors import WorkError
+from saetool.images import ImageSettings, open_source
+
+datasets = pytest.importorskip("datasets")
+
+SETTINGS = CacheSettings(dtype="float32", batch_size=4, shard_mb=1e-6)
+ROWS = 23
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """Return a folder of two Parquet files with 23 pictures in two classes."""
+    contents = []
+    for i in range(ROWS):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "png")
+        contents.append(file.getvalue())
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    table = {"image": [{"bytes": c, "path": None} for c in contents], "label": [i % 2 for i in range(ROWS)]}
+    whole = datasets.Dataset.from_dict(table, features=features)
+    for part, rows in enumerate((range(11), range(11, ROWS))):
+        whole.select(rows).to_parquet(str(tmp_path / "data" / f"train-{part}.parquet"))
+    return tmp_path / "data", whole
+
+
+def source_of(path, **fields):
+    return open_source(ImageSettings(source=str(path), **fields))
+
+
+def test_parquet_arrow_and_stream_give_the_same_rows_and_labels(tiny, parquet, tmp_path):
+    folder, whole = parquet
+    whole.save_to_disk(str(tmp_path / "arrow"))
+    sources = {
+        "parquet": source_of(folder),
+        "arrow": source_of(tmp_path / "arrow"),
+        "stream": source_of(folder, streaming=True, limit=ROWS),
+    }
+    stores = {}
+    for name, source in sources.items():
+        cache(tiny(), source, None, tmp_path / "stores" / name, SETTINGS)
+        assert verify(tmp_path / "stores" / name) == []
+        stores[name] = ActivationStore.open(tmp_path / "stores" / name)
+    first = stores["parquet"]
+    assert first.images["label"].to_pylist() == ["cat", "dog"] * 11 + ["cat"]
+    assert first.images["path"].to_pylist() == [f"{i:09d}" for i in range(ROWS)]
+    for store in stores.values():
+        assert store.images.equals(first.images)
+        for layer in (1, 3):
+            assert store.site(layer).rows(0, ROWS).equal(first.site(layer).rows(0, ROWS))
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_stream_that_breaks_off_resumes_to_the_same_store(tiny, parquet, tmp_path, monkeypatch, on_error):
+    from saetool.images.datasets import _Stream
+
+    folder, _ = parquet
+    expected = cache(tiny(), source_of(folder, streaming=True, limit=ROWS), None, tmp_path / "whole", SETTINGS)
+
+    class Breaking:
+        """The rows, of which the line gives fifteen."""
+
+        def __init__(self, rows, start=0):
+            self.rows, self.start = rows, start
+
+        def skip(self, n):
+            return Breaking(self.rows.skip(n), self.start + n)
+
+        def __iter__(self):
+            for i, row in enumerate(self.rows, self.start):
+                if i == 15:
+                    raise ConnectionError("the line is dead")
+                yield row
+
+    begin = _Stream.__init__
+    with monkeypatch.context() as patch:
+        patch.setattr(_Stream, "__init__", lambda self, rows, name: begin(self, Breaking(rows), name))
+        source = source_of(folder, streaming=True, limit=ROWS)
+        with pytest.raises(WorkError, match="broke off at row 15"):
+            cache(tiny(), source, None, tmp_path / "broken", SETTINGS, on_error=on_error)
+    kept = sorted((tmp_path / "broken.partial/layer-01").glob("*.safetensors"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert kept
+    source = source_of(folder, streaming=True, limit=ROWS)
+    resumed = cache(tiny(), source, None, tmp_path / "broken", SETTINGS, on_error=on_error)
+    assert resumed.id == expected.id
+    assert [(tmp_path / "broken/layer-01" / path.name).stat().st_mtime_ns for path in kept] == times
