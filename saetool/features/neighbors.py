@@ -46,8 +46,8 @@ def by_coactivation(
     with progress.bar("co-activation", len(alive), "latents") as advance:
         for start in range(0, len(alive), BLOCK):
             both = _counts_together(spill, place, len(alive), range(start, min(start + BLOCK, len(alive))), device)
-            either = counts[start : start + len(both), None] + counts - both
-            jaccard = torch.where(both > 0, both / either, -torch.inf)
+            either = (counts[start : start + len(both), None] + counts).sub_(both)
+            jaccard = both.div_(either).masked_fill_(both == 0, -torch.inf)
             column, value = largest_in_rows(_without_self(jaccard, start), k)
             rows = alive[start : start + len(both)]
             known = column.cpu().long()
