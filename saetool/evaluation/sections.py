@@ -80,6 +80,7 @@ def features(subject: Subject, artifact: Artifact) -> dict[str, Any]:
         "monosemanticity": {
             "latents": len(scores),
             "mean": float(np.mean(scores)) if scores else None,
+            "all_pairs": (artifact.content.get("embedding") or {}).get("all_pairs"),
             "quantiles": dict(zip(map(str, at), np.quantile(scores, at).tolist(), strict=True)) if scores else None,
             "edges": edges.round(3).tolist(),
             "counts": counts.tolist(),

@@ -81,10 +81,11 @@ def _features(evaluation: dict[str, Any]) -> list[Table]:
     found = (evaluation.get("features") or {}).get("monosemanticity")
     if not found or not found["latents"]:
         return []
-    row = [f"{found['latents']:,} latents", number(found["mean"])]
+    row = [f"{found['latents']:,} latents", number(found["all_pairs"]), number(found["mean"])]
     row += [number(value) for value in found["quantiles"].values()]
-    columns = ["of", "mean", *(f"{float(q):.0%}" for q in found["quantiles"])]
-    return [_table("Monosemanticity", "Pach et al. 2025: mean, and quantiles over latents.", columns, [row])]
+    columns = ["of", "all pairs of images", "mean", *(f"{float(q):.0%}" for q in found["quantiles"])]
+    note = "Pach et al. 2025: how alike a latent's images are, beside all images; mean and quantiles over latents."
+    return [_table("Monosemanticity", note, columns, [row])]
 
 
 def _effect(evaluation: dict[str, Any]) -> list[Table]:

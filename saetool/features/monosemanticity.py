@@ -38,6 +38,17 @@ def monosemanticity(maxima: Maxima, embeddings: Float[np.ndarray, "images d"]) -
     return np.where(weighty, together / np.where(weighty, pairs, 1), np.nan)
 
 
+def all_pairs(embeddings: Float[np.ndarray, "images d"]) -> float | None:
+    """Return the mean similarity of all pairs of images: the score of a latent that does not choose; None of one image.
+
+    Embeddings share a large mean (on the demo .86), so a score says something only beside this number.
+    """
+    n, wide = len(embeddings), embeddings.astype(np.float64)
+    if n < 2:
+        return None
+    return float(((wide.sum(0) ** 2).sum() - (wide**2).sum()) / (n * (n - 1)))
+
+
 def scaled(maxima: Maxima, images: int) -> Float[np.ndarray, "records"]:
     """Return the activations min–max scaled over all images, float64; 0 where a latent is the same on all."""
     values = maxima.column("value").astype(np.float64)

@@ -21,7 +21,7 @@ from saetool.features.columns import EXAMPLES, LABEL_STATISTICS
 from saetool.features.encoding import Pass, encode_store
 from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import Maxima
-from saetool.features.monosemanticity import image_embeddings, monosemanticity
+from saetool.features.monosemanticity import all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
 from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
@@ -195,6 +195,13 @@ class Index:
             return {}
         self._write_examples(spill, found.column("max"), maps, partial)
         content = self._write(found, spill, tally, model, partial)
+        if embeddings is not None and self.embedding_site is not None:
+            info = self.embedding_site.info
+            content["embedding"] = {
+                "site": info["folder"],
+                "digest": info["digest"],
+                "all_pairs": all_pairs(embeddings),
+            }
         seconds = {"encode": encoded - started, "statistics": counted - encoded, "heat": drawn - counted}
         partial.note("seconds", {**seconds, "tables": time.monotonic() - drawn})
         return content

@@ -24,6 +24,7 @@ from saetool.evaluation import (
 )
 from saetool.evaluation.pareto import mark_frontier, seed_pairs
 from saetool.evaluation.reconstruction import held_out_sums, numbers
+from saetool.evaluation.tables import all_tables
 from saetool.features import index
 from saetool.training import TrainingSettings, train
 
@@ -230,12 +231,16 @@ def test_monosemanticity_is_read_from_the_index(place, store, autoencoder):
     # Without another layer's embeddings the index leaves the score undefined.
     assert found["latents"] == sum(found["counts"]) == 0
     assert found["mean"] is None
+    made = {"embedding": {"all_pairs": 0.125}}
     table = pyarrow.table({"monosemanticity": [0.5, None, 0.1, 0.5, -0.2]})
     stub = run_stage(
-        Stage("features", {}, lambda partial: partial.write_table("latents.parquet", table) or {}), place / "stub"
+        Stage("features", {}, lambda partial: partial.write_table("latents.parquet", table) or made), place / "stub"
     )
     found = sections.features(None, stub)["monosemanticity"]
-    assert (found["latents"], found["mean"]) == (4, pytest.approx(0.225))
+    assert (found["latents"], found["mean"], found["all_pairs"]) == (4, pytest.approx(0.225), 0.125)
+    whole = json.loads(artifact.file("evaluation.json").read_text()) | {"features": {"monosemanticity": found}}
+    shown = next(shown for shown in all_tables(whole) if shown["title"] == "Monosemanticity")
+    assert shown["rows"][0][:3] == ["4 latents", "0.125", "0.225"]
     assert found["quantiles"]["0.5"] == pytest.approx(0.3)
 
 

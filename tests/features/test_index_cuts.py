@@ -184,6 +184,9 @@ def test_monosemanticity_comes_from_another_layer_of_the_store(tmp_path, build_i
         weight = sum(a[n] * a[m] for n, m in pairs)
         wanted = sum(a[n] * a[m] * (u[n] @ u[m]) for n, m in pairs) / weight
         assert features.latent(j)["monosemanticity"] == pytest.approx(float(wanted), abs=1e-6)
+    every = [float(u[n] @ u[m]) for n in range(13) for m in range(13) if n != m]
+    assert features.content["embedding"]["all_pairs"] == pytest.approx(np.mean(every), abs=1e-6)
+    assert features.content["embedding"]["site"] == "layer-12"
 
 
 def test_embeddings_of_a_second_model_come_from_a_store_of_the_same_images(build_index, tmp_path):
