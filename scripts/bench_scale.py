@@ -4,13 +4,15 @@
 
 Images are random pictures, the model a tiny ViT with random weights (196 patches of width 64), so that what is measured
 is saetool and not a forward pass. Each stage runs in a process of its own. Seconds count its work without Python's
-start. Memory is the largest resident size (peak), and of it what belongs to the process (own, sampled, Linux): mapped
-files count as resident while nobody else needs the memory. Training is one epoch of each size.
+start; CPU seconds are those of all its threads and workers, and say more where other work runs beside it. Memory is the
+largest resident size (peak), and of it what belongs to the process (own, sampled, Linux): mapped files count as
+resident while nobody else needs the memory. Training is one epoch of each size; evaluation is the part that `saetool
+run` makes: held-out numbers and baselines.
 
-Printed for each stage: seconds, images a second, both memories; then how seconds an image grow from 1× to 16× (1 is
-linear; below 1, a fixed part is spread over more images), and how much own memory grows from 4× to 16×, when fixed
-buffers are full, for each byte that the store grows (0 is flat; holding the store would be 1). There are few latents,
-so that the index's block of them (at most 96 MiB) stays small beside that.
+Printed for each stage: seconds, CPU seconds, images a second, both memories; then how seconds and CPU seconds an image
+grow from 1× to 16× (1 is linear; below 1, a fixed part is spread over more images), and how much own memory grows from
+4× to 16×, when fixed buffers are full, for each byte that the store grows (0 is flat; holding the store would be 1).
+There are few latents, so that the index's block of them (at most 96 MiB) stays small beside that.
 """
 
 import argparse
@@ -29,12 +31,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-STAGES = {"activations": "cache", "autoencoder": "train", "features": "index", "report": "report"}
+STAGES = {
+    "activations": "cache",
+    "autoencoder": "train",
+    "features": "index",
+    "evaluation": "evaluate",
+    "report": "report",
+}
 FACTORS = (1, 4, 16)
 TOKENS, D, PIXELS = 196, 64, 224
 STORE_MB = TOKENS * D * 2 / 1e6
 """Of an image, in bfloat16."""
-GATES = {"seconds_an_image": 1.25, "memory_per_store": 0.25}
+GATES = {"seconds_an_image": 1.25, "cpu_seconds_an_image": 1.25, "memory_per_store": 0.25}
 """The most that may come out."""
 SECONDS_BETWEEN_SAMPLES = 0.01
 
@@ -89,7 +97,7 @@ def measure(here: Path, images: int) -> dict[str, dict[str, float]]:
             raise SystemExit(f"{name} over {images} images failed:\n{done.stderr[-2000:]}")
         found[name] = json.loads(done.stdout.splitlines()[-1])
         found[name]["images_per_second"] = images / found[name]["seconds"]
-        print(f"{images:>7,} images  {name:<6}  {line(found[name])}", flush=True)
+        print(f"{images:>7,} images  {name:<8}  {line(found[name])}", flush=True)
     return found
 
 
@@ -111,12 +119,20 @@ def run_stage(kind: str, config: str) -> dict[str, float]:
     from saetool.pipeline import Run
 
     run = Run.load(config)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     with own_memory() as samples:
-        run.make(kind)
-    seconds = time.perf_counter() - start
+        if kind == "evaluation":
+            run.members[0].evaluate(full=False)
+        else:
+            run.make(kind)
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    return {"seconds": seconds, "peak_mb": peak, "own_mb": max(samples, default=peak)}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak, "own_mb": max(samples, default=peak)}
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 @contextmanager
@@ -147,6 +163,7 @@ def growth(sizes: list[dict], base: int) -> dict[str, dict[str, float]]:
     return {
         name: {
             "seconds_an_image": first[name]["images_per_second"] / last[name]["images_per_second"],
+            "cpu_seconds_an_image": last[name]["cpu_seconds"] / first[name]["cpu_seconds"] / FACTORS[-1],
             "memory_per_store": (last[name]["own_mb"] - middle[name]["own_mb"]) / stored,
         }
         for name in first
@@ -156,18 +173,20 @@ def growth(sizes: list[dict], base: int) -> dict[str, dict[str, float]]:
 def line(figures: dict[str, float]) -> str:
     """Return one stage's figures as text."""
     return (
-        f"{figures['seconds']:8.2f} s  {figures['images_per_second']:8.1f} images/s  "
+        f"{figures['seconds']:8.2f} s  {figures['cpu_seconds']:8.2f} s CPU  "
+        f"{figures['images_per_second']:8.1f} images/s  "
         f"{figures['peak_mb']:6.0f} MB peak  {figures['own_mb']:6.0f} MB own"
     )
 
 
 def show(figures: dict) -> None:
     """Print the growth of each stage, and which of it is beyond the gates."""
-    print("\ngrowth of        seconds an image   memory / store")
+    print("\ngrowth of        seconds an image   CPU seconds an image   memory / store")
     for name, ratios in figures["growth"].items():
         beyond = [key for key, gate in GATES.items() if ratios[key] > gate]
         note = f"   beyond the gate: {', '.join(beyond)}" if beyond else ""
-        print(f"{name:<16} {ratios['seconds_an_image']:>12.2f} {ratios['memory_per_store']:>16.2f}{note}")
+        numbers = f"{ratios['seconds_an_image']:>12.2f} {ratios['cpu_seconds_an_image']:>22.2f}"
+        print(f"{name:<16} {numbers} {ratios['memory_per_store']:>16.2f}{note}")
 
 
 if __name__ == "__main__":
