@@ -1,5 +1,7 @@
 """What one pass over the codes accumulates: exact sums that do not depend on order, and image maxima.
 
+On the CPU loops that numba compiles do it where numba is installed, else plain torch: the same numbers, bit for bit.
+
 Sums that must merge exactly are integers: values are rounded to multiples of `unit`, a power of two.
 """
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from saetool.errors import WorkError
 from saetool.features.maxima import RECORD
+from saetool.sparse import compiled
 from saetool.sparse.codes import Codes
 
 OCTAVES = 24
@@ -76,6 +79,9 @@ class Tally:
         if codes.values.numel() == 0:
             return np.empty(0, RECORD)
         values = codes.values.float()
+        if compiled.serves(values):
+            found = self._add_compiled(codes, values, images)
+            return _records(found, images, first_image, tokens, self.unit)
         rows = codes.row_of_entry().int()
         image, patch = rows // tokens, rows % tokens
         units = (values.double() / self.unit).round()
@@ -83,6 +89,16 @@ class Tally:
         cell = codes.latents * images + image
         found = _maxima(cell, patch, values, units, n_latents * images, tokens)
         return _records(found, images, first_image, tokens, self.unit)
+
+    def _add_compiled(self, codes: Codes, values: Tensor, images: int) -> Tensor:
+        from saetool.features.compiled_tally import count_entries
+
+        cells = torch.zeros(self.profile.shape[1] * images, 3, dtype=torch.int64)
+        arrays = [t.numpy() for t in (histogram_edges(), self.histogram, self.profile, cells)]
+        entries = (codes.latents.numpy(), values.numpy(), codes.offsets.numpy())
+        largest = count_entries(*entries, self.profile.shape[0], self.unit, *arrays)
+        self.largest = max(self.largest, float(largest))
+        return _occupied(*cells.T)
 
     def _count(self, latents: Tensor, patch: Tensor, values: Tensor, units: Tensor) -> None:
         self.largest = max(self.largest, float(values.max()))
@@ -125,6 +141,11 @@ def _maxima(cell: Tensor, patch: Tensor, values: Tensor, units: Tensor, cells: i
     count = torch.bincount(place, minlength=cells)
     if occupied is not None:
         return torch.stack([occupied, best, count, mass])
+    return _occupied(best, count, mass)
+
+
+def _occupied(best: Tensor, count: Tensor, mass: Tensor) -> Tensor:
+    """Return [4, pairs]: the cells in which something fires, and what the three say of them."""
     hit = best.nonzero().squeeze(1)
     return torch.stack([hit, best[hit], count[hit], mass[hit]])
 
@@ -147,6 +168,13 @@ def _records(found: Tensor, images: int, first_image: int, tokens: int, unit: fl
 
 def strongest(codes: Codes, k: int) -> tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]:
     """Return each row's k largest entries, latents (int32, −1 pads) and values; ties go to the lowest latent."""
+    if compiled.serves(codes.values):
+        from saetool.features.compiled_tally import strongest_entries
+
+        latents, values = torch.full((codes.rows, k), -1, dtype=torch.int32), torch.zeros(codes.rows, k)
+        entries = (codes.latents.numpy(), codes.values.numpy(), codes.offsets.numpy())
+        strongest_entries(*entries, latents.numpy(), values.numpy())
+        return latents, values
     counts = codes.offsets.diff()
     width = max(int(counts.max()) if counts.numel() else 0, k)
     # value bits above, reversed latent below: one sort key, no ties

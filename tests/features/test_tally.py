@@ -8,7 +8,35 @@ from hypothesis import strategies as st
 
 from saetool.errors import WorkError
 from saetool.features.tally import N_BINS, Tally, firing, histogram_edges, strongest, unit_for
+from saetool.sparse import compiled
 from saetool.sparse.codes import Codes
+
+
+@pytest.fixture(params=["compiled", "plain torch"], autouse=True)
+def path(request, monkeypatch):
+    """Run every test with the compiled loops and without."""
+    if request.param == "compiled":
+        assert compiled.kernels() is not None
+    else:
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
+
+
+def test_both_ways_count_alike_at_every_edge_and_beside_it(monkeypatch):
+    edges = histogram_edges()
+    values = torch.cat([edges, edges.nextafter(torch.tensor(torch.inf)), edges.nextafter(torch.tensor(0.0))])
+    values = torch.cat([values, torch.tensor([1e-30, 1e-40, 1e30, 3e38])])
+    z = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))].reshape(-1, 1)
+    codes, found = Codes.from_dense(z.expand(-1, 3)), []
+    for _ in range(2):
+        tally = Tally.empty(3, 1, 2.0**-20)
+        records = tally.add(codes, 0)
+        found.append((records.tolist(), tally.histogram, tally.largest, *strongest(codes, 2)))
+        monkeypatch.setattr(compiled, "kernels", lambda: None)
+    assert found[0][0] == found[1][0]
+    assert found[0][2] == found[1][2]
+    for ours, theirs in zip(found[0], found[1], strict=True):
+        assert not isinstance(ours, torch.Tensor) or torch.equal(ours, theirs)
+
 
 SEEDS = st.integers(0, 2**32 - 1)
 
