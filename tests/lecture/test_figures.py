@@ -41,7 +41,10 @@ def figures(monkeypatch):
     """The script as a module, with its trainings cut to a few steps."""
     monkeypatch.syspath_prepend(SCRIPTS)
     module = importlib.import_module("figures")
-    monkeypatch.setattr("torch.set_flush_denormal", lambda on: True)  # it would stay on for the tests after this one
+    # What a script sets for itself would stay set for the tests after this one.
+    monkeypatch.setattr("torch.set_flush_denormal", lambda on: True)
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+    monkeypatch.setattr("warnings.filterwarnings", lambda *_, **__: None)
     for name in NAMES:
         lecture = getattr(module, name)
         for constant in ("STEPS", "TOY_STEPS", "GREEDY_STEPS", "LINEAR_STEPS"):
