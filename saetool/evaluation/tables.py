@@ -107,7 +107,11 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
     note = (
         f"The reconstruction in place of the activation; {effect['images']:,} images; classes: {by[effect['readout']]}."
     )
-    return [_table("In the model", note, ["condition", *(name.replace("_", " ") for name in names)], body)]
+    return [
+        _table(
+            "In the model", note, ["condition", *(name.replace("_", " ").replace("kl ", "KL ") for name in names)], body
+        )
+    ]
 
 
 def _strongest(evaluation: dict[str, Any]) -> list[Table]:

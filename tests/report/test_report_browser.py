@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from saetool.artifacts import run_stage
+from saetool.artifacts import Stage, run_stage
 from saetool.report import write_overview
 
 pytestmark = pytest.mark.browser
@@ -270,6 +270,24 @@ def test_the_overview_sorts_and_draws_its_plane(open_site, run, tmp_path):
     page.get_by_role("button", name="Run").click()
     page.get_by_role("button", name="Run").click()
     assert names.all_inner_texts() == ["two (no report)", "one (no report)"]
+
+
+def test_whiskers_stay_inside_the_plane(open_site, run, tmp_path):
+    shutil.copytree(run.autoencoder.path, tmp_path / "many" / "k=3" / "autoencoder")
+    given = [("k=3", "autoencoder", 3.0, 0.1, [0.05, 0.2]), ("k-means", "baseline", 1.0, 0.5, [0.3, 0.9])]
+    names = ("name", "kind", "l0", "fvu", "fvu_interval", "frontier")
+    points = [dict(zip(names, (*point, True), strict=True)) for point in given]
+    seal = Stage("sweep", {}, lambda partial: partial.write_json("sweep.json", {"points": points}) or {})
+    run_stage(seal, tmp_path / "many" / "sweep")
+    page = open_site(write_overview(tmp_path).parent).open("index.html")
+    boxes = page.locator(".whisker").evaluate_all(
+        """lines => lines.map(line => {
+            const [box, svg] = [line.getBoundingClientRect(), line.ownerSVGElement.getBoundingClientRect()];
+            return [box.top - svg.top, svg.bottom - box.bottom, box.height];
+        })"""
+    )
+    assert len(boxes) == 2
+    assert all(above >= 0 and below >= 0 and height > 10 for above, below, height in boxes)
 
 
 @pytest.fixture(scope="module")

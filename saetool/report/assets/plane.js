@@ -13,8 +13,9 @@ saetool.plane = (() => {
   /** Return a chart of points [{name, l0, fvu, kind, link, interval, frontier}], colored by kind, with their frontier. */
   function plane(points) {
     const drawn = points.filter(({ l0, fvu }) => l0 !== null && fvu !== null);
-    const range = (key) => padded(Math.min(...drawn.map((one) => one[key])), Math.max(...drawn.map((one) => one[key])));
-    const area = charts.axes({ width: WIDTH, height: HEIGHT, left: 60, bottom: 44, x: range("l0"), y: range("fvu"), label: "Fraction of variance unexplained against L0" });
+    const range = (values) => padded(Math.min(...values), Math.max(...values));
+    const across = range(drawn.map(({ l0 }) => l0)), up = range(drawn.flatMap(reach));
+    const area = charts.axes({ width: WIDTH, height: HEIGHT, left: 60, bottom: 44, x: across, y: up, label: "Fraction of variance unexplained against L0" });
     const kinds = [...new Set(points.map(({ kind }) => kind))];
     const best = drawn.filter(({ frontier }) => frontier).sort((a, b) => a.l0 - b.l0);
     if (best.length > 1) area.svg.append(s("polyline.frontier", { points: best.map(({ l0, fvu }) => `${area.x(l0).toFixed(1)},${area.y(fvu).toFixed(1)}`).join(" ") }));
@@ -24,6 +25,9 @@ saetool.plane = (() => {
     if (best.length > 1) keys.push(h("li", {}, h("span.swatch.held-out"), "no other point has a lower L0 and a lower FVU"));
     return h("div", {}, area.svg, h("ul.legend", {}, ...keys));
   }
+
+  /** Return every height at which a point is drawn: itself and the ends of its interval. */
+  const reach = ({ fvu, interval }) => [fvu, ...(interval ?? []).filter((end) => end !== null)];
 
   /** Return a point with its name, its interval of confidence, and its link. */
   function mark(one, color, area) {
