@@ -1,5 +1,8 @@
 """Which latents are alike: by the direction they write (decoder cosine), by the images they fire on (Jaccard)."""
 
+import itertools
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -43,9 +46,18 @@ def by_coactivation(
     counts = torch.from_numpy(image_counts[alive]).to(device).float()
     latents = torch.full((len(image_counts), k), -1, dtype=torch.int32)
     values = torch.zeros(len(image_counts), k)
+
+    def matrices() -> Iterator[Tensor]:
+        return _firing_matrices(spill, place, len(alive), device)
+
+    whole = list(itertools.islice(matrices(), 2))
+    if len(whole) > 1:
+        whole = None
     with progress.bar("co-activation", len(alive), "latents") as advance:
         for start in range(0, len(alive), BLOCK):
-            both = _counts_together(spill, place, len(alive), range(start, min(start + BLOCK, len(alive))), device)
+            block = range(start, min(start + BLOCK, len(alive)))
+            # A small store is one matrix, made once; of a large one that much is held, and made again for each block.
+            both = _counts_together(matrices() if whole is None else whole, len(alive), block, device)
             either = (counts[start : start + len(both), None] + counts).sub_(both)
             jaccard = both.div_(either).masked_fill_(both == 0, -torch.inf)
             column, value = largest_in_rows(_without_self(jaccard, start), k)
@@ -57,15 +69,15 @@ def by_coactivation(
     return latents, values
 
 
-def _counts_together(spill: Spill, place: np.ndarray, n: int, block: range, device: torch.device) -> Tensor:
+def _counts_together(matrices: Iterable[Tensor], n: int, block: range, device: torch.device) -> Tensor:
     """Return the number of images on which latents of `block` and each of `n` fire together (exact below 2^24)."""
     both = torch.zeros(len(block), n, device=device)
-    for fires in _firing_matrices(spill, place, n, device):
+    for fires in matrices:
         both.addmm_(fires[:, block.start : block.stop].T, fires)
     return both
 
 
-def _firing_matrices(spill: Spill, place: np.ndarray, n: int, device: torch.device):
+def _firing_matrices(spill: Spill, place: np.ndarray, n: int, device: torch.device) -> Iterator[Tensor]:
     """Yield 0/1 matrices [images, n] that together cover all images on which anything fires."""
     waiting: list[np.ndarray] = []
     images = 0

@@ -12,7 +12,7 @@ from saetool.activations import ActivationStore, CacheSettings, cache, write_sto
 from saetool.artifacts import Artifact
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
-from saetool.features import Features, IndexSettings, encoding, index, spill
+from saetool.features import Features, IndexSettings, encoding, index, neighbors, spill
 from saetool.training import TrainingSettings, train
 from saetool.vision import wrap
 
@@ -55,6 +55,8 @@ def test_chunks_parts_and_blocks_make_no_difference(
     monkeypatch.setattr(encoding, "PART_ROWS", part_rows)
     monkeypatch.setattr(spill, "BLOCK_RECORDS", block)
     monkeypatch.setattr(spill, "BLOCK_CELLS", cells)
+    monkeypatch.setattr(neighbors, "_CELLS", cells)
+    monkeypatch.setattr(neighbors, "BLOCK", 4)
     monkeypatch.setattr(spill, "STRIPES", 5)
     assert digests(build_index(random_tokens(), **LABELED)) == digests(whole)
 
