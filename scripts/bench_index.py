@@ -138,8 +138,9 @@ def recall(best: np.ndarray, latent: np.ndarray, image: np.ndarray) -> float:
     ranked = -np.sort(-best, axis=0)[:K]
     wanted = (ranked > 0).sum(0)
     lowest = np.where(wanted > 0, ranked[np.maximum(wanted, 1) - 1, np.arange(best.shape[1])], np.inf)
-    true = best[image, latent] >= lowest[latent] * (1 - TIE)
-    found = np.bincount(latent[true], minlength=best.shape[1])
+    pairs = np.unique(np.stack([latent.astype(np.int64), image.astype(np.int64)]), axis=1)
+    latent, image = pairs[:, best[pairs[1], pairs[0]] >= lowest[pairs[0]] * (1 - TIE)]
+    found = np.bincount(latent, minlength=best.shape[1])
     return float(np.minimum(found, wanted).sum() / wanted.sum())
 
 
