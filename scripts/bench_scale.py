@@ -12,7 +12,8 @@ run` makes: held-out numbers and baselines.
 Printed for each stage: seconds, CPU seconds, images a second, both memories; then how seconds and CPU seconds an image
 grow from 1× to 16× (1 is linear; below 1, a fixed part is spread over more images), and how much own memory grows from
 4× to 16×, when fixed buffers are full, for each byte that the store grows (0 is flat; holding the store would be 1).
-There are few latents, so that the index's block of them (at most 96 MiB) stays small beside that.
+There are few latents, so that the index's block of them (at most 96 MiB) stays small beside that. Whether one decoded
+batch more waits (19 MB) is chance: of what --quick's store grows by (77 MB) that is a quarter.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def config_of(here: Path, images: int) -> dict:
         "images": {"source": str(here / f"pictures-{images}")},
         "backbone": {"name": "timm/test_vit", "layers": [3], "pretrained": False, "image_size": PIXELS},
         "cache": {"shard_mb": 1, "batch_size": 32},
-        "autoencoder": {"kind": "sparse", "expansion": 2, "activation": {"kind": "topk", "k": 8}},
+        "autoencoder": {"kind": "sparse", "n_latents": 32, "activation": {"kind": "topk", "k": 8}},
         "training": {"tokens": images * TOKENS, "batch_size": 1024, "pool_rows": 16_384, "held_out": 0.1},
         "report": {},
     }
