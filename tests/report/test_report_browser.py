@@ -45,6 +45,12 @@ def test_landing_sorts_filters_and_leads_to_a_latent(reader, run):
     assert page.locator("h1").inner_text() == f"Latent {wanted[0]}"
 
 
+def test_the_first_look_is_at_labels_where_there_are_any(reader):
+    page = reader.open("index.html")
+    assert "tell the labels' classes apart" in page.locator("#look-words").inner_text()
+    assert page.locator("#gallery a").count() > 0
+
+
 def test_presets_and_search(reader, run):
     page = reader.open("index.html")
     latents = pq.read_table(run.features.path / "latents.parquet").to_pydict()

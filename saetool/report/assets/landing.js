@@ -27,7 +27,6 @@
   /** Return what to choose from, in words and as ranked lists [{rows, note(latent)}] that are drawn from in turn. */
   function looks(model) {
     const share = (latent) => format("share", model.number("token_frequency", latent));
-    if (model.byKey.has("monosemanticity")) return ["The most specific latents", [{ rows: ranked(model, "monosemanticity"), note: share }]];
     const lists = model.labels.filter((label) => model.byKey.has(`${label}.auroc`)).flatMap((label) => {
       const best = `${label}.best_class`, auroc = `${label}.auroc`, low = `${label}.auroc_low`;
       const q = model.table[`${label}.q_value`], order = model.byKey.has(low) ? low : auroc;
@@ -37,9 +36,10 @@
         note: (latent) => `${name.slice(0, 60)} · ${format("unit", model.number(auroc, latent))}`,
       }));
     });
-    return lists.length
-      ? ["Latents that tell the labels' classes apart best (class and AUROC below each)", lists]
-      : ["The strongest latents", [{ rows: ranked(model, "max"), note: share }]];
+    // Labels first: the most specific latents by embeddings are often those of near copies.
+    if (lists.length) return ["Latents that tell the labels' classes apart best (class and AUROC below each)", lists];
+    const key = model.byKey.has("monosemanticity") ? "monosemanticity" : "max";
+    return [key === "max" ? "The strongest latents" : "The most specific latents", [{ rows: ranked(model, key), note: share }]];
   }
 
   /** Choose latents for the first look, each with another best image: [{latent, note}]. */
