@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -189,15 +190,45 @@ PARTS = {
 """Names of torch's operators without `aten::`; "index" alone stands in several parts and counts as rest."""
 
 
+COMPILED = {"above": "selection", "largest": "selection", "sampled": "products", "decoding_error": "products"}
+COMPILED |= {"update": "optimizer"}
+"""saetool's compiled loops, which are no operators of torch, and the part of a step that each belongs to."""
+
+
+def label_compiled():
+    """Let the profiler see the compiled loops, as events named after their part."""
+    from saetool.sparse import compiled
+
+    def labeled(run, part):
+        def with_label(*args):
+            with torch.profiler.record_function(f"part:{part}"):
+                return run(*args)
+
+        return with_label
+
+    for name, part in COMPILED.items():
+        setattr(compiled, name, labeled(getattr(compiled, name), part))
+
+
+def peak_mb():
+    """Return this process's own peak memory; on Linux `ru_maxrss` begins with that of the process that started it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def profile(program, batches, steps):
     """Return the share of operators' own time that each part of a step takes, in the thread that calls them."""
+    label_compiled()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
             program.step(next(batches))
-    times = {e.key: e.self_cpu_time_total for e in profiler.key_averages() if e.key.startswith("aten::")}
+    times = {e.key: e.self_cpu_time_total for e in profiler.key_averages() if e.key.startswith(("aten::", "part:"))}
     total = sum(times.values())
     share = {
-        part: sum(t for key, t in times.items() if key.removeprefix("aten::") in names) / total
+        part: sum(t for key, t in times.items() if key.removeprefix("aten::") in {*names, f"part:{part}"}) / total
         for part, names in PARTS.items()
     }
     return {"share": share | {"rest": 1 - sum(share.values())}}
@@ -244,8 +275,7 @@ def main():
             start = time.perf_counter()
             for _ in range(int(count[0])):
                 program.step(next(batches))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            answer = {"seconds": time.perf_counter() - start, "peak_mb": peak}
+            answer = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
         elif command == "evaluate":
             answer = evaluate(program, held_out)
             if isinstance(program, Saetool):
