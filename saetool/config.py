@@ -183,7 +183,7 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode, deep: bool
 _float_and_bool_of_yaml_1_2()
 _Loader.add_constructor(
     yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
-    lambda loader, node: _mapping_without_repeats(loader, node, deep=True),
+    lambda loader, node: _mapping_without_repeats(loader, node, deep=True),  # pyright: ignore[reportArgumentType]
 )
 
 

@@ -41,9 +41,9 @@ def reaching() -> Iterator[None]:
         return
     modules = [constants, *([sys.modules["datasets.config"]] if "datasets.config" in sys.modules else [])]
     for module in modules:
-        module.HF_HUB_OFFLINE = True
+        vars(module)["HF_HUB_OFFLINE"] = True
     try:
         yield
     finally:
         for module in modules:
-            module.HF_HUB_OFFLINE = False
+            vars(module)["HF_HUB_OFFLINE"] = False

@@ -7,7 +7,7 @@ d_in and averaged over the batch.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -128,6 +128,8 @@ class Autoencoder(nn.Module):
 
     d_in: int
     n_latents: int
+    site: dict[str, Any] | None = None
+    """Where the activations come from that it was trained on, as a store describes it; None: from anywhere."""
     active_above: float = 0.0
     """A latent counts as active (L0, dead, frequency) when its value exceeds this."""
     adds_input: bool = False

@@ -147,7 +147,7 @@ def site_of(backbone: Backbone, autoencoder: Autoencoder, site: int | str | None
     if site is not None:
         place = backbone.site(site)
     else:
-        trained: dict | None = getattr(autoencoder, "site", None)
+        trained = autoencoder.site
         if not trained:
             raise RequestError("this autoencoder does not say which site it was trained on: give site=LAYER")
         place = backbone.site(trained["module"])

@@ -140,14 +140,14 @@ class Features:
 
     def for_label(self, label: str, class_: str | None = None, count: int = 20) -> Rows:
         """Return the latents with the largest AUROC for a class of a label column (None: for any of its classes)."""
-        table = self.label_statistics.filter(pc.equal(self.label_statistics["label"], self._label(label)))
+        table = self.label_statistics.filter(pc.field("label") == self._label(label))
         if class_ is not None:
-            table = table.filter(pc.equal(table["class"], class_))
+            table = table.filter(pc.field("class") == class_)
             if table.num_rows == 0:
                 classes = next(info["classes"] for info in self.content["labels"] if info["name"] == label)
                 raise RequestError(f"{label!r} has no class {class_!r} here. Classes: {', '.join(classes)}.")
         order = [("auroc", "descending"), ("latent", "ascending")]
-        return Rows(table.take(pc.sort_indices(table, order)).slice(0, count))
+        return Rows(table.sort_by(order).slice(0, count))
 
     def similar(self, latent: int, by: str = "decoder", count: int | None = None) -> Rows:
         """Return a latent's neighbors, most similar first: `by` decoder (cosine) or coactivation (Jaccard).

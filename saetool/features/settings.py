@@ -20,15 +20,15 @@ class IndexSettings(Settings):
     its only layer need not be named. Where there is none of them, the score is undefined.
     """
 
-    top: int = Field(16, ge=1, le=1000)
+    top: int = Field(default=16, ge=1, le=1000)
     top_by: Literal["max", "mean"] = "max"
-    intervals: int = Field(4, ge=0, le=100)
-    interval_examples: int = Field(4, ge=1, le=100)
-    random: int = Field(8, ge=0, le=1000)
-    strongest: int = Field(8, ge=1, le=64)
-    neighbors: int = Field(10, ge=1, le=100)
-    rare_below: float = Field(1e-5, ge=0, lt=1)
-    dense_above: float = Field(0.1, gt=0, le=1)
-    label_classes: int = Field(64, ge=1)
+    intervals: int = Field(default=4, ge=0, le=100)
+    interval_examples: int = Field(default=4, ge=1, le=100)
+    random: int = Field(default=8, ge=0, le=1000)
+    strongest: int = Field(default=8, ge=1, le=64)
+    neighbors: int = Field(default=10, ge=1, le=100)
+    rare_below: float = Field(default=1e-5, ge=0, lt=1)
+    dense_above: float = Field(default=0.1, gt=0, le=1)
+    label_classes: int = Field(default=64, ge=1)
     embedding_layer: int | str | None = None
     embeddings: str | None = None

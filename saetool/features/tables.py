@@ -77,7 +77,8 @@ def label_numbers(column: LabelColumn, found: LabelStatistics) -> dict[str, np.n
 
 def latents_table(numbers: Mapping[str, np.ndarray], labels: Sequence[LabelColumn]) -> pa.Table:
     """Build latents.parquet from its plain columns and, of every label column, its `label_numbers`."""
-    columns, values = list(LATENTS), dict(numbers)
+    columns = list(LATENTS)
+    values: dict[str, Any] = dict(numbers)
     for column in labels:
         best = values[f"{column.name}.best_class"].tolist()
         values[f"{column.name}.best_class"] = [column.names[i] if i >= 0 else None for i in best]

@@ -119,9 +119,9 @@ def with_lower_ends(latents: pa.Table, statistics: pa.Table | None, labels: list
         names = latents.column_names
         if statistics is None or f"{label}.best_class" not in names or f"{label}.auroc_low" in names:
             continue
-        rows = statistics.filter(pc.equal(statistics["label"].cast(pa.string()), label))
+        rows = statistics.filter(pc.field("label").cast(pa.string()) == label)
         best = latents[f"{label}.best_class"].cast(pa.string()).take(rows["latent"])
-        rows = rows.filter(pc.fill_null(pc.equal(rows["class"].cast(pa.string()), best), False))
+        rows = rows.append_column("best", best).filter(pc.field("class").cast(pa.string()) == pc.field("best"))
         low = np.full(latents.num_rows, np.nan)
         low[rows["latent"].to_numpy()] = rows["auroc_low"].cast(pa.float64()).to_numpy(zero_copy_only=False)
         latents = latents.append_column(f"{label}.auroc_low", pa.array(low, from_pandas=True))

@@ -1,7 +1,7 @@
 """Adam that walks over large weights a block of latents at a time, while the block is in cache.
 
 For each block: build the gradient from its deferred terms, project it, take torch's fused Adam step, restore unit
-rows, refresh the bfloat16 copy. The numbers are those of `torch.optim.Adam`; one pass over memory replaces six.
+rows, refresh the coarser copy. The numbers are those of `torch.optim.Adam`; one pass over memory replaces six.
 Where the compiled kernels serve, all of that happens latent by latent.
 """
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from saetool.sparse import compiled
+from saetool.sparse.byte import ByteWeight
 from saetool.sparse.gradients import Outer, Term
+from saetool.sparse.half import HalfWeight
 from saetool.sparse.select import Encoder
 
 BLOCK = 2048
@@ -74,9 +76,11 @@ class BlockAdam(torch.optim.Optimizer):
     def _update_blocks(self, group: dict, parameter: nn.Parameter, rule: BlockRule, state: dict) -> None:
         match rule.sink:
             case [Outer(rows, weights, offsets, table)] if parameter.grad is None and compiled.serves(parameter, table):
-                half = rule.encoder.half if rule.encoder else None
+                kept = rule.encoder.kept if rule.encoder else None
+                half = kept.weight if isinstance(kept, HalfWeight) else None
+                coded = (kept.weight, kept.numbers) if isinstance(kept, ByteWeight) else None
                 gradient = (rows, weights, offsets, table)
-                compiled.update(parameter, gradient, state, group, rule.unit_rows, half.weight if half else None)
+                compiled.update(parameter, gradient, state, group, rule.unit_rows, half, coded)
             case _:
                 for start in range(0, parameter.shape[0], BLOCK):
                     self._update_block(group, parameter, rule, state, start, min(start + BLOCK, parameter.shape[0]))

@@ -48,12 +48,37 @@ def above(pre: Tensor, exact: bool, x: Tensor, weight: Tensor, bias: Tensor, cut
 
     pre [rows, n_latents], bfloat16, bounds x·wᵀ + bias − cut from above; bias and cut have [n_latents] entries.
     """
-    return tuple(map(torch.from_numpy, _kernels().above(_bits(pre), exact, *_arrays(x, weight, bias, cut))))
+    return _found(_kernels().above(_bits(pre), exact, *_arrays(x, weight, bias, cut)))
 
 
 def largest(pre: Tensor, exact: bool, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Found:
     """Return rows, latents and outputs of each row's k largest that are positive; `pre` bounds x·wᵀ + bias."""
-    return tuple(map(torch.from_numpy, _kernels().largest(_bits(pre), exact, *_arrays(x, weight, bias), k)))
+    return _found(_kernels().largest(_bits(pre), exact, *_arrays(x, weight, bias), k))
+
+
+def to_bytes(rows: Float[Tensor, "rows d_in"]) -> tuple[Int[Tensor, "rows d_in"], Float[Tensor, "3 rows"]]:
+    """Return rows in int8, and for each its scale, its norm and the norm of what rounding changed."""
+    coded, numbers = torch.empty(rows.shape, dtype=torch.int8), torch.empty(3, len(rows))
+    _kernels().to_bytes(*_arrays(rows, coded, numbers))
+    return coded, numbers
+
+
+Bounding = tuple[Float[Tensor, "rows 3"], Float[Tensor, "3 n_latents"], Float[Tensor, "n_latents"]]
+"""What turns products of int8 rows into bounds: factors of each row, numbers and offset of each latent."""
+
+
+def above_bytes(sums: Tensor, bounding: Bounding, x: Tensor, weight: Tensor, bias: Tensor, cut: Tensor) -> Found:
+    """Do what `above` does in exact mode, from products of int8 rows [rows, n_latents]."""
+    bounds = _bounding(bounding)
+    return _found(_kernels().above_bytes(sums.numpy(), *bounds, *_arrays(x, weight, bias, cut)))
+
+
+def largest_bytes(
+    sums: Tensor, bounding: Bounding, spread: Float[Tensor, "rows"], x: Tensor, weight: Tensor, bias: Tensor, k: int
+) -> Found:
+    """Do what `largest` does in exact mode, from products of int8 rows [rows, n_latents]; `spread`: see the kernel."""
+    arrays = (*_bounding(bounding), *_arrays(spread, x, weight, bias))
+    return _found(_kernels().largest_bytes(sums.numpy(), *arrays, k))
 
 
 def sampled(
@@ -91,10 +116,12 @@ def update(
     group: dict,
     unit_rows: bool,
     half: Float[Tensor, "n_latents columns"] | None,
+    coded: tuple[Int[Tensor, "n_latents d_in"], Float[Tensor, "3 n_latents"]] | None,
 ) -> None:
     """Take Adam's step for a weight whose gradient is a sum (rows, weights, offsets, table: see `Outer`).
 
-    With `unit_rows` its rows keep norm 1; `half` is its bfloat16 copy with the norms (see `HalfWeight`), renewed too.
+    With `unit_rows` its rows keep norm 1. `half` is its bfloat16 copy with the norms (see `HalfWeight`), `coded` its
+    int8 copy and numbers (see `ByteWeight`): the one that is given is renewed too.
     """
     beta1, beta2 = group["betas"]
     steps = float(state["step"]) + 1  # on the CPU: nothing waits
@@ -102,14 +129,21 @@ def update(
     numbers = tuple(map(np.float32, values))
     arrays = _arrays(weight, state["exp_avg"], state["exp_avg_sq"])
     terms = tuple(_arrays(*gradient))
-    copy = torch.empty(0, 0, dtype=torch.int16) if half is None else half.view(torch.int16)
+    in_half = torch.empty(0, 0, dtype=torch.int16) if half is None else half.view(torch.int16)
+    in_bytes = coded or (torch.empty(0, 0, dtype=torch.int8), torch.empty(3, 0))
+    copies = (in_half.numpy(), tuple(t.numpy() for t in in_bytes))
     run = _kernels().update
 
     def part(number: int, rows: range) -> None:
-        run(*arrays, terms, numbers, unit_rows, copy.numpy(), rows.start, rows.stop)
+        run(*arrays, terms, numbers, unit_rows, *copies, rows.start, rows.stop)
 
     share_out(part, len(weight), GROUPS_AT_LEAST, weight.device)
     torch.autograd.graph.increment_version(weight)
+
+
+def _found(arrays: tuple) -> Found:
+    rows, latents, values = map(torch.from_numpy, arrays)
+    return rows, latents, values
 
 
 def _kernels() -> ModuleType:
@@ -120,6 +154,12 @@ def _kernels() -> ModuleType:
 
 def _bits(pre: Tensor):  # -> numpy array
     return pre.view(torch.int16).numpy()
+
+
+def _bounding(bounding: Bounding) -> tuple:
+    factors, numbers, offset = (t.numpy() for t in bounding)
+    scale, norm, error = numbers
+    return factors, scale, offset, norm, error
 
 
 def _arrays(*tensors: Tensor) -> list:

@@ -13,7 +13,13 @@ BLOCKS = 512
 
 BELOW = 16
 """The first look for a row's largest outputs goes so many bfloat16 steps (about 8 %) below what is sure to be kept:
-where the exact values then ask for less than that, as they mostly do, there is no second look."""
+where the exact values then ask for no less than that, as they mostly do, there is no second look."""
+
+TOGETHER = 4
+"""Rows whose bounds are computed in one pass over the latents' numbers; `_bounds` is written out for so many."""
+
+LITTLE_LESS = np.float32(1 - 2.0**-20)
+"""Covers the rounding of one product."""
 
 compiled = numba.njit(
     nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
@@ -87,25 +93,21 @@ def _places_above(row, maxima, floor, hits, places):
 
 @compiled
 def _dots(x, weight, index, values, first, last):
-    """Write x · weight[index[e]] for the entries e from `first` to `last`, four at a time."""
-    e = first
-    while e + 4 <= last:
-        w0, w1, w2, w3 = weight[index[e]], weight[index[e + 1]], weight[index[e + 2]], weight[index[e + 3]]
+    """Write x · weight[index[e]] for the entries e from `first` to `last`, four at a time.
+
+    A last group of fewer repeats its last entry, so that a value's bits do not depend on which others there are.
+    """
+    end = last - 1
+    for e in range(first, last, 4):
+        e1, e2, e3 = min(e + 1, end), min(e + 2, end), min(e + 3, end)
+        w0, w1, w2, w3 = weight[index[e]], weight[index[e1]], weight[index[e2]], weight[index[e3]]
         s0 = s1 = s2 = s3 = np.float32(0)
         for i in range(x.shape[0]):
             s0 += x[i] * w0[i]
             s1 += x[i] * w1[i]
             s2 += x[i] * w2[i]
             s3 += x[i] * w3[i]
-        values[e], values[e + 1], values[e + 2], values[e + 3] = s0, s1, s2, s3
-        e += 4
-    while e < last:
-        w = weight[index[e]]
-        s = np.float32(0)
-        for i in range(x.shape[0]):
-            s += x[i] * w[i]
-        values[e] = s
-        e += 1
+        values[e], values[e1], values[e2], values[e3] = s0, s1, s2, s3
 
 
 @compiled
@@ -156,12 +158,13 @@ def decoding_error(latents, values, offsets, weight, bias, x, errors, residual, 
 
 
 @compiled
-def update(weight, moments, squares, gradient, numbers, unit_rows, half, first, last):
+def update(weight, moments, squares, gradient, numbers, unit_rows, half, coded, first, last):
     """Take Adam's step for the rows from `first` to `last` of a weight [n_latents, d_in], one after the other.
 
     `gradient` is (index, weights, offsets, table): row j is Σ weights[e] · table[index[e]] over the latent's entries.
     `numbers` are (step size, β₁, β₂, √(1 − β₂ᵗ), ε). With `unit_rows` the step keeps rows at norm 1. `half`, where it
-    has rows, is the weight's bfloat16 copy with its two columns of norms.
+    has rows, is the weight's bfloat16 copy with its two columns of norms; `coded`, likewise, is the int8 copy and its
+    numbers [3, n_latents].
     """
     index, weights, offsets, table = gradient
     step_size, beta1, beta2, correction, eps = numbers
@@ -185,6 +188,8 @@ def update(weight, moments, squares, gradient, numbers, unit_rows, half, first, 
                 row[i] *= factor
         if half.shape[0]:
             _copy_half(row, half[j], error)
+        if coded[0].shape[0]:
+            _copy_bytes(row, coded[0][j], coded[1][:, j])
 
 
 @compiled
@@ -222,11 +227,60 @@ def _as_float(bits):
 
 
 @compiled
-def above(bits, exact, x, weight, bias, cut):
-    """Return (rows, latents, values) of the entries with positive bits, in row order.
+def _copy_bytes(row, copy, numbers):
+    """Write a row as int8 numbers; and its scale, its norm and the norm of what rounding changed.
 
-    bits [rows, n_latents] bound x·wᵀ + bias − cut from above; values are x·w + bias: computed in float32 if `exact`,
-    else read off the bits.
+    What cannot be coded (nearly 0, or not finite) becomes 0, and all of it counts as changed.
+    """
+    bits = row.view(np.int32)
+    most = np.int32(0)
+    for i in range(bits.shape[0]):
+        most = max(most, bits[i] & np.int32(0x7FFFFFFF))
+    largest = _float_of(most)
+    if not np.float32(1e-30) < largest < np.float32(1e15):
+        for i in range(row.shape[0]):
+            copy[i] = 0
+        norm = np.sqrt(_dot(row, row))
+        norm = norm + np.float32(1e-30) if norm < np.float32(1e15) else np.float32(1e30)
+        numbers[0], numbers[1], numbers[2] = np.float32(1), norm, norm
+        return
+    scale, inverse = largest / np.float32(127), np.float32(127) / largest
+    error = np.float32(0)
+    for i in range(row.shape[0]):
+        whole = np.rint(row[i] * inverse)
+        copy[i] = np.int8(np.int32(whole))
+        rest = row[i] - whole * scale
+        error += rest * rest
+    numbers[0], numbers[1], numbers[2] = scale, np.sqrt(_dot(row, row)), np.sqrt(error)
+
+
+@compiled
+def to_bytes(rows, copy, numbers):
+    """Write every row in int8, and its numbers [3, rows]: see `_copy_bytes`."""
+    for r in range(rows.shape[0]):
+        _copy_bytes(rows[r], copy[r], numbers[:, r])
+
+
+@compiled
+def _float_of(bits):
+    box = np.empty(1, np.int32)
+    box[0] = bits
+    return box.view(np.float32)[0]
+
+
+@compiled
+def _bits_of(value):
+    box = np.empty(1, np.float32)
+    box[0] = value
+    return box.view(np.int32)[0]
+
+
+@compiled
+def above(bits, exact, x, weight, bias, cut):
+    """Return (rows, latents, values) of the entries above their latent's cut, in row order.
+
+    bits [rows, n_latents] bound x·wᵀ + bias − cut from above. Values x·w + bias are computed in float32 if `exact`, and
+    decide; else values are read off the positive bits.
     """
     n_rows, n = bits.shape
     maxima, hits = np.empty(min(n, BLOCKS), np.int16), np.empty(min(n, BLOCKS) + 1, np.int64)
@@ -235,21 +289,83 @@ def above(bits, exact, x, weight, bias, cut):
     values = np.empty(latents.shape[0], np.float32)
     end = 0
     for r in range(n_rows):
-        if end + n + 1 > latents.shape[0]:
-            latents, values = _larger(latents, 2 * end + n + 1), _larger(values, 2 * end + n + 1)
+        latents, values = _with_room(latents, values, end, n)
         _block_maxima(bits[r], maxima)
         found = latents[end:]
         counts[r] = _places_above(bits[r], maxima, np.int16(0), hits, found)
         if exact:
-            _dots(x[r], weight, found, values[end:], 0, counts[r])
-            for i in range(counts[r]):
-                values[end + i] += bias[found[i]]
+            counts[r] = _keep_above(x[r], weight, bias, cut, found, values[end:], counts[r])
         else:
             numbers = _as_float(bits[r][found[: counts[r]]])
             for i in range(counts[r]):
                 values[end + i] = numbers[i] + cut[found[i]]
         end += counts[r]
     return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
+
+
+@compiled
+def above_bytes(sums, factors, scale, offset, norm, error, x, weight, bias, cut):
+    """Do what `above` does in exact mode, from products of int8 rows (see `_bounds`)."""
+    n_rows, n = sums.shape
+    maxima, hits = np.empty(min(n, BLOCKS), np.int32), np.empty(min(n, BLOCKS) + 1, np.int64)
+    bounds = np.empty((TOGETHER, n), np.float32)
+    counts = np.empty(n_rows, np.int64)
+    latents = np.empty(64 * n_rows + n + 1, np.int64)
+    values = np.empty(latents.shape[0], np.float32)
+    end = 0
+    for r in range(n_rows):
+        if r % TOGETHER == 0:
+            _bounds(sums, factors, scale, offset, norm, error, r, bounds)
+        latents, values = _with_room(latents, values, end, n)
+        bits = bounds[r % TOGETHER].view(np.int32)
+        _block_maxima(bits, maxima)
+        found = latents[end:]
+        counts[r] = _places_above(bits, maxima, np.int32(0), hits, found)
+        counts[r] = _keep_above(x[r], weight, bias, cut, found, values[end:], counts[r])
+        end += counts[r]
+    return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
+
+
+@compiled
+def _bounds(sums, factors, scale, offset, norm, error, first, bounds):
+    """Write the bounds of `TOGETHER` rows from `first` on, so that the latents' numbers are read once for all of them.
+
+    In units of the row's scale, with `factors` [rows, 3]: sum · scale + f₀ · offset + f₁ · norm + f₂ · error. Floats
+    that are not negative order like their bits.
+    """
+    last = sums.shape[0] - 1
+    r1, r2, r3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+    a0, a1, a2, a3 = sums[first], sums[r1], sums[r2], sums[r3]
+    b0, b1, b2, b3 = bounds[0], bounds[1], bounds[2], bounds[3]
+    o0, o1, o2, o3 = factors[first, 0], factors[r1, 0], factors[r2, 0], factors[r3, 0]
+    n0, n1, n2, n3 = factors[first, 1], factors[r1, 1], factors[r2, 1], factors[r3, 1]
+    e0, e1, e2, e3 = factors[first, 2], factors[r1, 2], factors[r2, 2], factors[r3, 2]
+    for j in range(sums.shape[1]):
+        s, o, n, e = scale[j], offset[j], norm[j], error[j]
+        b0[j] = np.float32(a0[j]) * s + o0 * o + n0 * n + e0 * e
+        b1[j] = np.float32(a1[j]) * s + o1 * o + n1 * n + e1 * e
+        b2[j] = np.float32(a2[j]) * s + o2 * o + n2 * n + e2 * e
+        b3[j] = np.float32(a3[j]) * s + o3 * o + n3 * n + e3 * e
+
+
+@compiled
+def _keep_above(x, weight, bias, cut, found, values, n):
+    """Of n entries keep, in place, those whose value x·w + bias is above the cut; return how many."""
+    _dots(x, weight, found, values, 0, n)
+    kept = 0
+    for i in range(n):
+        latent, value = found[i], values[i] + bias[found[i]]
+        found[kept], values[kept] = latent, value
+        kept += value > cut[latent]
+    return kept
+
+
+@compiled
+def _with_room(latents, values, end, n):
+    """Return both arrays, made longer where a row of n more may not fit."""
+    if end + n + 1 <= latents.shape[0]:
+        return latents, values
+    return _larger(latents, 2 * end + n + 1), _larger(values, 2 * end + n + 1)
 
 
 @compiled
@@ -279,8 +395,8 @@ def largest(bits, exact, x, weight, bias, k):
         sure = _kth_largest_of_maxima(maxima, k)  # at least k entries reach it
         if exact:
             floor = np.int16(max(sure - BELOW, 1) - 1)
-            found = _places_above(row, maxima, floor, hits, places)
-            found = _exact_candidates(row, x[r], weight, bias, k, sure, floor, found, maxima, hits, places, numbers)
+            known = (x[r], weight, bias, k, np.float32(1), 16)
+            found = _exact_candidates(row, known, sure, floor, maxima, hits, places, numbers)
         else:
             found = _places_above(row, maxima, np.int16(max(sure, 1) - 1), hits, places)
             numbers[:found] = _as_float(row[places[:found]])
@@ -290,12 +406,44 @@ def largest(bits, exact, x, weight, bias, k):
 
 
 @compiled
-def _exact_candidates(row, x, weight, bias, k, sure, floor, found, maxima, hits, places, numbers):
+def largest_bytes(sums, factors, scale, offset, norm, error, spread, x, weight, bias, k):
+    """Do what `largest` does in exact mode, from products of int8 rows (see `_bounds`).
+
+    `spread` [rows]: about how far, in units of the row's scale, the exact outputs are below their bounds.
+    """
+    n_rows, n = sums.shape
+    blocks = min(n, max(BLOCKS, 8 * k))
+    maxima, hits = np.empty(blocks, np.int32), np.empty(blocks + 1, np.int64)
+    bounds = np.empty((TOGETHER, n), np.float32)
+    places, numbers = np.empty(n + 1, np.int64), np.empty(n + 1, np.float32)
+    counts = np.empty(n_rows, np.int64)
+    latents, values = np.empty(n_rows * k, np.int64), np.empty(n_rows * k, np.float32)
+    end = 0
+    for r in range(n_rows):
+        if r % TOGETHER == 0:
+            _bounds(sums, factors, scale, offset, norm, error, r, bounds)
+        bits = bounds[r % TOGETHER].view(np.int32)
+        _block_maxima(bits, maxima)
+        sure = _kth_largest(maxima.view(np.float32), blocks, k)  # at least k entries reach it
+        below = max(_float_of(sure) - spread[r], np.float32(0))
+        floor = np.int32(max(_bits_of(below), 1) - 1)
+        known = (x[r], weight, bias, k, factors[r, 0] * LITTLE_LESS, 0)
+        found = _exact_candidates(bits, known, sure, floor, maxima, hits, places, numbers)
+        counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
+        end += counts[r]
+    return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
+
+
+@compiled
+def _exact_candidates(row, known, sure, floor, maxima, hits, places, numbers):
     """Leave in `places` and `numbers` all that may be among the k largest, with exact outputs; return how many.
 
     The k-th largest exact output of those that reach `sure` is at most the row's k-th largest, so that only an entry
-    whose bound reaches it can still be among the k largest.
+    whose bound reaches it can still be among the k largest. `known` ends with what an output is multiplied by, and
+    the shift of its bits, to compare with the row's.
     """
+    x, weight, bias, k, unit, shift = known
+    found = _places_above(row, maxima, floor, hits, places)
     wanted = np.empty(found, np.int64)
     some = 0
     for i in range(found):
@@ -303,9 +451,9 @@ def _exact_candidates(row, x, weight, bias, k, sure, floor, found, maxima, hits,
         some += row[places[i]] >= sure
     outputs = np.empty(found, np.float32)
     _outputs(x, weight, bias, wanted, outputs, some)
-    lowest = max(_kth_largest(outputs, some, k) >> 16, 1)
+    lowest = max(_bits_of(_float_of(_kth_largest(outputs, some, k)) * unit) >> shift, 1)
     if lowest <= floor:
-        found = _places_above(row, maxima, np.int16(lowest - 1), hits, places)
+        found = _places_above(row, maxima, row.dtype.type(lowest - 1), hits, places)
     kept = 0
     for i in range(found):
         place = places[i]

@@ -1,11 +1,12 @@
 """Who survives: the entries above a threshold, or the k largest of each row, a slice of the batch at a time.
 
-Exact mode, where bfloat16 is fast: candidates come from a bfloat16 product that is a proven bound, their outputs
-are computed again in float32, and only those decide. Elsewhere the float32 (or float64) product decides at once.
+Exact mode, where bfloat16 is fast: candidates come from a bfloat16 or an int8 product, whichever is faster, that is a
+proven bound; their outputs are computed again in float32, and only those decide. Elsewhere the float32 (or float64)
+product decides at once.
 No [batch, n_latents] tensor is made, only [slice, n_latents] ones.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool.sparse import compiled
+from saetool.sparse.byte import LEAST_ROWS, ByteWeight, Race, has_byte_product
 from saetool.sparse.half import HalfWeight, fast_half, floor_half
 from saetool.sparse.kernels import sampled
 from saetool.sparse.support import Support
@@ -37,7 +39,9 @@ class Encoder:
     weight: Tensor
     precision: Precision = "exact"
     half: HalfWeight | None = None
-    _buffers: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    byte: ByteWeight | None = None
+    race: Race = field(default_factory=Race, repr=False)
+    _buffers: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def _in_half(self) -> bool:
@@ -45,15 +49,25 @@ class Encoder:
             return False
         return self.precision == "bf16" or fast_half(self.weight.device)
 
+    def _in_bytes(self, rows: int = LEAST_ROWS) -> bool:
+        """Whether the next selection, from so many rows, takes the int8 product."""
+        exact, wide = self.precision == "exact", self.weight.shape[1] > 1  # torch 2.14 leaves products of width 1 empty
+        return exact and wide and self.race.takes_bytes(rows) and compiled.serves(self.weight) and has_byte_product()
+
+    @property
+    def kept(self) -> HalfWeight | ByteWeight | None:
+        """The copy of the weight that the next selection reads, where there is one."""
+        return self.byte if self._in_bytes() else self.half
+
     def refresh(self, start: int, stop: int) -> None:
-        """Renew what is kept of the weight's rows `start` to `stop`, where anything is."""
-        if self.half is not None:
-            self.half.refresh(self.weight.detach(), start, stop)
+        """Renew the kept copy's rows `start` to `stop`, where there is one."""
+        if self.kept is not None:
+            self.kept.refresh(self.weight.detach(), start, stop)
 
     def mark_current(self) -> None:
         """Say that all rows were renewed since the weight last changed."""
-        if self.half is not None:
-            self.half.mark_current(self.weight)
+        if self.kept is not None:
+            self.kept.mark_current(self.weight)
 
     @torch.no_grad()
     def above(
@@ -62,7 +76,14 @@ class Encoder:
         """Return a support that holds every output above its latent's `cut`, and the outputs on it."""
         if not self._in_half:
             return self._above_plain(x, bias, cut)
-        half, exact = self._half_with(bias - cut), self.precision == "exact"
+        if self._in_bytes(len(x)):
+            return self._by_bytes(x, bias, cut, None)
+        half = self._half_with(bias - cut)
+        with self.race.timed(len(x)):
+            return self._above_by_half(half, x, bias, cut)
+
+    def _above_by_half(self, half: HalfWeight, x: Tensor, bias: Tensor, cut: Tensor) -> tuple[Support, Tensor]:
+        exact = self.precision == "exact"
 
         def part(number: int, rows: range) -> tuple[Support, Tensor]:
             inputs = x[rows.start : rows.stop]
@@ -94,7 +115,14 @@ class Encoder:
         k = min(k, self.weight.shape[0])
         if not self._in_half:
             return self._largest_plain(x, bias, k)
-        half, exact = self._half_with(bias), self.precision == "exact"
+        if self._in_bytes(len(x)):
+            return self._by_bytes(x, bias, torch.zeros_like(bias), k)
+        half = self._half_with(bias)
+        with self.race.timed(len(x)):
+            return self._largest_by_half(half, x, bias, k)
+
+    def _largest_by_half(self, half: HalfWeight, x: Tensor, bias: Tensor, k: int) -> tuple[Support, Tensor]:
+        exact = self.precision == "exact"
 
         def part(number: int, rows: range) -> tuple[Support, Tensor]:
             inputs = x[rows.start : rows.stop]
@@ -122,23 +150,57 @@ class Encoder:
 
         return _joined(share_out(part, len(x), SLICE_ROWS, x.device))
 
+    def _by_bytes(self, x: Tensor, bias: Tensor, cut: Tensor, k: int | None) -> tuple[Support, Tensor]:
+        """Return the outputs above `cut`, or with `k` each row's k largest, candidates found by the int8 product."""
+        byte = self.byte = ByteWeight.of(self.weight, self.byte)
+
+        def part(number: int, rows: range) -> tuple[Support, Tensor]:
+            inputs = x[rows.start : rows.stop]
+            coded, numbers = compiled.to_bytes(inputs)
+            factors, known, offset = byte.bounding(numbers, bias, cut)
+            spread = byte.spread(factors)
+
+            def select(at: int, sums: Tensor) -> compiled.Found:
+                here = slice(at, at + len(sums))
+                bounding = (factors[here], known, offset)
+                if k is None:
+                    return compiled.above_bytes(sums, bounding, inputs[here], self.weight, bias, cut)
+                return compiled.largest_bytes(sums, bounding, spread[here], inputs[here], self.weight, bias, k)
+
+            slices = self._slices(number, coded, torch.int32, byte.product)
+            return self._collected(((at, select(at, sums)) for at, sums in slices), len(rows))
+
+        with self.race.timed(len(x)):
+            return _joined(share_out(part, len(x), SLICE_ROWS, x.device))
+
     def _half_with(self, bias: Tensor) -> HalfWeight:
         self.half = HalfWeight.of(self.weight, self.half)
         self.half.set_bias(bias)
         return self.half
 
     def _products(self, number: int, extended: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first row and the product of each slice; a product lasts until the next one."""
+        """Yield the first row and the bfloat16 product of each slice; a product lasts until the next one."""
         assert self.half is not None
         weight = self.half.weight
-        buffer = self._buffers.get(number)
-        if buffer is None or buffer.shape[1] != len(weight) or buffer.device != weight.device:
-            buffer = self._buffers[number] = weight.new_empty(SLICE_ROWS, len(weight))
-        for start in range(0, len(extended), SLICE_ROWS):
-            rows = extended[start : start + SLICE_ROWS]
+
+        def product(rows: Tensor, out: Tensor) -> None:
             with full_accumulation():
-                pre = torch.mm(rows, weight.T, out=buffer[: len(rows)])
-            yield start, pre
+                torch.mm(rows, weight.T, out=out)
+
+        return self._slices(number, extended, torch.bfloat16, product)
+
+    def _slices(
+        self, number: int, rows: Tensor, dtype: torch.dtype, product: Callable[[Tensor, Tensor], None]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first row and the product of each slice, in one buffer a thread and type."""
+        buffer = self._buffers.get((number, dtype))
+        if buffer is None or buffer.shape[1] != len(self.weight) or buffer.device != rows.device:
+            buffer = rows.new_empty(SLICE_ROWS, len(self.weight), dtype=dtype)
+            self._buffers[number, dtype] = buffer
+        for start in range(0, len(rows), SLICE_ROWS):
+            piece = rows[start : start + SLICE_ROWS]
+            product(piece, buffer[: len(piece)])
+            yield start, buffer[: len(piece)]
 
     def _collected(self, slices: Iterable[tuple[int, tuple[Tensor, ...]]], n_rows: int) -> tuple[Support, Tensor]:
         """Return the support and outputs of slices, each with its first row, from their (rows, latents, outputs)."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from saetool.sparse import compiled, kernels
 from saetool.sparse.adam import BlockAdam, BlockRule
+from saetool.sparse.byte import ByteWeight, Race
 from saetool.sparse.gradients import Along, Outer
 from saetool.sparse.half import HalfWeight
 from saetool.sparse.products import decode, pre_activations, row_norms, squared_error
@@ -23,6 +24,7 @@ def path(request, monkeypatch):
         monkeypatch.setattr(compiled, "kernels", lambda: None)
     if request.param == "without sampled_addmm":
         monkeypatch.setattr(kernels, "has_sampled_addmm", lambda device, dtype: False)
+    return request.param
 
 
 def random_support(rows, n_latents, share, seed):
@@ -153,6 +155,29 @@ def test_block_adam_is_adam(terms, unit, monkeypatch):
     assert torch.equal(kept.weight[:, :45], fresh.weight[:, :45])
     torch.testing.assert_close(kept.weight[:, 45:47], fresh.weight[:, 45:47], rtol=2**-7, atol=0)
     assert (kept.weight[:, 45].double() >= ours.double().norm(dim=1) * (1 - 1e-6)).all()
+
+
+def test_the_optimizer_keeps_up_the_copy_that_the_next_selection_reads(path, monkeypatch):
+    if path != "compiled":
+        pytest.skip("int8 copies are for the compiled loops")
+    monkeypatch.setattr("saetool.sparse.select.fast_half", lambda device: True)
+    monkeypatch.setattr(Race, "takes_bytes", lambda race, rows=0: True)
+    g = torch.Generator().manual_seed(0)
+    weight, table = torch.nn.Parameter(torch.randn(30, 45, generator=g)), torch.randn(11, 45, generator=g)
+    encoder = Encoder(weight)
+    encoder.above(table, torch.zeros(30), torch.zeros(30))
+    kept = encoder.byte
+    optimizer = BlockAdam([weight], {weight: (rule := BlockRule(encoder=encoder))}, 0.1, (0.9, 0.99), 1e-8)
+    for terms in (1, 2):  # in one pass over the latents, and in blocks
+        _, support = random_support(11, 30, 0.3, terms)
+        by_latent = support.by_latent
+        outer = Outer(by_latent.rows, torch.ones(support.rows.numel()), by_latent.offsets, table)
+        rule.sink += [outer] * terms
+        optimizer.step()
+        fresh = ByteWeight.of(weight, None)
+        assert ByteWeight.of(weight, kept) is kept is encoder.kept
+        assert torch.equal(kept.weight, fresh.weight)
+        assert torch.equal(kept.numbers, fresh.numbers)
 
 
 def test_block_adam_continues_from_its_state():

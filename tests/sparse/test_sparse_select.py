@@ -6,18 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saetool.sparse import compiled, select
+from saetool.sparse.byte import Race, has_byte_product
 from saetool.sparse.half import HalfWeight, ceil_half, fast_half, floor_half
 from saetool.sparse.select import Encoder, positive_places
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["compiled", "bf16 candidates", "float32 product"], autouse=True)
+@pytest.fixture(params=["int8, compiled", "bf16, compiled", "bf16", "float32"], autouse=True)
 def path(request, monkeypatch):
     """Run every test on all ways to find candidates, whatever this machine is fast at."""
-    monkeypatch.setattr(select, "fast_half", lambda device: request.param != "float32 product")
-    if request.param == "compiled":
+    monkeypatch.setattr(select, "fast_half", lambda device: request.param != "float32")
+    monkeypatch.setattr(Race, "takes_bytes", lambda race, rows=0: request.param == "int8, compiled")
+    if request.param.endswith("compiled"):
         assert compiled.kernels() is not None
+        assert has_byte_product()
     else:
         monkeypatch.setattr(compiled, "kernels", lambda: None)
 

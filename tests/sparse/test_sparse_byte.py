@@ -1,0 +1,65 @@
+"""The int8 way to candidates: its bound holds, it changes no bit, and it is taken where it is faster."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saetool.sparse import compiled, select
+from saetool.sparse.byte import AGAIN, TRIALS, ByteWeight, Race
+from saetool.sparse.select import Encoder
+
+
+def problem(rows, d_in, n_latents, seed=0, scale=1.0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, d_in, generator=g) * scale
+    weight = torch.randn(n_latents, d_in, generator=g) / d_in**0.5
+    return x, weight, torch.randn(n_latents, generator=g) - 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 200), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from([0, 30]))
+def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, outlier):
+    x, weight, bias = problem(32, d_in, 64, seed, scale)
+    x[3], weight[5] = 0.0, 0.0
+    x[:, 0] *= 1 + outlier
+    cut = torch.linspace(-1, 1, 64)
+    byte = ByteWeight.of(weight, None)
+    coded, numbers = compiled.to_bytes(x)
+    sums = torch.empty(32, 64, dtype=torch.int32)
+    byte.product(coded, sums)
+    assert torch.equal(sums.long(), coded.long() @ byte.weight.long().T)
+    factors, (own, norm, error), offset = byte.bounding(numbers, bias, cut)
+    bounds = sums * own + factors[:, :1] * offset + factors[:, 1:2] * norm + factors[:, 2:] * error
+    bounds = bounds.double() * numbers[0].double()[:, None]
+    true = x.double() @ weight.double().T + (bias - cut).double()
+    assert (bounds >= true).all()
+    # Rounding to 1/127 of the largest entry is wrong by at most half of that, an entry.
+    steps = x.abs().amax(1)[:, None] * norm + numbers[1][:, None] * weight.abs().amax(1)
+    assert (bounds <= true + 1.1 * d_in**0.5 / 127 * steps.double() + 1e-4).all()
+
+
+def test_the_way_to_candidates_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(select, "fast_half", lambda device: True)
+    x, weight, bias = problem(300, 48, 500)
+    found = {}
+    for way in (True, False):
+        monkeypatch.setattr(Race, "takes_bytes", lambda race, rows=0, way=way: way)
+        found[way] = Encoder(weight).above(x, bias, torch.zeros(500)), Encoder(weight).largest(x, bias, 7)
+    for (ours, values), (theirs, their_values) in zip(*found.values(), strict=True):
+        assert torch.equal(ours.latents, theirs.latents)
+        assert torch.equal(ours.rows, theirs.rows)
+        assert torch.equal(values, their_values)
+
+
+def test_a_race_takes_the_faster_way_and_looks_again(monkeypatch):
+    race, now, taken = Race(), [0.0], []
+    monkeypatch.setattr("saetool.sparse.byte.time.perf_counter", lambda: now[0])
+    for call in range(2 * AGAIN):
+        seconds = {True: 1, False: 3} if call < AGAIN else {True: 3, False: 1}
+        with race.timed(1000):
+            taken.append(race.takes_bytes())
+            now[0] += seconds[taken[-1]]
+    assert all(taken[2 * TRIALS : AGAIN])
+    assert not any(taken[AGAIN + 2 * TRIALS : 2 * AGAIN])
+    assert set(taken[: 2 * TRIALS]) == {True, False}
+    assert not race.takes_bytes(rows=3)
