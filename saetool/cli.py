@@ -111,7 +111,7 @@ def demo(
 
 
 @app.command()
-def verify(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
+def verify(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
     """Is it intact? Recompute every size and digest; exit 1 when anything has changed."""
     from saetool.artifacts.verification import bytes_of, find_artifacts
     from saetool.artifacts.verification import verify as problems_of
@@ -130,7 +130,7 @@ def verify(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folde
 
 
 @app.command()
-def info(paths: Annotated[list[Path], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
+def info(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
     """What is it? Where did it come from?"""
     from saetool.artifacts.describe import describe
     from saetool.artifacts.verification import find_artifacts

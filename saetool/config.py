@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from saetool.activations import CacheSettings
+from saetool.artifacts.verification import KINDS
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings
@@ -48,6 +49,11 @@ class RunConfig(Settings):
         wildcard = any(isinstance(given, str) and "*" in given for given in self.backbone.layers)
         if layer is not None and not wildcard and layer not in self.backbone.layers:
             raise ValueError(f"training.layer is {layer!r}, but backbone.layers caches {list(self.backbone.layers)}")
+        embedding, elsewhere = self.index.embedding_layer, self.index.embeddings or self.activations
+        if embedding is not None and not elsewhere and not wildcard and embedding not in self.backbone.layers:
+            raise ValueError(
+                f"index.embedding_layer is {embedding!r}, but backbone.layers caches {list(self.backbone.layers)}"
+            )
         return self
 
 
@@ -84,6 +90,9 @@ def sweep_members(config: RunConfig) -> list[tuple[str, RunConfig]]:
         return [("", config)]
     if isinstance(config.sweep, dict):
         keys = list(config.sweep)
+        empty = next((key for key in keys if not config.sweep[key]), None)
+        if empty is not None:
+            raise RequestError(f"sweep: {empty} has no values; give at least one, or leave it out.")
         choices: list[dict[str, Any]] = [
             dict(zip(keys, c, strict=True)) for c in itertools.product(*config.sweep.values())
         ]
@@ -110,7 +119,10 @@ def _member(config: RunConfig, choice: dict[str, Any]) -> tuple[str, RunConfig]:
     name = str(
         choice.get("name") or ",".join(f"{key.removeprefix('autoencoder.')}={v}" for key, v in overrides.items())
     )
-    return re.sub(r"[^\w.=,+-]+", "_", name), build_config(values, f"sweep member {name}")
+    folder = re.sub(r"[^\w.=,+-]+", "_", name)
+    if folder in KINDS or folder.startswith(".") or folder.endswith((".partial", ".old", ".lock")):
+        raise RequestError(f"sweep: a member cannot be named {name!r}: its directory has a meaning of its own.")
+    return folder, build_config(values, f"sweep member {name}")
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:

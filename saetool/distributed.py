@@ -82,6 +82,14 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """Overwrite `tensor` with the main process's, in place, and return it."""
+    if world_size() > 1:
+        with _peers():
+            dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, src=0)
+    return tensor
+
+
 def all_gather(value: object) -> list:
     """Return every process's `value` (any small object made of JSON types), in rank order."""
     if world_size() == 1:

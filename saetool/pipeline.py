@@ -21,6 +21,7 @@ from saetool.errors import RequestError
 from saetool.evaluation import evaluation_stage, sweep_stage
 from saetool.features import index_stage
 from saetool.images import ImageSource, open_source
+from saetool.images.settings import is_named
 from saetool.progress import say
 from saetool.report import report_stage
 from saetool.training import train_together, training_stage
@@ -131,6 +132,7 @@ class Run:
                 "sweep: seed also decides which images are held out, so the members could not be compared; "
                 "sweep training.seed: the seed of weights and noise."
             )
+        self._require_inputs()
         if not self.config.activations:
             self.cache(force)
         self.train(force)
@@ -143,9 +145,22 @@ class Run:
         else:
             member = self.members[0]
             member.index(force)
-            member.evaluate(force, full=False)
+            if self.config.training.held_out:
+                member.evaluate(force, full=False)
+            else:
+                say("training.held_out is 0: there is nothing to evaluate on.")
             member.report(force)
         return self.members
+
+    def _require_inputs(self) -> None:
+        """Raise RequestError, before any work, where what a later stage needs cannot be had."""
+        if self.config.sweep and not all(member.config.training.held_out for member in self.members):
+            raise RequestError("sweep: members are compared on held-out images: set training.held_out above 0.")
+        index, evaluation = self.config.index, self.config.evaluation
+        if index.embeddings is not None:
+            Artifact.open(index.embeddings, "activations")
+        for path in evaluation.stability:
+            Artifact.open(path, "autoencoder")
 
 
 @dataclass(frozen=True)
@@ -202,7 +217,7 @@ class Member:
         )
 
     def report(self, force: Force = False) -> Artifact:
-        """Write the web page. A page whose only difference is a newer evaluation is written again without asking."""
+        """Write the web page. One that differs only in a newer evaluation or index is written again without asking."""
         features, evaluation = (
             Artifact.open(self.path(kind), kind) if (self.path(kind) / MANIFEST).is_file() else None
             for kind in ("features", "evaluation")
@@ -211,8 +226,8 @@ class Member:
         report, command = self.config.report, self.run.command
         stage = report_stage(features, self.run.store, model, evaluation, self.run.source, report, command)
         place = self.path("report")
-        if not force and _differs_only_in(stage, place, "evaluation"):
-            say(f"{place}: the evaluation is newer; writing the page again.")
+        if not force and _differs_only_in(stage, place, "evaluation", "features"):
+            say(f"{place}: the evaluation or the index is newer; writing the page again.")
             force = True
         return run_stage(stage, place, force=force)
 
@@ -258,14 +273,14 @@ def _recipe_at(path: Path) -> str | None:
     return Artifact.open(path).manifest["recipe"] if (path / MANIFEST).is_file() else None
 
 
-def _differs_only_in(stage: Stage, path: Path, kind: str) -> bool:
-    """Say whether the artifact at `path` is the asked one but for one input, which came, went or was made again."""
+def _differs_only_in(stage: Stage, path: Path, *kinds: str) -> bool:
+    """Say whether the artifact at `path` is the asked one but for some inputs, which came, went or were made again."""
     if not (path / MANIFEST).is_file():
         return False
     found = Artifact.open(path)
 
     def others(entries: list[dict]) -> list[dict]:
-        return [entry for entry in entries if entry["kind"] != kind]
+        return [entry for entry in entries if entry["kind"] not in kinds]
 
     asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in stage.inputs]
     same = found.config == stage.config and others(found.inputs) == others(asked)
@@ -281,7 +296,8 @@ def _holds(store: Path, config: RunConfig) -> bool:
     for section, settings in asked.items():
         for key, value in settings.model_dump(mode="json").items():
             # A resolved precision answers `auto`; a folder's place is no part of what was made.
-            free = (section, key, value) == ("backbone", "precision", "auto") or (section, key) == ("images", "source")
+            free = (section, key, value) == ("backbone", "precision", "auto")
+            value = "folder" if (section, key) == ("images", "source") and not is_named(value) else value
             known = key in found[section] or section == "cache"  # which is stored without what is null
             if not free and known and found[section].get(key) != value:
                 return False

@@ -176,7 +176,7 @@ class SaeLens(Program):
 PROGRAMS = {"saetool": Saetool, "overcomplete": Overcomplete, "sparsify": Sparsify, "saelens": SaeLens}
 
 PARTS = {
-    "encoder": {"mm", "addmm"},
+    "encoder": {"mm", "addmm", "_int_mm"},
     "selection": {
         *("nonzero", "topk", "amax", "clamp_", "maximum", "sub_", "index_select", "cumsum", "mul_", "add_"),
         *("masked_select", "masked_scatter_", "bitwise_and", "__rshift__", "floor_divide", "div", "gt", "eq", "le"),
@@ -191,7 +191,7 @@ PARTS = {
 
 
 COMPILED = {"above": "selection", "largest": "selection", "sampled": "products", "decoding_error": "products"}
-COMPILED |= {"update": "optimizer"}
+COMPILED |= {"above_bytes": "selection", "largest_bytes": "selection", "to_bytes": "selection", "update": "optimizer"}
 """saetool's compiled loops, which are no operators of torch, and the part of a step that each belongs to."""
 
 

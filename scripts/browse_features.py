@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saetool.errors import run_script
+from saetool.errors import RequestError, run_script
 from saetool.features import Features
 from saetool.features.originals import Originals
 from saetool.features.reading import Rows
@@ -26,7 +26,7 @@ def main() -> None:
     given = _arguments()
     features = Features(given.features)
     if given.image is not None:
-        image = int(given.image) if given.image.isdigit() else given.image
+        image = int(given.image) if given.image.isdecimal() else given.image
         rows = features.firing(image, given.count)
         latents = rows.column("latent")
     elif given.label is not None:
@@ -49,7 +49,10 @@ def main() -> None:
             sheet = _sheet_of_image(features, pictures, rows, features.row_of(image))
         else:
             sheet = _sheet(features, pictures, latents, given)
-        sheet.save(given.sheet)
+        try:
+            sheet.save(given.sheet)
+        except (OSError, ValueError) as error:  # no such folder, no such format
+            raise RequestError(f"--sheet {given.sheet}: cannot be written: {error}") from None
         print(f"\n{given.sheet}: {sheet.width} × {sheet.height} pixels")
 
 
@@ -64,11 +67,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--by", choices=["decoder", "coactivation"], default="decoder", help="what makes latents similar"
     )
-    parser.add_argument("--count", type=int, default=8, help="rows of the table, pictures in a row of the sheet")
+    parser.add_argument("--count", type=_count, default=8, help="rows of the table, pictures in a row of the sheet")
     parser.add_argument("--group", choices=["top", "interval", "random"], default="top", help="pictures of the sheet")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="write a contact sheet")
     parser.add_argument("--root", help="where the images are now, if they have moved")
     return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text}")
+    return int(text)
 
 
 def _known(features: Features, latents: Iterable[int]) -> bool:

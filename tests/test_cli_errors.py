@@ -218,3 +218,62 @@ def test_damaged_and_unfinished_artifacts_are_refused(saetool, place):
     ended = saetool("train", "config.yaml", "run=half")
     assert ended.code == 2
     assert "not finished" in ended.said
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lr=.inf", "training.lr: Input should be a finite number"),
+        ("report.max_mb=.inf", "report.max_mb: Input should be a finite number"),
+        ("training.betas=[0.9, 1.0]", "training.betas.1"),
+        ("backbone.image_size=0", "backbone.image_size"),
+        ("index.embedding_layer=1", "index.embedding_layer is 1, but backbone.layers caches [2]"),
+        ("index.embeddings=nowhere", "nowhere: no such artifact"),
+        ("evaluation.stability=[nowhere]", "nowhere: no such artifact"),
+        ("sweep={training.lr: []}", "training.lr has no values"),
+        ("sweep=[{name: activations, training.lr: 1e-3}]", "cannot be named 'activations'"),
+        ("sweep=[{name: .., training.lr: 1e-3}]", "cannot be named '..'"),
+        ("sweep=[{name: a.partial, training.lr: 1e-3}]", "cannot be named 'a.partial'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(saetool, place, override, message):
+    ended = saetool("run", "config.yaml", "run=new", override)
+    assert ended.code == 2
+    assert message in ended.said
+    assert not (place / "new").exists()
+
+
+def test_more_active_latents_than_there_are_is_refused(saetool, place):
+    ended = saetool("train", "config.yaml", "run=new", "activations=run/activations", "autoencoder.activation.k=999")
+    assert ended.code == 2
+    assert "autoencoder.activation.k 999 exceeds" in ended.said
+
+
+def test_without_held_out_images_the_page_is_written_all_the_same(saetool, place):
+    assert saetool("run", "config.yaml", "run=new", "training.held_out=0").code == 0
+    assert (place / "new/report/index.html").is_file()
+    assert not (place / "new/evaluation").exists()
+
+
+def test_a_page_made_before_the_index_is_made_again_with_it(saetool, place):
+    for command in ("cache", "train", "report"):
+        assert saetool(command, "config.yaml", "run=new").code == 0
+    assert [entry["kind"] for entry in Artifact.open("new/report").inputs] == ["activations", "autoencoder"]
+    assert saetool("run", "config.yaml", "run=new").code == 0
+    assert "features" in [entry["kind"] for entry in Artifact.open("new/report").inputs]
+
+
+def test_a_store_of_other_images_is_not_taken_for_a_named_set(saetool, place):
+    ended = saetool("run", "config.yaml", "images.source=digits")
+    assert ended.code == 2
+    shutil.move("pictures", "elsewhere")
+    ended = saetool("cache", "config.yaml")  # images that are not at hand any more are no obstacle
+    assert ended.code == 0
+    assert "the images themselves are not at hand" in ended.said
+
+
+def test_a_lost_manifest_is_no_stranger(saetool, place):
+    (place / "run/activations/manifest.json").unlink()
+    ended = saetool("cache", "config.yaml")
+    assert ended.code == 2
+    assert "run/activations: has no manifest.json: damaged" in ended.said

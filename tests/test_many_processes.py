@@ -77,7 +77,6 @@ def config(tmp_path_factory) -> Path:
         "cache": {"batch_size": 4, "shard_mb": 1e-6},
         "autoencoder": {"kind": "sparse", "expansion": 4, "activation": {"kind": "topk", "k": 4}},
         "training": {"tokens": 960, "batch_size": 48, "held_out": 0.2},
-        "evaluation": {"baselines": False},
     }
     (folder / "config.yaml").write_text(json.dumps(values))  # JSON is YAML
     return folder / "config.yaml"

@@ -2,13 +2,13 @@
 
 Training walks rounds like a store's: an epoch permutes the slices of the source by (seed, epoch) and cuts them into
 rounds of about `pool_rows` rows; a round's images are decoded and run ahead, in the background, into a pool whose rows
-are permuted by (seed, epoch, round, process). Which images are held out is known only once they have been read, so
-rounds shrink by the held-out share. Three things are bounded where a store is exact: moments and samples come from the
-first rows of the first round, held-out numbers from the first held-out images of a seeded order, and every process
-runs its own share of each round's slices.
+are permuted by (seed, epoch, round, process). The slices of a streamed dataset keep its own order. Which images are
+held out is known only once they have been read, so rounds shrink by the held-out share. Three things are bounded where
+a store is exact: moments and samples come from the first rows of the first round, held-out numbers from the first
+held-out images of a seeded order, and every process runs its own share of each round's slices.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -187,9 +187,7 @@ class LiveStream:
     def _held_out_blocks(self) -> list[Tensor]:
         if self.share == 0:
             return []
-        draw = seeding.generator(self.seed, "held out slices")
-        slices = torch.randperm(self.images.plan.n_slices, generator=draw).tolist()
-        return _take(self.images.rows(slices, self._is_held_out), self.pool_rows)
+        return _take(self.images.rows(self._permuted("held out slices"), self._is_held_out), self.pool_rows)
 
     def _is_held_out(self, digest: str) -> bool:
         return is_held_out(digest, self.seed, self.share)
@@ -197,9 +195,15 @@ class LiveStream:
     def _train_rows(self, slices: Iterable[int]) -> Iterator[Tensor]:
         return self.images.rows(slices, lambda digest: not self._is_held_out(digest))
 
-    def _slices(self, epoch: int) -> list[int]:
-        draw = seeding.generator(self.seed, "blocks", epoch)
-        return torch.randperm(self.images.plan.n_slices, generator=draw).tolist()
+    def _slices(self, epoch: int) -> Sequence[int]:
+        return self._permuted("blocks", epoch)
+
+    def _permuted(self, *key: str | int) -> Sequence[int]:
+        """Return all slices in a seeded order; those of a stream in its own, since going back reads it again."""
+        n = self.images.plan.n_slices
+        if self.images.source.sequential:
+            return range(n)
+        return torch.randperm(n, generator=seeding.generator(self.seed, *key)).tolist()
 
     def _pools(self, start: Position) -> Iterator[tuple[Position, Tensor]]:
         """Yield (place of its first row, permuted rows) of this process's share of each round."""

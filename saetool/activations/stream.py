@@ -38,13 +38,14 @@ class ShuffledStream:
         self._statistics: Statistics | None = None
         if self.n_rows == 0:
             raise RequestError("No rows to train on: every image is held out. Lower training.held_out.")
-        if batch_size < 1 or batch_size % distributed.world_size():
-            raise RequestError(
-                f"training.batch_size {batch_size} cannot be shared equally by {distributed.world_size()} processes."
-            )
 
     def batches(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Yield shuffled batches of training rows without end, from the current position; every batch is full."""
+        if self.batch_size < 1 or self.batch_size % distributed.world_size():
+            raise RequestError(
+                f"training.batch_size {self.batch_size} cannot be shared equally by {distributed.world_size()} "
+                "processes."
+            )
         for batch, position in self._batches(self._position):
             self._position = position
             yield batch

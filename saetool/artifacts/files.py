@@ -6,7 +6,7 @@ from pathlib import Path
 
 from saetool.errors import RequestError, SaetoolError, WorkError
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -45,6 +45,13 @@ def explain(error: OSError, path: Path) -> SaetoolError | None:
             f"{error.filename or path}: no space left on the disk. What was finished is kept; "
             "make space and run the same command again: it resumes."
         )
+    if error.errno == errno.EFBIG:
+        return WorkError(
+            f"{error.filename or path}: larger than a file may be here (see `ulimit -f`). What was finished is kept; "
+            "lift the limit and run the same command again: it resumes."
+        )
+    if error.errno == errno.ENOENT:
+        return WorkError(f"{error.filename or path}: is not there, or cannot be made there ({error.strerror}).")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return WorkError(
             f"{error.filename or path}: cannot be written ({error.strerror}). Choose another place (run=…)."

@@ -196,7 +196,10 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
     if not out.exists():
         return False
     if not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out}: not the work of saetool. Choose another place (run=…).")
+        raise RequestError(
+            f"{out}: has no {MANIFEST}: damaged, or not the work of saetool. Restore it from a copy, move it away, "
+            "or choose another place (run=…)."
+        )
     if force is True or not (out / MANIFEST).exists():
         return False
     found = read_manifest(out)

@@ -6,19 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saetool.artifacts.manifest import MANIFEST, SCHEMA, digest_file, id_of, is_safe_name, render, seal_of
+from saetool.artifacts.remote import is_remote, place_of
 from saetool.errors import RequestError
 
 KINDS = ("activations", "autoencoder", "features", "evaluation", "report", "sweep")
 """A folder of this name with files but no manifest is an artifact that has lost it."""
 
 
-def find_artifacts(path: Path) -> list[Path]:
-    """Return the artifact at `path`, or all those below it, those without their manifest too; unfinished ones not.
+def find_artifacts(given: str | os.PathLike) -> list[Path]:
+    """Return the artifact at a path, or all those below it, those without their manifest too; unfinished ones not.
 
-    Raises RequestError when there is none.
+    Of an address only the artifact itself. Raises RequestError when there is none.
     """
+    path = place_of(given)
     if (path / MANIFEST).exists():
         return [path]
+    if is_remote(path):
+        raise RequestError(f"{path}: no saetool artifact (it has no {MANIFEST}). Name the artifact itself.")
     if not path.exists():
         raise RequestError(f"{path}: no such file or directory.")
     found = []
@@ -43,7 +47,7 @@ def verify(path: str | os.PathLike, advance: Callable[[int], None] = lambda size
 
     Finds any flipped bit, truncation, missing or extra file. `advance(bytes)` is called as files are read.
     """
-    path = Path(path)
+    path = place_of(path)
     manifest, problems = _check_manifest(path)
     if manifest is None:
         return problems
@@ -53,7 +57,7 @@ def verify(path: str | os.PathLike, advance: Callable[[int], None] = lambda size
             problems.append(problem)
         advance(entry["bytes"])
     listed = {MANIFEST, *manifest["files"]}
-    for folder, _, files in os.walk(path):
+    for folder, _, files in () if is_remote(path) else os.walk(path):
         for file in files:
             name = (Path(folder) / file).relative_to(path).as_posix()
             if name not in listed:

@@ -72,6 +72,9 @@ class SparseAutoencoder(Autoencoder):
         self.register_buffer("mean_l0", torch.zeros(()))
         if self.activation.dense_only:
             self.active_above = SIGMOID_ACTIVE
+        k = getattr(settings.activation, "k", 0)
+        if k > self.n_latents:
+            raise RequestError(f"autoencoder.activation.k {k} exceeds the {self.n_latents} latents: lower it")
         prefixes = list(settings.matryoshka or ())
         if prefixes and prefixes[-1] > self.n_latents:
             raise RequestError(
@@ -97,6 +100,9 @@ class SparseAutoencoder(Autoencoder):
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the active latents of raw activations."""
+        self._require_rows(x)
+        if len(x) == 0:
+            return Codes.from_dense(self.encoder.new_zeros(0, self.n_latents))
         if self._dense_only():
             return Codes.from_dense(self.encode(x), self.active_above)
         training = self.training
@@ -110,6 +116,7 @@ class SparseAutoencoder(Autoencoder):
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations."""
+        self._require_rows(x)
         if not self._dense_only():
             return self.encode_sparse(x).dense()
         training = self.training
@@ -138,6 +145,11 @@ class SparseAutoencoder(Autoencoder):
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
         """Return each latent's encoder row as it acts on raw activations."""
         return self.encoder.detach() * self.normalizer.factor
+
+    def _require_rows(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.d_in:
+            given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise RequestError(f"activations must be a tensor [batch, {self.d_in}], got {given}")
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 

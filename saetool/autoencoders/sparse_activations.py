@@ -122,7 +122,7 @@ class BatchTopK(SparseActivation):
         for tries in count(1):
             support, a = encoder.above(x, bias, guess.expand_as(bias))
             # Enough above the guess everywhere: then the largest of the batch are all among them.
-            enough = distributed.all_reduce_sum((torch.sum(a > guess) >= wanted).double()) >= distributed.world_size()
+            enough = distributed.all_reduce_sum((torch.sum(a > guess) >= wanted).long()) >= distributed.world_size()
             # On CUDA this waits for the device, once a batch.
             if bool(enough) or float(guess) == 0:
                 break

@@ -149,7 +149,10 @@ def resample_directions(
     The main process draws from its batch and every process gets the same rows.
     """
     # A training that diverges ends with the trainer's advice: it must get there.
-    weights = errors.double().square().nan_to_num(0.0, 0.0, 0.0).to(generator.device)
+    if generator.device.type == "mps":  # it has no float64
+        seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+        generator = torch.Generator().manual_seed(int(seed))
+    weights = errors.to(generator.device).double().square().nan_to_num(0.0, 0.0, 0.0)
     possible = (weights > 0).sum()
     drawn = torch.zeros(min(wanted, len(x)), x.shape[1], dtype=x.dtype, device=x.device)
     if distributed.is_main() and int(possible):

@@ -63,7 +63,13 @@ class Pass:
         """Return the positive codes of a chunk's tokens, image by image; by another copy of the model where given."""
         with torch.inference_mode():
             rows = self.site.rows(chunk.start, chunk.stop).flatten(0, 1)
-            return firing((autoencoder or self.autoencoder).encode_sparse(rows.to(self.device).float()))
+            codes = firing((autoencoder or self.autoencoder).encode_sparse(rows.to(self.device).float()))
+            return codes.to(self.counted_on)
+
+    @property
+    def counted_on(self) -> torch.device:
+        """Where codes are counted: MPS has no float64, and less of what integers need."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
 
     def map(self, work: Callable[[int, Codes, range], Result], chunks: list[range]) -> Iterator[Result]:
         """Yield work(worker, codes, chunk) for every chunk, in order, several at a time."""
@@ -111,7 +117,7 @@ def _encode_part(
 ) -> Tally:
     """Encode and write one part; return its sums."""
     n_latents, tokens = pass_.autoencoder.n_latents, pass_.site.tokens
-    tallies = [Tally.empty(n_latents, tokens, unit, pass_.device) for _ in range(pass_.workers)]
+    tallies = [Tally.empty(n_latents, tokens, unit, pass_.counted_on) for _ in range(pass_.workers)]
 
     def count(worker: int, codes: Codes, chunk: range) -> tuple[np.ndarray, Tensor, Tensor]:
         return tallies[worker].add(codes, chunk.start), *strongest(codes, k)

@@ -1,9 +1,13 @@
 """Heat maps of the chosen examples: their images are encoded again, in the same chunks as in the pass."""
 
+import math
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -44,33 +48,41 @@ class Wanted:
             return cls(arrays["image"], arrays["latent"], arrays["scale"])
 
 
-def draw(pass_: Pass, wanted: Wanted, partial: Partial) -> np.ndarray:
-    """Return the heat maps, uint8 [pairs, tokens], mapped from a scratch file; each process draws its own parts.
+def draw(pass_: Pass, wanted: Wanted, partial: Partial) -> np.ndarray | None:
+    """Return the heat maps, uint8 [pairs, tokens], mapped from a scratch file; None in all but the main process.
 
-    A byte is value / scale · 255, rounded, at least 1 where the latent fires.
+    Each process draws its own parts, a file each: over a network, two writers of one file can lose what is between
+    them. A byte is value / scale · 255, rounded, at least 1 where the latent fires.
     """
-    tokens = pass_.site.tokens
-    path, size = partial.scratch("heat.bin"), max(1, len(wanted.image) * tokens)
-    if distributed.is_main() and (not path.exists() or path.stat().st_size != size):
-        with path.open("wb") as file:  # a kill before the next line leaves an empty file
-            file.truncate(size)
-    distributed.barrier()
-    mapped = np.memmap(path, np.uint8, mode="r+")
-    maps = mapped[: len(wanted.image) * tokens].reshape(len(wanted.image), tokens)
     todo = [(n, chunks) for n, chunks in pass_.mine() if partial.record_of(f"heat/{n:05d}") is None]
     with progress.bar("heat maps", sum(len(c) for _, chunks in todo for c in chunks), "images") as advance:
         for number, chunks in todo:
             started = time.monotonic()
-            _draw_part(pass_, chunks, wanted, maps, advance)
-            mapped.flush()
+            with _part_file(partial, number).open("wb") as file:
+                _draw_part(pass_, chunks, wanted, file, advance)
+                os.fsync(file.fileno())
             partial.record(f"heat/{number:05d}", {"seconds": time.monotonic() - started})
     distributed.barrier()
-    return maps
+    if not distributed.is_main():
+        return None
+    path = partial.scratch("heat.bin")
+    with path.open("wb") as file:
+        for number in range(len(pass_.parts)):
+            with _part_file(partial, number).open("rb") as part:
+                shutil.copyfileobj(part, file)
+        file.write(b"\0")  # an empty file cannot be mapped
+    shape = (len(wanted.image), pass_.site.tokens)
+    return np.memmap(path, np.uint8, mode="r")[: math.prod(shape)].reshape(shape)
+
+
+def _part_file(partial: Partial, number: int) -> Path:
+    return partial.scratch(f"heat-{number:05d}.bin")
 
 
 def _draw_part(
-    pass_: Pass, chunks: list[range], wanted: Wanted, maps: np.ndarray, advance: Callable[[int], None]
+    pass_: Pass, chunks: list[range], wanted: Wanted, file: BinaryIO, advance: Callable[[int], None]
 ) -> None:
+    """Write the maps of a part's pairs, which follow one another."""
     spans = {chunk.start: slice(*np.searchsorted(wanted.image, [chunk.start, chunk.stop])) for chunk in chunks}
     filled = [chunk for chunk in chunks if spans[chunk.start].start < spans[chunk.start].stop]
 
@@ -78,7 +90,7 @@ def _draw_part(
         return _draw_chunk(codes, pass_.site.tokens, chunk, wanted, spans[chunk.start])
 
     for chunk, drawn in zip(filled, pass_.map(work, filled), strict=True):
-        maps[spans[chunk.start]] = drawn
+        drawn.tofile(file)
         advance(len(chunk))
     advance(sum(map(len, chunks)) - sum(map(len, filled)))
 

@@ -249,7 +249,7 @@ class Index:
             numbers |= tables.label_numbers(column, statistics)
         return numbers
 
-    def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray:
+    def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray | None:
         distributed.barrier()
         return heat.draw(pass_, heat.Wanted.load(partial.scratch("wanted.npz")), partial)
 

@@ -14,6 +14,7 @@ class ArraySource:
     """Gray images held in one uint8 array [images, height, width], with a digit each."""
 
     root: str | None = None
+    sequential = False
     attribution: str | None = None
 
     def __init__(self, name: str, images: np.ndarray, digits: np.ndarray, limit: int | None = None):

@@ -41,6 +41,7 @@ class DatasetSource:
         # Undecoded: the file's bytes are wanted for its digest, and decoding is ours.
         rows = rows.cast_column(self._image_column, datasets.Image(decode=False))
         rows = rows.select_columns([self._image_column, *self._features])
+        self.sequential = settings.streaming
         self._rows = _Stream(rows, name) if settings.streaming else _Table(rows)
         self._length = _length(rows, settings, name)
         self.label_columns = [self._label_column(column) for column in self._features]

@@ -32,6 +32,7 @@ SUFFIXES = frozenset(
 class FolderSource:
     """Every image file below `root`. The label `class` is the first folder in which the paths differ."""
 
+    sequential = False
     attribution: str | None = None
 
     def __init__(self, root: Path | str, limit: int | None = None):

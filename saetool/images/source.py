@@ -33,6 +33,8 @@ class ImageSource(Protocol):
     label_columns: list[LabelColumn]
     root: str | None
     """Where the images are; it says nothing about what they are."""
+    sequential: bool
+    """Whether images come in order and going back costs reading again from the first: a stream."""
     attribution: str | None
     """What must stand beside a picture that is shown, where its license asks for it."""
 

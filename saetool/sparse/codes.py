@@ -37,6 +37,10 @@ class Codes:
         z[self.row_of_entry(), self.latents] = self.values
         return z
 
+    def to(self, device: torch.device) -> "Codes":
+        """Return the codes on a device."""
+        return Codes(self.offsets.to(device), self.latents.to(device), self.values.to(device), self.n_latents)
+
     def row(self, index: int) -> tuple[Int[Tensor, "entries"], Float[Tensor, "entries"]]:
         """Return the latents and values of one row."""
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])

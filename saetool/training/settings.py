@@ -1,12 +1,13 @@
 """How an autoencoder is trained: the `training:` section of a config."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from saetool.settings import Settings
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 NOT_CONTENT = frozenset({"checkpoint_minutes", "tensorboard", "wandb"})
 """Keys that change nothing about the resulting weights: they may differ when a run resumes."""
 
@@ -29,7 +30,7 @@ class TrainingSettings(Settings):
     """Steps over which the learning rate rises linearly to `lr`, in every phase."""
     seed: int | None = None
     """Seed of weights and noise; None: the run's seed. Sweep this one for several seeds on one stream."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the whole gradient; None does not clip."""

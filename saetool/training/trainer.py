@@ -121,6 +121,9 @@ def _begin(run: Run, stream: Stream) -> None:
         run.log.cut(0)
         run.learner.initialize(stream)
         run.fitted = run.learner.fit(stream)
+        # Unlike devices round, and draw, differently: all begin with the same model.
+        for tensor in run.learner.autoencoder.state_dict().values():
+            distributed.broadcast(tensor)
         return
     tensors, rest = found
     run.learner.restore(tensors, rest["learner"], stream)

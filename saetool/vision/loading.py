@@ -16,12 +16,16 @@ from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from saetool.vision.weights import digest_weights, resolve_precision
 
 
-def load_backbone(settings: BackboneSettings, seed: int = 0, device: str | torch.device | None = None) -> Backbone:
-    """Load the backbone that `settings` name, on `device` (default: CUDA where there is one, else the CPU).
+def load_backbone(
+    settings: BackboneSettings | str, seed: int = 0, device: str | torch.device | None = None
+) -> Backbone:
+    """Load the backbone of settings, or of a name, on `device` (default: CUDA where there is one, else the CPU).
 
     `seed` decides the weights where `pretrained` is false. Raises RequestError for names, layers or tokens that do not
     exist, WorkError where weights cannot be fetched.
     """
+    if isinstance(settings, str):
+        settings = BackboneSettings(name=settings)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = resolve_precision(settings, where)
     with torch.random.fork_rng(devices=[]):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from saetool.settings import Settings
 
@@ -25,7 +25,7 @@ class BackboneSettings(Settings):
     """A local weights file (.safetensors, or a torch file of tensors) in place of the published ones."""
     pretrained: bool = True
     """False: randomly initialized from the seed."""
-    image_size: int | tuple[int, int] | None = None
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     """Model input in pixels, one number or (height, width); null: what the model was published with."""
     precision: Precision = "auto"
     """Of the forward pass; auto is bf16 where it is fast (CUDA, CPUs with avx512_bf16 or amx), else fp32."""

@@ -1,12 +1,14 @@
 """Caching a Hugging Face dataset from local Parquet or Arrow files, and as a stream that breaks off and resumes."""
 
 import io
+from itertools import islice
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from saetool.activations import ActivationStore, CacheSettings, cache
+from saetool.activations.live import Images, LiveStream
 from saetool.artifacts import verify
 from saetool.errors import WorkError
 from saetool.images import ImageSettings, open_source
@@ -95,3 +97,22 @@ def test_a_stream_that_breaks_off_resumes_to_the_same_store(tiny, parquet, tmp_p
     resumed = cache(tiny(), source, None, tmp_path / "broken", SETTINGS, on_error=on_error)
     assert resumed.id == expected.id
     assert [(tmp_path / "broken/layer-01" / path.name).stat().st_mtime_ns for path in kept] == times
+
+
+def test_live_training_reads_a_stream_once_an_epoch(tiny, parquet, monkeypatch):
+    """Slices in another order than the stream's would read it from its first row again and again."""
+    monkeypatch.setattr("saetool.images.datasets.STREAM_BUFFER", 4)
+    source = source_of(parquet[0], streaming=True, limit=ROWS)
+    read, begun = [], []
+    row, skip = type(source._rows)._read, source._rows._rows.skip
+    monkeypatch.setattr(type(source._rows), "_read", lambda self: read.append(1) or row(self))
+    monkeypatch.setattr(source._rows._rows, "skip", lambda n: begun.append(n) or skip(n))
+    backbone = tiny(layers=(3,))
+    images = Images(backbone, backbone.sites[0], source, CacheSettings(dtype="float32", batch_size=2))
+    stream = LiveStream(images, 16, 6 * images.tokens, seed=0, held_out=0.2)
+    epochs = 3
+    for _ in islice(stream.batches(), epochs * stream.n_rows // 16):
+        pass
+    # Threads ask a little out of order where an epoch begins; one epoch more may be begun in the background.
+    assert max(begun) < 8
+    assert epochs * ROWS <= len(read) <= (epochs + 2) * (ROWS + 8)

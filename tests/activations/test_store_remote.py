@@ -4,10 +4,12 @@ import fsspec
 import pytest
 import torch
 from pydantic import TypeAdapter
+from typer.testing import CliRunner
 
 from saetool.activations import ActivationStore, StoreStream, held_out_mask
 from saetool.artifacts import Artifact
 from saetool.autoencoders.families import AutoencoderSettings
+from saetool.cli import app
 from saetool.errors import RequestError, WorkError
 from saetool.training import TrainingSettings, train
 
@@ -89,6 +91,31 @@ def test_damage_is_named_with_its_address(both):
         site.read_into(torch.empty(12, 6, 8), 12, 24)
     with pytest.raises(RequestError, match=r"memory:///bucket.*is missing"):
         Artifact.open(ADDRESS)
+
+
+def test_a_server_that_gives_whole_files_for_parts_is_named(both, monkeypatch):
+    files, (_, remote, _) = fsspec.filesystem("memory"), both
+    whole = type(files).cat_file
+    monkeypatch.setattr(type(files), "cat_file", lambda self, path, start=None, end=None: whole(self, path))
+    with pytest.raises(WorkError, match=r"00000\.safetensors: cannot be read \(its server answers.*whole file"):
+        remote.site().read_into(torch.empty(2, 6, 8), 3, 5)
+
+
+def test_an_artifact_at_an_address_can_be_described_and_verified(both):
+    def said(command, address):
+        ended = CliRunner().invoke(app, [command, address])
+        return ended.exit_code, ended.output + str(ended.exception)
+
+    code, text = said("info", ADDRESS)
+    assert code == 0
+    assert both[0].artifact.id in text
+    assert said("verify", ADDRESS) == (0, "memory:///bucket/runs/store: intact\nNone")
+    fsspec.filesystem("memory").pipe_file("/bucket/runs/store/images.parquet", b"x")
+    code, text = said("verify", ADDRESS)
+    assert code == 1
+    assert "images.parquet: 1 bytes instead of" in text
+    code, text = said("verify", "memory://bucket/none")
+    assert "memory:///bucket/none: no saetool artifact" in text
 
 
 @pytest.mark.parametrize("address", ["memory://bucket/none", "strange://bucket/none"])

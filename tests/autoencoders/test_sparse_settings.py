@@ -1,6 +1,7 @@
 """Combinations that cannot work are refused with the reason; all others build."""
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from saetool.autoencoders.families import build
@@ -69,7 +70,7 @@ def test_no_width_is_refused():
         {"penalty": L1, "dead": {"kind": "resample"}},
         {"activation": {"kind": "one_minus_exp"}, "penalty": L1 | {"norm": "weighted"}},
         {"activation": {"kind": "one_minus_exp"}, "penalty": KL},
-        {"activation": {"kind": "topk", "k": 99}, "dead": {"kind": "auxk"}, "matryoshka": [4, 16]},
+        {"activation": {"kind": "topk", "k": 9}, "dead": {"kind": "auxk"}, "matryoshka": [4, 16]},
         {"activation": {"kind": "jump_relu"}, "penalty": L0, "dead": {"kind": "pre_activation"}},
         {"activation": {"kind": "gated"}, "penalty": L1, "dead": {"kind": "resample"}, "codes": "bf16"},
     ],
@@ -87,3 +88,22 @@ def test_prefixes_beyond_a_width_given_by_expansion_are_refused():
 
 def test_expansion_multiplies_the_input_width():
     assert build(SparseSettings(kind="sparse", expansion=2.5), 10).n_latents == 25
+
+
+def test_more_active_latents_than_latents_are_refused():
+    with pytest.raises(RequestError, match="k 9 exceeds the 8 latents"):
+        build(SparseSettings(kind="sparse", n_latents=8, activation={"kind": "topk", "k": 9}), 4)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(4), torch.zeros(2, 3, 4), torch.zeros(2, 5), [[0.0] * 4]])
+def test_what_is_no_batch_of_activations_is_refused(x):
+    model = build(SparseSettings(kind="sparse", n_latents=8), 4)
+    for encode in (model.encode, model.encode_sparse):
+        with pytest.raises(RequestError, match=r"must be a tensor \[batch, 4\], got"):
+            encode(x)
+
+
+def test_an_empty_batch_has_an_empty_code():
+    model = build(SparseSettings(kind="sparse", n_latents=8), 4)
+    assert model.encode_sparse(torch.zeros(0, 4)).offsets.tolist() == [0]
+    assert model.encode(torch.zeros(0, 4)).shape == (0, 8)

@@ -284,3 +284,8 @@ def test_two_threads_read_one_model_without_disturbing_each_other():
     with ThreadPoolExecutor(2) as pool:
         many = list(pool.map(lambda i: backbone.forward_to(images, [backbone.sites[i % 2]])[0], range(400)))
     assert all(torch.equal(found, expected[i % 2]) for i, found in enumerate(many))
+
+
+def test_a_backbone_is_named_by_a_string():
+    with pytest.raises(RequestError, match=r"'nonsense' is none of timm/NAME"):
+        load_backbone("nonsense")
