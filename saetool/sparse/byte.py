@@ -20,13 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool.sparse import compiled
-from saetool.sparse.weight_copy import WeightCopy
-
-Coded = tuple[Int[Tensor, "rows d_in"], Float[Tensor, "3 rows"]]
-"""Rows in int8, and for each its scale, its norm and the norm of what rounding changed."""
-
-ROUNDING = 2.0**-23
-"""Twice float32's unit roundoff, for the order in which the float32 formula adds its terms."""
+from saetool.sparse.weight_copy import ROUNDING, WeightCopy
 
 MORE_TERMS = 16
 """Roundings beside those of the K terms: of the bias, of the bound itself."""

@@ -13,10 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saetool.sparse.weight_copy import WeightCopy
-
-ROUNDING = 2.0**-23
-"""Twice float32's unit roundoff, for the order in which a matrix product adds its terms."""
+from saetool.sparse.weight_copy import ROUNDING, WeightCopy
 
 AMX_COLUMNS, COLUMNS = 32, 8
 """The number of columns is a multiple of this: what a matrix unit takes at once, and elsewhere what keeps rows aligned

@@ -5,6 +5,9 @@ from typing import Self
 from jaxtyping import Float
 from torch import Tensor
 
+ROUNDING = 2.0**-23
+"""Twice float32's unit roundoff, for the order in which a matrix product adds its terms."""
+
 
 class WeightCopy:
     """A copy of a weight [n_latents, d_in]; knows of which state of it."""
