@@ -46,22 +46,28 @@ class ByteWeight(WeightCopy):
         """Copy the rows `start` to `stop`."""
         self.weight[start:stop], self.numbers[:, start:stop] = compiled.to_bytes(weight[start:stop])
 
+    @property
+    def _rounding(self) -> float:
+        return (self.d_in + MORE_TERMS) * ROUNDING
+
     def bounding(
         self, rows: Float[Tensor, "3 rows"], bias: Float[Tensor, "n_latents"], cut: Float[Tensor, "n_latents"]
     ) -> compiled.Bounding:
         """Return what makes bounds of x·w + bias − cut, in units of each row's scale, from products of coded rows."""
-        rounding = (self.d_in + MORE_TERMS) * ROUNDING
         scale, norm, error = rows
-        size = norm + error
-        more = 1 + rounding
-        columns = torch.ones_like(scale), (error + rounding * size) * more, size * more**2
+        size, more = norm + error, 1 + self._rounding
+        columns = torch.ones_like(scale), (error + self._rounding * size) * more, size * more**2
         offset = bias - cut + MORE_TERMS * ROUNDING * (bias.abs() + cut.abs())
-        return (torch.stack(columns, 1) / scale[:, None]).contiguous(), self.numbers, offset.contiguous()
+        return compiled.Bounding((torch.stack(columns, 1) / scale[:, None]).contiguous(), self.numbers, offset)
 
-    def spread(self, factors: Float[Tensor, "rows 3"]) -> Float[Tensor, "rows"]:
-        """Return about how far, in units of a row's scale, outputs are below their bounds."""
+    def narrowing(self, rows: Float[Tensor, "3 rows"], bounding: compiled.Bounding) -> compiled.Narrowing:
+        """Return what makes narrower bounds, from rows as they are: half of the rounding's terms, twice as often."""
         _, norm, error = self.numbers.mean(1)
-        return SPREAD * (factors[:, 1] * norm + factors[:, 2] * error)
+        spread = SPREAD * (bounding.factors[:, 1] * norm + bounding.factors[:, 2] * error)
+        scales, norms, errors = self.numbers
+        size = rows[1] * (1 + self._rounding) ** 2
+        slack = torch.stack([size, 2 * self._rounding * size * (norms + errors).max()], 1)
+        return compiled.Narrowing(spread, self.weight, torch.stack([scales, bounding.offset, errors], 1), slack)
 
     def product(self, rows: Int[Tensor, "rows d_in"], out: Int[Tensor, "rows n_latents"]) -> None:
         """Write the product of int8 rows with the copy, whole numbers."""

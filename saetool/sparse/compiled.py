@@ -5,6 +5,7 @@ of a sum's terms does.
 """
 
 import os
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -63,22 +64,49 @@ def to_bytes(rows: Float[Tensor, "rows d_in"]) -> tuple[Int[Tensor, "rows d_in"]
     return coded, numbers
 
 
-Bounding = tuple[Float[Tensor, "rows 3"], Float[Tensor, "3 n_latents"], Float[Tensor, "n_latents"]]
-"""What turns products of int8 rows into bounds: factors of each row, numbers and offset of each latent."""
+@dataclass(frozen=True)
+class Bounding:
+    """What turns products of int8 rows into bounds of x·w + bias − cut, in units of the row's scale."""
+
+    factors: Float[Tensor, "rows 3"]
+    """What offset, norm and error count of each latent's `numbers`."""
+    numbers: Float[Tensor, "3 n_latents"]
+    offset: Float[Tensor, "n_latents"]
+
+    def arrays(self, rows: slice) -> tuple:
+        """Return what the kernels take, for some of the rows."""
+        scale, norm, error = self.numbers.numpy()
+        return self.factors[rows].numpy(), scale, self.offset.numpy(), norm, error
 
 
-def above_bytes(sums: Tensor, bounding: Bounding, x: Tensor, weight: Tensor, bias: Tensor, cut: Tensor) -> Found:
-    """Do what `above` does in exact mode, from products of int8 rows [rows, n_latents]."""
-    bounds = _bounding(bounding)
+@dataclass(frozen=True)
+class Narrowing:
+    """What bounds x·w + bias more narrowly, from the row as it is and the int8 weight, where only a few are left."""
+
+    spread: Float[Tensor, "rows"]
+    """About how far outputs are below their first bounds, in units of the row's scale."""
+    coded: Int[Tensor, "n_latents d_in"]
+    latents: Float[Tensor, "n_latents 3"]
+    """Scale, offset, error."""
+    slack: Float[Tensor, "rows 2"]
+    """What the error counts, and what rounding adds."""
+
+    def arrays(self, rows: slice) -> list:
+        """Return what the kernels take, for some of the rows."""
+        return _arrays(self.spread[rows], self.coded, self.latents, self.slack[rows])
+
+
+def above_bytes(sums: Tensor, bounds: tuple, x: Tensor, weight: Tensor, bias: Tensor, cut: Tensor) -> Found:
+    """Do what `above` does in exact mode, from products of int8 rows [rows, n_latents] and `Bounding.arrays`."""
     return _found(_kernels().above_bytes(sums.numpy(), *bounds, *_arrays(x, weight, bias, cut)))
 
 
-def largest_bytes(
-    sums: Tensor, bounding: Bounding, spread: Float[Tensor, "rows"], x: Tensor, weight: Tensor, bias: Tensor, k: int
-) -> Found:
-    """Do what `largest` does in exact mode, from products of int8 rows [rows, n_latents]; `spread`: see the kernel."""
-    arrays = (*_bounding(bounding), *_arrays(spread, x, weight, bias))
-    return _found(_kernels().largest_bytes(sums.numpy(), *arrays, k))
+def largest_bytes(sums: Tensor, bounds: tuple, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Found:
+    """Do what `largest` does in exact mode, from products of int8 rows [rows, n_latents].
+
+    `bounds` are `Bounding.arrays` and then `Narrowing.arrays`.
+    """
+    return _found(_kernels().largest_bytes(sums.numpy(), *bounds, *_arrays(x, weight, bias), k))
 
 
 def sampled(
@@ -154,12 +182,6 @@ def _kernels() -> ModuleType:
 
 def _bits(pre: Tensor):  # -> numpy array
     return pre.view(torch.int16).numpy()
-
-
-def _bounding(bounding: Bounding) -> tuple:
-    factors, numbers, offset = (t.numpy() for t in bounding)
-    scale, norm, error = numbers
-    return factors, scale, offset, norm, error
 
 
 def _arrays(*tensors: Tensor) -> list:

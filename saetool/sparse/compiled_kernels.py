@@ -7,9 +7,11 @@ where to look again, so that the row itself is hardly looked at twice.
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
 
-BLOCKS = 512
-"""Strided blocks a row (256 and 1,024 measured no faster)."""
+BLOCKS = 1024
+"""Strided blocks a row."""
 
 BELOW = 16
 """The first look for a row's largest outputs goes so many bfloat16 steps (about 8 %) below what is sure to be kept:
@@ -18,12 +20,50 @@ where the exact values then ask for no less than that, as they mostly do, there 
 TOGETHER = 4
 """Rows whose bounds are computed in one pass over the latents' numbers; `_bounds` is written out for so many."""
 
+COARSE, FINE = 10, 0
+"""The lowest bit that a search for the k-th largest float32 number settles: below sure bounds it may be coarse."""
+
+Count = np.uintp
+"""Counters that index: what has no sign needs no check for being negative, which takes a third of such loops."""
+
 LITTLE_LESS = np.float32(1 - 2.0**-20)
 """Covers the rounding of one product."""
 
 compiled = numba.njit(
     nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
 )
+
+
+FLOAT, WORD = ir.FloatType(), ir.IntType(32)
+
+
+@intrinsic
+def _bits_of(typing_context, value):
+    """Return the bits of a float32 number."""
+    del typing_context
+    return numba.int32(value), lambda context, builder, signature, values: builder.bitcast(values[0], WORD)
+
+
+@intrinsic
+def _number(typing_context, bits):
+    """Return the float32 number of 32 bits (the low ones of 64), or of the 16 bits of bfloat16; a number as it is; and
+    what an int8 stands for, itself."""
+    del typing_context
+
+    def convert(context, builder, signature, values):
+        (value,) = values
+        match bits:
+            case numba.float32:
+                return value
+            case numba.int8:
+                return builder.sitofp(value, FLOAT)
+            case numba.int16:
+                value = builder.shl(builder.zext(value, WORD), ir.Constant(WORD, 16))
+            case numba.int64:
+                value = builder.trunc(value, WORD)
+        return builder.bitcast(value, FLOAT)
+
+    return numba.float32(bits), convert
 
 
 @compiled
@@ -56,11 +96,14 @@ def _kth_largest_of_maxima(maxima, k):
 
 
 @compiled
-def _kth_largest(values, n, k):
-    """Return the bits of the k-th largest of the first n float32 numbers, none negative; 0 where there are fewer."""
+def _kth_largest(values, n, k, last):
+    """Return the bits, down to the bit `last`, of the k-th largest of the first n float32 numbers, none negative.
+
+    The bits below are 0; all are where there are fewer numbers than k.
+    """
     bits = values.view(np.int32)
     found = np.int32(0)
-    for place in range(30, -1, -1):
+    for place in range(30, last - 1, -1):
         trial = np.int32(found | np.int32(1 << place))
         count = np.int32(0)
         for i in range(n):
@@ -74,27 +117,43 @@ def _kth_largest(values, n, k):
 def _places_above(row, maxima, floor, hits, places):
     """Write where the row exceeds `floor` ≥ 0, ascending; return how many. `hits` and `places` have one to spare."""
     blocks = maxima.shape[0]
-    n_hits = 0
+    n_hits = Count(0)
     for i in range(blocks):
         hits[n_hits] = i
-        n_hits += maxima[i] > floor
-    found = 0
+        n_hits += Count(maxima[i] > floor)
+    found = Count(0)
     whole = row.shape[0] // blocks * blocks
     for start in range(0, whole, blocks):
         part = row[start : start + blocks]
         for i in range(n_hits):
-            places[found] = start + hits[i]
-            found += part[hits[i]] > floor
+            hit = hits[i]
+            places[found] = start + hit
+            found += Count(part[Count(hit)] > floor)
     for place in range(whole, row.shape[0]):
         places[found] = place
-        found += row[place] > floor
-    return found
+        found += Count(row[place] > floor)
+    return np.int64(found)
+
+
+@compiled
+def _between(row, places, n, lowest, below, kept):
+    """Write those of n places where the row is at least `lowest` and less than `below`; return how many.
+
+    `kept` has one to spare.
+    """
+    n_kept = Count(0)
+    for i in range(n):
+        bits = row[Count(places[i])]
+        kept[n_kept] = places[i]
+        n_kept += Count(bits >= lowest) & Count(bits < below)
+    return np.int64(n_kept)
 
 
 @compiled
 def _dots(x, weight, index, values, first, last):
     """Write x · weight[index[e]] for the entries e from `first` to `last`, four at a time.
 
+    The weight is in float32 or int8.
     A last group of fewer repeats its last entry, so that a value's bits do not depend on which others there are.
     """
     end = last - 1
@@ -103,10 +162,10 @@ def _dots(x, weight, index, values, first, last):
         w0, w1, w2, w3 = weight[index[e]], weight[index[e1]], weight[index[e2]], weight[index[e3]]
         s0 = s1 = s2 = s3 = np.float32(0)
         for i in range(x.shape[0]):
-            s0 += x[i] * w0[i]
-            s1 += x[i] * w1[i]
-            s2 += x[i] * w2[i]
-            s3 += x[i] * w3[i]
+            s0 += x[i] * _number(w0[i])
+            s1 += x[i] * _number(w1[i])
+            s2 += x[i] * _number(w2[i])
+            s3 += x[i] * _number(w3[i])
         values[e], values[e1], values[e2], values[e3] = s0, s1, s2, s3
 
 
@@ -169,7 +228,7 @@ def update(weight, moments, squares, gradient, numbers, unit_rows, half, coded, 
     index, weights, offsets, table = gradient
     step_size, beta1, beta2, correction, eps = numbers
     d_in = weight.shape[1]
-    grad, error = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
+    grad = np.empty(d_in, np.float32)
     one = np.float32(1)
     for j in range(first, last):
         row, moment, square = weight[j], moments[j], squares[j]
@@ -187,43 +246,36 @@ def update(weight, moments, squares, gradient, numbers, unit_rows, half, coded, 
             for i in range(d_in):
                 row[i] *= factor
         if half.shape[0]:
-            _copy_half(row, half[j], error)
+            _copy_half(row, half[j])
         if coded[0].shape[0]:
             _copy_bytes(row, coded[0][j], coded[1][:, j])
 
 
 @compiled
-def _copy_half(row, copy, error):
+def _copy_half(row, copy):
     """Write a row in bfloat16 (to nearest, ties to even), its norm and that of what rounding changed, both up."""
-    bits = row.view(np.int32)
-    rounded = np.empty(row.shape[0], np.int32)
-    for i in range(row.shape[0]):
-        word = (bits[i] + np.int32(0x7FFF) + ((bits[i] >> 16) & np.int32(1))) >> 16
-        copy[i] = np.int16(word)
-        rounded[i] = np.int32(word << 16)
-    near = rounded.view(np.float32)
-    for i in range(row.shape[0]):
-        error[i] = row[i] - near[i]
+    error = _round_half(row, copy)
     copy[row.shape[0]] = _ceil_half(np.sqrt(_dot(row, row)))
-    copy[row.shape[0] + 1] = _ceil_half(np.sqrt(_dot(error, error)))
+    copy[row.shape[0] + 1] = _ceil_half(error)
+
+
+@compiled
+def _round_half(row, copy):
+    """Write a row in bfloat16, to nearest, ties to even; return the norm of what rounding changed."""
+    bits = row.view(np.int32)
+    error = np.float32(0)
+    for i in range(row.shape[0]):
+        word = np.int32((bits[i] + np.int32(0x7FFF) + ((bits[i] >> 16) & np.int32(1))) >> 16)
+        copy[i] = np.int16(word)
+        rest = row[i] - _number(np.int32(word << 16))
+        error += rest * rest
+    return np.sqrt(error)
 
 
 @compiled
 def _ceil_half(value):
     """Return the bits of the smallest bfloat16 number that is not below a value that is not negative."""
-    box = np.empty(1, np.float32)
-    box[0] = value
-    bits = box.view(np.int32)[0]
-    return np.int16((bits + np.int32(0xFFFF)) >> 16)
-
-
-@compiled
-def _as_float(bits):
-    """Return bfloat16 bits as float32 numbers."""
-    words = np.empty(bits.shape[0], np.int32)
-    for i in range(bits.shape[0]):
-        words[i] = np.int32(bits[i]) << 16
-    return words.view(np.float32)
+    return np.int16((_bits_of(value) + np.int32(0xFFFF)) >> 16)
 
 
 @compiled
@@ -236,7 +288,7 @@ def _copy_bytes(row, copy, numbers):
     most = np.int32(0)
     for i in range(bits.shape[0]):
         most = max(most, bits[i] & np.int32(0x7FFFFFFF))
-    largest = _float_of(most)
+    largest = _number(most)
     if not np.float32(1e-30) < largest < np.float32(1e15):
         for i in range(row.shape[0]):
             copy[i] = 0
@@ -262,20 +314,6 @@ def to_bytes(rows, copy, numbers):
 
 
 @compiled
-def _float_of(bits):
-    box = np.empty(1, np.int32)
-    box[0] = bits
-    return box.view(np.float32)[0]
-
-
-@compiled
-def _bits_of(value):
-    box = np.empty(1, np.float32)
-    box[0] = value
-    return box.view(np.int32)[0]
-
-
-@compiled
 def above(bits, exact, x, weight, bias, cut):
     """Return (rows, latents, values) of the entries above their latent's cut, in row order.
 
@@ -296,9 +334,8 @@ def above(bits, exact, x, weight, bias, cut):
         if exact:
             counts[r] = _keep_above(x[r], weight, bias, cut, found, values[end:], counts[r])
         else:
-            numbers = _as_float(bits[r][found[: counts[r]]])
             for i in range(counts[r]):
-                values[end + i] = numbers[i] + cut[found[i]]
+                values[end + i] = _number(bits[r, found[i]]) + cut[found[i]]
         end += counts[r]
     return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
 
@@ -396,20 +433,22 @@ def largest(bits, exact, x, weight, bias, k):
         if exact:
             floor = np.int16(max(sure - BELOW, 1) - 1)
             known = (x[r], weight, bias, k, np.float32(1), 16)
-            found = _exact_candidates(row, known, sure, floor, maxima, hits, places, numbers)
+            found = _exact_candidates(row, known, sure, floor, maxima, hits, places, numbers, None)
         else:
             found = _places_above(row, maxima, np.int16(max(sure, 1) - 1), hits, places)
-            numbers[:found] = _as_float(row[places[:found]])
+            for i in range(found):
+                numbers[i] = _number(row[places[i]])
         counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
         end += counts[r]
     return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
 
 
 @compiled
-def largest_bytes(sums, factors, scale, offset, norm, error, spread, x, weight, bias, k):
+def largest_bytes(sums, factors, scale, offset, norm, error, spread, coded, narrow, slack, x, weight, bias, k):
     """Do what `largest` does in exact mode, from products of int8 rows (see `_bounds`).
 
-    `spread` [rows]: about how far, in units of the row's scale, the exact outputs are below their bounds.
+    `spread` [rows]: about how far, in units of the row's scale, the exact outputs are below their bounds. `coded`,
+    `narrow` and a row's `slack`: see `_within_reach`.
     """
     n_rows, n = sums.shape
     blocks = min(n, max(BLOCKS, 8 * k))
@@ -424,43 +463,75 @@ def largest_bytes(sums, factors, scale, offset, norm, error, spread, x, weight, 
             _bounds(sums, factors, scale, offset, norm, error, r, bounds)
         bits = bounds[r % TOGETHER].view(np.int32)
         _block_maxima(bits, maxima)
-        sure = _kth_largest(maxima.view(np.float32), blocks, k)  # at least k entries reach it
-        below = max(_float_of(sure) - spread[r], np.float32(0))
+        sure = _kth_largest(maxima.view(np.float32), blocks, k, COARSE)  # at least k entries reach it
+        below = max(_number(sure) - spread[r], np.float32(0))
         floor = np.int32(max(_bits_of(below), 1) - 1)
         known = (x[r], weight, bias, k, factors[r, 0] * LITTLE_LESS, 0)
-        found = _exact_candidates(bits, known, sure, floor, maxima, hits, places, numbers)
+        narrowing = coded, narrow, slack[r]
+        found = _exact_candidates(bits, known, sure, floor, maxima, hits, places, numbers, narrowing)
         counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
         end += counts[r]
     return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
 
 
 @compiled
-def _exact_candidates(row, known, sure, floor, maxima, hits, places, numbers):
+def _exact_candidates(row, known, sure, floor, maxima, hits, places, numbers, narrowing):
     """Leave in `places` and `numbers` all that may be among the k largest, with exact outputs; return how many.
 
     The k-th largest exact output of those that reach `sure` is at most the row's k-th largest, so that only an entry
     whose bound reaches it can still be among the k largest. `known` ends with what an output is multiplied by, and
-    the shift of its bits, to compare with the row's.
+    the shift of its bits, to compare with the row's. `narrowing` is None, or what `_within_reach` needs to leave fewer.
     """
     x, weight, bias, k, unit, shift = known
     found = _places_above(row, maxima, floor, hits, places)
-    wanted = np.empty(found, np.int64)
-    some = 0
-    for i in range(found):
-        wanted[some] = places[i]
-        some += row[places[i]] >= sure
-    outputs = np.empty(found, np.float32)
-    _outputs(x, weight, bias, wanted, outputs, some)
-    lowest = max(_bits_of(_float_of(_kth_largest(outputs, some, k)) * unit) >> shift, 1)
+    first = np.empty(found + 1, np.int64)
+    n_first = _between(row, places, found, sure, np.iinfo(np.int32).max, first)
+    outputs = np.empty(n_first, np.float32)
+    _outputs(x, weight, bias, first, outputs, n_first)
+    reached = _number(_kth_largest(outputs, n_first, k, FINE))
+    lowest = max(_bits_of(reached * unit) >> shift, 1)
     if lowest <= floor:
         found = _places_above(row, maxima, row.dtype.type(lowest - 1), hits, places)
-    kept = 0
-    for i in range(found):
+    second = np.empty(found + 1, np.int64)
+    n_second = _between(row, places, found, lowest, sure, second)
+    if narrowing is not None:
+        n_second = _within_reach(x, narrowing, second, n_second, reached)
+    more = np.empty(n_second, np.float32)
+    _outputs(x, weight, bias, second, more, n_second)
+    return _merged(first, outputs, n_first, second, more, n_second, places, numbers)
+
+
+@compiled
+def _merged(first, outputs, n_first, second, more, n_second, places, numbers):
+    """Write the places of two ascending lists in order, with their numbers; return how many."""
+    i = j = 0
+    while i + j < n_first + n_second:
+        if j == n_second or (i < n_first and first[i] < second[j]):
+            places[i + j], numbers[i + j] = first[i], outputs[i]
+            i += 1
+        else:
+            places[i + j], numbers[i + j] = second[j], more[j]
+            j += 1
+    return i + j
+
+
+@compiled
+def _within_reach(x, narrowing, places, n, least):
+    """Of n places keep, in place, those whose output may be `least` or above; return how many.
+
+    The bounds here are of x · w' + bias, with x as it is: only the latent's rounding to int8 counts. `narrowing` is the
+    coded weight [n_latents, d_in], for each latent (scale, offset, error), and what the row makes of these.
+    """
+    coded, latents, (size, rest) = narrowing
+    near = np.empty(n, np.float32)
+    _dots(x, coded, places, near, 0, n)
+    kept = Count(0)
+    for i in range(n):
         place = places[i]
+        scale, offset, error = latents[place, 0], latents[place, 1], latents[place, 2]
         places[kept] = place
-        kept += row[place] >= lowest
-    _outputs(x, weight, bias, places, numbers, kept)
-    return kept
+        kept += Count(near[i] * scale + offset + size * error + rest >= least)
+    return np.int64(kept)
 
 
 @compiled
@@ -475,7 +546,7 @@ def _outputs(x, weight, bias, places, numbers, n):
 def _keep_largest(places, numbers, n, k, latents, values):
     """Write the places and numbers of the k largest positive ones of n, in order; return how many."""
     bits = numbers.view(np.int32)
-    lowest = _kth_largest(numbers, n, k)
+    lowest = _kth_largest(numbers, n, k, FINE)
     room = k
     for i in range(n):
         room -= bits[i] > lowest

@@ -157,15 +157,15 @@ class Encoder:
         def part(number: int, rows: range) -> tuple[Support, Tensor]:
             inputs = x[rows.start : rows.stop]
             coded, numbers = compiled.to_bytes(inputs)
-            factors, known, offset = byte.bounding(numbers, bias, cut)
-            spread = byte.spread(factors)
+            bounding = byte.bounding(numbers, bias, cut)
+            narrowing = byte.narrowing(numbers, bounding) if k is not None else None
 
             def select(at: int, sums: Tensor) -> compiled.Found:
                 here = slice(at, at + len(sums))
-                bounding = (factors[here], known, offset)
-                if k is None:
-                    return compiled.above_bytes(sums, bounding, inputs[here], self.weight, bias, cut)
-                return compiled.largest_bytes(sums, bounding, spread[here], inputs[here], self.weight, bias, k)
+                bounds, known = bounding.arrays(here), (inputs[here], self.weight, bias)
+                if narrowing is None:
+                    return compiled.above_bytes(sums, bounds, *known, cut)
+                return compiled.largest_bytes(sums, (*bounds, *narrowing.arrays(here)), *known, k)
 
             slices = self._slices(number, coded, torch.int32, byte.product)
             return self._collected(((at, select(at, sums)) for at, sums in slices), len(rows))

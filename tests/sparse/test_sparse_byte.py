@@ -28,14 +28,23 @@ def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, 
     sums = torch.empty(32, 64, dtype=torch.int32)
     byte.product(coded, sums)
     assert torch.equal(sums.long(), coded.long() @ byte.weight.long().T)
-    factors, (own, norm, error), offset = byte.bounding(numbers, bias, cut)
-    bounds = sums * own + factors[:, :1] * offset + factors[:, 1:2] * norm + factors[:, 2:] * error
+    bounding, (own, norm, error) = byte.bounding(numbers, bias, cut), byte.numbers
+    factors = bounding.factors
+    bounds = sums * own + factors[:, :1] * bounding.offset + factors[:, 1:2] * norm + factors[:, 2:] * error
     bounds = bounds.double() * numbers[0].double()[:, None]
     true = x.double() @ weight.double().T + (bias - cut).double()
     assert (bounds >= true).all()
     # Rounding to 1/127 of the largest entry is wrong by at most half of that, an entry.
     steps = x.abs().amax(1)[:, None] * norm + numbers[1][:, None] * weight.abs().amax(1)
     assert (bounds <= true + 1.1 * d_in**0.5 / 127 * steps.double() + 1e-4).all()
+    # Narrowed, only the latent's rounding is left of that.
+    narrowing = byte.narrowing(numbers, bounding)
+    own, offset, error = narrowing.latents.T
+    size, rest = narrowing.slack.T[:, :, None]
+    narrower = (x @ byte.weight.float().T * own + offset + size * error + rest).double()
+    assert (narrower >= true).all()
+    steps = numbers[1][:, None] * weight.abs().amax(1)
+    assert (narrower <= true + 1.1 * d_in**0.5 / 127 * steps.double() + 1e-4 * (1 + size)).all()
 
 
 def test_the_way_to_candidates_changes_no_bit(monkeypatch):
