@@ -25,6 +25,10 @@ from saetool.sparse.weight_copy import ROUNDING, WeightCopy
 MORE_TERMS = 16
 """Roundings beside those of the K terms: of the bias, of the bound itself."""
 
+LIKELY = 4.0
+"""Where a proven bound is not asked for, errors may add up to so many times 1/√d_in of it: as many standard deviations
+or more, if a row's and a latent's rounding errors point anywhere."""
+
 SPREAD = 1.25
 """The first look for a row's largest outputs goes a quarter further below than the bounds exceed outputs on average."""
 
@@ -51,14 +55,23 @@ class ByteWeight(WeightCopy):
         return (self.d_in + MORE_TERMS) * ROUNDING
 
     def bounding(
-        self, rows: Float[Tensor, "3 rows"], bias: Float[Tensor, "n_latents"], cut: Float[Tensor, "n_latents"]
+        self,
+        rows: Float[Tensor, "3 rows"],
+        bias: Float[Tensor, "n_latents"],
+        cut: Float[Tensor, "n_latents"],
+        proven: bool = True,
     ) -> compiled.Bounding:
-        """Return what makes bounds of x·w + bias − cut, in units of each row's scale, from products of coded rows."""
+        """Return what makes bounds of x·w + bias − cut, in units of each row's scale, from products of coded rows.
+
+        Not `proven`, they are likely ones, see LIKELY.
+        """
+        share = 1.0 if proven else min(1.0, LIKELY / self.d_in**0.5)
         scale, norm, error = rows
         size, more = norm + error, 1 + self._rounding
-        columns = torch.ones_like(scale), (error + self._rounding * size) * more, size * more**2
+        columns = torch.ones_like(scale), (share * error + self._rounding * size) * more, share * size * more**2
         offset = bias - cut + MORE_TERMS * ROUNDING * (bias.abs() + cut.abs())
-        return compiled.Bounding((torch.stack(columns, 1) / scale[:, None]).contiguous(), self.numbers, offset)
+        factors = (torch.stack(columns, 1) / scale[:, None]).contiguous()
+        return compiled.Bounding(factors, self.numbers, offset, share)
 
     def narrowing(self, rows: Float[Tensor, "3 rows"], bounding: compiled.Bounding) -> compiled.Narrowing:
         """Return what makes narrower bounds, from rows as they are: half of the rounding's terms, twice as often."""
@@ -66,7 +79,7 @@ class ByteWeight(WeightCopy):
         spread = SPREAD * (bounding.factors[:, 1] * norm + bounding.factors[:, 2] * error)
         scales, norms, errors = self.numbers
         size = rows[1] * (1 + self._rounding) ** 2
-        slack = torch.stack([size, 2 * self._rounding * size * (norms + errors).max()], 1)
+        slack = torch.stack([bounding.share * size, 2 * self._rounding * size * (norms + errors).max()], 1)
         return compiled.Narrowing(spread, self.weight, torch.stack([scales, bounding.offset, errors], 1), slack)
 
     def product(self, rows: Int[Tensor, "rows d_in"], out: Int[Tensor, "rows n_latents"]) -> None:

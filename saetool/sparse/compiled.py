@@ -72,6 +72,8 @@ class Bounding:
     """What offset, norm and error count of each latent's `numbers`."""
     numbers: Float[Tensor, "3 n_latents"]
     offset: Float[Tensor, "n_latents"]
+    share: float
+    """Of the proven bounds; 1 for those themselves."""
 
     def arrays(self, rows: slice) -> tuple:
         """Return what the kernels take, for some of the rows."""

@@ -25,7 +25,7 @@ class HalfWeight(WeightCopy):
 
     def __init__(self, weight: Tensor):
         super().__init__(weight)
-        multiple = AMX_COLUMNS if weight.device.type == "cpu" and _cpu_has("_is_amx_tile_supported") else COLUMNS
+        multiple = AMX_COLUMNS if weight.device.type == "cpu" and has_matrix_unit() else COLUMNS
         width = -(-(self.d_in + 4) // multiple) * multiple
         self.weight = weight.new_zeros(self.n_latents, width, dtype=torch.bfloat16)
 
@@ -89,6 +89,11 @@ def fast_half(device: torch.device) -> bool:
         return False
     units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return torch.backends.mkldnn.is_available() and any(map(_cpu_has, units))
+
+
+def has_matrix_unit() -> bool:
+    """Say whether the CPU has a unit for whole products of bfloat16 matrices."""
+    return _cpu_has("_is_amx_tile_supported")
 
 
 def _cpu_has(unit: str) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saetool.sparse import compiled
 from saetool.sparse.byte import LEAST_ROWS, ByteWeight, Race, has_byte_product
-from saetool.sparse.half import HalfWeight, fast_half, floor_half
+from saetool.sparse.half import HalfWeight, fast_half, floor_half, has_matrix_unit
 from saetool.sparse.kernels import sampled
 from saetool.sparse.support import Support
 from saetool.sparse.threads import share_out
@@ -33,7 +33,8 @@ Precision = Literal["exact", "bf16"]
 class Encoder:
     """A linear map x·Wᵀ + b, [n_latents, d_in] and [n_latents], that finds its largest outputs without keeping all.
 
-    precision "exact": the outputs returned, and who is among them, are those of the weight's own precision.
+    precision "exact": the outputs returned, and who is among them, are those of the weight's own precision. "bf16":
+    they are bfloat16's; or, by the int8 product, who is among them is found without proof that none is missed.
     """
 
     weight: Tensor
@@ -50,9 +51,11 @@ class Encoder:
         return self.precision == "bf16" or fast_half(self.weight.device)
 
     def _in_bytes(self, rows: int = LEAST_ROWS) -> bool:
-        """Whether the next selection, from so many rows, takes the int8 product."""
-        exact, wide = self.precision == "exact", self.weight.shape[1] > 1  # torch 2.14 leaves products of width 1 empty
-        return exact and wide and self.race.takes_bytes(rows) and compiled.serves(self.weight) and has_byte_product()
+        """Whether the next selection, from so many rows, takes the int8 product: without proof, where it surely is
+        the faster one; exact mode, whose answer is the same on both ways, finds out."""
+        wide = self.weight.shape[1] > 1  # torch 2.14 leaves products of width 1 empty
+        faster = self.race.takes_bytes(rows) if self.precision == "exact" else not has_matrix_unit()
+        return wide and faster and compiled.serves(self.weight) and has_byte_product()
 
     @property
     def kept(self) -> HalfWeight | ByteWeight | None:
@@ -157,7 +160,7 @@ class Encoder:
         def part(number: int, rows: range) -> tuple[Support, Tensor]:
             inputs = x[rows.start : rows.stop]
             coded, numbers = compiled.to_bytes(inputs)
-            bounding = byte.bounding(numbers, bias, cut)
+            bounding = byte.bounding(numbers, bias, cut, proven=self.precision == "exact")
             narrowing = byte.narrowing(numbers, bounding) if k is not None else None
 
             def select(at: int, sums: Tensor) -> compiled.Found:

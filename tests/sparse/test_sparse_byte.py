@@ -47,6 +47,25 @@ def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, 
     assert (narrower <= true + 1.1 * d_in**0.5 / 127 * steps.double() + 1e-4 * (1 + size)).all()
 
 
+def test_likely_bounds_are_a_fraction_of_the_proven_ones_and_miss_next_to_nothing():
+    x, weight, bias = problem(2000, 384, 1000)
+    cut = torch.zeros(1000)
+    byte = ByteWeight.of(weight, None)
+    coded, numbers = compiled.to_bytes(x)
+    sums = torch.empty(2000, 1000, dtype=torch.int32)
+    byte.product(coded, sums)
+    true, (own, norm, error) = x @ weight.T + bias, byte.numbers
+    near = sums * own * numbers[0][:, None] + bias
+    width = {}
+    for proven in (True, False):
+        factors = byte.bounding(numbers, bias, cut, proven).factors * numbers[0][:, None]
+        width[proven] = factors[:, 1:2] * norm + factors[:, 2:] * error
+    assert (width[False] < width[True] / 4).all()
+    missed = near + width[False] < true  # of two million
+    assert missed.sum() < 20
+    assert (near + width[False] / 4 < true).sum() > 1000  # four times less would not do
+
+
 def test_the_way_to_candidates_changes_no_bit(monkeypatch):
     monkeypatch.setattr(select, "fast_half", lambda device: True)
     x, weight, bias = problem(300, 48, 500)

@@ -15,14 +15,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=["int8, compiled", "bf16, compiled", "bf16", "float32"], autouse=True)
 def path(request, monkeypatch):
-    """Run every test on all ways to find candidates, whatever this machine is fast at."""
+    """Run every test on all ways to find candidates, whatever this machine is fast at; return which."""
     monkeypatch.setattr(select, "fast_half", lambda device: request.param != "float32")
     monkeypatch.setattr(Race, "takes_bytes", lambda race, rows=0: request.param == "int8, compiled")
+    monkeypatch.setattr(select, "has_matrix_unit", lambda: request.param != "int8, compiled")
     if request.param.endswith("compiled"):
         assert compiled.kernels() is not None
         assert has_byte_product()
     else:
         monkeypatch.setattr(compiled, "kernels", lambda: None)
+    return request.param
 
 
 def problem(rows, d_in, n_latents, seed=0, scale=1.0):
@@ -67,7 +69,7 @@ def test_the_k_largest_are_those_of_the_dense_formula(rows, d_in, n_latents, k, 
     assert ((codes > 0).sum(1) <= k).all()
 
 
-def test_candidates_are_found_where_bfloat16_alone_is_wrong_in_most_rows():
+def test_candidates_are_found_where_bfloat16_alone_is_wrong_in_most_rows(path):
     """A hundred latents a row within ± 0.004 of the threshold: bf16 misjudges many, exact mode none."""
     x, weight, _ = problem(64, 64, 2048)
     weight[1:] = weight[0] + 1e-3 * torch.randn(2047, 64, generator=torch.Generator().manual_seed(1))
@@ -80,7 +82,10 @@ def test_candidates_are_found_where_bfloat16_alone_is_wrong_in_most_rows():
     assert torch.equal(exact[sure], (dense > 0)[sure])
     support, values = Encoder(weight, "bf16").above(x[:1], bias, torch.zeros(2048))
     rough = support.codes(values).dense() > 0
-    assert (rough != (dense > 0)).sum() > 20
+    if path == "int8, compiled":  # only what is likely, yet decided by float32
+        assert torch.equal(rough[sure], (dense > 0)[sure])
+    else:
+        assert (rough != (dense > 0)).sum() > 20
 
 
 @settings(max_examples=30, deadline=None)
