@@ -1,6 +1,6 @@
 """Where a sparse model starts: unit decoder rows, the encoder tied to them, biases that give the wanted L0 at once.
 
-Starting at the wanted L0 keeps the sparse step fast from step 0, and W_e = W_dᵀ keeps latents alive (Gao et al. 2024).
+Starting at the wanted L0 keeps the sparse step fast from step 0, and W_e = c · W_dᵀ keeps latents alive (Gao et al. 2024).
 """
 
 import math
@@ -18,6 +18,11 @@ SAMPLE_ROWS = 1024
 
 KL_ENCODER_SCALE = 1.5
 """‖W_e,j‖ at the start of KL models: pre-activations then spread wide enough to be rare rather than small."""
+
+L1_ENCODER_SCALE = 2.0
+"""The same of ReLU models with L1. In a training of 600 steps to L0 45 (the demo) it ends at FVU .118 with .3 % of the
+latents silent, 1 at .134 with 5 %, 3.5 far from its L0. What selects by rank or threshold is best at 1: gated and TopK
+models have more silent latents at any other scale, 17 % and 26 % at .5 to 1.5."""
 
 MOST_ACTIVE = 0.25
 """The wanted L0 is at most this share of the latents: a quantile near 1 says nothing."""
@@ -45,11 +50,17 @@ def initialize_sparse(model: Initial, stream: Stream, generator: torch.Generator
     rows = torch.randn(model.decoder.shape, generator=generator, device=generator.device)
     model.decoder.copy_(nn.functional.normalize(rows, dim=1))
     penalty = model.settings.penalty
-    model.encoder.copy_(model.decoder * (KL_ENCODER_SCALE if isinstance(penalty, KlPenalty) else 1.0))
+    model.encoder.copy_(model.decoder * _encoder_scale(model.settings))
     if isinstance(penalty, KlPenalty) and model.settings.activation.kind == "sigmoid":
         model.encoder_bias.fill_(math.log(penalty.rho / (1 - penalty.rho)))
         return float(model.n_latents)
     return _set_biases(model, model.normalizer(stream.sample(SAMPLE_ROWS).to(model.encoder)))
+
+
+def _encoder_scale(settings: SparseSettings) -> float:
+    if isinstance(settings.penalty, KlPenalty):
+        return KL_ENCODER_SCALE
+    return L1_ENCODER_SCALE if settings.penalty.kind == "l1" and settings.activation.kind == "relu" else 1.0
 
 
 def _set_biases(model: Initial, x: Tensor) -> float:
