@@ -1,6 +1,6 @@
 """Where a sparse model starts: unit decoder rows, the encoder tied to them, biases that give the wanted L0 at once.
 
-Starting at the wanted L0 keeps the sparse step fast from step 0, and W_e = c W_dᵀ keeps latents alive (Gao et al. 2024).
+Starting at the wanted L0 keeps the sparse step fast from step 0; W_e = c W_dᵀ keeps latents alive (Gao et al. 2024).
 """
 
 import math
