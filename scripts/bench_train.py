@@ -1,7 +1,7 @@
 """Training rate of sparse autoencoders against other programs: same machine, same data, interleaved in one run.
 
     scripts/bench_environments.sh                 # once: an environment a program
-    python scripts/bench_train.py [--quick] [--store runs/demo/activations] [--json FILE] [--peers DIR]
+    python scripts/bench_train.py [--quick] [--store runs/demo/activations] [--json FILE] [--peers DIR] [--parts …]
 
 Rates are activations trained on a second, each program at its best batch size. Programs take turns in short bursts, so
 that all see the same machine. As shipped (float32) is the comparison; bf16 autocast with fused Adam is printed beside.
@@ -27,7 +27,15 @@ from saetool.sparse.half import fast_half
 
 WORKER = Path(__file__).with_name("bench_train_worker.py")
 PEERS = {"l1": ("overcomplete", "saelens"), "topk": ("sparsify", "overcomplete", "saelens")}
-K, TARGET_L0, LR = 32, 50.0, 1e-3
+K, TARGET_L0 = 32, 50.0
+LR, LR_BATCH = 1e-3, 2048
+"""Every program's learning rate is LR · √(batch / LR_BATCH): larger batches take fewer steps."""
+L0_WITHIN = 0.05
+"""Where an L1 model ends farther than this from the first other program's L0, it trains again, its target moved."""
+USUAL_BATCH = {"saetool exact": 8192, "saetool bf16": 8192, "sparsify": 8192, "overcomplete": 2048, "saelens": 2048}
+"""The batch sizes for FVU where rates are not measured in the same run: at which each was fastest before."""
+PARTS = ("rates", "quality", "sweep", "wide")
+"""Rates 384 → 12,288; FVU after equal data; four models together; memory and rates 768 → 24,576."""
 HELD_OUT = 8192
 BURST_SECONDS = 2.0
 SWEEP_TOKENS = 65_536
@@ -43,11 +51,11 @@ LABELS = {"relu_l1": "ReLU + L1", "topk": f"TopK {K}"}
 class Runner:
     """A worker process that trains when asked to."""
 
-    def __init__(self, name, method, shape, batch, data, peers, tokens):
+    def __init__(self, name, method, shape, batch, data, peers, tokens, target_l0=TARGET_L0):
         program, _, variant = name.partition(" ")
         python = sys.executable if program == "saetool" else str(peers / program / "bin" / "python")
-        options = {"d_in": shape[0], "n_latents": shape[1], "batch": batch, "tokens": tokens, "k": K, "lr": LR}
-        options |= {"target_l0": TARGET_L0, "data": data}
+        options = {"d_in": shape[0], "n_latents": shape[1], "batch": batch, "tokens": tokens, "k": K}
+        options |= {"lr": LR * (batch / LR_BATCH) ** 0.5, "target_l0": target_l0, "data": data}
         command = [python, str(WORKER), program, method, *(f"--{k}={v}" for k, v in options.items())]
         if program == "saetool":
             command.append(f"--codes={variant or 'exact'}")
@@ -99,7 +107,7 @@ def rates(method, shape, batch, names, arguments, rounds):
         found[name]["rate"] = statistics.median(found[name]["rates"])
         low, high = min(found[name]["rates"]), max(found[name]["rates"])
         note = f"{found[name]['peak_mb']:6,.0f} MB" + (
-            f"  L0 {found[name]['l0']:.1f}, bf16 alone flips {found[name]['bf16_flips_a_row']:.2f} a row"
+            f"  L0 {found[name]['l0']:.1f}, codes bf16 flip {found[name]['bf16_flips_a_row']:.2f} a row"
             if "l0" in found[name]
             else ""
         )
@@ -108,14 +116,25 @@ def rates(method, shape, batch, names, arguments, rounds):
 
 
 def quality(method, shape, best, arguments, tokens):
-    """Return {program: {"fvu", "l0"}} after equal tokens, each program at the batch size at which it was fastest."""
-    found = {}
-    for name, batch in best.items():
-        runner = Runner(name, method, shape, batch, *arguments)
-        runner.ask(f"train {tokens // batch}")
-        found[name] = runner.ask("evaluate") | {"batch": batch}
+    """Return {program: {"fvu", "l0", "silent"}} after equal tokens, each program at the batch size that was timed."""
+
+    def train(name, target):
+        runner = Runner(name, method, shape, best[name], *arguments, target_l0=target)
+        runner.ask(f"train {tokens // best[name]}")
+        answer = runner.ask("evaluate") | {"batch": best[name]}
         runner.close()
-        print(f"  {name:22s} FVU {found[name]['fvu']:.4f} at L0 {found[name]['l0']:.1f} (batch {batch:,})")
+        return answer
+
+    found, wanted = {}, None
+    for name in (*PEERS[method], "saetool exact", "saetool bf16"):
+        found[name] = train(name, TARGET_L0)
+        wanted = wanted or found[name]["l0"]
+        off = found[name]["l0"] / wanted
+        if method == "l1" and name.startswith("saetool") and abs(off - 1) > L0_WITHIN:
+            found[name] = train(name, TARGET_L0 * wanted / found[name]["l0"])
+        print(
+            "  {:22s} FVU {fvu:.4f} at L0 {l0:.1f}, {silent:.1%} silent (batch {batch:,})".format(name, **found[name])
+        )
     return found
 
 
@@ -251,44 +270,56 @@ def memory(arguments):
     return {"peak_mb": peak, "limit_mb": (16 * parameters + 1.5e9) / 2**20}
 
 
+def wide(folder, peers, tokens):
+    """Return peak memory, rates and ratios for 768 to 24,576, on synthetic rows."""
+    save_rows(folder, None, 768, 65_536)
+    arguments = (folder, peers, tokens)
+    peak = memory(arguments)
+    print("768 to 24,576, batch 8,192: {peak_mb:,.0f} MB, limit {limit_mb:,.0f} MB".format(**peak))
+    found = compare((768, 24576), ("l1", "topk"), (2048,), 2, arguments, ())
+    return {"memory": peak, "rates_768": found, "ratios_768": ratios(found)[0]}
+
+
+def save_rows(folder, store, d_in, tokens):
+    """Write training and held-out rows where the workers find them."""
+    for name, rows in zip(("train", "held_out"), rows_of(store, d_in, tokens), strict=True):
+        np.save(f"{folder}/{name}.npy", rows.numpy())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="rates only, 384 to 12,288, under five minutes on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="rates and sweep only, under ten minutes on 2 cores")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="some only; without rates no ratio is printed")
     parser.add_argument("--store", type=Path, help="activations to train on (d_in 384)")
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tokens", type=int, default=600_000, help="for FVU at equal data")
     args = parser.parse_args()
+    parts = args.parts or (("rates", "sweep") if args.quick else PARTS)
     missing = [p for p in PEERS["topk"] if not (args.peers / p / "bin" / "python").exists()]
     if missing:
         raise SystemExit(f"no environment for {', '.join(missing)} in {args.peers}: run scripts/bench_environments.sh")
     gated = fast_half(torch.device("cpu"))
     result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gates_apply": gated}
+    shape, methods = (384, 12288), ("l1", "topk")
     with tempfile.TemporaryDirectory() as folder:
-        tokens = 131_072 if args.quick else args.tokens
-        for name, rows in zip(("train", "held_out"), rows_of(args.store, 384, tokens), strict=True):
-            np.save(f"{folder}/{name}.npy", rows.numpy())
-        shape, arguments = (384, 12288), (folder, args.peers, args.tokens)
-        batches, rounds = ((2048, 8192), 2) if args.quick else ((2048, 4096, 8192), 4)
-        found = compare(shape, ("l1", "topk"), batches, rounds, arguments, (2048,) if args.quick else batches)
-        numbers, best = ratios(found)
-        result |= numbers | {"rates_384": found, "time": report_parts(found, shape)}
-        if not args.quick:
-            result["quality"] = {
-                method: quality(method, shape, best[method], arguments, args.tokens) for method in found
-            }
-    if args.store is not None:
+        save_rows(folder, args.store, 384, 131_072 if args.quick else args.tokens)
+        arguments, best = (folder, args.peers, args.tokens), dict.fromkeys(methods, USUAL_BATCH)
+        if "rates" in parts:
+            batches, rounds = ((2048, 8192), 2) if args.quick else ((2048, 4096, 8192), 4)
+            found = compare(shape, methods, batches, rounds, arguments, (2048,) if args.quick else batches)
+            numbers, best = ratios(found)
+            result |= numbers | {"rates_384": found, "time": report_parts(found, shape)}
+        if "quality" in parts:
+            print(f"held-out FVU after {args.tokens:,} activations")
+            result["quality"] = {m: quality(m, shape, best[m], arguments, args.tokens) for m in methods}
+    if "sweep" in parts and args.store is not None:
         result["sweep"] = sweep(args.store)
-    if not args.quick:
+    if "wide" in parts:
         with tempfile.TemporaryDirectory() as folder:
-            for name, rows in zip(("train", "held_out"), rows_of(None, 768, 65_536), strict=True):
-                np.save(f"{folder}/{name}.npy", rows.numpy())
-            arguments = (folder, args.peers, args.tokens)
-            result["memory"] = memory(arguments)
-            print("768 to 24,576, batch 8,192: {peak_mb:,.0f} MB, limit {limit_mb:,.0f} MB".format(**result["memory"]))
-            found = compare((768, 24576), ("l1", "topk"), (2048,), 2, arguments, ())
-            result |= {"rates_768": found, "ratios_768": ratios(found)[0]}
-    report_gates(result, gated)
+            result |= wide(folder, args.peers, args.tokens)
+    if "rates" in parts:
+        report_gates(result, gated)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2))
 

@@ -2,7 +2,7 @@
 
 Commands come on standard input, a line each; answers go to standard output as JSON.
     train N      N more steps → {"seconds": …, "peak_mb": …}
-    evaluate     → {"fvu": …, "l0": …} on the held-out rows
+    evaluate     → {"fvu": …, "l0": …, "silent": share of the latents that never fire} on the held-out rows
     profile N    → {"share": {part: share of the time}} (saetool only)
 """
 
@@ -19,26 +19,29 @@ import numpy as np
 import torch
 
 STEER = 0.02
-"""Every program's L1 weight is steered to the same L0 by the same rule: weight · (L0 / target)^STEER a step."""
+"""The other programs' L1 weight is steered to the same L0 by the same rule: weight · (L0 / target)^STEER a step, and
+in proportion to L0 itself, without which it overshoots (their L0 begins at half of the latents)."""
 
 
 class Program:
     """A model, its optimizer and one training step. `x` is centered and scaled to E‖x‖² = d_in."""
 
     def __init__(self, args):
-        self.args, self.weight = args, 0.1
+        self.args, self.weight, self.last_l0 = args, 0.1, None
 
     def step(self, x):
         raise NotImplementedError
 
     def reconstruct(self, x):
-        """Return x_hat and the number of active latents of each row."""
+        """Return x_hat, the number of active latents of each row, and which latents are active in some."""
         raise NotImplementedError
 
     def steer(self, z):
         if self.args.method == "l1":
             some = (z.detach()[:: max(1, len(z) // 128)] > 0).sum(1).float().mean().item()
-            self.weight *= min(10.0, max(0.1, some / self.args.target_l0)) ** STEER
+            some = max(some, 0.1)
+            self.weight *= min(10.0, max(0.1, some / self.args.target_l0)) ** STEER * some / (self.last_l0 or some)
+            self.last_l0 = some
 
     def autocast(self):
         return torch.autocast("cpu", torch.bfloat16, enabled=self.args.autocast)
@@ -85,7 +88,9 @@ class Saetool(Program):
     def reconstruct(self, x):
         codes = self.model.eval().encode_sparse(x)
         self.model.train()
-        return self.model.decode_sparse(codes), codes.offsets.diff()
+        fired = torch.zeros(self.args.n_latents, dtype=torch.bool)
+        fired[codes.latents] = True
+        return self.model.decode_sparse(codes), codes.offsets.diff(), fired
 
 
 class Overcomplete(Program):
@@ -114,7 +119,7 @@ class Overcomplete(Program):
     def reconstruct(self, x):
         _, z, x_hat = self.model.eval()(x)
         self.model.train()
-        return x_hat, (z > 0).sum(1)
+        return x_hat, (z > 0).sum(1), (z > 0).any(0)
 
 
 class Sparsify(Program):
@@ -137,7 +142,9 @@ class Sparsify(Program):
 
     def reconstruct(self, x):
         out = self.model(x)
-        return out.sae_out, (out.latent_acts > 0).sum(1)
+        fired = torch.zeros(self.args.n_latents, dtype=torch.bool)
+        fired[out.latent_indices[out.latent_acts > 0]] = True
+        return out.sae_out, (out.latent_acts > 0).sum(1), fired
 
 
 class SaeLens(Program):
@@ -170,7 +177,8 @@ class SaeLens(Program):
 
     def reconstruct(self, x):
         z = self.model.encode(x)
-        return self.model.decode(z), (z.to_dense() > 0).sum(1) if z.is_sparse else (z > 0).sum(1)
+        active = (z.to_dense() if z.is_sparse else z) > 0
+        return self.model.decode(z), active.sum(1), active.any(0)
 
 
 PROGRAMS = {"saetool": Saetool, "overcomplete": Overcomplete, "sparsify": Sparsify, "saelens": SaeLens}
@@ -237,12 +245,15 @@ def profile(program, batches, steps):
 @torch.no_grad()
 def evaluate(program, held_out):
     error = active = 0.0
+    fired = torch.zeros(program.args.n_latents, dtype=torch.bool)
     for x in held_out.split(2048):
-        x_hat, counts = program.reconstruct(x)
+        x_hat, counts, some = program.reconstruct(x)
+        fired |= some
         error += (x - x_hat).double().square().sum().item()
         active += counts.sum().item()
     total = (held_out - held_out.mean(0)).double().square().sum().item()
-    return {"fvu": error / total, "l0": active / len(held_out)}
+    silent = 1 - fired.float().mean().item()
+    return {"fvu": error / total, "l0": active / len(held_out), "silent": silent}
 
 
 def endless(rows, batch):

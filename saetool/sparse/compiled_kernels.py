@@ -1,5 +1,7 @@
 """Loops that numba compiles for the CPU; `compiled` calls them with torch's tensors. Importing this needs numba.
 
+They share one file because numba's cache notices a change only in the file of the function that is called.
+
 `bits` are bfloat16 numbers read as int16: those that are not negative order like them. A row's strided blocks (block i
 holds every latent l with l mod n_blocks = i) have their maxima taken in one pass over the row; the maxima then say
 where to look again, so that the row itself is hardly looked at twice.
@@ -35,6 +37,7 @@ compiled = numba.njit(
 
 
 FLOAT, WORD = ir.FloatType(), ir.IntType(32)
+"""LLVM's types."""
 
 
 @intrinsic
