@@ -320,7 +320,7 @@ class SparseAutoencoder(Autoencoder):
         self.silence.update(self._last["counts"] > 0, self._rows)
         self.tokens_seen += self._rows * distributed.world_size()
         self.activation.after_update()
-        self.penalty_weight.after_update(step, l0)
+        self.penalty_weight.after_update(step, l0, self.mean_l0)
         self.mean_l0.lerp_(l0.to(self.mean_l0), 0.1)
         if (step + 1) % DENSITY_EVERY == 0:
             self._decide_density()

@@ -233,6 +233,20 @@ def test_unit_rows_stay_unit_and_gradients_do_not_point_along_them():
     torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(128))
 
 
+def test_steering_gives_way_while_l0_falls():
+    def moved(l0, mean):
+        steered = make(penalty={"kind": "l1", "target_l0": 50, "warmup_steps": 0}).penalty_weight
+        start = float(steered.weight)
+        steered.after_update(0, torch.tensor(l0), torch.tensor(mean))
+        return float(steered.weight) / start
+
+    assert moved(50.0, 50.0) == pytest.approx(1)
+    assert moved(80.0, 80.0) == pytest.approx(1.6**0.02)
+    assert moved(80.0, 100.0) == pytest.approx(1.6**0.02 * 0.8**0.1)
+    assert moved(80.0, 100.0) < 1
+    assert 0 < moved(0.0, 0.0) < 1
+
+
 @pytest.mark.parametrize("target", [2.0, 3.5])
 def test_target_l0_is_met(target):
     model, x = started(penalty={"kind": "l1", "target_l0": target, "warmup_steps": 10}, initial_l0=12)
@@ -432,5 +446,5 @@ def test_penalty_weight_of_a_steered_model_stays_within_its_limits():
         SparseSettings(kind="sparse", n_latents=4, penalty={"kind": "l1", "target_l0": 5}).penalty
     )
     for _ in range(5000):
-        weight.after_update(10_000, torch.tensor(0.0))
+        weight.after_update(10_000, torch.tensor(0.0), torch.tensor(0.0))
     assert math.isclose(float(weight.weight), 1e-6, rel_tol=1e-3)
