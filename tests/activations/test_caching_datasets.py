@@ -101,7 +101,7 @@ def test_a_stream_that_breaks_off_resumes_to_the_same_store(tiny, parquet, tmp_p
 
 def test_live_training_reads_a_stream_once_an_epoch(tiny, parquet, monkeypatch):
     """Slices in another order than the stream's would read it from its first row again and again."""
-    monkeypatch.setattr("saetool.images.datasets.STREAM_BUFFER", 4)
+    monkeypatch.setattr("saetool.images.datasets.STREAM_BUFFER", 8)  # more than the images asked for ahead
     source = source_of(parquet[0], streaming=True, limit=ROWS)
     read, begun = [], []
     row, skip = type(source._rows)._read, source._rows._rows.skip
