@@ -21,7 +21,7 @@ from saetool.vision.geometry import Geometry
 
 THUMBNAIL_PX = 240
 """Longest side: the tiles of a latent page at their natural size on most screens, 2 to 8 kB each."""
-THUMBNAIL_QUALITY = 80
+THUMBNAIL_QUALITY = 75
 FACTS_BLOCK = 512
 PATCHES_BLOCK = 16
 SHARE_STEPS = 16_383

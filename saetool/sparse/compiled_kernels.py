@@ -7,6 +7,8 @@ holds every latent l with l mod n_blocks = i) have their maxima taken in one pas
 where to look again, so that the row itself is hardly looked at twice.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 from llvmlite import ir
@@ -40,15 +42,13 @@ FLOAT, WORD = ir.FloatType(), ir.IntType(32)
 """LLVM's types."""
 
 
-@intrinsic
-def _bits_of(typing_context, value):
+def _cast_to_bits(typing_context, value):
     """Return the bits of a float32 number."""
     del typing_context
     return numba.int32(value), lambda context, builder, signature, values: builder.bitcast(values[0], WORD)
 
 
-@intrinsic
-def _number(typing_context, bits):
+def _cast_to_number(typing_context, bits):
     """Return the float32 number of 32 bits (the low ones of 64), or of the 16 bits of bfloat16; a number as it is; and
     what an int8 stands for, itself."""
     del typing_context
@@ -67,6 +67,10 @@ def _number(typing_context, bits):
         return builder.bitcast(value, FLOAT)
 
     return numba.float32(bits), convert
+
+
+_bits_of: Any = intrinsic(_cast_to_bits)  # of one argument, inside compiled loops
+_number: Any = intrinsic(_cast_to_number)
 
 
 @compiled

@@ -166,7 +166,7 @@ class Encoder:
             def select(at: int, sums: Tensor) -> compiled.Found:
                 here = slice(at, at + len(sums))
                 bounds, known = bounding.arrays(here), (inputs[here], self.weight, bias)
-                if narrowing is None:
+                if k is None or narrowing is None:
                     return compiled.above_bytes(sums, bounds, *known, cut)
                 return compiled.largest_bytes(sums, (*bounds, *narrowing.arrays(here)), *known, k)
 

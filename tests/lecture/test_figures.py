@@ -26,6 +26,7 @@ SMALL_RUN = [
     "images.limit=150",
     "autoencoder.expansion=4",
     "autoencoder.penalty={kind: l1, target_l0: 20, warmup_steps: 5}",
+    "autoencoder.initial_l0=20",
     "training.tokens=60_000",
     "training.batch_size=512",
 ]
