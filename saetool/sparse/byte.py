@@ -5,6 +5,11 @@ numbers is exact, so that only rounding to them and the float32 formula's own ro
 
     |x·w − x'·w'| ≤ ‖x − x'‖ ‖w‖ + ‖x'‖ ‖w − w'‖ + K 2⁻²³ ‖x'‖ (‖w‖ + ‖w − w'‖)
 
+Where few are left, x itself times w' bounds them again, without what x's rounding costs and with twice the last term,
+since that product, too, is rounded:
+
+    |x·w − x·w'| ≤ ‖x‖ ‖w − w'‖ + 2 K 2⁻²³ ‖x‖ (‖w‖ + ‖w − w'‖)
+
 The bound is about ten times wider than bfloat16's, so about twice as many entries have to be decided in float32; where
 integer products are twice as fast as bfloat16 ones that is well worth it, and where they are not, it is not: `Race`
 measures. The loops around the product are compiled ones only.
@@ -74,7 +79,7 @@ class ByteWeight(WeightCopy):
         return compiled.Bounding(factors, self.numbers, offset, share)
 
     def narrowing(self, rows: Float[Tensor, "3 rows"], bounding: compiled.Bounding) -> compiled.Narrowing:
-        """Return what makes narrower bounds, from rows as they are: half of the rounding's terms, twice as often."""
+        """Return what makes the narrower bounds, from rows as they are."""
         _, norm, error = self.numbers.mean(1)
         spread = SPREAD * (bounding.factors[:, 1] * norm + bounding.factors[:, 2] * error)
         scales, norms, errors = self.numbers

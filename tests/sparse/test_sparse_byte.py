@@ -1,10 +1,11 @@
 """The int8 way to candidates: its bound holds, it changes no bit, and it is taken where it is faster."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetool.sparse import compiled, select
+from saetool.sparse import byte, compiled, select
 from saetool.sparse.byte import AGAIN, TRIALS, ByteWeight, Race
 from saetool.sparse.select import Encoder
 
@@ -23,12 +24,12 @@ def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, 
     x[3], weight[5] = 0.0, 0.0
     x[:, 0] *= 1 + outlier
     cut = torch.linspace(-1, 1, 64)
-    byte = ByteWeight.of(weight, None)
+    copy = ByteWeight.of(weight, None)
     coded, numbers = compiled.to_bytes(x)
     sums = torch.empty(32, 64, dtype=torch.int32)
-    byte.product(coded, sums)
-    assert torch.equal(sums.long(), coded.long() @ byte.weight.long().T)
-    bounding, (own, norm, error) = byte.bounding(numbers, bias, cut), byte.numbers
+    copy.product(coded, sums)
+    assert torch.equal(sums.long(), coded.long() @ copy.weight.long().T)
+    bounding, (own, norm, error) = copy.bounding(numbers, bias, cut), copy.numbers
     factors = bounding.factors
     bounds = sums * own + factors[:, :1] * bounding.offset + factors[:, 1:2] * norm + factors[:, 2:] * error
     bounds = bounds.double() * numbers[0].double()[:, None]
@@ -38,10 +39,10 @@ def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, 
     steps = x.abs().amax(1)[:, None] * norm + numbers[1][:, None] * weight.abs().amax(1)
     assert (bounds <= true + 1.1 * d_in**0.5 / 127 * steps.double() + 1e-4).all()
     # Narrowed, only the latent's rounding is left of that.
-    narrowing = byte.narrowing(numbers, bounding)
+    narrowing = copy.narrowing(numbers, bounding)
     own, offset, error = narrowing.latents.T
     size, rest = narrowing.slack.T[:, :, None]
-    narrower = (x @ byte.weight.float().T * own + offset + size * error + rest).double()
+    narrower = (x @ copy.weight.float().T * own + offset + size * error + rest).double()
     assert (narrower >= true).all()
     steps = numbers[1][:, None] * weight.abs().amax(1)
     assert (narrower <= true + 1.1 * d_in**0.5 / 127 * steps.double() + 1e-4 * (1 + size)).all()
@@ -50,15 +51,15 @@ def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, 
 def test_likely_bounds_are_a_fraction_of_the_proven_ones_and_miss_next_to_nothing():
     x, weight, bias = problem(2000, 384, 1000)
     cut = torch.zeros(1000)
-    byte = ByteWeight.of(weight, None)
+    copy = ByteWeight.of(weight, None)
     coded, numbers = compiled.to_bytes(x)
     sums = torch.empty(2000, 1000, dtype=torch.int32)
-    byte.product(coded, sums)
-    true, (own, norm, error) = x @ weight.T + bias, byte.numbers
+    copy.product(coded, sums)
+    true, (own, norm, error) = x @ weight.T + bias, copy.numbers
     near = sums * own * numbers[0][:, None] + bias
     width = {}
     for proven in (True, False):
-        factors = byte.bounding(numbers, bias, cut, proven).factors * numbers[0][:, None]
+        factors = copy.bounding(numbers, bias, cut, proven).factors * numbers[0][:, None]
         width[proven] = factors[:, 1:2] * norm + factors[:, 2:] * error
     assert (width[False] < width[True] / 4).all()
     missed = near + width[False] < true  # of two million
@@ -77,6 +78,28 @@ def test_the_way_to_candidates_changes_no_bit(monkeypatch):
         assert torch.equal(ours.latents, theirs.latents)
         assert torch.equal(ours.rows, theirs.rows)
         assert torch.equal(values, their_values)
+
+
+@pytest.mark.parametrize("spread", [0.0, byte.SPREAD, 50.0])
+def test_the_first_look_may_go_too_far_or_not_far_enough(monkeypatch, spread):
+    """More latents than blocks, and no multiple of them; a row with fewer positive outputs than k; equal outputs."""
+    monkeypatch.setattr(select, "fast_half", lambda device: True)
+    monkeypatch.setattr(Race, "takes_bytes", lambda race, rows=0: True)
+    monkeypatch.setattr(byte, "SPREAD", spread)
+    x, weight, bias = problem(50, 24, 2500)
+    weight[700:720] = weight[:20]
+    bias[700:720] = bias[:20]
+    x[7] = 0.0
+    bias = (bias - 1.0).clamp_max(-0.5)
+    bias[:3] = 0.1
+    support, values = Encoder(weight).largest(x, bias, 20)
+    dense = (x.double() @ weight.double().T + bias.double()).clamp_min(0)
+    kth = dense.topk(20).values[:, -1:]
+    codes = support.codes(values).dense().double()
+    sure = (dense - kth).abs() > 1e-5
+    torch.testing.assert_close(codes[sure], torch.where(dense >= kth, dense, 0.0)[sure], rtol=1e-5, atol=1e-5)
+    assert (codes[7] > 0).sum() == 3
+    assert support.codes(values).offsets.diff().max() == 20
 
 
 def test_a_race_takes_the_faster_way_and_looks_again(monkeypatch):
