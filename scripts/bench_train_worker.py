@@ -184,7 +184,7 @@ class SaeLens(Program):
 PROGRAMS = {"saetool": Saetool, "overcomplete": Overcomplete, "sparsify": Sparsify, "saelens": SaeLens}
 
 PARTS = {
-    "encoder": {"mm", "addmm", "_int_mm"},
+    "encoder": {"mm", "addmm"},
     "selection": {
         *("nonzero", "topk", "amax", "clamp_", "maximum", "sub_", "index_select", "cumsum", "mul_", "add_"),
         *("masked_select", "masked_scatter_", "bitwise_and", "__rshift__", "floor_divide", "div", "gt", "eq", "le"),
@@ -198,8 +198,8 @@ PARTS = {
 """Names of torch's operators without `aten::`; "index" alone stands in several parts and counts as rest."""
 
 
-COMPILED = {"above": "selection", "largest": "selection", "sampled": "products", "decoding_error": "products"}
-COMPILED |= {"above_bytes": "selection", "largest_bytes": "selection", "to_bytes": "selection", "update": "optimizer"}
+COMPILED = {"above": "selection", "largest": "selection", "decide": "selection", "to_bytes": "selection"}
+COMPILED |= {"sampled": "products", "decoding_error": "products", "update": "optimizer"}
 """saetool's compiled loops, which are no operators of torch, and the part of a step that each belongs to."""
 
 
@@ -216,6 +216,7 @@ def label_compiled():
 
     for name, part in COMPILED.items():
         setattr(compiled, name, labeled(getattr(compiled, name), part))
+    compiled.CodedWeight.bounds = labeled(compiled.CodedWeight.bounds, "encoder")
 
 
 def peak_mb():

@@ -112,7 +112,7 @@ class Normalizer(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Map raw activations into the model's units."""
-        return x if self.kind == "none" else (x - self.mean) * self.factor
+        return x if self.kind == "none" else (x - self.mean).mul_(self.factor)
 
     def inverse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Map the model's units back to raw activations."""

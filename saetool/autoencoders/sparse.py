@@ -30,6 +30,7 @@ from saetool.errors import RequestError
 from saetool.sparse.adam import BlockAdam, BlockRule, normalize_rows, remove_part_along
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import Term
+from saetool.sparse.memory import keep_freed_memory
 from saetool.sparse.products import Sink, decode, pre_activations, row_norms
 from saetool.sparse.select import Encoder
 from saetool.sparse.support import Support
@@ -297,6 +298,7 @@ class SparseAutoencoder(Autoencoder):
 
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> BlockAdam:
         """Return Adam in blocks of latents, with unit rows and the bfloat16 copy kept up on the way."""
+        keep_freed_memory()
         rules = {
             self.encoder: BlockRule(self._sinks[0], encoder=self._finder),
             self.decoder: BlockRule(self._sinks[1], unit_rows=self.unit_decoder),

@@ -78,7 +78,7 @@ class BlockAdam(torch.optim.Optimizer):
             case [Outer(rows, weights, offsets, table)] if parameter.grad is None and compiled.serves(parameter, table):
                 kept = rule.encoder.kept if rule.encoder else None
                 half = kept.weight if isinstance(kept, HalfWeight) else None
-                coded = (kept.weight, kept.numbers) if isinstance(kept, ByteWeight) else None
+                coded = kept.coded if isinstance(kept, ByteWeight) else None
                 gradient = (rows, weights, offsets, table)
                 compiled.update(parameter, gradient, state, group, rule.unit_rows, half, coded)
             case _:

@@ -20,8 +20,11 @@ from saetool.sparse.threads import share_out
 SWITCH = "SAETOOL_COMPILED"
 """The environment variable that, set to 0, leaves everything to plain torch."""
 
-GROUPS_AT_LEAST = 256
-"""Groups of a sampled product a thread: fewer are not worth the hand-over."""
+COLUMNS = 32
+"""Rows of int8 are filled up with zeros to a multiple of so many."""
+
+GROUPS = 512
+"""Rows or latents a thread takes at a time: fewer are not worth the hand-over."""
 
 
 @cache
@@ -41,74 +44,177 @@ def serves(*tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and kernels() is not None
 
 
-Found = tuple[Int[Tensor, "entries"], Int[Tensor, "entries"], Float[Tensor, "entries"]]
+Found = tuple[Int[Tensor, "rows"], Int[Tensor, "entries"], Float[Tensor, "entries"]]
+"""How many entries each row has, their latents in order, and their outputs."""
 
 
-def above(pre: Tensor, exact: bool, x: Tensor, weight: Tensor, bias: Tensor, cut: Tensor) -> Found:
-    """Return rows, latents and outputs x·w + bias of the entries where `pre` is positive.
+@dataclass(frozen=True)
+class Narrowing:
+    """What bounds x·w + bias − cut more narrowly, by rows as they are and the int8 weight, where few are left."""
 
-    pre [rows, n_latents], bfloat16, bounds x·wᵀ + bias − cut from above; bias and cut have [n_latents] entries.
+    coded: Int[Tensor, "2 n_latents columns"]
+    latents: Float[Tensor, "n_latents 5"]
+    """Scale, bias − cut, error of one and of both int8 numbers, what adding bias and cut may lose."""
+    slack: Float[Tensor, "rows 2"]
+    """What the error counts, and what rounding adds."""
+    spread: Float[Tensor, "rows"]
+    """About how far outputs are below their first bounds."""
+
+    def arrays(self) -> tuple:
+        """Return what the kernels take."""
+        return tuple(_arrays(self.coded, self.latents, self.slack, self.spread))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of outputs from above, in bfloat16, and what is known beside them."""
+
+    pre: Float[Tensor, "rows n_latents"]
+    """It may have more columns, of what is below 0."""
+    exact: bool
+    """Whether outputs will be computed in float32, and decide; else the bounds are taken for them."""
+    maxima: Int[Tensor, "rows blocks"] | None = None
+    """The largest number of each strided block, as bits of bfloat16, at least 0."""
+    narrowing: Narrowing | None = None
+    slack: Float[Tensor, "rows"] | None = None
+    """How far the bounds are above outputs, at most, before they are rounded; needed without `narrowing`."""
+
+    def arrays(self) -> tuple:
+        """Return what the kernels take."""
+        maxima = None if self.maxima is None else self.maxima.numpy()
+        narrowing = None if self.narrowing is None else self.narrowing.arrays()
+        return self.pre.view(torch.int16).numpy(), maxima, narrowing, self.exact
+
+
+def above(bounds: Bounds, x: Float[Tensor, "rows d_in"], cut: Float[Tensor, "n_latents"]) -> Found:
+    """Return the entries that may be above their latent's cut, from bounds of x·wᵀ + bias − cut.
+
+    No outputs, if these are to be exact: see `decide`.
     """
-    return _found(_kernels().above(_bits(pre), exact, *_arrays(x, weight, bias, cut)))
+    return _found(_kernels().above(*bounds.arrays(), *_arrays(x, cut)))
 
 
-def largest(pre: Tensor, exact: bool, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Found:
-    """Return rows, latents and outputs of each row's k largest that are positive; `pre` bounds x·wᵀ + bias."""
-    return _found(_kernels().largest(_bits(pre), exact, *_arrays(x, weight, bias), k))
+def largest(bounds: Bounds, x: Float[Tensor, "rows d_in"], k: int) -> Found:
+    """Return the entries that may be among each row's k largest and positive, from bounds of x·wᵀ + bias.
+
+    No outputs, if these are to be exact: see `decide`.
+    """
+    slack = x.new_zeros(len(x)) if bounds.slack is None else bounds.slack
+    return _found(_kernels().largest(*bounds.arrays(), *_arrays(x, slack), k))
 
 
-def to_bytes(rows: Float[Tensor, "rows d_in"]) -> tuple[Int[Tensor, "rows d_in"], Float[Tensor, "3 rows"]]:
-    """Return rows in int8, and for each its scale, its norm and the norm of what rounding changed."""
-    coded, numbers = torch.empty(rows.shape, dtype=torch.int8), torch.empty(3, len(rows))
+def decide(
+    candidates: Found,
+    x: Float[Tensor, "rows d_in"],
+    weight: Float[Tensor, "n_latents d_in"],
+    bias: Float[Tensor, "n_latents"],
+    cut: Float[Tensor, "n_latents"],
+    k: int | None,
+) -> Found:
+    """Return the candidates whose output x·w + bias is above the cut or, with k, each row's k largest above 0.
+
+    Outputs are computed in float32. All rows at once: the weight then has the cache for itself.
+    """
+    counts, latents, _ = candidates
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    run, arrays, places = _kernels().decide, _arrays(x, weight, bias, cut), _arrays(offsets, latents)
+
+    def part(number: int, rows: range) -> Found:
+        return _found(run(*arrays, k or 0, *places, rows.start, rows.stop))
+
+    return joined(share_out(part, len(x), GROUPS, x.device))
+
+
+def joined(parts: list[Found]) -> Found:
+    """Return what was found in parts of the rows, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    counts, latents, values = map(torch.cat, zip(*parts, strict=True))
+    return counts, latents, values
+
+
+@cache
+def byte_kernels() -> ModuleType | None:
+    """Return the compiled int8 product; None where compiled kernels or the CPU's unit for it are missing."""
+    if kernels() is None:
+        return None
+    from saetool.sparse import byte_kernels
+
+    return byte_kernels if byte_kernels.has_unit() else None
+
+
+def shorts(columns: int) -> int:
+    """Return the largest number in rows of int16."""
+    return min(int(_kernels().MOST), _kernels().SHORTS // up_to_multiple(columns, COLUMNS))
+
+
+def panel() -> int:
+    """Return how many latents the int8 product computes together."""
+    return _byte_kernels().PANEL
+
+
+Coded = tuple[Int[Tensor, "rows columns"], Float[Tensor, "3 rows"]]
+"""Rows in int8, their inputs filled up with zeros; each row's scale, norm and the norm of what rounding changed."""
+
+
+def to_bytes(rows: Float[Tensor, "rows d_in"]) -> Coded:
+    """Return rows in int8, filled up with rows of zeros to what `byte_bounds` takes."""
+    count = up_to_multiple(len(rows), _byte_kernels().TILE)
+    coded = torch.zeros(count, up_to_multiple(rows.shape[1], COLUMNS), dtype=torch.int8)
+    numbers = torch.zeros(3, count)
     _kernels().to_bytes(*_arrays(rows, coded, numbers))
     return coded, numbers
 
 
 @dataclass(frozen=True)
-class Bounding:
-    """What turns products of int8 rows into bounds of x·w + bias − cut, in units of the row's scale."""
+class CodedWeight:
+    """A weight in int8: row by row, and in panels for the product."""
 
-    factors: Float[Tensor, "rows 3"]
-    """What offset, norm and error count of each latent's `numbers`."""
-    numbers: Float[Tensor, "3 n_latents"]
-    offset: Float[Tensor, "n_latents"]
-    share: float
-    """Of the proven bounds; 1 for those themselves."""
+    rows: Int[Tensor, "2 n_latents columns"]
+    """The weight rounded to int8, in units of each latent's scale, and what that leaves, in finer units."""
+    numbers: Float[Tensor, "4 padded"]
+    """Each latent's scale, norm, and the norms of what one and both int8 numbers leave; zeros up to whole panels."""
+    panels: Int[Tensor, "panels words side"]
 
-    def arrays(self, rows: slice) -> tuple:
-        """Return what the kernels take, for some of the rows."""
-        scale, norm, error = self.numbers.numpy()
-        return self.factors[rows].numpy(), scale, self.offset.numpy(), norm, error
+    @classmethod
+    def empty(cls, n_latents: int, d_in: int) -> "CodedWeight":
+        """Return one that stands for zeros."""
+        words, side = up_to_multiple(d_in, COLUMNS) // 4, _byte_kernels().PANEL
+        n_panels = up_to_multiple(n_latents, side) // side
+        return cls(
+            torch.zeros(2, n_latents, 4 * words, dtype=torch.int8),
+            torch.zeros(4, n_panels * side),
+            torch.zeros(n_panels, words, side, dtype=torch.int32),
+        )
+
+    def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
+        """Copy the rows `start` to `stop`."""
+        _kernels().latents_to_bytes(*_arrays(weight), self.arrays(), start, stop)
+
+    def arrays(self) -> tuple:
+        """Return what the kernels take."""
+        return tuple(_arrays(self.rows, self.numbers, self.panels))
+
+    def bounds(
+        self,
+        rows: Int[Tensor, "rows columns"],
+        factors: Float[Tensor, "rows 3"],
+        offset: Float[Tensor, "padded"],
+        out: Float[Tensor, "rows padded"],
+        maxima: Int[Tensor, "rows blocks"],
+    ) -> None:
+        """Write sum · factor₀ · scale + offset + factor₁ · norm + factor₂ · error, cut to bfloat16, and block maxima.
+
+        The number of rows is that of `to_bytes` or a multiple of the tile's.
+        """
+        arrays = _arrays(rows, factors, self.panels, self.numbers, offset)
+        _byte_kernels().bounds(*arrays, out.view(torch.int16).numpy(), maxima.numpy())
 
 
-@dataclass(frozen=True)
-class Narrowing:
-    """What bounds x·w + bias more narrowly, from the row as it is and the int8 weight, where only a few are left."""
-
-    spread: Float[Tensor, "rows"]
-    """About how far outputs are below their first bounds, in units of the row's scale."""
-    coded: Int[Tensor, "n_latents d_in"]
-    latents: Float[Tensor, "n_latents 3"]
-    """Scale, offset, error."""
-    slack: Float[Tensor, "rows 2"]
-    """What the error counts, and what rounding adds."""
-
-    def arrays(self, rows: slice) -> list:
-        """Return what the kernels take, for some of the rows."""
-        return _arrays(self.spread[rows], self.coded, self.latents, self.slack[rows])
-
-
-def above_bytes(sums: Tensor, bounds: tuple, x: Tensor, weight: Tensor, bias: Tensor, cut: Tensor) -> Found:
-    """Do what `above` does in exact mode, from products of int8 rows [rows, n_latents] and `Bounding.arrays`."""
-    return _found(_kernels().above_bytes(sums.numpy(), *bounds, *_arrays(x, weight, bias, cut)))
-
-
-def largest_bytes(sums: Tensor, bounds: tuple, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Found:
-    """Do what `largest` does in exact mode, from products of int8 rows [rows, n_latents].
-
-    `bounds` are `Bounding.arrays` and then `Narrowing.arrays`.
-    """
-    return _found(_kernels().largest_bytes(sums.numpy(), *bounds, *_arrays(x, weight, bias), k))
+def up_to_multiple(number: int, of: int) -> int:
+    """Return the next multiple."""
+    return -(-number // of) * of
 
 
 def sampled(
@@ -120,7 +226,7 @@ def sampled(
     """Return left[g] · right[index[e]] for every entry e, where g is the group whose offsets enclose e."""
     values = torch.empty(index.numel())
     run, arrays = _kernels().sampled, _arrays(left, offsets, right, index, values)
-    share_out(lambda number, groups: run(*arrays, groups.start, groups.stop), len(left), GROUPS_AT_LEAST, left.device)
+    share_out(lambda number, groups: run(*arrays, groups.start, groups.stop), len(left), GROUPS, left.device)
     return values
 
 
@@ -135,8 +241,13 @@ def decoding_error(
     errors, residual, pulls = torch.empty(len(x)), torch.empty_like(x), torch.empty_like(values)
     codes = _arrays(support.latents, values, support.offsets)
     run, arrays = _kernels().decoding_error, _arrays(weight, bias, x, errors, residual, pulls)
-    share_out(lambda number, rows: run(*codes, *arrays, rows.start, rows.stop), len(x), GROUPS_AT_LEAST, x.device)
+    share_out(lambda number, rows: run(*codes, *arrays, rows.start, rows.stop), len(x), GROUPS, x.device)
     return errors, residual, pulls
+
+
+NO_COPY = CodedWeight(
+    torch.empty(2, 0, 0, dtype=torch.int8), torch.empty(4, 0), torch.empty(0, 0, 1, dtype=torch.int32)
+)
 
 
 def update(
@@ -146,12 +257,12 @@ def update(
     group: dict,
     unit_rows: bool,
     half: Float[Tensor, "n_latents columns"] | None,
-    coded: tuple[Int[Tensor, "n_latents d_in"], Float[Tensor, "3 n_latents"]] | None,
+    coded: CodedWeight | None,
 ) -> None:
     """Take Adam's step for a weight whose gradient is a sum (rows, weights, offsets, table: see `Outer`).
 
     With `unit_rows` its rows keep norm 1. `half` is its bfloat16 copy with the norms (see `HalfWeight`), `coded` its
-    int8 copy and numbers (see `ByteWeight`): the one that is given is renewed too.
+    int8 copy: the one that is given is renewed too.
     """
     beta1, beta2 = group["betas"]
     steps = float(state["step"]) + 1  # on the CPU: nothing waits
@@ -160,14 +271,13 @@ def update(
     arrays = _arrays(weight, state["exp_avg"], state["exp_avg_sq"])
     terms = tuple(_arrays(*gradient))
     in_half = torch.empty(0, 0, dtype=torch.int16) if half is None else half.view(torch.int16)
-    in_bytes = coded or (torch.empty(0, 0, dtype=torch.int8), torch.empty(3, 0))
-    copies = (in_half.numpy(), tuple(t.numpy() for t in in_bytes))
+    copies = (in_half.numpy(), (coded or NO_COPY).arrays())
     run = _kernels().update
 
     def part(number: int, rows: range) -> None:
         run(*arrays, terms, numbers, unit_rows, *copies, rows.start, rows.stop)
 
-    share_out(part, len(weight), GROUPS_AT_LEAST, weight.device)
+    share_out(part, len(weight), GROUPS, weight.device)
     torch.autograd.graph.increment_version(weight)
 
 
@@ -182,8 +292,10 @@ def _kernels() -> ModuleType:
     return found
 
 
-def _bits(pre: Tensor):  # -> numpy array
-    return pre.view(torch.int16).numpy()
+def _byte_kernels() -> ModuleType:
+    found = byte_kernels()
+    assert found is not None  # `has_byte_product` was asked
+    return found
 
 
 def _arrays(*tensors: Tensor) -> list:

@@ -12,33 +12,32 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCKS = 1024
 """Strided blocks a row: as fast as 2,048 in two levels, a tenth faster than 512 (measured, 12,288 latents)."""
 
-BELOW = 16
-"""The first look for a row's largest outputs goes so many bfloat16 steps (about 8 %) below what is sure to be kept:
-where the exact values then ask for no less than that, as they mostly do, there is no second look."""
+LESS_HALF = np.float32(1 - 2.0**-8)
+"""What is sure to be left of a number that rounding to bfloat16 made smaller."""
 
-TOGETHER = 4
-"""Rows whose bounds are computed in one pass over the latents' numbers; `_bounds` is written out for so many."""
+MOST = np.iinfo(np.int16).max
 
-COARSE, FINE = 10, 0
-"""The lowest bit that a search for the k-th largest float32 number settles: below sure bounds it may be coarse."""
+SHORTS = (2**31 - 1) // 128
+"""The sum of so large int16 numbers, each times one of int8, is an int32."""
+
+FINER = np.float32(254)
+"""What a first int8 number leaves is at most half of its unit: a second one has units so many times finer."""
 
 Count = np.uintp
 """Counters that index: what has no sign needs no check for being negative, which takes a third of such loops."""
-
-LITTLE_LESS = np.float32(1 - 2.0**-20)
-"""Covers the rounding of one product."""
 
 compiled = numba.njit(
     nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
 )
 
 
-FLOAT, WORD = ir.FloatType(), ir.IntType(32)
+FLOAT, WORD, HALF, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
 """LLVM's types."""
 
 
@@ -69,6 +68,81 @@ def _cast_to_number(typing_context, bits):
     return numba.float32(bits), convert
 
 
+def _compare_words(typing_context, address, floor):
+    """Return which of the 64 int16 numbers at an address exceed another one, as bits."""
+    del typing_context
+
+    def compare(context, builder, signature, values):
+        numbers = ir.VectorType(ir.IntType(16), 64)
+        pointer = builder.inttoptr(values[0], numbers.as_pointer())
+        single = builder.insert_element(ir.Constant(numbers, ir.Undefined), values[1], ir.Constant(WORD, 0))
+        least = builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(WORD, 64), [0] * 64))
+        exceeds = builder.icmp_signed(">", builder.load(pointer, align=2), least)
+        return builder.bitcast(exceeds, ir.IntType(64))
+
+    return numba.uint64(numba.intp, numba.int16), compare
+
+
+def _count_zeros(typing_context, bits):
+    """Return the place of the lowest bit that is set, 64 where none is."""
+    del typing_context
+    return numba.uint64(bits), lambda context, builder, signature, values: builder.cttz(
+        values[0], ir.Constant(ir.IntType(1), 0)
+    )
+
+
+def _count_ones(typing_context, bits):
+    """Return how many bits are set."""
+    del typing_context
+    return numba.uint64(bits), lambda context, builder, signature, values: builder.ctpop(values[0])
+
+
+def _multiply_bytes(typing_context, shorts, columns, rows):
+    """Return the sums of an int16 row times each of four int8 rows, all given by address; 32 divides the columns.
+
+    For CPUs that add products of both (AVX-512 VNNI).
+    """
+    del typing_context
+
+    def emit(context, builder, signature, values):
+        size, sums, halves, bytes_ = (
+            ir.IntType(64),
+            *(ir.VectorType(t, n) for t, n in ((WORD, 16), (HALF, 32), (BYTE, 32))),
+        )
+        add = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(sums, [sums] * 3), "llvm.x86.avx512.vpdpwssd.512"
+        )
+        total = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(WORD, [sums]), "llvm.vector.reduce.add.v16i32"
+        )
+        addresses = cgutils.unpack_tuple(builder, values[2])
+        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        here = builder.phi(size)
+        here.add_incoming(ir.Constant(size, 0), before)
+        found = [builder.phi(sums) for _ in addresses]
+        short = builder.inttoptr(builder.add(values[0], builder.mul(here, ir.Constant(size, 2))), halves.as_pointer())
+        x = builder.bitcast(builder.load(short, align=2), sums)
+        following = builder.add(here, ir.Constant(size, 32))
+        here.add_incoming(following, loop)
+        for i, address in enumerate(addresses):
+            row = builder.load(builder.inttoptr(builder.add(address, here), bytes_.as_pointer()), align=1)
+            added = builder.call(add, [found[i], x, builder.bitcast(builder.sext(row, halves), sums)])
+            found[i].add_incoming(ir.Constant(sums, [0] * 16), before)
+            found[i].add_incoming(added, loop)
+            found[i] = added
+        builder.cbranch(builder.icmp_signed("<", following, values[1]), loop, after)
+        builder.position_at_end(after)
+        return context.make_tuple(builder, signature.return_type, [builder.call(total, [one]) for one in found])
+
+    return numba.types.UniTuple(numba.int32, 4)(numba.intp, numba.intp, rows), emit
+
+
+_sums_of_bytes: Any = intrinsic(_multiply_bytes)
+_which_above: Any = intrinsic(_compare_words)
+_lowest_place: Any = intrinsic(_count_zeros)
+_how_many: Any = intrinsic(_count_ones)
 _bits_of: Any = intrinsic(_cast_to_bits)  # of one argument, inside compiled loops
 _number: Any = intrinsic(_cast_to_number)
 
@@ -103,39 +177,37 @@ def _kth_largest_of_maxima(maxima, k):
 
 
 @compiled
-def _kth_largest(values, n, k, last):
-    """Return the bits, down to the bit `last`, of the k-th largest of the first n float32 numbers, none negative.
-
-    The bits below are 0; all are where there are fewer numbers than k.
-    """
+def _kth_largest(values, k):
+    """Return the k-th largest of float32 numbers, 0 where fewer than k are positive."""
     bits = values.view(np.int32)
     found = np.int32(0)
-    for place in range(30, last - 1, -1):
+    for place in range(30, -1, -1):
         trial = np.int32(found | np.int32(1 << place))
         count = np.int32(0)
-        for i in range(n):
+        for i in range(bits.shape[0]):
             count = np.int32(count + np.int32(bits[i] >= trial))
         if count >= k:
             found = trial
-    return found
+    return _number(found)
 
 
 @compiled
-def _places_above(row, maxima, floor, hits, places):
-    """Write where the row exceeds `floor` ≥ 0, ascending; return how many. `hits` and `places` have one to spare."""
-    blocks = maxima.shape[0]
-    n_hits = Count(0)
-    for i in range(blocks):
-        hits[n_hits] = i
-        n_hits += Count(maxima[i] > floor)
-    found = Count(0)
-    whole = row.shape[0] // blocks * blocks
-    for start in range(0, whole, blocks):
-        part = row[start : start + blocks]
-        for i in range(n_hits):
-            hit = hits[i]
-            places[found] = start + hit
-            found += Count(part[Count(hit)] > floor)
+def _places_above(row, floor, places):
+    """Write where the row exceeds `floor` ≥ 0, ascending; return how many. `places` has two to spare."""
+    found, one = Count(0), np.uint64(1)
+    whole = row.shape[0] // 64 * 64
+    address = row.ctypes.data
+    for start in range(0, whole, 64):
+        bits = _which_above(address + 2 * start, floor)
+        count = _how_many(bits)
+        # Two at once, as more are rare: a loop that ends differently each time costs more than a write too many.
+        places[found] = start + _lowest_place(bits)
+        bits &= bits - one
+        places[found + Count(1)] = start + _lowest_place(bits)
+        for i in range(2, count):
+            bits &= bits - one
+            places[found + Count(i)] = start + _lowest_place(bits)
+        found += count
     for place in range(whole, row.shape[0]):
         places[found] = place
         found += Count(row[place] > floor)
@@ -143,17 +215,15 @@ def _places_above(row, maxima, floor, hits, places):
 
 
 @compiled
-def _between(row, places, n, lowest, below, kept):
-    """Write those of n places where the row is at least `lowest` and less than `below`; return how many.
-
-    `kept` has one to spare.
-    """
-    n_kept = Count(0)
+def _between(row, places, n, lowest, below, which, taken):
+    """Write which of n places of a row have bits of at least `lowest` and less than `below`, and these places; return
+    how many. `which` and `taken` have one to spare."""
+    found = Count(0)
     for i in range(n):
-        bits = row[Count(places[i])]
-        kept[n_kept] = places[i]
-        n_kept += Count(bits >= lowest) & Count(bits < below)
-    return np.int64(n_kept)
+        place = Count(places[i])
+        which[found], taken[found] = i, place
+        found += Count(row[place] >= lowest) & Count(row[place] < below)
+    return np.int64(found)
 
 
 @compiled
@@ -174,6 +244,39 @@ def _dots(x, weight, index, values, first, last):
             s2 += x[i] * _number(w2[i])
             s3 += x[i] * _number(w3[i])
         values[e], values[e1], values[e2], values[e3] = s0, s1, s2, s3
+
+
+@compiled
+def _to_shorts(row, shorts):
+    """Write a row as int16 numbers of at most SHORT / columns; return their unit, 0 where the row cannot be written."""
+    most = np.float32(0)
+    for i in range(row.shape[0]):
+        most = max(most, abs(row[i]))
+    largest = np.float32(min(MOST, SHORTS // shorts.shape[0]))
+    if not np.float32(1e-30) < most < np.float32(1e15):
+        shorts[:] = 0
+        return np.float32(0)
+    inverse = largest / most
+    for i in range(row.shape[0]):
+        shorts[i] = np.int16(np.int32(np.rint(row[i] * inverse)))
+    return most / largest
+
+
+@compiled
+def _short_dots(shorts, unit, weight, index, values, n):
+    """Write unit · shorts · weight[index[e]] for n entries e of a weight in int8, four at a time."""
+    address, columns, end = weight.ctypes.data, weight.shape[1], n - 1
+    for e in range(0, n, 4):
+        e1, e2, e3 = min(e + 1, end), min(e + 2, end), min(e + 3, end)
+        rows = (
+            address + index[e] * columns,
+            address + index[e1] * columns,
+            address + index[e2] * columns,
+            address + index[e3] * columns,
+        )
+        s0, s1, s2, s3 = _sums_of_bytes(shorts.ctypes.data, columns, rows)
+        values[e], values[e1] = unit * np.float32(s0), unit * np.float32(s1)
+        values[e2], values[e3] = unit * np.float32(s2), unit * np.float32(s3)
 
 
 @compiled
@@ -229,8 +332,8 @@ def update(weight, moments, squares, gradient, numbers, unit_rows, half, coded, 
 
     `gradient` is (index, weights, offsets, table): row j is Σ weights[e] · table[index[e]] over the latent's entries.
     `numbers` are (step size, β₁, β₂, √(1 − β₂ᵗ), ε). With `unit_rows` the step keeps rows at norm 1. `half`, where it
-    has rows, is the weight's bfloat16 copy with its two columns of norms; `coded`, likewise, is the int8 copy and its
-    numbers [3, n_latents].
+    has rows, is the weight's bfloat16 copy with its two columns of norms; `coded`, likewise, is the int8 copy, its
+    numbers and its panels.
     """
     index, weights, offsets, table = gradient
     step_size, beta1, beta2, correction, eps = numbers
@@ -254,8 +357,8 @@ def update(weight, moments, squares, gradient, numbers, unit_rows, half, coded, 
                 row[i] *= factor
         if half.shape[0]:
             _copy_half(row, half[j])
-        if coded[0].shape[0]:
-            _copy_bytes(row, coded[0][j], coded[1][:, j])
+        if coded[0].shape[1]:
+            _copy_latent(row, j, coded)
 
 
 @compiled
@@ -289,7 +392,7 @@ def _ceil_half(value):
 def _copy_bytes(row, copy, numbers):
     """Write a row as int8 numbers; and its scale, its norm and the norm of what rounding changed.
 
-    What cannot be coded (nearly 0, or not finite) becomes 0, and all of it counts as changed.
+    What cannot be coded (nearly 0, or not finite) becomes 0, and all of it counts as changed. Return whether it can.
     """
     bits = row.view(np.int32)
     most = np.int32(0)
@@ -302,7 +405,7 @@ def _copy_bytes(row, copy, numbers):
         norm = np.sqrt(_dot(row, row))
         norm = norm + np.float32(1e-30) if norm < np.float32(1e15) else np.float32(1e30)
         numbers[0], numbers[1], numbers[2] = np.float32(1), norm, norm
-        return
+        return False
     scale, inverse = largest / np.float32(127), np.float32(127) / largest
     error = np.float32(0)
     for i in range(row.shape[0]):
@@ -311,6 +414,21 @@ def _copy_bytes(row, copy, numbers):
         rest = row[i] - whole * scale
         error += rest * rest
     numbers[0], numbers[1], numbers[2] = scale, np.sqrt(_dot(row, row)), np.sqrt(error)
+    return True
+
+
+@compiled
+def _copy_rest(row, scale, copy, finer):
+    """Write what rounding to int8 left of a row, in units of scale / FINER; return the norm of what is left of that."""
+    unit = scale / FINER
+    error = np.float32(0)
+    for i in range(row.shape[0]):
+        rest = row[i] - np.float32(copy[i]) * scale
+        whole = np.rint(rest / unit)
+        finer[i] = np.int8(np.int32(whole))
+        rest -= whole * unit
+        error += rest * rest
+    return np.sqrt(error)
 
 
 @compiled
@@ -321,95 +439,67 @@ def to_bytes(rows, copy, numbers):
 
 
 @compiled
-def above(bits, exact, x, weight, bias, cut):
-    """Return (rows, latents, values) of the entries above their latent's cut, in row order.
+def latents_to_bytes(weight, coded, first, last):
+    """Copy the rows from `first` to `last` of a weight, as `update` does."""
+    for j in range(first, last):
+        _copy_latent(weight[j], j, coded)
 
-    bits [rows, n_latents] bound x·wᵀ + bias − cut from above. Values x·w + bias are computed in float32 if `exact`, and
-    decide; else values are read off the positive bits.
+
+@compiled
+def _copy_latent(row, j, coded):
+    """Write row j of a weight in int8 and what that leaves, its numbers, and the first bytes, 128 higher, in its panel
+    [inputs / 4, …] of latents side by side."""
+    copies, numbers, panels = coded
+    copy, finer = copies[0, j], copies[1, j]
+    if _copy_bytes(row, copy, numbers[:, j]):
+        numbers[3, j] = _copy_rest(row, numbers[0, j], copy, finer)
+    else:
+        finer[:] = 0
+        numbers[3, j] = numbers[2, j]
+    words = copy.view(np.int32)
+    side = panels.shape[2]
+    panel, place = panels[j // side], j % side
+    for i in range(words.shape[0]):
+        panel[i, place] = words[i] ^ np.int32(-0x7F7F7F80)
+
+
+@compiled
+def above(bits, maxima, narrowing, exact, x, cut):
+    """Return (counts, latents, values) of each row's entries that may be above their latent's cut, in row order.
+
+    bits [rows, n_latents or more] bound x·wᵀ + bias − cut from above. Unless `exact`, they are taken for it, and values
+    read off them. `narrowing`, see `_margins`, may be None; `maxima` are not looked at.
     """
     n_rows, n = bits.shape
-    maxima, hits = np.empty(min(n, BLOCKS), np.int16), np.empty(min(n, BLOCKS) + 1, np.int64)
+    if narrowing is not None:
+        shorts = np.zeros(narrowing[0].shape[2], np.int16)
     counts = np.empty(n_rows, np.int64)
-    latents = np.empty(64 * n_rows + n + 1, np.int64)
+    latents = np.empty(64 * n_rows + n + 2, np.int64)
     values = np.empty(latents.shape[0], np.float32)
     end = 0
     for r in range(n_rows):
         latents, values = _with_room(latents, values, end, n)
-        _block_maxima(bits[r], maxima)
         found = latents[end:]
-        counts[r] = _places_above(bits[r], maxima, np.int16(0), hits, found)
-        if exact:
-            counts[r] = _keep_above(x[r], weight, bias, cut, found, values[end:], counts[r])
-        else:
+        counts[r] = _places_above(bits[r], np.int16(0), found)
+        if narrowing is not None:
+            near = values[end:]
+            unit = _to_shorts(x[r], shorts)
+            _short_dots(shorts, unit, narrowing[0][0], found, near, counts[r])
+            _margins(near, near, narrowing, r, 2, found, counts[r], 1)
+            counts[r] = _reaching(near, np.float32(0), found, counts[r])
+        if not exact:
             for i in range(counts[r]):
                 values[end + i] = _number(bits[r, found[i]]) + cut[found[i]]
         end += counts[r]
-    return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
-
-
-@compiled
-def above_bytes(sums, factors, scale, offset, norm, error, x, weight, bias, cut):
-    """Do what `above` does in exact mode, from products of int8 rows (see `_bounds`)."""
-    n_rows, n = sums.shape
-    maxima, hits = np.empty(min(n, BLOCKS), np.int32), np.empty(min(n, BLOCKS) + 1, np.int64)
-    bounds = np.empty((TOGETHER, n), np.float32)
-    counts = np.empty(n_rows, np.int64)
-    latents = np.empty(64 * n_rows + n + 1, np.int64)
-    values = np.empty(latents.shape[0], np.float32)
-    end = 0
-    for r in range(n_rows):
-        if r % TOGETHER == 0:
-            _bounds(sums, factors, scale, offset, norm, error, r, bounds)
-        latents, values = _with_room(latents, values, end, n)
-        bits = bounds[r % TOGETHER].view(np.int32)
-        _block_maxima(bits, maxima)
-        found = latents[end:]
-        counts[r] = _places_above(bits, maxima, np.int32(0), hits, found)
-        counts[r] = _keep_above(x[r], weight, bias, cut, found, values[end:], counts[r])
-        end += counts[r]
-    return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
-
-
-@compiled
-def _bounds(sums, factors, scale, offset, norm, error, first, bounds):
-    """Write the bounds of `TOGETHER` rows from `first` on, so that the latents' numbers are read once for all of them.
-
-    In units of the row's scale, with `factors` [rows, 3]: sum · scale + f₀ · offset + f₁ · norm + f₂ · error. Floats
-    that are not negative order like their bits.
-    """
-    last = sums.shape[0] - 1
-    r1, r2, r3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
-    a0, a1, a2, a3 = sums[first], sums[r1], sums[r2], sums[r3]
-    b0, b1, b2, b3 = bounds[0], bounds[1], bounds[2], bounds[3]
-    o0, o1, o2, o3 = factors[first, 0], factors[r1, 0], factors[r2, 0], factors[r3, 0]
-    n0, n1, n2, n3 = factors[first, 1], factors[r1, 1], factors[r2, 1], factors[r3, 1]
-    e0, e1, e2, e3 = factors[first, 2], factors[r1, 2], factors[r2, 2], factors[r3, 2]
-    for j in range(sums.shape[1]):
-        s, o, n, e = scale[j], offset[j], norm[j], error[j]
-        b0[j] = np.float32(a0[j]) * s + o0 * o + n0 * n + e0 * e
-        b1[j] = np.float32(a1[j]) * s + o1 * o + n1 * n + e1 * e
-        b2[j] = np.float32(a2[j]) * s + o2 * o + n2 * n + e2 * e
-        b3[j] = np.float32(a3[j]) * s + o3 * o + n3 * n + e3 * e
-
-
-@compiled
-def _keep_above(x, weight, bias, cut, found, values, n):
-    """Of n entries keep, in place, those whose value x·w + bias is above the cut; return how many."""
-    _dots(x, weight, found, values, 0, n)
-    kept = 0
-    for i in range(n):
-        latent, value = found[i], values[i] + bias[found[i]]
-        found[kept], values[kept] = latent, value
-        kept += value > cut[latent]
-    return kept
+    return counts, latents[:end], values[: 0 if exact else end]
 
 
 @compiled
 def _with_room(latents, values, end, n):
-    """Return both arrays, made longer where a row of n more may not fit."""
-    if end + n + 1 <= latents.shape[0]:
+    """Return both arrays, made longer where a row of n more, and two to spare, may not fit."""
+    if end + n + 2 <= latents.shape[0]:
         return latents, values
-    return _larger(latents, 2 * end + n + 1), _larger(values, 2 * end + n + 1)
+    return _larger(latents, 2 * end + n + 2), _larger(values, 2 * end + n + 2)
 
 
 @compiled
@@ -420,148 +510,170 @@ def _larger(array, size):
 
 
 @compiled
-def largest(bits, exact, x, weight, bias, k):
-    """Return (rows, latents, values) of each row's k largest outputs that are positive, in row order.
+def _margins(sums, bounds, narrowing, r, error, places, n, sign):
+    """Write bounds of n outputs x · w + bias − cut, from above (sign 1) or below (−1), by sums x · w'.
 
-    bits [rows, n_latents] bound x·wᵀ + bias from above; with `exact`, the outputs that may be among the k largest are
-    computed in float32 and those decide, else the bits do. Among equals the lowest latent goes first.
+    x is row r in int16, so that hardly anything but the latent's rounding counts. `narrowing` is the weight in int8
+    numbers [2, n_latents, columns]: w' in units of a latent's scale, and what that leaves of w in units FINER times
+    finer; for each latent (scale, bias − cut, errors of one and of both int8 numbers, what adding bias and cut may
+    lose), and `error` says which of these; what each row makes of errors, and its own rounding [rows, 2]; and `spread`,
+    see `largest`.
     """
-    n_rows, n = bits.shape
-    blocks = min(n, max(BLOCKS, 8 * k))
-    maxima, hits = np.empty(blocks, np.int16), np.empty(blocks + 1, np.int64)
-    places, numbers = np.empty(n + 1, np.int64), np.empty(n + 1, np.float32)
-    counts = np.empty(n_rows, np.int64)
-    latents, values = np.empty(n_rows * k, np.int64), np.empty(n_rows * k, np.float32)
-    end = 0
-    for r in range(n_rows):
-        row = bits[r]
-        _block_maxima(row, maxima)
-        sure = _kth_largest_of_maxima(maxima, k)  # at least k entries reach it
-        if exact:
-            floor = np.int16(max(sure - BELOW, 1) - 1)
-            known = (x[r], weight, bias, k, np.float32(1), 16)
-            found = _exact_candidates(row, known, sure, floor, maxima, hits, places, numbers, None)
-        else:
-            found = _places_above(row, maxima, np.int16(max(sure, 1) - 1), hits, places)
-            for i in range(found):
-                numbers[i] = _number(row[places[i]])
-        counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
-        end += counts[r]
-    return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
+    _, latents, slack, _ = narrowing
+    size, rest = slack[r, 0], slack[r, 1]
+    for i in range(n):
+        place = Count(places[i])
+        margin = size * latents[place, error] + latents[place, 4] + rest
+        bounds[i] = sums[i] * latents[place, 0] + latents[place, 1] + sign * margin
 
 
 @compiled
-def largest_bytes(sums, factors, scale, offset, norm, error, spread, coded, narrow, slack, x, weight, bias, k):
-    """Do what `largest` does in exact mode, from products of int8 rows (see `_bounds`).
-
-    `spread` [rows]: about how far, in units of the row's scale, the exact outputs are below their bounds. `coded`,
-    `narrow` and a row's `slack`: see `_within_reach`.
-    """
-    n_rows, n = sums.shape
-    blocks = min(n, max(BLOCKS, 8 * k))
-    maxima, hits = np.empty(blocks, np.int32), np.empty(blocks + 1, np.int64)
-    bounds = np.empty((TOGETHER, n), np.float32)
-    places, numbers = np.empty(n + 1, np.int64), np.empty(n + 1, np.float32)
-    counts = np.empty(n_rows, np.int64)
-    latents, values = np.empty(n_rows * k, np.int64), np.empty(n_rows * k, np.float32)
-    end = 0
-    for r in range(n_rows):
-        if r % TOGETHER == 0:
-            _bounds(sums, factors, scale, offset, norm, error, r, bounds)
-        bits = bounds[r % TOGETHER].view(np.int32)
-        _block_maxima(bits, maxima)
-        sure = _kth_largest(maxima.view(np.float32), blocks, k, COARSE)  # at least k entries reach it
-        below = max(_number(sure) - spread[r], np.float32(0))
-        floor = np.int32(max(_bits_of(below), 1) - 1)
-        known = (x[r], weight, bias, k, factors[r, 0] * LITTLE_LESS, 0)
-        narrowing = coded, narrow, slack[r]
-        found = _exact_candidates(bits, known, sure, floor, maxima, hits, places, numbers, narrowing)
-        counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
-        end += counts[r]
-    return np.repeat(np.arange(n_rows), counts), latents[:end], values[:end]
-
-
-@compiled
-def _exact_candidates(row, known, sure, floor, maxima, hits, places, numbers, narrowing):
-    """Leave in `places` and `numbers` all that may be among the k largest, with exact outputs; return how many.
-
-    The k-th largest exact output of those that reach `sure` is at most the row's k-th largest, so that only an entry
-    whose bound reaches it can still be among the k largest. `known` ends with what an output is multiplied by, and
-    the shift of its bits, to compare with the row's. `narrowing` is None, or what `_within_reach` needs to leave fewer.
-    """
-    x, weight, bias, k, unit, shift = known
-    found = _places_above(row, maxima, floor, hits, places)
-    first = np.empty(found + 1, np.int64)
-    n_first = _between(row, places, found, sure, np.iinfo(np.int32).max, first)
-    outputs = np.empty(n_first, np.float32)
-    _outputs(x, weight, bias, first, outputs, n_first)
-    reached = _number(_kth_largest(outputs, n_first, k, FINE))
-    lowest = max(_bits_of(reached * unit) >> shift, 1)
-    if lowest <= floor:
-        found = _places_above(row, maxima, row.dtype.type(lowest - 1), hits, places)
-    second = np.empty(found + 1, np.int64)
-    n_second = _between(row, places, found, lowest, sure, second)
-    if narrowing is not None:
-        n_second = _within_reach(x, narrowing, second, n_second, reached)
-    more = np.empty(n_second, np.float32)
-    _outputs(x, weight, bias, second, more, n_second)
-    return _merged(first, outputs, n_first, second, more, n_second, places, numbers)
-
-
-@compiled
-def _merged(first, outputs, n_first, second, more, n_second, places, numbers):
-    """Write the places of two ascending lists in order, with their numbers; return how many."""
-    i = j = 0
-    while i + j < n_first + n_second:
-        if j == n_second or (i < n_first and first[i] < second[j]):
-            places[i + j], numbers[i + j] = first[i], outputs[i]
-            i += 1
-        else:
-            places[i + j], numbers[i + j] = second[j], more[j]
-            j += 1
-    return i + j
-
-
-@compiled
-def _within_reach(x, narrowing, places, n, least):
-    """Of n places keep, in place, those whose output may be `least` or above; return how many.
-
-    The bounds here are of x · w' + bias, with x as it is: only the latent's rounding to int8 counts. `narrowing` is the
-    coded weight [n_latents, d_in], for each latent (scale, offset, error), and what the row makes of these.
-    """
-    coded, latents, (size, rest) = narrowing
-    near = np.empty(n, np.float32)
-    _dots(x, coded, places, near, 0, n)
+def _reaching(values, least, places, n):
+    """Keep, in place, those of n places whose value is at least `least`; return how many."""
     kept = Count(0)
     for i in range(n):
-        place = places[i]
-        scale, offset, error = latents[place, 0], latents[place, 1], latents[place, 2]
-        places[kept] = place
-        kept += Count(near[i] * scale + offset + size * error + rest >= least)
+        places[kept] = places[i]
+        kept += Count(values[i] >= least)
     return np.int64(kept)
 
 
 @compiled
-def _outputs(x, weight, bias, places, numbers, n):
-    """Write max(x · weight[place] + bias[place], 0)."""
-    _dots(x, weight, places, numbers, 0, n)
+def largest(bits, maxima, narrowing, exact, x, slack, k):
+    """Return (counts, latents, values) of each row's entries that may be among its k largest and positive, in order.
+
+    bits [rows, n_latents or more] bound x·wᵀ + bias from above, by at most `slack` [rows] and their rounding. Unless
+    `exact`, they are taken for it, and values read off them: the k largest are returned, among equals the lowest latent
+    first. `maxima` [rows, blocks], those of strided blocks, and `narrowing`, see `_margins`, may be None; its `spread`
+    [rows] is about how far below their first bounds outputs are.
+    """
+    n_rows, n = bits.shape
+    own = np.empty(min(n, max(BLOCKS, 8 * k)), np.int16)
+    places, numbers = np.empty(n + 2, np.int64), np.empty(n + 2, np.float32)
+    work = np.empty((4, n + 2), np.int64), np.empty((4, n + 2), np.float32)
+    if narrowing is not None:
+        shorts = np.zeros(narrowing[0].shape[2], np.int16)
+    counts = np.empty(n_rows, np.int64)
+    latents = np.empty(2 * k * n_rows + n + 2, np.int64)
+    values = np.empty(latents.shape[0], np.float32)
+    end = 0
+    for r in range(n_rows):
+        row = bits[r]
+        if maxima is None:
+            _block_maxima(row, own)
+        else:
+            own = maxima[r]
+        latents, values = _with_room(latents, values, end, n)
+        sure = _kth_largest_of_maxima(own, k)  # at least k entries reach it
+        if not exact:
+            found = _places_above(row, np.int16(max(sure, 1) - 1), places)
+            for i in range(found):
+                numbers[i] = _number(row[places[i]])
+            counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
+        elif narrowing is None:
+            lowest = max(_number(sure) * LESS_HALF - slack[r], np.float32(0))
+            counts[r] = _places_above(row, np.int16(max(_bits_of(lowest) >> 16, 1) - 1), latents[end:])
+        else:
+            counts[r] = _narrowed(x[r], shorts, narrowing, r, row, sure, k, places, work, latents[end:])
+        end += counts[r]
+    return counts, latents[:end], values[: 0 if exact else end]
+
+
+@compiled
+def _narrowed(x, shorts, narrowing, r, row, sure, k, places, work, kept):
+    """Write the places in row r that may be among its k largest, by narrower bounds; return how many.
+
+    Those few that reach `sure` tell how far down to look: the k-th largest of bounds from below is at most the k-th
+    largest output, and what does not reach it from above is out. `work` is memory for lists as long as `kept`.
+    """
+    (first, surely, second, others), (sums, near, bounds, finer) = work
+    coarse_weight, fine_weight = narrowing[0][0], narrowing[0][1]
+    unit = _to_shorts(x, shorts)
+    floor = np.int16(max(_bits_of(max(_number(sure) - narrowing[3][r], np.float32(0))) >> 16, 1) - 1)
+    found = _places_above(row, floor, places)
+    n_first = _between(row, places, found, sure, MOST, first, surely)
+    _short_dots(shorts, unit, coarse_weight, surely, sums, n_first)
+    _short_dots(shorts, unit, fine_weight, surely, finer, n_first)
+    _add_finer(sums, finer, n_first)
+    _margins(sums, bounds, narrowing, r, 3, surely, n_first, -1)
+    least = _kth_largest(bounds[:n_first], k)
+    lowest = np.int16(max(_bits_of(least) >> 16, 1))
+    if lowest <= floor:
+        found = _places_above(row, np.int16(lowest - 1), places)
+        _between(row, places, found, sure, MOST, first, surely)
+    n_second = _between(row, places, found, lowest, sure, second, others)
+    _short_dots(shorts, unit, coarse_weight, others, near, n_second)
+    _margins(near, finer, narrowing, r, 2, others, n_second, 1)
+    _reaching(finer, least, near, n_second)
+    _reaching(finer, least, second, n_second)
+    n_second = _reaching(finer, least, others, n_second)
+    _short_dots(shorts, unit, fine_weight, others, finer, n_second)
+    _add_finer(near, finer, n_second)
+    _margins(near, bounds[n_first:], narrowing, r, 3, others, n_second, -1)
+    least = _kth_largest(bounds[: n_first + n_second], k)
+    bounds[:found] = -1
+    _margins(sums, finer, narrowing, r, 3, surely, n_first, 1)
+    for i in range(n_first):
+        bounds[Count(first[i])] = finer[i]
+    _margins(near, finer, narrowing, r, 3, others, n_second, 1)
+    for i in range(n_second):
+        bounds[Count(second[i])] = finer[i]
+    n = Count(0)
+    for i in range(found):
+        kept[n] = places[i]
+        n += Count(bounds[i] >= least)
+    return np.int64(n)
+
+
+@compiled
+def _add_finer(sums, finer, n):
+    """Add n sums of what one int8 number leaves to those of the number."""
     for i in range(n):
-        numbers[i] = max(numbers[i] + bias[places[i]], np.float32(0))
+        sums[i] += finer[i] / FINER
+
+
+@compiled
+def decide(x, weight, bias, cut, k, offsets, latents, first, last):
+    """Return (counts, latents, values) of the entries of rows from `first` to `last` whose x·w + bias is above the
+    latent's cut, computed in float32; with k, the k largest of those above 0, among equals the lowest latent first.
+
+    offsets [rows + 1] say where each row's candidates stand in `latents`.
+    """
+    begin, end = offsets[first], offsets[last]
+    kept, values = np.empty(end - begin + 1, np.int64), np.empty(end - begin + 1, np.float32)
+    counts = np.empty(last - first, np.int64)
+    n = 0
+    for r in range(first, last):
+        found = latents[offsets[r] : offsets[r + 1]]
+        numbers = np.empty(found.shape[0], np.float32)
+        _dots(x[r], weight, found, numbers, 0, found.shape[0])
+        for i in range(found.shape[0]):
+            numbers[i] += bias[Count(found[i])]
+        if k:
+            counts[r - first] = _keep_largest(found, numbers, found.shape[0], k, kept[n:], values[n:])
+        else:
+            here = Count(n)
+            for i in range(found.shape[0]):
+                kept[here], values[here] = found[i], numbers[i]
+                here += Count(numbers[i] > cut[Count(found[i])])
+            counts[r - first] = np.int64(here) - n
+        n += counts[r - first]
+    return counts, kept[:n], values[:n]
 
 
 @compiled
 def _keep_largest(places, numbers, n, k, latents, values):
-    """Write the places and numbers of the k largest positive ones of n, in order; return how many."""
-    bits = numbers.view(np.int32)
-    lowest = _kth_largest(numbers, n, k, FINE)
+    """Write the places and numbers of the k largest positive ones of n, in order; return how many.
+
+    `latents` and `values` have one to spare.
+    """
+    least = _kth_largest(numbers[:n], k)
     room = k
     for i in range(n):
-        room -= bits[i] > lowest
-    kept = 0
+        room -= numbers[i] > least
+    kept = Count(0)
     for i in range(n):
-        equal = bits[i] == lowest and lowest > 0 and room > 0
-        if bits[i] > lowest or equal:
-            room -= equal
-            latents[kept], values[kept] = places[i], numbers[i]
-            kept += 1
-    return kept
+        equal = (numbers[i] == least) & (least > 0) & (room > 0)
+        latents[kept], values[kept] = places[i], numbers[i]
+        room -= equal
+        kept += Count((numbers[i] > least) | equal)
+    return np.int64(kept)

@@ -6,7 +6,7 @@ product decides at once.
 No [batch, n_latents] tensor is made, only [slice, n_latents] ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +26,12 @@ SLICE_ROWS = 512
 """Rows whose pre-activations are held at once: between the cost of reading the weight for each slice and that of
 leaving the cache (measured: 6 to 9 % faster than 256, 2 to 4 % than 1,024; twice the rate of a whole batch)."""
 
+BYTE_ROWS = 384
+"""The same for bounds from the int8 product, which is half as wide and reads the weight by panels."""
+
 Precision = Literal["exact", "bf16"]
+Bounder = Callable[[int, Tensor], compiled.Bounds]
+"""Makes a slice's bounds in a thread, by its number; they last until its next ones."""
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Encoder:
     half: HalfWeight | None = None
     byte: ByteWeight | None = None
     race: Race = field(default_factory=Race, repr=False)
-    _buffers: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    _buffers: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def _in_half(self) -> bool:
@@ -53,9 +58,8 @@ class Encoder:
     def _in_bytes(self, rows: int = LEAST_ROWS) -> bool:
         """Whether the next selection, from so many rows, takes the int8 product: without proof, where it surely is
         the faster one; exact mode, whose answer is the same on both ways, finds out."""
-        wide = self.weight.shape[1] > 1  # torch 2.14 leaves products of width 1 empty
         faster = self.race.takes_bytes(rows) if self.precision == "exact" else not has_matrix_unit()
-        return wide and faster and compiled.serves(self.weight) and has_byte_product()
+        return faster and compiled.serves(self.weight) and has_byte_product()
 
     @property
     def kept(self) -> HalfWeight | ByteWeight | None:
@@ -79,34 +83,18 @@ class Encoder:
         """Return a support that holds every output above its latent's `cut`, and the outputs on it."""
         if not self._in_half:
             return self._above_plain(x, bias, cut)
-        if self._in_bytes(len(x)):
-            return self._by_bytes(x, bias, cut, None)
-        half = self._half_with(bias - cut)
-        with self.race.timed(len(x)):
-            return self._above_by_half(half, x, bias, cut)
-
-    def _above_by_half(self, half: HalfWeight, x: Tensor, bias: Tensor, cut: Tensor) -> tuple[Support, Tensor]:
-        exact = self.precision == "exact"
+        if compiled.serves(x, self.weight):
+            return self._compiled(x, bias, cut, None)
+        half, exact = self._half_with(bias - cut), self.precision == "exact"
 
         def part(number: int, rows: range) -> tuple[Support, Tensor]:
             inputs = x[rows.start : rows.stop]
-            slices = self._products(number, half.extend(inputs, exact))
-            if compiled.serves(x, self.weight):
-                known = (self.weight, bias, cut)
-                return self._collected(
-                    ((at, compiled.above(pre, exact, inputs[at : at + len(pre)], *known)) for at, pre in slices),
-                    len(rows),
-                )
-            places, values = [], []
-            for start, pre in slices:
-                found = positive_places(pre)
-                places.append(found + start * self.weight.shape[0])
-                if not exact:
-                    values.append(pre.flatten()[found])
+            pre = self._product(number, half.extend(inputs, exact))
+            places = positive_places(pre)
             support = self._support_of(places, len(rows))
             if exact:
                 return support, self._outputs(inputs, bias, support)
-            return support, torch.cat(values).float() + cut[support.latents]
+            return support, pre.flatten()[places].float() + cut[support.latents]
 
         return _joined(share_out(part, len(x), SLICE_ROWS, x.device))
 
@@ -118,101 +106,89 @@ class Encoder:
         k = min(k, self.weight.shape[0])
         if not self._in_half:
             return self._largest_plain(x, bias, k)
-        if self._in_bytes(len(x)):
-            return self._by_bytes(x, bias, torch.zeros_like(bias), k)
-        half = self._half_with(bias)
-        with self.race.timed(len(x)):
-            return self._largest_by_half(half, x, bias, k)
-
-    def _largest_by_half(self, half: HalfWeight, x: Tensor, bias: Tensor, k: int) -> tuple[Support, Tensor]:
-        exact = self.precision == "exact"
+        if compiled.serves(x, self.weight):
+            return self._compiled(x, bias, torch.zeros_like(bias), k)
+        half, exact = self._half_with(bias), self.precision == "exact"
 
         def part(number: int, rows: range) -> tuple[Support, Tensor]:
             inputs = x[rows.start : rows.stop]
             extended = half.extend(inputs, exact)
-            slices = self._products(number, extended)
-            if compiled.serves(x, self.weight):
-                known = (self.weight, bias, k)
-                return self._collected(
-                    ((at, compiled.largest(pre, exact, inputs[at : at + len(pre)], *known)) for at, pre in slices),
-                    len(rows),
-                )
             slack = half.slack(extended) if exact else extended.new_zeros(len(rows), dtype=torch.float32)
-            places, values = [], []
-            for start, pre in slices:
-                floor = floor_of_largest(pre, k, slack[start : start + len(pre)])
-                found = positive_places(pre, floor)
-                places.append(found + start * self.weight.shape[0])
-                if not exact:
-                    row = torch.div(found, self.weight.shape[0], rounding_mode="floor")
-                    values.append((pre.view(torch.int16).flatten()[found] + floor[row]).view(torch.bfloat16))
+            pre = self._product(number, extended)
+            floor = floor_of_largest(pre, k, slack)
+            places = positive_places(pre, floor)
             support = self._support_of(places, len(rows))
-            outputs = self._outputs(inputs, bias, support) if exact else torch.cat(values).float()
+            if exact:
+                outputs = self._outputs(inputs, bias, support)
+            else:
+                outputs = (pre.view(torch.int16).flatten()[places] + floor[support.rows]).view(torch.bfloat16).float()
             kept = keep_largest(outputs, support, k)
             return support.where(kept), outputs[kept]
 
         return _joined(share_out(part, len(x), SLICE_ROWS, x.device))
 
-    def _by_bytes(self, x: Tensor, bias: Tensor, cut: Tensor, k: int | None) -> tuple[Support, Tensor]:
-        """Return the outputs above `cut`, or with `k` each row's k largest, candidates found by the int8 product."""
-        byte = self.byte = ByteWeight.of(self.weight, self.byte)
-
-        def part(number: int, rows: range) -> tuple[Support, Tensor]:
-            inputs = x[rows.start : rows.stop]
-            coded, numbers = compiled.to_bytes(inputs)
-            bounding = byte.bounding(numbers, bias, cut, proven=self.precision == "exact")
-            narrowing = byte.narrowing(numbers, bounding) if k is not None else None
-
-            def select(at: int, sums: Tensor) -> compiled.Found:
-                here = slice(at, at + len(sums))
-                bounds, known = bounding.arrays(here), (inputs[here], self.weight, bias)
-                if k is None or narrowing is None:
-                    return compiled.above_bytes(sums, bounds, *known, cut)
-                return compiled.largest_bytes(sums, (*bounds, *narrowing.arrays(here)), *known, k)
-
-            slices = self._slices(number, coded, torch.int32, byte.product)
-            return self._collected(((at, select(at, sums)) for at, sums in slices), len(rows))
-
+    def _compiled(self, x: Tensor, bias: Tensor, cut: Tensor, k: int | None) -> tuple[Support, Tensor]:
+        """Return the outputs above `cut`, or with `k` each row's k largest that are positive, by compiled loops."""
+        in_bytes, exact = self._in_bytes(len(x)), self.precision == "exact"
         with self.race.timed(len(x)):
-            return _joined(share_out(part, len(x), SLICE_ROWS, x.device))
+            bounds = self._byte_bounds(bias, cut, k) if in_bytes else self._half_bounds(bias, cut)
+
+            def part(number: int, rows: range) -> compiled.Found:
+                inputs = x[rows.start : rows.stop]
+                bound = bounds(number, inputs)
+                return compiled.above(bound, inputs, cut) if k is None else compiled.largest(bound, inputs, k)
+
+            found = compiled.joined(share_out(part, len(x), BYTE_ROWS if in_bytes else SLICE_ROWS, x.device))
+            if exact or in_bytes:
+                found = compiled.decide(found, x, self.weight, bias, cut, k)
+        counts, latents, values = found
+        rows = torch.repeat_interleave(torch.arange(len(x)), counts, output_size=len(latents))
+        return Support(rows, latents, len(x), self.weight.shape[0]), values
+
+    def _byte_bounds(self, bias: Tensor, cut: Tensor, k: int | None) -> Bounder:
+        byte = self.byte = ByteWeight.of(self.weight, self.byte)
+        bounding = byte.bounding(bias, cut, proven=self.precision == "exact")
+
+        def bounds(number: int, x: Tensor) -> compiled.Bounds:
+            pre = self._buffer(number, BYTE_ROWS, byte.padded, torch.bfloat16)
+            return bounding(x, pre, self._buffer(number, BYTE_ROWS, byte.blocks(k or 0), torch.int16))
+
+        return bounds
+
+    def _half_bounds(self, bias: Tensor, cut: Tensor) -> Bounder:
+        half, exact = self._half_with(bias - cut), self.precision == "exact"
+
+        def bounds(number: int, x: Tensor) -> compiled.Bounds:
+            extended = half.extend(x, exact)
+            return compiled.Bounds(
+                self._product(number, extended), exact, slack=half.slack(extended) if exact else None
+            )
+
+        return bounds
 
     def _half_with(self, bias: Tensor) -> HalfWeight:
         self.half = HalfWeight.of(self.weight, self.half)
         self.half.set_bias(bias)
         return self.half
 
-    def _products(self, number: int, extended: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first row and the bfloat16 product of each slice; a product lasts until the next one."""
+    def _product(self, number: int, extended: Tensor) -> Tensor:
+        """Return the bfloat16 product of a slice; it lasts until the thread's next one."""
         assert self.half is not None
-        weight = self.half.weight
+        buffer = self._buffer(number, SLICE_ROWS, len(self.weight), torch.bfloat16, extended.device)
+        with full_accumulation():
+            return torch.mm(extended, self.half.weight.T, out=buffer[: len(extended)])
 
-        def product(rows: Tensor, out: Tensor) -> None:
-            with full_accumulation():
-                torch.mm(rows, weight.T, out=out)
+    def _buffer(
+        self, number: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Return memory that is kept for a thread and one use of it."""
+        key = (number, rows, dtype)
+        found = self._buffers.get(key)
+        if found is None or found.shape[1] != columns or found.device != torch.device(device):
+            found = self._buffers[key] = torch.empty(rows, columns, dtype=dtype, device=device)
+        return found
 
-        return self._slices(number, extended, torch.bfloat16, product)
-
-    def _slices(
-        self, number: int, rows: Tensor, dtype: torch.dtype, product: Callable[[Tensor, Tensor], None]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first row and the product of each slice, in one buffer a thread and type."""
-        buffer = self._buffers.get((number, dtype))
-        if buffer is None or buffer.shape[1] != len(self.weight) or buffer.device != rows.device:
-            buffer = rows.new_empty(SLICE_ROWS, len(self.weight), dtype=dtype)
-            self._buffers[number, dtype] = buffer
-        for start in range(0, len(rows), SLICE_ROWS):
-            piece = rows[start : start + SLICE_ROWS]
-            product(piece, buffer[: len(piece)])
-            yield start, buffer[: len(piece)]
-
-    def _collected(self, slices: Iterable[tuple[int, tuple[Tensor, ...]]], n_rows: int) -> tuple[Support, Tensor]:
-        """Return the support and outputs of slices, each with its first row, from their (rows, latents, outputs)."""
-        found = [(rows + start, latents, outputs) for start, (rows, latents, outputs) in slices]
-        rows, latents, outputs = map(torch.cat, zip(*found, strict=True))
-        return Support(rows, latents, n_rows, self.weight.shape[0]), outputs
-
-    def _support_of(self, places: list[Tensor], n_rows: int) -> Support:
-        place = torch.cat(places)
+    def _support_of(self, place: Tensor, n_rows: int) -> Support:
         row = torch.div(place, self.weight.shape[0], rounding_mode="floor")
         return Support(row, place - row * self.weight.shape[0], n_rows, self.weight.shape[0])
 

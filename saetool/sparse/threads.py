@@ -17,26 +17,33 @@ MAX_THREADS = 8
 """More would wait for Python's lock; beyond this, a thread gets several cores."""
 
 
-def share_out(work: Callable[[int, range], Result], rows: int, at_least: int, device: torch.device) -> list[Result]:
-    """Return work(number, part) for contiguous parts of `rows`, in order; a part has about `at_least` rows or more.
+def share_out(work: Callable[[int, range], Result], rows: int, part: int, device: torch.device) -> list[Result]:
+    """Return work(thread, rows) for every `part` rows, in order; a thread that is done takes the next part.
 
-    The caller's thread takes the first part. On an accelerator, or where the caller has one core, that is all.
+    The caller's thread is number 0. On an accelerator, or where the caller has one core, it does them all.
     """
+    parts = [range(start, min(start + part, rows)) for start in range(0, rows, part)] or [range(0)]
     cores = torch.get_num_threads() if device.type == "cpu" else 1
-    workers = max(1, min(cores, MAX_THREADS, rows // at_least))
+    workers = min(cores, MAX_THREADS, len(parts))
     if workers == 1:
-        return [work(0, range(rows))]
-    bounds = [rows * i // workers for i in range(workers + 1)]
-    parts = [range(bounds[i], bounds[i + 1]) for i in range(workers)]
+        return [work(0, rows) for rows in parts]
     each, quiet = cores // workers, torch.no_grad()(work)  # gradients are switched off a thread at a time
-    others = [_pool(workers - 1, each, cores).submit(quiet, i, parts[i]) for i in range(1, workers)]
+    results: dict[int, Result] = {}
+    places = iter(range(len(parts)))
+
+    def serve(thread: int) -> None:
+        for place in places:  # each place goes to one thread
+            results[place] = quiet(thread, parts[place])
+
+    others = [_pool(workers - 1, each, cores).submit(serve, thread) for thread in range(1, workers)]
     torch.set_num_threads(each)
     try:
-        first = quiet(0, parts[0])
+        serve(0)
     finally:
         torch.set_num_threads(cores)
-        rest = [other.result() for other in others]
-    return [first, *rest]
+        for other in others:
+            other.result()
+    return [results[place] for place in range(len(parts))]
 
 
 @cache

@@ -12,10 +12,9 @@ ROUNDING = 2.0**-23
 class WeightCopy:
     """A copy of a weight [n_latents, d_in]; knows of which state of it."""
 
-    weight: Tensor
-
     def __init__(self, weight: Tensor):
         self.n_latents, self.d_in = weight.shape
+        self.device = weight.device
         self._version: tuple[int, int] | None = None
 
     @property
@@ -36,7 +35,7 @@ class WeightCopy:
         """Return `known` where it still is a copy of `weight`, else a fresh copy."""
         if known is not None and known._version == (weight.data_ptr(), weight._version):
             return known
-        fits = known is not None and known.weight.device == weight.device and known.shape == weight.shape
+        fits = known is not None and known.device == weight.device and known.shape == weight.shape
         copy = known if known is not None and fits else cls(weight.detach())
         copy.refresh(weight.detach(), 0, weight.shape[0])
         copy.mark_current(weight)

@@ -1,5 +1,6 @@
 """The int8 way to candidates: its bound holds, it changes no bit, and it is taken where it is faster."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,54 +18,81 @@ def problem(rows, d_in, n_latents, seed=0, scale=1.0):
     return x, weight, torch.randn(n_latents, generator=g) - 1.0
 
 
+def buffers(copy, rows, blocks=64):
+    tiles = compiled.up_to_multiple(rows, 6)
+    return torch.zeros(tiles, copy.padded, dtype=torch.bfloat16), torch.zeros(tiles, blocks, dtype=torch.int16)
+
+
+def narrow(copy, x, narrowing, which):
+    """The narrower bounds from above and below, computed slowly: by one int8 number (2) or by both (3)."""
+    scale, offset, *errors = narrowing.latents.double().T
+    size, rest = narrowing.slack.double().T[:, : len(x), None]
+    first, second = copy.coded.rows[:, :, : x.shape[1]].double()
+    sums = x.double() @ (first if which == 2 else first + second / 254).T * scale + offset
+    margin = size * errors[which - 2] + errors[-1] + rest
+    return sums + margin, sums - margin
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 200), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from([0, 30]))
+@given(st.integers(1, 200), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from([0, 30]))
 def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, outlier):
-    x, weight, bias = problem(32, d_in, 64, seed, scale)
+    x, weight, bias = problem(32, d_in, 70, seed, scale)
     x[3], weight[5] = 0.0, 0.0
     x[:, 0] *= 1 + outlier
-    cut = torch.linspace(-1, 1, 64)
+    cut = torch.linspace(-1, 1, 70)
     copy = ByteWeight.of(weight, None)
-    coded, numbers = compiled.to_bytes(x)
-    sums = torch.empty(32, 64, dtype=torch.int32)
-    copy.product(coded, sums)
-    assert torch.equal(sums.long(), coded.long() @ copy.weight.long().T)
-    bounding, (own, norm, error) = copy.bounding(numbers, bias, cut), copy.numbers
-    factors = bounding.factors
-    bounds = sums * own + factors[:, :1] * bounding.offset + factors[:, 1:2] * norm + factors[:, 2:] * error
-    bounds = bounds.double() * numbers[0].double()[:, None]
+    pre, maxima = buffers(copy, 32, 128)
+    found = copy.bounding(bias, cut)(x, pre, maxima)
+    assert found.pre.shape == (32, 128)
+    assert (found.pre[:, 70:] < 0).all()  # what stands for no latent
+    bounds = found.pre[:, :70].double()
     true = x.double() @ weight.double().T + (bias - cut).double()
-    assert (bounds >= true).all()
-    # Rounding to 1/127 of the largest entry is wrong by at most half of that, an entry.
-    steps = x.abs().amax(1)[:, None] * norm + numbers[1][:, None] * weight.abs().amax(1)
-    assert (bounds <= true + 1.1 * d_in**0.5 / 127 * steps.double() + 1e-4).all()
-    # Narrowed, only the latent's rounding is left of that.
-    narrowing = copy.narrowing(numbers, bounding)
-    own, offset, error = narrowing.latents.T
-    size, rest = narrowing.slack.T[:, :, None]
-    narrower = (x @ copy.weight.float().T * own + offset + size * error + rest).double()
-    assert (narrower >= true).all()
-    steps = numbers[1][:, None] * weight.abs().amax(1)
-    assert (narrower <= true + 1.1 * d_in**0.5 / 127 * steps.double() + 1e-4 * (1 + size)).all()
+    assert (bounds[true > 0] >= true[true > 0]).all()
+    blocks = maxima[:32].view(torch.bfloat16)[:, :70]
+    assert torch.equal(blocks, found.pre[:, :70].clamp_min(0))
+    # Rounding to 1/127 of the largest entry is wrong by at most half of that, an entry; bfloat16 cuts a 64th or less.
+    norms, most = weight.norm(dim=1), weight.abs().amax(1)
+    steps = (x.abs().amax(1)[:, None] * norms + x.norm(dim=1)[:, None] * most).double()
+    near = true + 1.1 * d_in**0.5 / 127 * steps + 1e-4
+    assert (bounds[near > 0] <= near[near > 0] * (1 + 2.0**-6)).all()
+    # Narrowed, only the latent's rounding is left of that, and then a 254th of it.
+    for which, left in ((2, 1.0), (3, 1 / 254)):
+        upper, lower = narrow(copy, x, found.narrowing, which)
+        assert (upper >= true).all()
+        assert (lower <= true).all()
+        size = x.norm(dim=1)[:, None]
+        steps = (size * most).double() * left + x.abs().amax(1)[:, None] * norms.max() / 100
+        assert (upper - lower <= 2.2 * d_in**0.5 / 127 * steps + 1e-4 * (1 + size * norms.max())).all()
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 1000, 5000])
+def test_narrowing_sums_are_those_of_the_int8_numbers(width):
+    """Largest entries everywhere: the sums of integers are as large as they can get."""
+    kernels = compiled.kernels()
+    x = torch.full((1, width), 3.0)
+    copy = ByteWeight.of(torch.cat([torch.ones(2, width), -torch.ones(3, width)]), None)
+    shorts = np.zeros(copy.coded.rows.shape[2], np.int16)
+    unit = kernels._to_shorts(x[0].numpy(), shorts)
+    index, sums = np.array([4, 0, 3, 1, 2, 2]), np.zeros(6, np.float32)
+    kernels._short_dots(shorts, unit, copy.coded.rows[0].numpy(), index, sums, 6)
+    expected = 3.0 * 127 * width * np.array([-1, 1, -1, 1, -1, -1])
+    np.testing.assert_allclose(sums, expected, rtol=1e-3)
 
 
 def test_likely_bounds_are_a_fraction_of_the_proven_ones_and_miss_next_to_nothing():
     x, weight, bias = problem(2000, 384, 1000)
     cut = torch.zeros(1000)
     copy = ByteWeight.of(weight, None)
-    coded, numbers = compiled.to_bytes(x)
-    sums = torch.empty(2000, 1000, dtype=torch.int32)
-    copy.product(coded, sums)
-    true, (own, norm, error) = x @ weight.T + bias, copy.numbers
-    near = sums * own * numbers[0][:, None] + bias
-    width = {}
+    true, missed = x.double() @ weight.double().T + bias, {}
     for proven in (True, False):
-        factors = copy.bounding(numbers, bias, cut, proven).factors * numbers[0][:, None]
-        width[proven] = factors[:, 1:2] * norm + factors[:, 2:] * error
-    assert (width[False] < width[True] / 4).all()
-    missed = near + width[False] < true  # of two million
-    assert missed.sum() < 20
-    assert (near + width[False] / 4 < true).sum() > 1000  # four times less would not do
+        bounding = copy.bounding(bias, cut, proven)
+        narrowing = bounding(x, *buffers(copy, 2000)).narrowing
+        upper, _ = narrow(copy, x, narrowing, 2)
+        missed[proven] = int((upper < true).sum())
+        width = (upper - true).mean()
+        assert (width > 0.1) == proven
+    assert missed[True] == 0
+    assert missed[False] < 20  # of two million
 
 
 def test_the_way_to_candidates_changes_no_bit(monkeypatch):
