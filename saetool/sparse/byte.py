@@ -62,65 +62,64 @@ class ByteWeight(WeightCopy):
         """Copy the rows `start` to `stop`."""
         self.coded.refresh(weight, start, stop)
 
-    @property
-    def padded(self) -> int:
-        """The latents' number, up to a whole number of panels."""
-        return self.coded.numbers.shape[1]
-
     def bounding(
-        self, bias: Float[Tensor, "n_latents"], cut: Float[Tensor, "n_latents"], proven: bool = True
+        self,
+        x: Float[Tensor, "rows d_in"],
+        bias: Float[Tensor, "n_latents"],
+        cut: Float[Tensor, "n_latents"],
+        k: int = 0,
+        proven: bool = True,
     ) -> "Bounding":
-        """Return what bounds x·w + bias − cut. Not `proven`, the bounds are likely ones, see LIKELY."""
-        share = 1.0 if proven else min(1.0, LIKELY / self.d_in**0.5)
-        scales, norms, errors, finer = self.coded.numbers[:, : self.n_latents]
-        offset, lost = bias - cut, MORE_TERMS * ROUNDING * (bias.abs() + cut.abs())
-        latents = torch.stack([scales, offset, errors, finer, lost], 1)
-        filled = functional.pad((offset + lost) * CUT, (0, self.padded - self.n_latents), value=-1.0)
-        mean = float(norms.mean()), float(errors.mean()), float((norms + errors).max())
-        return Bounding(self.coded, share, (self.d_in + MORE_TERMS) * ROUNDING, latents, filled, *mean)
+        """Return what bounds x·w + bias − cut, and finds the k largest.
 
-    def blocks(self, k: int) -> int:
-        """Return how many blocks serve to find the k largest: whole panels."""
-        return min(compiled.up_to_multiple(max(BLOCKS, BLOCKS_PER_K * k), compiled.panel()), self.padded)
+        Not `proven`, the bounds are likely ones, see LIKELY.
+        """
+        coded, (scale, norm, error) = compiled.to_bytes(x)
+        scales, norms, errors, finer = self.coded.numbers[:, : self.n_latents]
+        rounding, share = (self.d_in + MORE_TERMS) * ROUNDING, 1.0 if proven else min(1.0, LIKELY / self.d_in**0.5)
+        size, more = norm + error, 1 + rounding
+        by_norm, by_error = (share * error + rounding * size) * more, share * size * more**2
+        offset, lost = bias - cut, MORE_TERMS * ROUNDING * (bias.abs() + cut.abs())
+        # Of rows in int16: each number is wrong by half of it at most.
+        finest = torch.minimum(127 * scale, norm) / compiled.shorts(self.d_in)
+        rest = 2 * rounding * norm * more + 0.5 * self.d_in**0.5 * finest
+        narrowing = compiled.Narrowing(
+            self.coded.rows,
+            torch.stack([scales, offset, errors, finer, lost], 1),
+            torch.stack([share * norm, rest * (norms + errors).max()], 1).mul_(more**2),
+            SPREAD * (by_norm * norms.mean() + by_error * errors.mean()),
+        )
+        padded = self.coded.numbers.shape[1]
+        blocks = min(compiled.up_to_multiple(max(BLOCKS, BLOCKS_PER_K * k), compiled.panel()), padded)
+        filled = functional.pad((offset + lost) * CUT, (0, padded - self.n_latents), value=-1.0)
+        factors = torch.stack([scale, by_norm, by_error], 1).mul_(CUT)
+        return Bounding(self.coded, coded, factors, filled, blocks, narrowing, proven)
 
 
 @dataclass(frozen=True)
 class Bounding:
-    """What makes bounds of products of a coded weight."""
+    """Rows and latents in int8, and what makes bounds of their products."""
 
     weight: compiled.CodedWeight
-    share: float
-    """Of the proven bounds."""
-    rounding: float
-    """What float32 may lose, in units of the norms' product."""
-    latents: Float[Tensor, "n_latents 5"]
-    """See `Narrowing`."""
+    rows: Int[Tensor, "rows_and_more columns"]
+    factors: Float[Tensor, "rows_and_more 3"]
     offset: Float[Tensor, "padded"]
-    mean_norm: float
-    mean_error: float
-    largest_sum: float
-    """Of a latent's norm and error."""
+    blocks: int
+    narrowing: compiled.Narrowing
+    proven: bool
 
-    def __call__(
-        self, x: Float[Tensor, "rows d_in"], pre: Float[Tensor, "more padded"], maxima: Int[Tensor, "more blocks"]
-    ) -> compiled.Bounds:
-        """Return bounds for some rows, in these buffers."""
-        coded, numbers = compiled.to_bytes(x)
-        scale, norm, error = numbers
-        size, more = norm + error, 1 + self.rounding
-        by_norm = (self.share * error + self.rounding * size) * more
-        by_error = self.share * size * more**2
-        factors = torch.stack([scale, by_norm, by_error], 1).mul_(CUT)
-        pre, maxima = pre[: len(coded)], maxima[: len(coded)]
-        self.weight.bounds(coded, factors, self.offset, pre, maxima)
-        spread = SPREAD * (by_norm * self.mean_norm + by_error * self.mean_error)
-        size = norm * more**2
-        # Of rows in int16: each number is wrong by half of it at most.
-        finest = torch.minimum(127 * scale, norm) / compiled.shorts(x.shape[1])
-        rest = self.largest_sum * (2 * self.rounding * size + 0.5 * x.shape[1] ** 0.5 * more * finest)
-        slack = torch.stack([self.share * size, rest], 1)
-        narrowing = compiled.Narrowing(self.weight.rows, self.latents, slack, spread)
-        return compiled.Bounds(pre[: len(x)], True, maxima, narrowing)
+    def buffers(self, rows: int) -> tuple[Float[Tensor, "more columns"], Int[Tensor, "more blocks"]]:
+        """Return memory for the bounds of so many rows, to be used again."""
+        rows, apart = compiled.up_to_multiple(rows, compiled.tile()), compiled.apart()
+        pre = torch.zeros(rows, len(self.offset) + apart, dtype=torch.bfloat16)
+        return pre, torch.zeros(rows, self.blocks + apart, dtype=torch.int16)
+
+    def bounds(self, rows: range, pre: Tensor, maxima: Tensor) -> compiled.Bounds:
+        """Return bounds for some rows, the first of which is a multiple of the tile's, in memory of `buffers`."""
+        count = compiled.up_to_multiple(len(rows), compiled.tile())
+        here, pre, maxima = slice(rows.start, rows.start + count), pre[:count], maxima[:count]
+        self.weight.bounds(self.rows[here], self.factors[here], self.offset, pre, maxima, self.blocks)
+        return compiled.Bounds(pre[: len(rows)], self.proven, maxima, self.narrowing.of(slice(rows.start, rows.stop)))
 
 
 class Race:
@@ -156,8 +155,8 @@ def has_byte_product() -> bool:
     if compiled.byte_kernels() is None:
         return False
     x, weight = torch.arange(-21.0, 21).reshape(3, 14), torch.arange(-35.0, 35).reshape(5, 14)
-    pre, maxima = torch.zeros(6, 64, dtype=torch.bfloat16), torch.zeros(6, 64, dtype=torch.int16)
-    bounds = ByteWeight.of(weight, None).bounding(torch.zeros(5), torch.zeros(5))(x, pre, maxima)
+    bounding = ByteWeight.of(weight, None).bounding(x, torch.zeros(5), torch.zeros(5))
+    bounds = bounding.bounds(range(3), *bounding.buffers(3))
     true = x @ weight.T
     near = bounds.pre[:3, :5].float()
     return bool(((near >= true) & (near < true + 0.1 * (x.norm(dim=1)[:, None] * weight.norm(dim=1) + 1))).all())

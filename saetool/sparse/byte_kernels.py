@@ -24,6 +24,10 @@ PANEL = 64
 TILE = 6
 """Rows computed together: 24 of 32 registers hold sums, 4 hold latents."""
 
+APART = 64
+"""What is written has so many more columns, of zeros: rows a multiple of 4,096 bytes apart would share few lines of the
+cache."""
+
 BYTE, WORD, SIZE, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 SUMS, NUMBERS, HALVES = ir.VectorType(WORD, 16), ir.VectorType(FLOAT, 16), ir.VectorType(ir.IntType(16), 32)
 
@@ -133,18 +137,18 @@ _tile: Any = intrinsic(_emit_tile)
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
-def bounds(rows, factors, panels, numbers, offset, out, maxima):
+def bounds(rows, factors, panels, numbers, offset, out, maxima, blocks):
     """Write bounds in bfloat16, and the maximum of each strided block of latents, at least 0.
 
     rows [n, columns] int8, n a multiple of `TILE` and columns of 4; factors [n, 3]; panels [n_panels, columns / 4,
-    PANEL] int32; numbers [3, n_latents] and offset [n_latents], n_latents = n_panels · PANEL. out [n, n_latents] int16:
+    PANEL] int32; numbers [3 or more, n_latents] and offset [n_latents], n_latents = n_panels · PANEL.
+    out [n, n_latents or more] int16 is, cut to bfloat16,
 
         sum · factors₀ · numbers₀ + offset + factors₁ · numbers₁ + factors₂ · numbers₂
 
-    cut to bfloat16, and maxima [n, blocks] int16, where PANEL divides blocks.
+    and maxima [n, blocks or more] int16, where PANEL divides blocks.
     """
     n, columns = rows.shape
-    n_latents, blocks = out.shape[1], maxima.shape[1]
     starts = np.empty(n, np.int32)
     for r in range(n):
         total = np.int32(0)
@@ -152,30 +156,17 @@ def bounds(rows, factors, panels, numbers, offset, out, maxima):
             total += rows[r, i]
         starts[r] = -128 * total
     maxima[:] = 0
-    at_rows, at_panels, at_starts, at_factors = (
-        rows.ctypes.data,
-        panels.ctypes.data,
-        starts.ctypes.data,
-        factors.ctypes.data,
-    )
-    at_numbers, at_offset, at_out, at_maxima = (
-        numbers.ctypes.data,
-        offset.ctypes.data,
-        out.ctypes.data,
-        maxima.ctypes.data,
-    )
+    row, panel, start, factor = rows.ctypes.data, panels.ctypes.data, starts.ctypes.data, factors.ctypes.data
+    scale, add, bits, most = numbers.ctypes.data, offset.ctypes.data, out.ctypes.data, maxima.ctypes.data
+    next_number, next_bits, next_most = 4 * numbers.shape[1], 2 * out.shape[1], 2 * maxima.shape[1]
     for p in range(panels.shape[0]):
         first = PANEL * p
-        scale = at_numbers + 4 * first
-        latents = scale, at_offset + 4 * first, scale + 4 * n_latents, scale + 8 * n_latents
+        own = scale + 4 * first
+        latents = own, add + 4 * first, own + next_number, own + 2 * next_number
+        place, block = bits + 2 * first, most + 2 * (first % blocks)
         for r in range(0, n, TILE):
             _tile(
-                (at_rows + r * columns, columns, at_panels + first * columns, columns // 4),
-                (at_starts + 4 * r, at_factors + 12 * r, *latents),
-                (
-                    at_out + 2 * (r * n_latents + first),
-                    2 * n_latents,
-                    at_maxima + 2 * (r * blocks + first % blocks),
-                    2 * blocks,
-                ),
+                (row + r * columns, columns, panel + first * columns, columns // 4),
+                (start + 4 * r, factor + 12 * r, *latents),
+                (place + r * next_bits, next_bits, block + r * next_most, next_most),
             )

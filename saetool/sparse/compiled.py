@@ -64,6 +64,10 @@ class Narrowing:
         """Return what the kernels take."""
         return tuple(_arrays(self.coded, self.latents, self.slack, self.spread))
 
+    def of(self, rows: slice) -> "Narrowing":
+        """Return that of some rows."""
+        return Narrowing(self.coded, self.latents, self.slack[rows], self.spread[rows])
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -154,16 +158,27 @@ def panel() -> int:
     return _byte_kernels().PANEL
 
 
+def tile() -> int:
+    """Return how many rows the int8 product computes together."""
+    return _byte_kernels().TILE
+
+
+def apart() -> int:
+    """Return how many more columns of zeros what it writes has."""
+    return _byte_kernels().APART
+
+
 Coded = tuple[Int[Tensor, "rows columns"], Float[Tensor, "3 rows"]]
 """Rows in int8, their inputs filled up with zeros; each row's scale, norm and the norm of what rounding changed."""
 
 
 def to_bytes(rows: Float[Tensor, "rows d_in"]) -> Coded:
     """Return rows in int8, filled up with rows of zeros to what `byte_bounds` takes."""
-    count = up_to_multiple(len(rows), _byte_kernels().TILE)
+    count = up_to_multiple(len(rows), tile())
     coded = torch.zeros(count, up_to_multiple(rows.shape[1], COLUMNS), dtype=torch.int8)
     numbers = torch.zeros(3, count)
-    _kernels().to_bytes(*_arrays(rows, coded, numbers))
+    run, arrays = _kernels().to_bytes, _arrays(rows, coded, numbers)
+    share_out(lambda number, some: run(*arrays, some.start, some.stop), len(rows), GROUPS, rows.device)
     return coded, numbers
 
 
@@ -201,15 +216,16 @@ class CodedWeight:
         rows: Int[Tensor, "rows columns"],
         factors: Float[Tensor, "rows 3"],
         offset: Float[Tensor, "padded"],
-        out: Float[Tensor, "rows padded"],
-        maxima: Int[Tensor, "rows blocks"],
+        out: Float[Tensor, "rows padded_and_more"],
+        maxima: Int[Tensor, "rows blocks_and_more"],
+        blocks: int,
     ) -> None:
         """Write sum · factor₀ · scale + offset + factor₁ · norm + factor₂ · error, cut to bfloat16, and block maxima.
 
         The number of rows is that of `to_bytes` or a multiple of the tile's.
         """
         arrays = _arrays(rows, factors, self.panels, self.numbers, offset)
-        _byte_kernels().bounds(*arrays, out.view(torch.int16).numpy(), maxima.numpy())
+        _byte_kernels().bounds(*arrays, out.view(torch.int16).numpy(), maxima.numpy(), blocks)
 
 
 def up_to_multiple(number: int, of: int) -> int:

@@ -432,9 +432,9 @@ def _copy_rest(row, scale, copy, finer):
 
 
 @compiled
-def to_bytes(rows, copy, numbers):
-    """Write every row in int8, and its numbers [3, rows]: see `_copy_bytes`."""
-    for r in range(rows.shape[0]):
+def to_bytes(rows, copy, numbers, first, last):
+    """Write the rows from `first` to `last` in int8, and their numbers [3, rows]: see `_copy_bytes`."""
+    for r in range(first, last):
         _copy_bytes(rows[r], copy[r], numbers[:, r])
 
 
@@ -482,16 +482,35 @@ def above(bits, maxima, narrowing, exact, x, cut):
         found = latents[end:]
         counts[r] = _places_above(bits[r], np.int16(0), found)
         if narrowing is not None:
-            near = values[end:]
-            unit = _to_shorts(x[r], shorts)
-            _short_dots(shorts, unit, narrowing[0][0], found, near, counts[r])
-            _margins(near, near, narrowing, r, 2, found, counts[r], 1)
-            counts[r] = _reaching(near, np.float32(0), found, counts[r])
-        if not exact:
+            counts[r] = _narrowed_above(x[r], shorts, narrowing, r, exact, cut, found, counts[r], values[end:])
+        elif not exact:
             for i in range(counts[r]):
                 values[end + i] = _number(bits[r, found[i]]) + cut[found[i]]
         end += counts[r]
     return counts, latents[:end], values[: 0 if exact else end]
+
+
+@compiled
+def _narrowed_above(x, shorts, narrowing, r, exact, cut, places, n, values):
+    """Keep, in place, those of n places in row r whose output may be above the cut, by narrower bounds; return how
+    many. Unless `exact`, by both int8 numbers and without a margin, and write the outputs.
+    """
+    unit = _to_shorts(x, shorts)
+    _short_dots(shorts, unit, narrowing[0][0], places, values, n)
+    upper = np.empty(n, np.float32)
+    _margins(values, upper, narrowing, r, 2, places, n, 1)
+    _reaching(upper, np.float32(0), values, n)
+    n = _reaching(upper, np.float32(0), places, n)
+    if exact:
+        return n
+    _short_dots(shorts, unit, narrowing[0][1], places, upper, n)
+    _add_finer(values, upper, n)
+    _margins(values, upper, narrowing, r, 3, places, n, 0)
+    kept = Count(0)
+    for i in range(n):
+        places[kept], values[kept] = places[i], upper[i] + cut[Count(places[i])]
+        kept += Count(upper[i] > 0)
+    return np.int64(kept)
 
 
 @compiled
@@ -564,26 +583,32 @@ def largest(bits, maxima, narrowing, exact, x, slack, k):
             own = maxima[r]
         latents, values = _with_room(latents, values, end, n)
         sure = _kth_largest_of_maxima(own, k)  # at least k entries reach it
-        if not exact:
+        if narrowing is not None:
+            found = _narrowed(x[r], shorts, narrowing, r, exact, row, sure, k, work, places, numbers)
+            if exact:
+                counts[r] = _reaching(numbers, np.float32(0), places, found)
+                latents[end : end + counts[r]] = places[: counts[r]]
+            else:
+                counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
+        elif exact:
+            lowest = max(_number(sure) * LESS_HALF - slack[r], np.float32(0))
+            counts[r] = _places_above(row, np.int16(max(_bits_of(lowest) >> 16, 1) - 1), latents[end:])
+        else:
             found = _places_above(row, np.int16(max(sure, 1) - 1), places)
             for i in range(found):
                 numbers[i] = _number(row[places[i]])
             counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
-        elif narrowing is None:
-            lowest = max(_number(sure) * LESS_HALF - slack[r], np.float32(0))
-            counts[r] = _places_above(row, np.int16(max(_bits_of(lowest) >> 16, 1) - 1), latents[end:])
-        else:
-            counts[r] = _narrowed(x[r], shorts, narrowing, r, row, sure, k, places, work, latents[end:])
         end += counts[r]
     return counts, latents[:end], values[: 0 if exact else end]
 
 
 @compiled
-def _narrowed(x, shorts, narrowing, r, row, sure, k, places, work, kept):
-    """Write the places in row r that may be among its k largest, by narrower bounds; return how many.
+def _narrowed(x, shorts, narrowing, r, exact, row, sure, k, work, places, numbers):
+    """Write places in row r, and by how much each may be above the k-th largest output, or if not `exact` its output;
+    and −1 for those that cannot be among the k largest; return how many. All by narrower bounds.
 
     Those few that reach `sure` tell how far down to look: the k-th largest of bounds from below is at most the k-th
-    largest output, and what does not reach it from above is out. `work` is memory for lists as long as `kept`.
+    largest output, and what does not reach it from above is out. `work` is memory for lists as long as `places`.
     """
     (first, surely, second, others), (sums, near, bounds, finer) = work
     coarse_weight, fine_weight = narrowing[0][0], narrowing[0][1]
@@ -608,20 +633,21 @@ def _narrowed(x, shorts, narrowing, r, row, sure, k, places, work, kept):
     n_second = _reaching(finer, least, others, n_second)
     _short_dots(shorts, unit, fine_weight, others, finer, n_second)
     _add_finer(near, finer, n_second)
-    _margins(near, bounds[n_first:], narrowing, r, 3, others, n_second, -1)
-    least = _kth_largest(bounds[: n_first + n_second], k)
-    bounds[:found] = -1
-    _margins(sums, finer, narrowing, r, 3, surely, n_first, 1)
+    numbers[:found] = -1
+    if exact:
+        _margins(near, bounds[n_first:], narrowing, r, 3, others, n_second, -1)
+        least = _kth_largest(bounds[: n_first + n_second], k)
+        _margins(sums, bounds, narrowing, r, 3, surely, n_first, 1)
+        _margins(near, finer, narrowing, r, 3, others, n_second, 1)
+    else:
+        least = np.float32(0)
+        _margins(sums, bounds, narrowing, r, 3, surely, n_first, 0)
+        _margins(near, finer, narrowing, r, 3, others, n_second, 0)
     for i in range(n_first):
-        bounds[Count(first[i])] = finer[i]
-    _margins(near, finer, narrowing, r, 3, others, n_second, 1)
+        numbers[Count(first[i])] = bounds[i] - least
     for i in range(n_second):
-        bounds[Count(second[i])] = finer[i]
-    n = Count(0)
-    for i in range(found):
-        kept[n] = places[i]
-        n += Count(bounds[i] >= least)
-    return np.int64(n)
+        numbers[Count(second[i])] = finer[i] - least
+    return found
 
 
 @compiled

@@ -30,8 +30,8 @@ BYTE_ROWS = 384
 """The same for bounds from the int8 product, which is half as wide and reads the weight by panels."""
 
 Precision = Literal["exact", "bf16"]
-Bounder = Callable[[int, Tensor], compiled.Bounds]
-"""Makes a slice's bounds in a thread, by its number; they last until its next ones."""
+Bounder = Callable[[int, range], compiled.Bounds]
+"""Makes the bounds of some rows in a thread, by its number; they last until its next ones."""
 
 
 @dataclass
@@ -47,7 +47,8 @@ class Encoder:
     half: HalfWeight | None = None
     byte: ByteWeight | None = None
     race: Race = field(default_factory=Race, repr=False)
-    _buffers: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    _buffers: dict[tuple[int, int], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+    """By thread; and by the number of blocks, 0 for bfloat16's product."""
 
     @property
     def _in_half(self) -> bool:
@@ -131,35 +132,36 @@ class Encoder:
         """Return the outputs above `cut`, or with `k` each row's k largest that are positive, by compiled loops."""
         in_bytes, exact = self._in_bytes(len(x)), self.precision == "exact"
         with self.race.timed(len(x)):
-            bounds = self._byte_bounds(bias, cut, k) if in_bytes else self._half_bounds(bias, cut)
+            bounds = self._byte_bounds(x, bias, cut, k) if in_bytes else self._half_bounds(x, bias, cut)
 
             def part(number: int, rows: range) -> compiled.Found:
-                inputs = x[rows.start : rows.stop]
-                bound = bounds(number, inputs)
+                inputs, bound = x[rows.start : rows.stop], bounds(number, rows)
                 return compiled.above(bound, inputs, cut) if k is None else compiled.largest(bound, inputs, k)
 
             found = compiled.joined(share_out(part, len(x), BYTE_ROWS if in_bytes else SLICE_ROWS, x.device))
-            if exact or in_bytes:
+            if exact:
                 found = compiled.decide(found, x, self.weight, bias, cut, k)
         counts, latents, values = found
         rows = torch.repeat_interleave(torch.arange(len(x)), counts, output_size=len(latents))
         return Support(rows, latents, len(x), self.weight.shape[0]), values
 
-    def _byte_bounds(self, bias: Tensor, cut: Tensor, k: int | None) -> Bounder:
+    def _byte_bounds(self, x: Tensor, bias: Tensor, cut: Tensor, k: int | None) -> Bounder:
         byte = self.byte = ByteWeight.of(self.weight, self.byte)
-        bounding = byte.bounding(bias, cut, proven=self.precision == "exact")
+        bounding = byte.bounding(x, bias, cut, k or 0, proven=self.precision == "exact")
 
-        def bounds(number: int, x: Tensor) -> compiled.Bounds:
-            pre = self._buffer(number, BYTE_ROWS, byte.padded, torch.bfloat16)
-            return bounding(x, pre, self._buffer(number, BYTE_ROWS, byte.blocks(k or 0), torch.int16))
+        def bounds(number: int, rows: range) -> compiled.Bounds:
+            memory = self._buffers.get((number, bounding.blocks))
+            if memory is None:
+                memory = self._buffers[number, bounding.blocks] = bounding.buffers(BYTE_ROWS)
+            return bounding.bounds(rows, *memory)
 
         return bounds
 
-    def _half_bounds(self, bias: Tensor, cut: Tensor) -> Bounder:
+    def _half_bounds(self, x: Tensor, bias: Tensor, cut: Tensor) -> Bounder:
         half, exact = self._half_with(bias - cut), self.precision == "exact"
 
-        def bounds(number: int, x: Tensor) -> compiled.Bounds:
-            extended = half.extend(x, exact)
+        def bounds(number: int, rows: range) -> compiled.Bounds:
+            extended = half.extend(x[rows.start : rows.stop], exact)
             return compiled.Bounds(
                 self._product(number, extended), exact, slack=half.slack(extended) if exact else None
             )
@@ -174,19 +176,12 @@ class Encoder:
     def _product(self, number: int, extended: Tensor) -> Tensor:
         """Return the bfloat16 product of a slice; it lasts until the thread's next one."""
         assert self.half is not None
-        buffer = self._buffer(number, SLICE_ROWS, len(self.weight), torch.bfloat16, extended.device)
+        memory = self._buffers.get((number, 0))
+        if memory is None or memory[0].device != extended.device:
+            memory = (extended.new_empty(SLICE_ROWS, len(self.weight)),)
+            self._buffers[number, 0] = memory
         with full_accumulation():
-            return torch.mm(extended, self.half.weight.T, out=buffer[: len(extended)])
-
-    def _buffer(
-        self, number: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Return memory that is kept for a thread and one use of it."""
-        key = (number, rows, dtype)
-        found = self._buffers.get(key)
-        if found is None or found.shape[1] != columns or found.device != torch.device(device):
-            found = self._buffers[key] = torch.empty(rows, columns, dtype=dtype, device=device)
-        return found
+            return torch.mm(extended, self.half.weight.T, out=memory[0][: len(extended)])
 
     def _support_of(self, place: Tensor, n_rows: int) -> Support:
         row = torch.div(place, self.weight.shape[0], rounding_mode="floor")

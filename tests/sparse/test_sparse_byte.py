@@ -18,11 +18,6 @@ def problem(rows, d_in, n_latents, seed=0, scale=1.0):
     return x, weight, torch.randn(n_latents, generator=g) - 1.0
 
 
-def buffers(copy, rows, blocks=64):
-    tiles = compiled.up_to_multiple(rows, 6)
-    return torch.zeros(tiles, copy.padded, dtype=torch.bfloat16), torch.zeros(tiles, blocks, dtype=torch.int16)
-
-
 def narrow(copy, x, narrowing, which):
     """The narrower bounds from above and below, computed slowly: by one int8 number (2) or by both (3)."""
     scale, offset, *errors = narrowing.latents.double().T
@@ -41,14 +36,15 @@ def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, 
     x[:, 0] *= 1 + outlier
     cut = torch.linspace(-1, 1, 70)
     copy = ByteWeight.of(weight, None)
-    pre, maxima = buffers(copy, 32, 128)
-    found = copy.bounding(bias, cut)(x, pre, maxima)
-    assert found.pre.shape == (32, 128)
-    assert (found.pre[:, 70:] < 0).all()  # what stands for no latent
+    bounding = copy.bounding(x, bias, cut)
+    found = bounding.bounds(range(32), *bounding.buffers(32))
+    assert found.maxima is not None
+    assert found.narrowing is not None
+    assert (found.pre[:, 70:] <= 0).all()  # what stands for no latent
     bounds = found.pre[:, :70].double()
     true = x.double() @ weight.double().T + (bias - cut).double()
     assert (bounds[true > 0] >= true[true > 0]).all()
-    blocks = maxima[:32].view(torch.bfloat16)[:, :70]
+    blocks = found.maxima[:32].view(torch.bfloat16)[:, :70]
     assert torch.equal(blocks, found.pre[:, :70].clamp_min(0))
     # Rounding to 1/127 of the largest entry is wrong by at most half of that, an entry; bfloat16 cuts a 64th or less.
     norms, most = weight.norm(dim=1), weight.abs().amax(1)
@@ -85,9 +81,7 @@ def test_likely_bounds_are_a_fraction_of_the_proven_ones_and_miss_next_to_nothin
     copy = ByteWeight.of(weight, None)
     true, missed = x.double() @ weight.double().T + bias, {}
     for proven in (True, False):
-        bounding = copy.bounding(bias, cut, proven)
-        narrowing = bounding(x, *buffers(copy, 2000)).narrowing
-        upper, _ = narrow(copy, x, narrowing, 2)
+        upper, _ = narrow(copy, x, copy.bounding(x, bias, cut, proven=proven).narrowing, 2)
         missed[proven] = int((upper < true).sum())
         width = (upper - true).mean()
         assert (width > 0.1) == proven
