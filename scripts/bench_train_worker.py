@@ -68,11 +68,12 @@ class Saetool(Program):
         self.done = 0
 
     def step(self, x):
-        self.model.loss(x, self.done, self.generator).total.backward()
-        self.model.before_update()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.model.after_update(self.optimizer, self.done, self.generator)
+        with self.model.stepping():
+            self.model.loss(x, self.done, self.generator).total.backward()
+            self.model.before_update()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.model.after_update(self.optimizer, self.done, self.generator)
         self.done += 1
 
     def flips(self, x):

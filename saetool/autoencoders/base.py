@@ -6,6 +6,7 @@ d_in and averaged over the batch.
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -168,6 +169,10 @@ class Autoencoder(nn.Module):
 
     def initialize(self, stream: Stream, generator: torch.Generator) -> None:
         """Set what comes from data before the first step: normalization, biases, decoder."""
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Return what a whole training step, from loss to update, runs in."""
+        return nullcontext()
 
     def before_update(self) -> None:
         """Project gradients, after they are complete and averaged over processes, before the optimizer's step."""

@@ -5,6 +5,7 @@ f, the penalty, nested prefixes and the cure for dead latents are choices of the
 one row a latent: [n_latents, d_in].
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
 from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, PreActivation, Resample, SparseSettings
 from saetool.autoencoders.sparse_views import DenseView, SparseView, View, product
 from saetool.errors import RequestError
+from saetool.sparse import compiled
 from saetool.sparse.adam import BlockAdam, BlockRule, normalize_rows, remove_part_along
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import Term
@@ -34,6 +36,7 @@ from saetool.sparse.memory import keep_freed_memory
 from saetool.sparse.products import Sink, decode, pre_activations, row_norms
 from saetool.sparse.select import Encoder
 from saetool.sparse.support import Support
+from saetool.sparse.threads import operators_on_one_core
 
 SPARSE_BELOW = {"cpu": 0.1, "cuda": 0.02, "mps": 0.0}
 """Share of active latents above which the dense step is faster, where `sparse_below` is null (measured on CPU; an
@@ -304,6 +307,12 @@ class SparseAutoencoder(Autoencoder):
             self.decoder: BlockRule(self._sinks[1], unit_rows=self.unit_decoder),
         }
         return BlockAdam(list(self.parameters()), rules, lr, betas, eps)
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Return what a step runs in: where next to all of it is done in shares, torch's operators take one core."""
+        plain = self.prefixes is None and not isinstance(self.activation, Gated)
+        in_shares = plain and self.fuse_gradients and compiled.serves(self.encoder) and not self._is_dense()
+        return operators_on_one_core() if in_shares else nullcontext()
 
     @torch.no_grad()
     def before_update(self) -> None:

@@ -4,8 +4,9 @@ Torch lets go of Python's lock inside its operators, so that as many threads as 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -23,7 +24,8 @@ def share_out(work: Callable[[int, range], Result], rows: int, part: int, device
     The caller's thread is number 0. On an accelerator, or where the caller has one core, it does them all.
     """
     parts = [range(start, min(start + part, rows)) for start in range(0, rows, part)] or [range(0)]
-    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    before = torch.get_num_threads()
+    cores = getattr(_here, "cores", before) if device.type == "cpu" else 1
     workers = min(cores, MAX_THREADS, len(parts))
     if workers == 1:
         return [work(0, rows) for rows in parts]
@@ -35,21 +37,42 @@ def share_out(work: Callable[[int, range], Result], rows: int, part: int, device
         for place in places:  # each place goes to one thread
             results[place] = quiet(thread, parts[place])
 
-    others = [_pool(workers - 1, each, cores).submit(serve, thread) for thread in range(1, workers)]
+    others = [_pool(workers - 1, each).submit(serve, thread) for thread in range(1, workers)]
     torch.set_num_threads(each)
     try:
         serve(0)
     finally:
-        torch.set_num_threads(cores)
+        torch.set_num_threads(before)
         for other in others:
             other.result()
     return [results[place] for place in range(len(parts))]
 
 
+_here = threading.local()
+
+
+@contextmanager
+def operators_on_one_core() -> Iterator[None]:
+    """Within it, torch's operators in this thread take one core, and `share_out` still all of them.
+
+    For steps that do nearly everything in shares: after an operator on several cores, OpenMP's threads wait for the
+    next one at work, for milliseconds, and take these cores from the shares (3 to 5 % of a step, measured).
+    """
+    before = torch.get_num_threads()
+    _here.cores = getattr(_here, "cores", before)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if before > 1:
+            del _here.cores
+
+
 @cache
-def _pool(workers: int, each: int, cores: int) -> ThreadPoolExecutor:
-    """Return a pool whose threads give torch's operators `each` cores; the caller keeps `cores`."""
-    ready = threading.Barrier(workers)
+def _pool(workers: int, each: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads give torch's operators `each` cores."""
+    ready, before = threading.Barrier(workers), torch.get_num_threads()
 
     def initialize() -> None:
         torch.set_num_threads(each)
@@ -57,5 +80,5 @@ def _pool(workers: int, each: int, cores: int) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(workers, "saetool-rows", initializer=initialize)
     list(pool.map(lambda _: None, range(workers)))
-    torch.set_num_threads(cores)  # what libraries keep for the whole process is as before
+    torch.set_num_threads(before)  # what libraries keep for the whole process is as before
     return pool

@@ -80,6 +80,12 @@ class Learner:
 
     def step(self, batch: Float[Tensor, "batch d_in"]) -> None:
         """Learn from one batch of raw activations (this process's part of the global one)."""
+        with self.autoencoder.stepping():
+            self._step(batch)
+        self.done += 1
+        self.latest = batch
+
+    def _step(self, batch: Tensor) -> None:
         autoencoder, settings, optimizer = self.autoencoder, self.settings, self._optimizer()
         self._set_lr(optimizer)
         optimizer.zero_grad(set_to_none=True)
@@ -100,8 +106,6 @@ class Learner:
         optimizer.step()
         with torch.no_grad():
             autoencoder.after_update(optimizer, self.done, self.generator)
-        self.done += 1
-        self.latest = batch
 
     def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]]) -> dict[str, float]:
         """Return the family's own numbers over rows, in evaluation mode."""
