@@ -13,8 +13,12 @@ from torch import Tensor
 from saetool.sparse.gradients import Along, Outer, Term
 from saetool.sparse.kernels import bag_sum, decoding_error, sampled
 from saetool.sparse.support import Support
+from saetool.sparse.threads import share_out
 
 Sink = list[Term] | None
+
+LATENTS = 4096
+"""Rows of a weight that a thread sums at a time."""
 
 
 def latent_sums(values: Float[Tensor, "entries"], support: Support) -> Float[Tensor, "n_latents"]:
@@ -30,6 +34,16 @@ def _deliver(term: Term, sink: Sink) -> Tensor | None:
     return None
 
 
+def _weighted(weights: Float[Tensor, "n_latents"], rows: Float[Tensor, "n_latents d_in"]) -> Float[Tensor, "d_in"]:
+    """Return Σ weights[j] · rows[j], in parts: reading all rows once takes one core long."""
+
+    def part(number: int, some: range) -> Tensor:
+        here = slice(some.start, some.stop)
+        return weights[here] @ rows[here]
+
+    return torch.stack(share_out(part, len(rows), LATENTS, rows.device)).sum(0)
+
+
 class _PreActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, x, center, weight, bias, support, sink):
@@ -43,7 +57,7 @@ class _PreActivations(torch.autograd.Function):
         by_latent = ctx.support.by_latent
         grad_bias = latent_sums(grad, ctx.support)
         grad_weight = _deliver(Outer(by_latent.rows, by_latent.there(grad), by_latent.offsets, x), ctx.sink)
-        grad_center = -(grad_bias @ weight) if ctx.needs_input_grad[2] else None
+        grad_center = -_weighted(grad_bias, weight) if ctx.needs_input_grad[2] else None
         return None, None, grad_center, grad_weight, grad_bias, None, None
 
 
@@ -98,10 +112,13 @@ class _SquaredError(torch.autograd.Function):
         ctx.support, ctx.sink = support, sink
         ctx.save_for_backward(values, residual, pulls)
         ctx.mark_non_differentiable(residual)
+        ctx.set_materialize_grads(False)  # else a tensor of zeros is made for it
         return errors.sum(), residual
 
     @staticmethod
     def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 6
         values, residual, pulls = ctx.saved_tensors
         by_latent, scale = ctx.support.by_latent, -2.0 * grad
         outer = Outer(by_latent.rows, by_latent.there(scale * values), by_latent.offsets, residual)
