@@ -204,7 +204,7 @@ class SparseSettings(Width):
     dead: Dead = NoCure()
     codes: Literal["exact", "bf16"] = "exact"
     """exact: who is active is decided in float32. bf16: in bfloat16, ties to the lowest latent; where an int8 product
-    is faster, in float32 among those that it makes likely. A little faster, and not the same on every machine."""
+    is faster, by products of 16-bit whole numbers among those that it makes likely. Not the same on every machine."""
     sparse_below: float | None = Field(default=None, ge=0, le=1)
     """Share of active latents up to which the sparse step is taken, the dense one above; null: .1 on CPU, .02 on CUDA,
     0 elsewhere. 0 is always dense."""

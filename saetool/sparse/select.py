@@ -1,8 +1,8 @@
 """Who survives: the entries above a threshold, or the k largest of each row, a slice of the batch at a time.
 
 Exact mode, where bfloat16 is fast: candidates come from a bfloat16 or an int8 product, whichever is faster, that is a
-proven bound; their outputs are computed again in float32, and only those decide. Elsewhere the float32 (or float64)
-product decides at once.
+proven bound; then, for the whole batch, their outputs are computed again in float32, and only those decide. Elsewhere
+the float32 (or float64) product decides at once.
 No [batch, n_latents] tensor is made, only [slice, n_latents] ones.
 """
 
@@ -27,7 +27,7 @@ SLICE_ROWS = 512
 leaving the cache (measured: 6 to 9 % faster than 256, 2 to 4 % than 1,024; twice the rate of a whole batch)."""
 
 BYTE_ROWS = 384
-"""The same for bounds from the int8 product, which is half as wide and reads the weight by panels."""
+"""The same for the int8 product, whose cost hardly depends on it; a multiple of its tile."""
 
 Precision = Literal["exact", "bf16"]
 Bounder = Callable[[int, range], compiled.Bounds]
@@ -39,7 +39,7 @@ class Encoder:
     """A linear map x·Wᵀ + b, [n_latents, d_in] and [n_latents], that finds its largest outputs without keeping all.
 
     precision "exact": the outputs returned, and who is among them, are those of the weight's own precision. "bf16":
-    they are bfloat16's; or, by the int8 product, who is among them is found without proof that none is missed.
+    they are bfloat16's; or, by the int8 product, those of 16-bit whole numbers, without proof that none is missed.
     """
 
     weight: Tensor
