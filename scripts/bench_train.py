@@ -32,6 +32,9 @@ LR, LR_BATCH = 1e-3, 2048
 """Every program's learning rate is LR · √(batch / LR_BATCH): larger batches take fewer steps."""
 L0_WITHIN = 0.05
 """Where an L1 model ends farther than this from the first other program's L0, it trains again, its target moved."""
+OTHER_STARTS = {"l1": (), "topk": ("saetool exact from 0.577",)}
+"""For FVU also from the norm that sparsify's encoder rows begin at (torch's Linear): 1/√3 instead of 1. Less norm means
+less error after few steps and more silent latents, in either program."""
 USUAL_BATCH = {"saetool exact": 8192, "saetool bf16": 8192, "sparsify": 8192, "overcomplete": 2048, "saelens": 2048}
 """The batch sizes for FVU where rates are not measured in the same run: at which each was fastest before."""
 PARTS = ("rates", "quality", "sweep", "wide")
@@ -58,7 +61,8 @@ class Runner:
         options |= {"lr": LR * (batch / LR_BATCH) ** 0.5, "target_l0": target_l0, "data": data}
         command = [python, str(WORKER), program, method, *(f"--{k}={v}" for k, v in options.items())]
         if program == "saetool":
-            command.append(f"--codes={variant or 'exact'}")
+            codes, _, start = variant.partition(" from ")
+            command += [f"--codes={codes or 'exact'}", *([f"--start={start}"] if start else [])]
         elif variant:
             command.append("--autocast")
         self.batch = batch
@@ -116,24 +120,27 @@ def rates(method, shape, batch, names, arguments, rounds):
 
 
 def quality(method, shape, best, arguments, tokens):
-    """Return {program: {"fvu", "l0", "silent"}} after equal tokens, each program at the batch size that was timed."""
+    """Return {program: {"fvu", "l0", "silent", …}} after equal tokens, each at the batch size that was timed."""
 
     def train(name, target):
-        runner = Runner(name, method, shape, best[name], *arguments, target_l0=target)
-        runner.ask(f"train {tokens // best[name]}")
-        answer = runner.ask("evaluate") | {"batch": best[name]}
+        batch = best[name.partition(" from ")[0]]
+        runner = Runner(name, method, shape, batch, *arguments, target_l0=target)
+        seconds = runner.ask(f"train {tokens // batch}")["seconds"]
+        answer = runner.ask("evaluate") | {"batch": batch, "seconds": seconds}
         runner.close()
         return answer
 
     found, wanted = {}, None
-    for name in (*PEERS[method], "saetool exact", "saetool bf16"):
+    for name in (*PEERS[method], "saetool exact", "saetool bf16", *OTHER_STARTS[method]):
         found[name] = train(name, TARGET_L0)
         wanted = wanted or found[name]["l0"]
         off = found[name]["l0"] / wanted
         if method == "l1" and name.startswith("saetool") and abs(off - 1) > L0_WITHIN:
             found[name] = train(name, TARGET_L0 * wanted / found[name]["l0"])
         print(
-            "  {:22s} FVU {fvu:.4f} at L0 {l0:.1f}, {silent:.1%} silent (batch {batch:,})".format(name, **found[name])
+            "  {:24s} FVU {fvu:.4f} at L0 {l0:.1f}, {silent:.1%} silent (batch {batch:,}, {seconds:.0f} s)".format(
+                name, **found[name]
+            )
         )
     return found
 

@@ -59,7 +59,8 @@ class Saetool(Program):
 
         chosen = {"l1": {"penalty": {"kind": "l1", "target_l0": args.target_l0, "warmup_steps": 20}}}
         chosen["topk"] = {"activation": {"kind": "topk", "k": args.k}}
-        settings = SparseSettings(kind="sparse", n_latents=args.n_latents, codes=args.codes, **chosen[args.method])
+        sizes = {"n_latents": args.n_latents, "initial_norm": args.start}
+        settings = SparseSettings(kind="sparse", codes=args.codes, **sizes, **chosen[args.method])
         self.model = build(settings, args.d_in)
         self.model.fuse_gradients, self.model.total_tokens = True, args.tokens
         self.generator = torch.Generator().manual_seed(0)
@@ -273,6 +274,7 @@ def main():
     for name in ("lr", "target_l0"):
         parser.add_argument(f"--{name}", type=float, required=True)
     parser.add_argument("--codes", default="exact")
+    parser.add_argument("--start", type=float, help="norm of saetool's encoder rows")
     parser.add_argument("--autocast", action="store_true")
     parser.add_argument("--data", required=True)
     args = parser.parse_args()

@@ -58,6 +58,8 @@ def initialize_sparse(model: Initial, stream: Stream, generator: torch.Generator
 
 
 def _encoder_scale(settings: SparseSettings) -> float:
+    if settings.initial_norm is not None:
+        return settings.initial_norm
     if isinstance(settings.penalty, KlPenalty):
         return KL_ENCODER_SCALE
     return L1_ENCODER_SCALE if settings.penalty.kind == "l1" and settings.activation.kind == "relu" else 1.0

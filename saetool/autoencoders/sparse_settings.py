@@ -208,6 +208,9 @@ class SparseSettings(Width):
     sparse_below: float | None = Field(default=None, ge=0, le=1)
     """Share of active latents up to which the sparse step is taken, the dense one above; null: .1 on CPU, .02 on CUDA,
     0 elsewhere. 0 is always dense."""
+    initial_norm: PositiveFloat | None = None
+    """‖W_e,j‖ of every latent at the start, W_d's rows having norm 1. null: 2 for ReLU with L1, 1.5 with KL, 1 for all
+    others; for TopK, less than 1 ends with less error and more latents that never fire."""
     initial_l0: PositiveFloat = 100.0
     """Biases start so that about this many latents are active a row; larger is slower and kills fewer latents."""
 

@@ -61,6 +61,8 @@ def train(model, x, steps, lr=3e-3, batch=256):
         ({"activation": {"kind": "gated"}, "penalty": L1, "initial_l0": 9}, 9, 1),
         ({"activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 0.1}, "initial_l0": 9}, 9, 1),
         ({"activation": {"kind": "topk", "k": 5}}, 5, 1),
+        ({"activation": {"kind": "topk", "k": 5}, "initial_norm": 0.6}, 5, 0.6),
+        ({"penalty": L1, "initial_l0": 9, "initial_norm": 1.2}, 9, 1.2),
         ({"activation": {"kind": "batch_topk", "k": 5}}, 5, 1),
         ({"penalty": L1, "normalize": "none", "initial_l0": 9}, 9, 2),
     ],
