@@ -47,6 +47,8 @@ SPREAD = 1.25
 
 TRIALS, AGAIN = 2, 256
 """Each way is timed so many times, and both again every so many calls."""
+MOST_INPUTS = 2**15
+"""Sums of products of so many bytes are int32 numbers."""
 LEAST_ROWS = 256
 """A call with fewer rows tells little about time."""
 
@@ -151,12 +153,18 @@ class Race:
 
 @cache
 def has_byte_product() -> bool:
-    """Say whether this CPU has the int8 product, and it is right."""
+    """Say whether this CPU has the int8 product, and what is made of it is right."""
     if compiled.byte_kernels() is None:
         return False
     x, weight = torch.arange(-21.0, 21).reshape(3, 14), torch.arange(-35.0, 35).reshape(5, 14)
-    bounding = ByteWeight.of(weight, None).bounding(x, torch.zeros(5), torch.zeros(5))
-    bounds = bounding.bounds(range(3), *bounding.buffers(3))
-    true = x @ weight.T
-    near = bounds.pre[:3, :5].float()
-    return bool(((near >= true) & (near < true + 0.1 * (x.norm(dim=1)[:, None] * weight.norm(dim=1) + 1))).all())
+    zeros, rows = torch.zeros(5), range(3)
+    try:
+        bounding = ByteWeight.of(weight, None).bounding(x, zeros, zeros, k=2)
+        found = compiled.largest(bounding.bounds(rows, *bounding.buffers(3)), x, 2)
+    except RuntimeError:  # another LLVM, with other instructions
+        return False
+    counts, latents, values = compiled.decide(found, x, weight, zeros, zeros, 2)
+    outputs = torch.zeros(3, 5)
+    outputs[torch.repeat_interleave(torch.arange(3), counts), latents] = values
+    true = (x @ weight.T).clamp_min(0)
+    return torch.allclose(outputs, torch.where(true >= true.topk(2).values[:, 1:], true, 0.0))

@@ -15,7 +15,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 PANEL = 64
@@ -34,8 +34,9 @@ SUMS, NUMBERS, HALVES = ir.VectorType(WORD, 16), ir.VectorType(FLOAT, 16), ir.Ve
 
 def has_unit() -> bool:
     """Say whether numba compiles for a CPU that adds byte products."""
-    if numba.config.CPU_FEATURES is not None or numba.config.CPU_NAME is not None:
-        return "+avx512vnni" in (numba.config.CPU_FEATURES or "")
+    features, name = (getattr(config, key, None) for key in ("CPU_FEATURES", "CPU_NAME"))  # as the environment says
+    if features is not None or name is not None:
+        return "+avx512vnni" in (features or "")
     return llvmlite.binding.get_host_cpu_features().get("avx512vnni", False)
 
 

@@ -1,6 +1,6 @@
 """Who survives: the entries above a threshold, or the k largest of each row, a slice of the batch at a time.
 
-Exact mode, where bfloat16 is fast: candidates come from a bfloat16 or an int8 product, whichever is faster, that is a
+Exact mode: where bfloat16 or int8 is fast, candidates come from a product in either, whichever is faster, that is a
 proven bound; then, for the whole batch, their outputs are computed again in float32, and only those decide. Elsewhere
 the float32 (or float64) product decides at once.
 No [batch, n_latents] tensor is made, only [slice, n_latents] ones.
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool.sparse import compiled
-from saetool.sparse.byte import LEAST_ROWS, ByteWeight, Race, has_byte_product
+from saetool.sparse.byte import LEAST_ROWS, MOST_INPUTS, ByteWeight, Race, has_byte_product
 from saetool.sparse.half import HalfWeight, fast_half, floor_half, has_matrix_unit
 from saetool.sparse.kernels import sampled
 from saetool.sparse.support import Support
@@ -57,10 +57,12 @@ class Encoder:
         return self.precision == "bf16" or fast_half(self.weight.device)
 
     def _in_bytes(self, rows: int = LEAST_ROWS) -> bool:
-        """Whether the next selection, from so many rows, takes the int8 product: without proof, where it surely is
-        the faster one; exact mode, whose answer is the same on both ways, finds out."""
-        faster = self.race.takes_bytes(rows) if self.precision == "exact" else not has_matrix_unit()
-        return faster and compiled.serves(self.weight) and has_byte_product()
+        """Whether the next selection, from so many rows, takes the int8 product: where there is a choice, exact mode,
+        whose answer is the same on both ways, finds out which is faster; else where no matrix unit surely is."""
+        choice = self.precision == "exact" and fast_half(self.weight.device)
+        faster = self.race.takes_bytes(rows) if choice else not has_matrix_unit()
+        fits = self.weight.shape[1] <= MOST_INPUTS and compiled.serves(self.weight)
+        return faster and fits and has_byte_product()
 
     @property
     def kept(self) -> HalfWeight | ByteWeight | None:
@@ -82,7 +84,7 @@ class Encoder:
         self, x: Float[Tensor, "batch d_in"], bias: Float[Tensor, "n_latents"], cut: Float[Tensor, "n_latents"]
     ) -> tuple[Support, Float[Tensor, "entries"]]:
         """Return a support that holds every output above its latent's `cut`, and the outputs on it."""
-        if not self._in_half:
+        if not self._in_half and not self._in_bytes(len(x)):
             return self._above_plain(x, bias, cut)
         if compiled.serves(x, self.weight):
             return self._compiled(x, bias, cut, None)
@@ -105,7 +107,7 @@ class Encoder:
     ) -> tuple[Support, Float[Tensor, "entries"]]:
         """Return the positive ones among each row's k largest outputs; ties go to the lowest latent."""
         k = min(k, self.weight.shape[0])
-        if not self._in_half:
+        if not self._in_half and not self._in_bytes(len(x)):
             return self._largest_plain(x, bias, k)
         if compiled.serves(x, self.weight):
             return self._compiled(x, bias, torch.zeros_like(bias), k)

@@ -10,6 +10,8 @@ from saetool.sparse import byte, compiled, select
 from saetool.sparse.byte import AGAIN, TRIALS, ByteWeight, Race
 from saetool.sparse.select import Encoder
 
+pytestmark = pytest.mark.skipif(not byte.has_byte_product(), reason="this CPU has no unit for products of bytes")
+
 
 def problem(rows, d_in, n_latents, seed=0, scale=1.0):
     g = torch.Generator().manual_seed(seed)
@@ -100,6 +102,35 @@ def test_the_way_to_candidates_changes_no_bit(monkeypatch):
         assert torch.equal(ours.latents, theirs.latents)
         assert torch.equal(ours.rows, theirs.rows)
         assert torch.equal(values, their_values)
+
+
+def test_the_int8_product_serves_where_bfloat16_is_slow(monkeypatch):
+    monkeypatch.setattr(select, "fast_half", lambda device: False)
+    monkeypatch.setattr(select, "has_matrix_unit", lambda: False)
+    x, weight, bias = problem(300, 48, 500)
+    encoder = Encoder(weight)
+    support, values = encoder.largest(x, bias, 7)
+    assert isinstance(encoder.kept, ByteWeight)
+    dense = (x.double() @ weight.double().T + bias.double()).clamp_min(0)
+    kept = dense >= dense.topk(7).values[:, -1:]
+    torch.testing.assert_close(support.codes(values).dense().double(), torch.where(kept, dense, 0.0), rtol=0, atol=1e-5)
+    wide = Encoder(torch.zeros(2, byte.MOST_INPUTS + 1))
+    wide.largest(torch.zeros(3, byte.MOST_INPUTS + 1), torch.ones(2), 1)
+    assert wide.kept is None  # its sums may not fit
+
+
+def test_bf16_codes_by_the_int8_product_are_nearly_exact(monkeypatch):
+    monkeypatch.setattr(select, "has_matrix_unit", lambda: False)
+    x, weight, bias = problem(400, 384, 2000)
+    cut = torch.full((2000,), 0.5)
+    exact, near = Encoder(weight), Encoder(weight, "bf16")
+    for ways in (lambda e: e.above(x, bias, cut), lambda e: e.largest(x, bias, 30)):
+        (support, values), (others, their_values) = ways(exact), ways(near)
+        assert isinstance(near.kept, ByteWeight)
+        ours, theirs = support.codes(values).dense(), others.codes(their_values).dense()
+        flipped = (ours > 0) != (theirs > 0)
+        assert flipped.sum() < 1e-3 * len(values)
+        torch.testing.assert_close(theirs[~flipped], ours[~flipped], rtol=0, atol=3e-4)
 
 
 @pytest.mark.parametrize("spread", [0.0, byte.SPREAD, 50.0])

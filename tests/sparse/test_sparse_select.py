@@ -21,7 +21,8 @@ def path(request, monkeypatch):
     monkeypatch.setattr(select, "has_matrix_unit", lambda: request.param != "int8, compiled")
     if request.param.endswith("compiled"):
         assert compiled.kernels() is not None
-        assert has_byte_product()
+        if request.param.startswith("int8") and not has_byte_product():
+            pytest.skip("this CPU has no unit for products of bytes")
     else:
         monkeypatch.setattr(compiled, "kernels", lambda: None)
     return request.param
