@@ -21,6 +21,9 @@ BLOCKS = 1024
 LESS_HALF = np.float32(1 - 2.0**-8)
 """A number that was rounded to bfloat16 was at least so much of what it is now."""
 
+LESS_CUT = np.float32(1 - 2.0**-6)
+"""What is left of a bound, and a little less, without what keeps it one when it is cut to bfloat16."""
+
 MOST = np.iinfo(np.int16).max
 """Above all bits of bfloat16 numbers but some that are none."""
 
@@ -608,7 +611,8 @@ def _narrowed(x, shorts, narrowing, r, exact, row, sure, k, work, places, number
     (first, surely, second, others), (sums, near, bounds, finer) = work
     coarse_weight, fine_weight = narrowing[0][0], narrowing[0][1]
     unit = _to_shorts(x, shorts)
-    floor = np.int16(max(_bits_of(max(_number(sure) - narrowing[3][r], np.float32(0))) >> 16, 1) - 1)
+    below = _number(sure) * LESS_CUT - narrowing[3][r]
+    floor = np.int16(max(_bits_of(max(below, np.float32(0))) >> 16, 1) - 1)
     found = _places_above(row, floor, places)
     n_first = _between(row, places, found, sure, MOST, first, surely)
     _short_dots(shorts, unit, coarse_weight, surely, sums, n_first)
