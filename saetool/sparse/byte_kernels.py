@@ -28,7 +28,7 @@ APART = 64
 """What is written has so many more columns, of zeros: rows a multiple of 4,096 bytes apart would share few lines of the
 cache."""
 
-BYTE, WORD, SIZE, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+WORD, SIZE, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 SUMS, NUMBERS, HALVES = ir.VectorType(WORD, 16), ir.VectorType(FLOAT, 16), ir.VectorType(ir.IntType(16), 32)
 
 

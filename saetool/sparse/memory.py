@@ -5,8 +5,8 @@ import platform
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Names of glibc's `mallopt` (malloc.h)."""
-MOST = 2**30
-"""Bytes of one piece of memory, or of free memory at the end of the heap, that are kept."""
+LARGEST, FREE = 2**25, 2**30
+"""Bytes of one piece of memory, of which older versions of glibc keep no more, and of all that is kept free."""
 
 
 def keep_freed_memory() -> None:
@@ -17,5 +17,5 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(MMAP_THRESHOLD, MOST)
-        mallopt(TRIM_THRESHOLD, MOST)
+        if mallopt(MMAP_THRESHOLD, LARGEST):
+            mallopt(TRIM_THRESHOLD, FREE)

@@ -25,7 +25,7 @@ def share_out(work: Callable[[int, range], Result], rows: int, part: int, device
     """
     parts = [range(start, min(start + part, rows)) for start in range(0, rows, part)] or [range(0)]
     before = torch.get_num_threads()
-    cores = getattr(_here, "cores", before) if device.type == "cpu" else 1
+    cores = (getattr(_here, "cores", None) or before) if device.type == "cpu" else 1
     workers = min(cores, MAX_THREADS, len(parts))
     if workers == 1:
         return [work(0, rows) for rows in parts]
@@ -58,15 +58,14 @@ def operators_on_one_core() -> Iterator[None]:
     For steps that do nearly everything in shares: after an operator on several cores, OpenMP's threads wait for the
     next one at work, for milliseconds, and take these cores from the shares (3 to 5 % of a step, measured).
     """
-    before = torch.get_num_threads()
-    _here.cores = getattr(_here, "cores", before)
+    before, outer = torch.get_num_threads(), getattr(_here, "cores", None)
+    _here.cores = outer or before
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        if before > 1:
-            del _here.cores
+        _here.cores = outer
 
 
 @cache

@@ -1,0 +1,28 @@
+"""Memory that a step frees is there for the next one without new pages."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+import torch
+from saetool.sparse.memory import keep_freed_memory
+keep_freed_memory()
+def step():
+    tensors = [torch.ones(3_000_000) for _ in range(4)]
+    return sum(float(t[-1]) for t in tensors)
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's")
+def test_freed_tensors_are_kept():
+    pages = int(subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout)
+    assert pages < 5 * 4 * 12_000_000 / 4096 / 10
