@@ -19,6 +19,15 @@ HOLD = """part => {
 RELEASE = "async name => { release(); await saetool.load(name); await new Promise(done => setTimeout(done)); }"
 
 
+def wait_until(page, condition, argument=None):
+    """Ask again and again; Playwright's own `wait_for_function` would have the page compile it, which pages forbid."""
+    for _ in range(250):
+        if page.evaluate(condition, argument):
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError(f"never: {condition}")
+
+
 @pytest.mark.parametrize(
     ("item", "seen", "slow", "last", "chunk"),
     [("latent", 40, 1, 68, "latents/0"), ("image", 20, 1, 21, "patches/0")],
@@ -28,7 +37,7 @@ def test_the_last_of_quick_steps_is_shown(reader, item, seen, slow, last, chunk)
     page.wait_for_selector(f"body[data-ready='{seen}']")
     page.evaluate(HOLD, chunk)
     page.evaluate(f"location.hash = '#{item}={slow}'")
-    page.wait_for_function("typeof release === 'function'")
+    wait_until(page, "typeof release === 'function'")
     page.evaluate(f"location.hash = '#{item}={last}'")
     page.wait_for_selector(f"body[data-ready='{last}']")
     page.evaluate(RELEASE, chunk)
@@ -66,7 +75,7 @@ def test_without_a_similar_latent_there_is_no_way_to_one(reader):
     assert page.locator("#similar").is_visible()
     for fragment in ("#latent=3", "#latent=70"):  # 3 is dead: it has no neighbors
         page.evaluate(f"location.hash = '{fragment}'")
-        page.wait_for_function("fragment => document.querySelector('#similar').hidden", arg=fragment)
+        wait_until(page, "fragment => document.querySelector('#similar').hidden", fragment)
         page.keyboard.press("s")
         assert page.url.endswith(fragment)
 
@@ -76,7 +85,7 @@ def test_links_to_parts_of_the_page_keep_the_filters(reader):
     before = page.locator("#count").inner_text()
     for link in ("Latents", "Provenance"):
         page.locator(".topbar").get_by_role("link", name=link, exact=True).click()
-        page.wait_for_function("location.hash === '#status=rare'")
+        wait_until(page, "location.hash === '#status=rare'")
         assert page.locator("#count").inner_text() == before != "70 of 70"
 
 
