@@ -54,7 +54,7 @@ LEAST_ROWS = 256
 
 
 class ByteWeight(WeightCopy):
-    """weight [n_latents, d_in] in int8, with each latent's scale, ‖w‖ and ‖w − w'‖."""
+    """weight [n_latents, d_in] in int8 numbers, one for the product and another for what that leaves."""
 
     def __init__(self, weight: Tensor):
         super().__init__(weight)

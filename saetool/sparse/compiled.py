@@ -50,7 +50,7 @@ Found = tuple[Int[Tensor, "rows"], Int[Tensor, "entries"], Float[Tensor, "entrie
 
 @dataclass(frozen=True)
 class Narrowing:
-    """What bounds x·w + bias − cut more narrowly, by rows as they are and the int8 weight, where few are left."""
+    """What bounds x·w + bias − cut more narrowly, by int16 rows and two int8 numbers a weight, where few are left."""
 
     coded: Int[Tensor, "2 n_latents columns"]
     latents: Float[Tensor, "n_latents 5"]
@@ -76,7 +76,7 @@ class Bounds:
     pre: Float[Tensor, "rows n_latents"]
     """It may have more columns, of what is below 0."""
     exact: bool
-    """Whether outputs will be computed in float32, and decide; else the bounds are taken for them."""
+    """Whether outputs will be computed in float32, and decide; else the best that stands here is taken for them."""
     maxima: Int[Tensor, "rows blocks"] | None = None
     """The largest number of each strided block, as bits of bfloat16, at least 0."""
     narrowing: Narrowing | None = None
@@ -95,7 +95,8 @@ def above(bounds: Bounds, x: Float[Tensor, "rows d_in"], cut: Float[Tensor, "n_l
 
     No outputs, if these are to be exact: see `decide`.
     """
-    return _found(_kernels().above(*bounds.arrays(), *_arrays(x, cut)))
+    bits, _, narrowing, exact = bounds.arrays()
+    return _found(_kernels().above(bits, narrowing, exact, *_arrays(x, cut)))
 
 
 def largest(bounds: Bounds, x: Float[Tensor, "rows d_in"], k: int) -> Found:
@@ -173,7 +174,7 @@ Coded = tuple[Int[Tensor, "rows columns"], Float[Tensor, "3 rows"]]
 
 
 def to_bytes(rows: Float[Tensor, "rows d_in"]) -> Coded:
-    """Return rows in int8, filled up with rows of zeros to what `byte_bounds` takes."""
+    """Return rows in int8, filled up with rows of zeros to whole tiles of the int8 product."""
     count = up_to_multiple(len(rows), tile())
     coded = torch.zeros(count, up_to_multiple(rows.shape[1], COLUMNS), dtype=torch.int8)
     numbers = torch.zeros(3, count)
@@ -191,6 +192,7 @@ class CodedWeight:
     numbers: Float[Tensor, "4 padded"]
     """Each latent's scale, norm, and the norms of what one and both int8 numbers leave; zeros up to whole panels."""
     panels: Int[Tensor, "panels words side"]
+    """The first int8 numbers, 128 higher, four inputs to a word: see `byte_kernels`."""
 
     @classmethod
     def empty(cls, n_latents: int, d_in: int) -> "CodedWeight":

@@ -462,11 +462,11 @@ def _copy_latent(row, j, coded):
 
 
 @compiled
-def above(bits, maxima, narrowing, exact, x, cut):
+def above(bits, narrowing, exact, x, cut):
     """Return (counts, latents, values) of each row's entries that may be above their latent's cut, in row order.
 
     bits [rows, n_latents or more] bound x·wᵀ + bias − cut from above. Unless `exact`, they are taken for it, and values
-    read off them. `narrowing`, see `_margins`, may be None; `maxima` are not looked at.
+    read off them. `narrowing`, see `_margins`, may be None.
     """
     n_rows, n = bits.shape
     if narrowing is not None:
