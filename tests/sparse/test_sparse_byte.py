@@ -10,7 +10,11 @@ from saetool.sparse import byte, compiled, select
 from saetool.sparse.byte import AGAIN, TRIALS, ByteWeight, Race
 from saetool.sparse.select import Encoder
 
-pytestmark = pytest.mark.skipif(not byte.has_byte_product(), reason="this CPU has no unit for products of bytes")
+pytestmark = pytest.mark.skipif(compiled.byte_kernels() is None, reason="this CPU has no unit for products of bytes")
+
+
+def test_where_there_is_the_unit_its_product_passes_the_probe():
+    assert byte.has_byte_product()
 
 
 def problem(rows, d_in, n_latents, seed=0, scale=1.0):
@@ -25,7 +29,12 @@ def narrow(copy, x, narrowing, which):
     scale, offset, *errors = narrowing.latents.double().T
     size, rest = narrowing.slack.double().T[:, : len(x), None]
     first, second = copy.coded.rows[:, :, : x.shape[1]].double()
-    sums = x.double() @ (first if which == 2 else first + second / 254).T * scale + offset
+    shorts = np.zeros(copy.coded.rows.shape[2], np.int16)
+    rounded = []
+    for row in x:
+        unit = compiled.kernels()._to_shorts(row.numpy(), shorts)
+        rounded.append(torch.from_numpy(shorts[: x.shape[1]].astype(np.float64)) * float(unit))
+    sums = torch.stack(rounded) @ (first if which == 2 else first + second / 254).T * scale + offset
     margin = size * errors[which - 2] + errors[-1] + rest
     return sums + margin, sums - margin
 

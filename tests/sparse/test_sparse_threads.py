@@ -48,10 +48,11 @@ def test_shares_keep_all_cores_while_operators_have_one(two_cores):
             assert len({number for number, _ in seen(400, 1)[1]}) == 2
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # what was before does not stay
+    assert len({number for number, _ in seen(400, 1)[1]}) == 1
     with operators_on_one_core():
         pass
-    torch.set_num_threads(2)  # what was before does not stay
+    torch.set_num_threads(2)
     assert len({number for number, _ in seen(400, 1)[1]}) == 2
 
 
