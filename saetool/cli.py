@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saetool.errors import SaetoolError
+from saetool.errors import SaetoolError, leave
 
 INTERRUPTED = 130
 
@@ -178,17 +178,17 @@ def main() -> None:
         if end.code == INTERRUPTED:  # typer turns Ctrl-C into this
             typer.echo("saetool: stopped. What was finished is kept; the same command resumes.", err=True)
         if end.code:
-            _leave(end.code if isinstance(end.code, int) else 1)
+            leave(end.code if isinstance(end.code, int) else 1)
     except SaetoolError as error:
         typer.echo(f"saetool: {error}", err=True)
-        _leave(error.exit_code)
+        leave(error.exit_code)
     except Exception as error:
         typer.echo(
             f"saetool: unexpected failure: {type(error).__name__}: {error}\n"
             f"This is a bug; {_keep_traceback()} says where. What was finished is kept.",
             err=True,
         )
-        _leave(1)
+        leave(1)
     finally:
         _leave_group()
 
@@ -206,15 +206,6 @@ def _leave_group() -> None:
         from saetool import distributed
 
         distributed.stop()
-
-
-def _leave(code: int) -> None:
-    """End the process now: the other processes of a torchrun job may wait in a collective that never completes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(code)
-    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Rank, world size and collectives. Without `torchrun` there is one process and every call is the trivial case."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,16 @@ def start() -> None:
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # Its functions keep the group of the moment as their default: imported later (an optimizer does it) they would
+        # hold ours for good, and gloo's threads would run on while the interpreter ends, which may abort the process.
+        importlib.import_module("torch.distributed.nn.functional")
         # Both backends: files' names and counts travel as CPU tensors, gradients on the device.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=_PATIENCE)
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, and end its threads."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

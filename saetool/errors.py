@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class SaetoolError(Exception):
@@ -28,21 +29,32 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def leave(code: int) -> NoReturn:
+    """End the process now: the other processes of a torchrun job may wait in a collective that never completes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
+    raise SystemExit(code)
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`, under `torchrun` too; a user's error ends in its message and exit code."""
     from pydantic import ValidationError
 
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from saetool import distributed
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return main()
+        from saetool import distributed
 
-            distributed.start()
+        distributed.start()
         main()
+        distributed.stop()
     except SaetoolError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        leave(error.exit_code)
     except ValidationError as error:  # settings made from arguments
         for wrong in error.errors():
             key = ".".join(map(str, wrong["loc"]))
             print(f"error: {key}: {wrong['msg']} (given: {wrong['input']!r})", file=sys.stderr)
-        raise SystemExit(RequestError.exit_code) from None
+        leave(RequestError.exit_code)

@@ -67,7 +67,11 @@ for name, job in jobs.items():
         (out / f"{name}.json").write_text(json.dumps(run.final))
     distributed.barrier()
 distributed.stop()
+if sys.platform == "linux":
+    threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in thread or "store" in thread for thread in threads), threads
 """
+"""Any job of several processes, ended as the command line ends one: none of the group's threads may be left."""
 
 
 def launch(processes: int, out: Path, jobs: dict, kill: str = "") -> list[subprocess.Popen]:
@@ -79,7 +83,9 @@ def launch(processes: int, out: Path, jobs: dict, kill: str = "") -> list[subpro
     for rank in range(processes):
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         environment = (
-            os.environ | {key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1", "KILL": kill}
+            os.environ
+            | {key: str(value) for key, value in places.items()}
+            | {"MASTER_ADDR": "127.0.0.1", "KILL": kill, "PYTHONFAULTHANDLER": "1"}
         )
         command = [sys.executable, "-c", WORKER, str(out), json.dumps(jobs)]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
@@ -88,9 +94,10 @@ def launch(processes: int, out: Path, jobs: dict, kill: str = "") -> list[subpro
 
 def results(processes: int, out: Path, jobs: dict) -> dict[str, tuple[dict, dict, list]]:
     """Train every job with some processes; return weights, final numbers and metric lines of each."""
-    for process in launch(processes, out, jobs):
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, errors[-2000:]
+    started = launch(processes, out, jobs)
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    ended = [process.returncode for process in started]
+    assert not any(ended), "\n".join(f"rank {i} ended with {ended[i]}: {errors[i][-2000:]}" for i in range(processes))
     found = {}
     for name in jobs:
         lines = [json.loads(line) for line in (out / f"{name}.partial" / "metrics.jsonl").read_text().splitlines()]
