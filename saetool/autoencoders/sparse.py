@@ -36,7 +36,7 @@ from saetool.sparse.memory import keep_freed_memory
 from saetool.sparse.products import Sink, decode, pre_activations, row_norms
 from saetool.sparse.select import Encoder
 from saetool.sparse.support import Support
-from saetool.sparse.threads import operators_on_one_core
+from saetool.sparse.threads import operators_on_one_core, share_out
 
 SPARSE_BELOW = {"cpu": 0.1, "cuda": 0.02, "mps": 0.0}
 """Share of active latents above which the dense step is faster, where `sparse_below` is null (measured on CPU; an
@@ -44,6 +44,9 @@ estimate on CUDA; 0: always dense)."""
 
 MUCH_TOO_DENSE = 2.0
 """A batch with so many times that share goes to the dense step at once: its sparse step could outgrow the memory."""
+
+ROWS_IN_CACHE = 256
+"""Rows on which a thread makes one operation after the other."""
 
 DENSITY_EVERY = 100
 """Steps between two decisions for the sparse or the dense step: asking costs a synchronization on CUDA."""
@@ -165,10 +168,24 @@ class SparseAutoencoder(Autoencoder):
         kind = self.encoder.device.type
         half = torch.is_autocast_enabled(kind) and self.encoder.dtype == torch.float32
         with torch.autocast(kind, enabled=False):
-            return self._loss(self.normalizer(x.to(self.encoder)), step, half)
+            return self._loss(*self._in_units(x.to(self.encoder)), step, half)
 
-    def _loss(self, x: Float[Tensor, "batch d_in"], step: int, half: bool) -> Loss:
-        centered = x - self.decoder_bias.detach()
+    @torch.no_grad()
+    def _in_units(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
+        """Return rows in the model's units, and what the encoder sees of them: without the decoder's bias."""
+        units, centered = torch.empty_like(x), torch.empty_like(x)
+
+        def part(number: int, rows: range) -> None:
+            some = slice(rows.start, rows.stop)
+            units[some] = self.normalizer(x[some])
+            torch.sub(units[some], self.decoder_bias, out=centered[some])
+
+        share_out(part, len(x), ROWS_IN_CACHE if x.device.type == "cpu" else max(1, len(x)), x.device)
+        return units, centered
+
+    def _loss(
+        self, x: Float[Tensor, "batch d_in"], centered: Float[Tensor, "batch d_in"], step: int, half: bool
+    ) -> Loss:
         view = None if self._is_dense() else self._sparse_view(centered)
         if view is None:
             view = self._dense_view(x, half)

@@ -32,9 +32,10 @@ from saetool.sparse.weight_copy import ROUNDING, WeightCopy
 MORE_TERMS = 16
 """Roundings beside those of the K terms: of the bias, of the bound itself."""
 
-LIKELY = 4.0
-"""Where a proven bound is not asked for, errors may add up to so many times 1/√d_in of it: as many standard deviations
-or more, if a row's and a latent's rounding errors point anywhere."""
+LIKELY, LIKELY_BOTH = 4.0, 3.0
+"""Where a proven bound is not asked for, errors may add up to so many times 1/√d_in of it: as many standard deviations,
+if rounding errors point anywhere. The second is for the first bound, which adds up a row's and a latent's: where both
+are alike, three of each are more than four of both together."""
 
 CUT = 1 + 2.0**-7 + 2.0**-16
 """What bounds are multiplied by, so that they hold when cut to bfloat16."""
@@ -74,13 +75,14 @@ class ByteWeight(WeightCopy):
     ) -> "Bounding":
         """Return what bounds x·w + bias − cut, and finds the k largest.
 
-        Not `proven`, the bounds are likely ones, see LIKELY.
+        Not `proven`, the bounds are likely ones, see `LIKELY`.
         """
         coded, (scale, norm, error) = compiled.to_bytes(x)
         scales, norms, errors, finer = self.coded.numbers[:, : self.n_latents]
-        rounding, share = (self.d_in + MORE_TERMS) * ROUNDING, 1.0 if proven else min(1.0, LIKELY / self.d_in**0.5)
-        size, more = norm + error, 1 + rounding
-        by_norm, by_error = (share * error + rounding * size) * more, share * size * more**2
+        share, share_of_both = (1.0 if proven else min(1.0, n / self.d_in**0.5) for n in (LIKELY, LIKELY_BOTH))
+        rounding, size = (self.d_in + MORE_TERMS) * ROUNDING, norm + error
+        more = 1 + rounding
+        by_norm, by_error = (share_of_both * error + rounding * size) * more, share_of_both * size * more**2
         offset, lost = bias - cut, MORE_TERMS * ROUNDING * (bias.abs() + cut.abs())
         # Of rows in int16: each number is wrong by half of it at most.
         finest = torch.minimum(127 * scale, norm) / compiled.shorts(self.d_in)

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saetool.sparse.support import Support
 from saetool.sparse.threads import share_out
 
 SWITCH = "SAETOOL_COMPILED"
@@ -40,8 +39,9 @@ def kernels() -> ModuleType | None:
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Say whether the compiled kernels can be used on these tensors."""
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and kernels() is not None
+    """Say whether the compiled kernels can be used on these tensors, of float32 numbers or int64 places."""
+    served = (torch.float32, torch.int64)
+    return all(t.device.type == "cpu" and t.dtype in served for t in tensors) and kernels() is not None
 
 
 Found = tuple[Int[Tensor, "rows"], Int[Tensor, "entries"], Float[Tensor, "entries"]]
@@ -235,6 +235,14 @@ def up_to_multiple(number: int, of: int) -> int:
     return -(-number // of) * of
 
 
+def by_latent(
+    rows: Int[Tensor, "entries"], latents: Int[Tensor, "entries"], n_latents: int
+) -> tuple[Int[Tensor, "entries"], Int[Tensor, "entries"], Int[Tensor, "n_latents_plus_one"]]:
+    """Return the entries' places, their rows and the latents' offsets, in latent order."""
+    order, there, offsets = map(torch.from_numpy, _kernels().by_latent(*_arrays(rows, latents), n_latents))
+    return order, there, offsets
+
+
 def sampled(
     left: Float[Tensor, "groups d_in"],
     offsets: Int[Tensor, "groups_plus_one"],
@@ -253,11 +261,12 @@ def decoding_error(
     weight: Float[Tensor, "n_latents d_in"],
     bias: Float[Tensor, "d_in"],
     x: Float[Tensor, "batch d_in"],
-    support: Support,
+    latents: Int[Tensor, "entries"],
+    offsets: Int[Tensor, "batch_plus_one"],
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch d_in"], Float[Tensor, "entries"]]:
     """Return what `kernels.decoding_error` returns."""
     errors, residual, pulls = torch.empty(len(x)), torch.empty_like(x), torch.empty_like(values)
-    codes = _arrays(support.latents, values, support.offsets)
+    codes = _arrays(latents, values, offsets)
     run, arrays = _kernels().decoding_error, _arrays(weight, bias, x, errors, residual, pulls)
     share_out(lambda number, rows: run(*codes, *arrays, rows.start, rows.stop), len(x), GROUPS, x.device)
     return errors, residual, pulls

@@ -285,6 +285,24 @@ def sampled(left, offsets, right, index, values, first, last):
 
 
 @compiled
+def by_latent(rows, latents, n_latents):
+    """Return (order, rows, offsets) of entries in latent order, see `support.ByLatent`: counted first, then dealt."""
+    offsets = np.zeros(n_latents + 1, np.int64)
+    for e in range(latents.shape[0]):
+        offsets[Count(latents[e]) + Count(1)] += 1
+    for j in range(n_latents):
+        offsets[j + 1] += offsets[j]
+    following = offsets.copy()
+    order, there = np.empty_like(latents), np.empty_like(rows)
+    for e in range(latents.shape[0]):
+        latent = Count(latents[e])
+        place = Count(following[latent])
+        following[latent] += 1
+        order[place], there[place] = e, rows[e]
+    return order, there, offsets
+
+
+@compiled
 def _weighted_sum(index, weights, table, first, last, total):
     """Write the sum of weights[e] · table[index[e]] over the entries e from `first` to `last`, four at a time."""
     for i in range(total.shape[0]):

@@ -56,7 +56,7 @@ def decoding_error(
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch d_in"], Float[Tensor, "entries"]]:
     """Return ‖r‖² of each row, r = x − bias − Σ value · weight[latent], and weight[latent] · r of each entry."""
     if compiled.serves(values, weight, x):
-        return compiled.decoding_error(values, weight, bias, x, support)
+        return compiled.decoding_error(values, weight, bias, x, support.latents, support.offsets)
     residual = x - bias - bag_sum(support.latents, values, support.offsets, weight)
     by_latent = support.by_latent
     pulls = by_latent.back(sampled(weight, by_latent.offsets, residual, by_latent.rows))

@@ -13,12 +13,9 @@ from torch import Tensor
 from saetool.sparse.gradients import Along, Outer, Term
 from saetool.sparse.kernels import bag_sum, decoding_error, sampled
 from saetool.sparse.support import Support
-from saetool.sparse.threads import share_out
+from saetool.sparse.threads import sum_in_shares
 
 Sink = list[Term] | None
-
-LATENTS = 4096
-"""Rows of a weight that a thread sums at a time."""
 
 
 def latent_sums(values: Float[Tensor, "entries"], support: Support) -> Float[Tensor, "n_latents"]:
@@ -35,13 +32,8 @@ def _deliver(term: Term, sink: Sink) -> Tensor | None:
 
 
 def _weighted(weights: Float[Tensor, "n_latents"], rows: Float[Tensor, "n_latents d_in"]) -> Float[Tensor, "d_in"]:
-    """Return Σ weights[j] · rows[j], in parts: reading all rows once takes one core long."""
-
-    def part(number: int, some: range) -> Tensor:
-        here = slice(some.start, some.stop)
-        return weights[here] @ rows[here]
-
-    return torch.stack(share_out(part, len(rows), LATENTS, rows.device)).sum(0)
+    """Return Σ weights[j] · rows[j]."""
+    return sum_in_shares(lambda some: weights[some] @ rows[some], len(rows), rows.device)
 
 
 class _PreActivations(torch.autograd.Function):
@@ -123,7 +115,8 @@ class _SquaredError(torch.autograd.Function):
         by_latent, scale = ctx.support.by_latent, -2.0 * grad
         outer = Outer(by_latent.rows, by_latent.there(scale * values), by_latent.offsets, residual)
         grad_weight = _deliver(outer, ctx.sink) if ctx.needs_input_grad[1] else None
-        return scale * pulls, grad_weight, scale * residual.sum(0), None, None, None
+        pull = sum_in_shares(lambda some: residual[some].sum(0), len(residual), residual.device)
+        return scale * pulls, grad_weight, scale * pull, None, None, None
 
 
 def squared_error(

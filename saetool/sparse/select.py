@@ -140,7 +140,8 @@ class Encoder:
                 inputs, bound = x[rows.start : rows.stop], bounds(number, rows)
                 return compiled.above(bound, inputs, cut) if k is None else compiled.largest(bound, inputs, k)
 
-            found = compiled.joined(share_out(part, len(x), BYTE_ROWS if in_bytes else SLICE_ROWS, x.device))
+            shares = (BYTE_ROWS, x.device, compiled.tile()) if in_bytes else (SLICE_ROWS, x.device)
+            found = compiled.joined(share_out(part, len(x), *shares))
             if exact:
                 found = compiled.decide(found, x, self.weight, bias, cut, k)
         counts, latents, values = found

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saetool.sparse import compiled
 from saetool.sparse.codes import Codes
 
 INT16_LATENTS = 2**15
@@ -54,6 +55,8 @@ class Support:
     @cached_property
     def by_latent(self) -> ByLatent:
         """The same entries, latent by latent."""
+        if compiled.serves(self.rows, self.latents):
+            return ByLatent(*compiled.by_latent(self.rows, self.latents, self.n_latents))
         key = self.latents.to(torch.int16) if self.n_latents <= INT16_LATENTS else self.latents
         order = torch.sort(key, stable=True).indices
         return ByLatent(order, self.rows.index_select(0, order), _offsets(self.latents, self.n_latents))

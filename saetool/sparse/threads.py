@@ -8,27 +8,39 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
 MAX_THREADS = 8
 """More would wait for Python's lock; beyond this, a thread gets several cores."""
 
+ROWS = 1024
+"""Rows that are summed at a time."""
 
-def share_out(work: Callable[[int, range], Result], rows: int, part: int, device: torch.device) -> list[Result]:
-    """Return work(thread, rows) for every `part` rows, in order; a thread that is done takes the next part.
 
-    The caller's thread is number 0. On an accelerator, or where the caller has one core, it does them all.
+def share_out(
+    work: Callable[[int, range], Result], rows: int, most: int, device: torch.device, tile: int = 1
+) -> list[Result]:
+    """Return work(thread, some of the rows) for all of them, in order; a thread that is done takes the next part.
+
+    Parts have at most `most` rows and are as equal as can be, equally many for each thread; `tile` divides the first
+    row of each, and `most`. The caller's thread is number 0. On an accelerator, or where the caller has one core, it
+    does them all.
     """
-    parts = [range(start, min(start + part, rows)) for start in range(0, rows, part)] or [range(0)]
     before = torch.get_num_threads()
     cores = (getattr(_here, "cores", None) or before) if device.type == "cpu" else 1
-    workers = min(cores, MAX_THREADS, len(parts))
+    least = max(1, -(-rows // most))
+    workers = min(cores, MAX_THREADS, least)
+    number = -(-least // workers) * workers
+    starts = [min(rows, -(-rows * i // (number * tile)) * tile) for i in range(number + 1)]
+    parts = [range(start, stop) for start, stop in pairwise(starts)]
     if workers == 1:
-        return [work(0, rows) for rows in parts]
+        return [work(0, part) for part in parts]
     each, quiet = cores // workers, torch.no_grad()(work)  # gradients are switched off a thread at a time
     results: dict[int, Result] = {}
     places = iter(range(len(parts)))
@@ -46,6 +58,16 @@ def share_out(work: Callable[[int, range], Result], rows: int, part: int, device
         for other in others:
             other.result()
     return [results[place] for place in range(len(parts))]
+
+
+def sum_in_shares(work: Callable[[slice], Tensor], rows: int, device: torch.device) -> Tensor:
+    """Return the sum of work(some of the rows) over all of them, in parts that do not depend on the number of threads:
+    a sum's last bits depend on its parts."""
+    if device.type != "cpu":
+        return work(slice(None))
+    parts = [slice(start, start + ROWS) for start in range(0, max(rows, 1), ROWS)]
+    found = share_out(lambda number, some: [work(parts[i]) for i in some], len(parts), 1, device)
+    return torch.stack([one for some in found for one in some]).sum(0)
 
 
 _here = threading.local()
