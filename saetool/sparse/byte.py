@@ -18,11 +18,10 @@ where they do not, it is not: `Race` measures. The product and the loops around 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,8 +42,9 @@ CUT = 1 + 2.0**-7 + 2.0**-16
 BLOCKS, BLOCKS_PER_K = 1024, 8
 """Strided blocks of a row whose maxima are taken: at least so many, where there are as many latents."""
 
-SPREAD = 1.25
-"""The first look for a row's largest outputs goes a quarter further below than the bounds exceed outputs on average."""
+SPREAD, SPREAD_LIKELY = 1.25, 1.75
+"""The first look for a row's largest outputs goes so much further below than the bounds exceed outputs on average: a
+second look, where that was too little, costs more than the entries between (of likely bounds there are few)."""
 
 TRIALS, AGAIN = 2, 256
 """Each way is timed so many times, and both again every so many calls."""
@@ -72,7 +72,7 @@ class ByteWeight(WeightCopy):
         cut: Float[Tensor, "n_latents"],
         k: int = 0,
         proven: bool = True,
-    ) -> "Bounding":
+    ) -> compiled.Bounding:
         """Return what bounds x·w + bias − cut, and finds the k largest.
 
         Not `proven`, the bounds are likely ones, see `LIKELY`.
@@ -91,39 +91,13 @@ class ByteWeight(WeightCopy):
             self.coded.rows,
             torch.stack([scales, offset, errors, finer, lost], 1),
             torch.stack([share * norm, rest * (norms + errors).max()], 1).mul_(more**2),
-            SPREAD * (by_norm * norms.mean() + by_error * errors.mean()),
+            (SPREAD if proven else SPREAD_LIKELY) * (by_norm * norms.mean() + by_error * errors.mean()),
         )
         padded = self.coded.numbers.shape[1]
         blocks = min(compiled.up_to_multiple(max(BLOCKS, BLOCKS_PER_K * k), compiled.panel()), padded)
         filled = functional.pad((offset + lost) * CUT, (0, padded - self.n_latents), value=-1.0)
         factors = torch.stack([scale, by_norm, by_error], 1).mul_(CUT)
-        return Bounding(self.coded, coded, factors, filled, blocks, narrowing, proven)
-
-
-@dataclass(frozen=True)
-class Bounding:
-    """Rows and latents in int8, and what makes bounds of their products."""
-
-    weight: compiled.CodedWeight
-    rows: Int[Tensor, "rows_and_more columns"]
-    factors: Float[Tensor, "rows_and_more 3"]
-    offset: Float[Tensor, "padded"]
-    blocks: int
-    narrowing: compiled.Narrowing
-    proven: bool
-
-    def buffers(self, rows: int) -> tuple[Float[Tensor, "more columns"], Int[Tensor, "more blocks"]]:
-        """Return memory for the bounds of so many rows, to be used again."""
-        rows, apart = compiled.up_to_multiple(rows, compiled.tile()), compiled.apart()
-        pre = torch.zeros(rows, len(self.offset) + apart, dtype=torch.bfloat16)
-        return pre, torch.zeros(rows, self.blocks + apart, dtype=torch.int16)
-
-    def bounds(self, rows: range, pre: Tensor, maxima: Tensor) -> compiled.Bounds:
-        """Return bounds for some rows, the first of which is a multiple of the tile's, in memory of `buffers`."""
-        count = compiled.up_to_multiple(len(rows), compiled.tile())
-        here, pre, maxima = slice(rows.start, rows.start + count), pre[:count], maxima[:count]
-        self.weight.bounds(self.rows[here], self.factors[here], self.offset, pre, maxima, self.blocks)
-        return compiled.Bounds(pre[: len(rows)], self.proven, maxima, self.narrowing.of(slice(rows.start, rows.stop)))
+        return compiled.Bounding(self.coded, coded, factors, filled, blocks, narrowing, proven)
 
 
 class Race:
@@ -156,13 +130,12 @@ class Race:
 @cache
 def has_byte_product() -> bool:
     """Say whether this CPU has the int8 product, and what is made of it is right."""
-    if compiled.byte_kernels() is None:
+    if not compiled.has_byte_unit():
         return False
     x, weight = torch.arange(-21.0, 21).reshape(3, 14), torch.arange(-35.0, 35).reshape(5, 14)
-    zeros, rows = torch.zeros(5), range(3)
+    zeros = torch.zeros(5)
     try:
-        bounding = ByteWeight.of(weight, None).bounding(x, zeros, zeros, k=2)
-        found = compiled.largest(bounding.bounds(rows, *bounding.buffers(3)), x, 2)
+        found = ByteWeight.of(weight, None).bounding(x, zeros, zeros, k=2).largest(range(3), x, 2)
     except RuntimeError:  # another LLVM, with other instructions
         return False
     counts, latents, values = compiled.decide(found, x, weight, zeros, zeros, 2)

@@ -71,41 +71,68 @@ class Narrowing:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of outputs from above, in bfloat16, and what is known beside them."""
+    """Bounds of outputs from above, in bfloat16."""
 
     pre: Float[Tensor, "rows n_latents"]
-    """It may have more columns, of what is below 0."""
     exact: bool
-    """Whether outputs will be computed in float32, and decide; else the best that stands here is taken for them."""
-    maxima: Int[Tensor, "rows blocks"] | None = None
-    """The largest number of each strided block, as bits of bfloat16, at least 0."""
-    narrowing: Narrowing | None = None
-    slack: Float[Tensor, "rows"] | None = None
-    """How far the bounds are above outputs, at most, before they are rounded; needed without `narrowing`."""
+    """Whether outputs will be computed in float32, and decide; else what stands here is taken for them."""
+    slack: Float[Tensor, "rows"]
+    """How far the bounds are above outputs, at most, before they are rounded."""
 
-    def arrays(self) -> tuple:
-        """Return what the kernels take."""
-        maxima = None if self.maxima is None else self.maxima.numpy()
-        narrowing = None if self.narrowing is None else self.narrowing.arrays()
-        return self.pre.view(torch.int16).numpy(), maxima, narrowing, self.exact
+    def above(self, cut: Float[Tensor, "n_latents"]) -> Found:
+        """Return the entries that may be above their latent's cut, from bounds of x·wᵀ + bias − cut.
+
+        No outputs, if these are to be exact: see `decide`.
+        """
+        return _found(_kernels().above(self._bits(), self.exact, *_arrays(cut)))
+
+    def largest(self, k: int) -> Found:
+        """Return the entries that may be among each row's k largest and positive, from bounds of x·wᵀ + bias.
+
+        No outputs, if these are to be exact: see `decide`.
+        """
+        return _found(_kernels().largest(self._bits(), self.exact, *_arrays(self.slack), k))
+
+    def _bits(self) -> np.ndarray:
+        return self.pre.view(torch.int16).numpy()
 
 
-def above(bounds: Bounds, x: Float[Tensor, "rows d_in"], cut: Float[Tensor, "n_latents"]) -> Found:
-    """Return the entries that may be above their latent's cut, from bounds of x·wᵀ + bias − cut.
+@dataclass(frozen=True)
+class Bounding:
+    """Rows and latents in int8, and what makes bounds of their products; they do the same as `Bounds`, for some rows,
+    the first of which is a multiple of the tile's."""
 
-    No outputs, if these are to be exact: see `decide`.
-    """
-    bits, _, narrowing, exact = bounds.arrays()
-    return _found(_kernels().above(bits, narrowing, exact, *_arrays(x, cut)))
+    weight: "CodedWeight"
+    coded: Int[Tensor, "rows_and_more columns"]
+    factors: Float[Tensor, "rows_and_more 3"]
+    offset: Float[Tensor, "padded"]
+    blocks: int
+    narrowing: Narrowing
+    exact: bool
 
+    def above(self, rows: range, x: Float[Tensor, "rows d_in"], cut: Float[Tensor, "n_latents"]) -> Found:
+        """Return the entries that may be above their latent's cut; outputs, unless these are to be exact."""
+        return _found(_kernels().above_by_bytes(*self._arrays(rows), *_arrays(x, cut)))
 
-def largest(bounds: Bounds, x: Float[Tensor, "rows d_in"], k: int) -> Found:
-    """Return the entries that may be among each row's k largest and positive, from bounds of x·wᵀ + bias.
+    def largest(self, rows: range, x: Float[Tensor, "rows d_in"], k: int) -> Found:
+        """Return the entries that may be among each row's k largest and positive; outputs, unless exact."""
+        return _found(_kernels().largest_by_bytes(*self._arrays(rows), *_arrays(x), k))
 
-    No outputs, if these are to be exact: see `decide`.
-    """
-    slack = x.new_zeros(len(x)) if bounds.slack is None else bounds.slack
-    return _found(_kernels().largest(*bounds.arrays(), *_arrays(x, slack), k))
+    def bounds(self, rows: range) -> tuple[Float[Tensor, "rows padded"], Int[Tensor, "rows blocks"]]:
+        """Return the bounds that these begin with, and the largest of each strided block as bits, at least 0."""
+        product, blocks, _, _ = self._arrays(rows)
+        out = np.zeros((len(product[0]), len(self.offset)), np.int16)
+        maxima = np.zeros((len(out), blocks), np.int16)
+        _kernels().bounds(*product, out, maxima, blocks)
+        pre, most = torch.from_numpy(out).view(torch.bfloat16), torch.from_numpy(maxima)
+        return pre[: len(rows)], most[: len(rows)]
+
+    def _arrays(self, rows: range) -> tuple:
+        """Return the product, the number of blocks, the narrowing, and whether outputs are to be exact."""
+        here = slice(rows.start, rows.start + up_to_multiple(len(rows), tile()))
+        weight = self.weight
+        product = _arrays(self.coded[here], self.factors[here], weight.panels, weight.numbers, self.offset)
+        return tuple(product), self.blocks, self.narrowing.of(slice(rows.start, rows.stop)).arrays(), self.exact
 
 
 def decide(
@@ -140,13 +167,17 @@ def joined(parts: list[Found]) -> Found:
 
 
 @cache
-def byte_kernels() -> ModuleType | None:
-    """Return the compiled int8 product; None where compiled kernels or the CPU's unit for it are missing."""
+def has_byte_unit() -> bool:
+    """Say whether there are compiled kernels, and numba compiles them for a CPU that adds byte products."""
     if kernels() is None:
-        return None
-    from saetool.sparse import byte_kernels
+        return False
+    import llvmlite.binding
+    from numba.core import config
 
-    return byte_kernels if byte_kernels.has_unit() else None
+    features, name = (getattr(config, key, None) for key in ("CPU_FEATURES", "CPU_NAME"))  # as the environment says
+    if features is not None or name is not None:
+        return "+avx512vnni" in (features or "")
+    return llvmlite.binding.get_host_cpu_features().get("avx512vnni", False)
 
 
 def shorts(columns: int) -> int:
@@ -156,17 +187,12 @@ def shorts(columns: int) -> int:
 
 def panel() -> int:
     """Return how many latents the int8 product computes together."""
-    return _byte_kernels().PANEL
+    return _kernels().PANEL
 
 
 def tile() -> int:
     """Return how many rows the int8 product computes together."""
-    return _byte_kernels().TILE
-
-
-def apart() -> int:
-    """Return how many more columns of zeros what it writes has."""
-    return _byte_kernels().APART
+    return _kernels().TILE
 
 
 Coded = tuple[Int[Tensor, "rows columns"], Float[Tensor, "3 rows"]]
@@ -192,12 +218,12 @@ class CodedWeight:
     numbers: Float[Tensor, "4 padded"]
     """Each latent's scale, norm, and the norms of what one and both int8 numbers leave; zeros up to whole panels."""
     panels: Int[Tensor, "panels words side"]
-    """The first int8 numbers, 128 higher, four inputs to a word: see `byte_kernels`."""
+    """The first int8 numbers, 128 higher, four inputs to a word: see `compiled_kernels`."""
 
     @classmethod
     def empty(cls, n_latents: int, d_in: int) -> "CodedWeight":
         """Return one that stands for zeros."""
-        words, side = up_to_multiple(d_in, COLUMNS) // 4, _byte_kernels().PANEL
+        words, side = up_to_multiple(d_in, COLUMNS) // 4, _kernels().PANEL
         n_panels = up_to_multiple(n_latents, side) // side
         return cls(
             torch.zeros(2, n_latents, 4 * words, dtype=torch.int8),
@@ -212,22 +238,6 @@ class CodedWeight:
     def arrays(self) -> tuple:
         """Return what the kernels take."""
         return tuple(_arrays(self.rows, self.numbers, self.panels))
-
-    def bounds(
-        self,
-        rows: Int[Tensor, "rows columns"],
-        factors: Float[Tensor, "rows 3"],
-        offset: Float[Tensor, "padded"],
-        out: Float[Tensor, "rows padded_and_more"],
-        maxima: Int[Tensor, "rows blocks_and_more"],
-        blocks: int,
-    ) -> None:
-        """Write sum · factor₀ · scale + offset + factor₁ · norm + factor₂ · error, cut to bfloat16, and block maxima.
-
-        The number of rows is that of `to_bytes` or a multiple of the tile's.
-        """
-        arrays = _arrays(rows, factors, self.panels, self.numbers, offset)
-        _byte_kernels().bounds(*arrays, out.view(torch.int16).numpy(), maxima.numpy(), blocks)
 
 
 def up_to_multiple(number: int, of: int) -> int:
@@ -316,12 +326,6 @@ def _found(arrays: tuple) -> Found:
 def _kernels() -> ModuleType:
     found = kernels()
     assert found is not None  # `serves` was asked
-    return found
-
-
-def _byte_kernels() -> ModuleType:
-    found = byte_kernels()
-    assert found is not None  # `has_byte_product` was asked
     return found
 
 

@@ -2,6 +2,12 @@
 
 They share one file because numba's cache notices a change only in the file of the function that is called.
 
+The product of int8 rows and latents is for CPUs that add byte products (AVX-512 VNNI, see `compiled.has_byte_unit`).
+It never leaves the registers as a product: what is written is a bfloat16 bound of the output (see `byte`), half as
+wide, and the maxima that the search for large ones begins with. The unit adds four products of an unsigned and a signed
+byte to each of 16 sums. Latents stand as unsigned bytes, 128 too high, in panels of 64 latents: [panel, group of 4
+inputs, latent, input]; each row starts at −128 Σ q, so that its sums come out right.
+
 `bits` are bfloat16 numbers read as int16: those that are not negative order like them. Strided blocks of a row (block i
 holds every latent l with l mod n_blocks = i) have their maxima taken in one pass over the row; of the maxima, which are
 few, the k-th largest says how far down the row's k largest can be.
@@ -33,6 +39,20 @@ SHORTS = (2**31 - 1) // 128
 FINER = np.float32(254)
 """What a first int8 number leaves is at most half of its unit: a second one has units so many times finer."""
 
+PANEL = 64
+"""Latents that the int8 product computes together: 4 registers of 16 sums."""
+
+TILE = 6
+"""Rows it computes together: 24 of 32 registers hold sums, 4 hold latents."""
+
+APART = 64
+"""What it writes has so many more columns, of zeros: rows a multiple of 4,096 bytes apart would share few lines of the
+cache."""
+
+AT_ONCE = 48
+"""Rows whose bounds by the int8 product are held at once, so few that they stay in cache (measured: a tenth faster than
+384); a multiple of TILE."""
+
 Count = np.uintp
 """Counters that index: what has no sign needs no check for being negative, which takes a third of such loops."""
 
@@ -41,7 +61,8 @@ compiled = numba.njit(
 )
 
 
-FLOAT, WORD, HALF, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
+FLOAT, LONG, WORD, HALF, BYTE = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
+SUMS, NUMBERS, HALVES = ir.VectorType(WORD, 16), ir.VectorType(FLOAT, 16), ir.VectorType(HALF, 32)
 """LLVM's types."""
 
 
@@ -138,6 +159,101 @@ def _multiply_bytes(typing_context, shorts, columns, rows):
     return numba.types.UniTuple(numba.int32, 4)(numba.intp, numba.intp, rows), emit
 
 
+class _Emitter:
+    """Writes a tile's instructions."""
+
+    def __init__(self, builder: ir.IRBuilder):
+        self.builder = builder
+
+    def at(self, address: Any, offset: Any, kind: ir.Type) -> Any:
+        """Return a pointer so many bytes after an address."""
+        offset = ir.Constant(LONG, offset) if isinstance(offset, int) else offset
+        return self.builder.inttoptr(self.builder.add(address, offset), kind.as_pointer())
+
+    def load(self, address: Any, offset: Any, kind: ir.Type, align: int = 4) -> Any:
+        """Load what stands there."""
+        return self.builder.load(self.at(address, offset, kind), align=align)
+
+    def all_of(self, value: Any, kind: ir.VectorType) -> Any:
+        """Return a vector of 16 times a number."""
+        undefined = ir.Constant(kind, ir.Undefined)
+        single = self.builder.insert_element(undefined, value, ir.Constant(WORD, 0))
+        return self.builder.shuffle_vector(single, undefined, ir.Constant(SUMS, [0] * 16))
+
+    def call(self, name: str, *values: Any) -> Any:
+        """Call one of LLVM's own functions whose arguments and result are of one type."""
+        kind = ir.FunctionType(values[0].type, [value.type for value in values])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), values)
+
+    def sums(self, rows: Any, stride: Any, panel: Any, groups: Any, starts: Any) -> list[list[Any]]:
+        """Return for each row of a tile the sums of 4 times 16 latents."""
+        builder = self.builder
+        first = [builder.add(rows, builder.mul(stride, ir.Constant(LONG, r))) for r in range(TILE)]
+        start = [self.all_of(self.load(starts, 4 * r, WORD), SUMS) for r in range(TILE)]
+        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        group = builder.phi(LONG)
+        group.add_incoming(ir.Constant(LONG, 0), before)
+        sums = [[builder.phi(SUMS) for _ in range(4)] for _ in range(TILE)]
+        here = builder.mul(group, ir.Constant(LONG, 4))
+        place = builder.add(panel, builder.mul(here, ir.Constant(LONG, PANEL)))
+        latents = [self.load(place, 64 * v, SUMS, align=64) for v in range(4)]
+        following = builder.add(group, ir.Constant(LONG, 1))
+        group.add_incoming(following, loop)
+        for r in range(TILE):
+            row = self.all_of(self.load(first[r], here, WORD), SUMS)
+            for v in range(4):
+                added = self.call("llvm.x86.avx512.vpdpbusd.512", sums[r][v], latents[v], row)
+                sums[r][v].add_incoming(start[r], before)
+                sums[r][v].add_incoming(added, loop)
+                sums[r][v] = added
+        builder.cbranch(builder.icmp_signed("<", following, groups), loop, after)
+        builder.position_at_end(after)
+        return sums
+
+    def bound(self, sums: Any, row: list[Any], latents: list[Any]) -> Any:
+        """Return the bits of sum · scale + offset + norm's and error's share."""
+        (scale, norm, error), (own_scale, offset, own_norm, own_error) = row, latents
+        value = self.builder.fmul(self.builder.sitofp(sums, NUMBERS), own_scale)
+        value = self.call("llvm.fma.v16f32", value, scale, offset)
+        value = self.call("llvm.fma.v16f32", norm, own_norm, value)
+        return self.builder.bitcast(self.call("llvm.fma.v16f32", error, own_error, value), HALVES)
+
+
+def _emit_tile(typing_context, inputs, numbers, output):
+    """Write the bounds of `TILE` rows and `PANEL` latents to `out`, and where they exceed `maxima`, there.
+
+    Everything is an address, or a distance in bytes; `groups` counts a row's fours of inputs.
+    inputs: (rows, stride, panel, groups); numbers: (starts, factors, scale, offset, norm, error); output: (out, its
+    stride, maxima, their stride).
+    """
+    del typing_context
+
+    def emit(context, builder, signature, arguments):
+        (rows, stride, panel, groups), (starts, factors, *latents), (out, width, maxima, apart) = (
+            cgutils.unpack_tuple(builder, argument) for argument in arguments
+        )
+        emitter = _Emitter(builder)
+        sums = emitter.sums(rows, stride, panel, groups, starts)
+        high = ir.Constant(ir.VectorType(WORD, 32), [2 * i + 1 for i in range(32)])
+        for v in (0, 2):
+            own = [[emitter.load(address, 64 * u, NUMBERS) for address in latents] for u in (v, v + 1)]
+            for r in range(TILE):
+                row = [emitter.all_of(emitter.load(factors, 12 * r + 4 * i, FLOAT), NUMBERS) for i in range(3)]
+                left, right = (emitter.bound(sums[r][v + u], row, own[u]) for u in (0, 1))
+                halves = builder.shuffle_vector(left, right, high)
+                here = ir.Constant(LONG, r)
+                builder.store(halves, emitter.at(builder.add(out, builder.mul(width, here)), 32 * v, HALVES), align=2)
+                most = builder.add(maxima, builder.mul(apart, here))
+                larger = emitter.call("llvm.smax.v32i16", emitter.load(most, 32 * v, HALVES, align=2), halves)
+                builder.store(larger, emitter.at(most, 32 * v, HALVES), align=2)
+        return context.get_dummy_value()
+
+    return numba.void(inputs, numbers, output), emit
+
+
+_tile: Any = intrinsic(_emit_tile)
 _sums_of_bytes: Any = intrinsic(_multiply_bytes)
 _which_above: Any = intrinsic(_compare_words)
 _lowest_place: Any = intrinsic(_count_zeros)
@@ -479,31 +595,95 @@ def _copy_latent(row, j, coded):
         panel[i, place] = words[i] ^ np.int32(-0x7F7F7F80)
 
 
+@numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")  # numbers are rounded as they stand here
+def bounds(rows, factors, panels, numbers, offset, out, maxima, blocks):
+    """Write bounds in bfloat16, and the maximum of each strided block of latents, at least 0.
+
+    rows [n, columns] int8, n a multiple of `TILE` and columns of 4; factors [n, 3]; panels [n_panels, columns / 4,
+    PANEL] int32; numbers [3 or more, n_latents] and offset [n_latents], n_latents = n_panels · PANEL.
+    out [n, n_latents or more] int16 is, cut to bfloat16,
+
+        sum · factors₀ · numbers₀ + offset + factors₁ · numbers₁ + factors₂ · numbers₂
+
+    and maxima [n, blocks or more] int16, where PANEL divides blocks.
+    """
+    n, columns = rows.shape
+    starts = np.empty(n, np.int32)
+    for r in range(n):
+        total = np.int32(0)
+        for i in range(columns):
+            total += rows[r, i]
+        starts[r] = -128 * total
+    maxima[:] = 0
+    row, panel, start, factor = rows.ctypes.data, panels.ctypes.data, starts.ctypes.data, factors.ctypes.data
+    scale, add, bits, most = numbers.ctypes.data, offset.ctypes.data, out.ctypes.data, maxima.ctypes.data
+    next_number, next_bits, next_most = 4 * numbers.shape[1], 2 * out.shape[1], 2 * maxima.shape[1]
+    for p in range(panels.shape[0]):
+        first = PANEL * p
+        own = scale + 4 * first
+        latents = own, add + 4 * first, own + next_number, own + 2 * next_number
+        place, block = bits + 2 * first, most + 2 * (first % blocks)
+        for r in range(0, n, TILE):
+            _tile(
+                (row + r * columns, columns, panel + first * columns, columns // 4),
+                (start + 4 * r, factor + 12 * r, *latents),
+                (place + r * next_bits, next_bits, block + r * next_most, next_most),
+            )
+
+
 @compiled
-def above(bits, narrowing, exact, x, cut):
+def above(bits, exact, cut):
     """Return (counts, latents, values) of each row's entries that may be above their latent's cut, in row order.
 
-    bits [rows, n_latents or more] bound x·wᵀ + bias − cut from above. Unless `exact`, they are taken for it, and values
-    read off them. `narrowing`, see `_margins`, may be None.
+    bits [rows, n_latents] bound x·wᵀ + bias − cut from above. Unless `exact`, they are taken for it, and values read
+    off them.
     """
     n_rows, n = bits.shape
-    if narrowing is not None:
-        shorts = np.zeros(narrowing[0].shape[2], np.int16)
-    counts = np.empty(n_rows, np.int64)
-    latents = np.empty(64 * n_rows + n + 2, np.int64)
-    values = np.empty(latents.shape[0], np.float32)
+    counts, latents, values = _room(n_rows, 64, n)
     end = 0
     for r in range(n_rows):
         latents, values = _with_room(latents, values, end, n)
-        found = latents[end:]
-        counts[r] = _places_above(bits[r], np.int16(0), found)
-        if narrowing is not None:
-            counts[r] = _narrowed_above(x[r], shorts, narrowing, r, exact, cut, found, counts[r], values[end:])
-        elif not exact:
+        counts[r] = _places_above(bits[r], np.int16(0), latents[end:])
+        if not exact:
             for i in range(counts[r]):
-                values[end + i] = _number(bits[r, found[i]]) + cut[found[i]]
+                place = latents[end + i]
+                values[end + i] = _number(bits[r, place]) + cut[place]
         end += counts[r]
     return counts, latents[:end], values[: 0 if exact else end]
+
+
+@compiled
+def above_by_bytes(product, blocks, narrowing, exact, x, cut):
+    """Do what `above` does, with bounds by the int8 product, see `bounds`, narrowed, see `_margins`."""
+    rows, factors, panels, numbers, offset = product
+    bits, maxima, shorts = _product_memory(offset, blocks, narrowing)
+    counts, latents, values = _room(x.shape[0], 64, bits.shape[1])
+    end = 0
+    for first in range(0, x.shape[0], AT_ONCE):
+        last = first + AT_ONCE
+        bounds(rows[first:last], factors[first:last], panels, numbers, offset, bits, maxima, blocks)
+        for r in range(first, min(last, x.shape[0])):
+            latents, values = _with_room(latents, values, end, bits.shape[1])
+            found = latents[end:]
+            n = _places_above(bits[r - first], np.int16(0), found)
+            counts[r] = _narrowed_above(x[r], shorts, narrowing, r, exact, cut, found, n, values[end:])
+            end += counts[r]
+    return counts, latents[:end], values[: 0 if exact else end]
+
+
+@compiled
+def _room(n_rows, share, n):
+    """Return arrays for the counts of rows, and for so many latents and values of each, see `_with_room`."""
+    latents = np.empty(share * n_rows + n + 2, np.int64)
+    return np.empty(n_rows, np.int64), latents, np.empty(latents.shape[0], np.float32)
+
+
+@compiled
+def _product_memory(offset, blocks, narrowing):
+    """Return memory for the bounds of rows, the maxima of their blocks, and one row in int16."""
+    bits = np.zeros((AT_ONCE, offset.shape[0] + APART), np.int16)
+    maxima = np.empty((AT_ONCE, blocks + APART), np.int16)
+    return bits, maxima, np.zeros(narrowing[0].shape[2], np.int16)
 
 
 @compiled
@@ -552,7 +732,7 @@ def _margins(sums, bounds, narrowing, r, error, places, n, sign):
     numbers [2, n_latents, columns]: w' in units of a latent's scale, and what that leaves of w in units FINER times
     finer; for each latent (scale, bias − cut, errors of one and of both int8 numbers, what adding bias and cut may
     lose), and `error` says which of these; what each row makes of errors, and its own rounding [rows, 2]; and `spread`,
-    see `largest`.
+    see `_narrowed`.
     """
     _, latents, slack, _ = narrowing
     size, rest = slack[r, 0], slack[r, 1]
@@ -573,40 +753,23 @@ def _reaching(values, least, places, n):
 
 
 @compiled
-def largest(bits, maxima, narrowing, exact, x, slack, k):
+def largest(bits, exact, slack, k):
     """Return (counts, latents, values) of each row's entries that may be among its k largest and positive, in order.
 
-    bits [rows, n_latents or more] bound x·wᵀ + bias from above, by at most `slack` [rows] and their rounding. Unless
-    `exact`, they are taken for it, and values read off them: the k largest are returned, among equals the lowest latent
-    first. `maxima` [rows, blocks], those of strided blocks, and `narrowing`, see `_margins`, may be None; its `spread`
-    [rows] is about how far below their first bounds outputs are.
+    bits [rows, n_latents] bound x·wᵀ + bias from above, by at most `slack` [rows] and their rounding. Unless `exact`,
+    they are taken for it, and values read off them: the k largest are returned, among equals the lowest latent first.
     """
     n_rows, n = bits.shape
-    own = np.empty(min(n, max(BLOCKS, 8 * k)), np.int16)
+    maxima = np.empty(min(n, max(BLOCKS, 8 * k)), np.int16)
     places, numbers = np.empty(n + 2, np.int64), np.empty(n + 2, np.float32)
-    work = np.empty((4, n + 2), np.int64), np.empty((4, n + 2), np.float32)
-    if narrowing is not None:
-        shorts = np.zeros(narrowing[0].shape[2], np.int16)
-    counts = np.empty(n_rows, np.int64)
-    latents = np.empty(2 * k * n_rows + n + 2, np.int64)
-    values = np.empty(latents.shape[0], np.float32)
+    counts, latents, values = _room(n_rows, 2 * k, n)
     end = 0
     for r in range(n_rows):
         row = bits[r]
-        if maxima is None:
-            _block_maxima(row, own)
-        else:
-            own = maxima[r]
         latents, values = _with_room(latents, values, end, n)
-        sure = _kth_largest_of_maxima(own, k)  # at least k entries reach it
-        if narrowing is not None:
-            found = _narrowed(x[r], shorts, narrowing, r, exact, row, sure, k, work, places, numbers)
-            if exact:
-                counts[r] = _reaching(numbers, np.float32(0), places, found)
-                latents[end : end + counts[r]] = places[: counts[r]]
-            else:
-                counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
-        elif exact:
+        _block_maxima(row, maxima)
+        sure = _kth_largest_of_maxima(maxima, k)  # at least k entries reach it
+        if exact:
             lowest = max(_number(sure) * LESS_HALF - slack[r], np.float32(0))
             counts[r] = _places_above(row, np.int16(max(_bits_of(lowest) >> 16, 1) - 1), latents[end:])
         else:
@@ -615,6 +778,32 @@ def largest(bits, maxima, narrowing, exact, x, slack, k):
                 numbers[i] = _number(row[places[i]])
             counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
         end += counts[r]
+    return counts, latents[:end], values[: 0 if exact else end]
+
+
+@compiled
+def largest_by_bytes(product, blocks, narrowing, exact, x, k):
+    """Do what `largest` does, with bounds by the int8 product, see `bounds`, narrowed, see `_margins`."""
+    rows, factors, panels, numbers, offset = product
+    bits, maxima, shorts = _product_memory(offset, blocks, narrowing)
+    n = bits.shape[1]
+    places, outputs = np.empty(n + 2, np.int64), np.empty(n + 2, np.float32)
+    work = np.empty((4, n + 2), np.int64), np.empty((4, n + 2), np.float32)
+    counts, latents, values = _room(x.shape[0], 2 * k, n)
+    end = 0
+    for first in range(0, x.shape[0], AT_ONCE):
+        last = first + AT_ONCE
+        bounds(rows[first:last], factors[first:last], panels, numbers, offset, bits, maxima, blocks)
+        for r in range(first, min(last, x.shape[0])):
+            latents, values = _with_room(latents, values, end, n)
+            row, sure = bits[r - first], _kth_largest_of_maxima(maxima[r - first], k)  # at least k entries reach it
+            found = _narrowed(x[r], shorts, narrowing, r, exact, row, sure, k, work, places, outputs)
+            if exact:
+                counts[r] = _reaching(outputs, np.float32(0), places, found)
+                latents[end : end + counts[r]] = places[: counts[r]]
+            else:
+                counts[r] = _keep_largest(places, outputs, found, k, latents[end:], values[end:])
+            end += counts[r]
     return counts, latents[:end], values[: 0 if exact else end]
 
 

@@ -27,11 +27,11 @@ SLICE_ROWS = 512
 leaving the cache (measured: 6 to 9 % faster than 256, 2 to 4 % than 1,024; twice the rate of a whole batch)."""
 
 BYTE_ROWS = 384
-"""The same for the int8 product, whose cost hardly depends on it; a multiple of its tile."""
+"""Rows that a thread takes at a time on the way by int8; a multiple of its product's tile."""
 
 Precision = Literal["exact", "bf16"]
-Bounder = Callable[[int, range], compiled.Bounds]
-"""Makes the bounds of some rows in a thread, by its number; they last until its next ones."""
+Finder = Callable[[int, range], compiled.Found]
+"""Finds the entries of some rows in a thread, by its number."""
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Encoder:
     half: HalfWeight | None = None
     byte: ByteWeight | None = None
     race: Race = field(default_factory=Race, repr=False)
-    _buffers: dict[tuple[int, int], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
-    """By thread; and by the number of blocks, 0 for bfloat16's product."""
+    _buffers: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    """By thread, what bfloat16's product of a slice is written to."""
 
     @property
     def _in_half(self) -> bool:
@@ -134,42 +134,35 @@ class Encoder:
         """Return the outputs above `cut`, or with `k` each row's k largest that are positive, by compiled loops."""
         in_bytes, exact = self._in_bytes(len(x)), self.precision == "exact"
         with self.race.timed(len(x)):
-            bounds = self._byte_bounds(x, bias, cut, k) if in_bytes else self._half_bounds(x, bias, cut)
-
-            def part(number: int, rows: range) -> compiled.Found:
-                inputs, bound = x[rows.start : rows.stop], bounds(number, rows)
-                return compiled.above(bound, inputs, cut) if k is None else compiled.largest(bound, inputs, k)
-
+            by_slice = self._by_bytes(x, bias, cut, k) if in_bytes else self._by_halves(x, bias, cut, k)
             shares = (BYTE_ROWS, x.device, compiled.tile()) if in_bytes else (SLICE_ROWS, x.device)
-            found = compiled.joined(share_out(part, len(x), *shares))
+            found = compiled.joined(share_out(by_slice, len(x), *shares))
             if exact:
                 found = compiled.decide(found, x, self.weight, bias, cut, k)
         counts, latents, values = found
         rows = torch.repeat_interleave(torch.arange(len(x)), counts, output_size=len(latents))
         return Support(rows, latents, len(x), self.weight.shape[0]), values
 
-    def _byte_bounds(self, x: Tensor, bias: Tensor, cut: Tensor, k: int | None) -> Bounder:
+    def _by_bytes(self, x: Tensor, bias: Tensor, cut: Tensor, k: int | None) -> Finder:
         byte = self.byte = ByteWeight.of(self.weight, self.byte)
         bounding = byte.bounding(x, bias, cut, k or 0, proven=self.precision == "exact")
 
-        def bounds(number: int, rows: range) -> compiled.Bounds:
-            memory = self._buffers.get((number, bounding.blocks))
-            if memory is None:
-                memory = self._buffers[number, bounding.blocks] = bounding.buffers(BYTE_ROWS)
-            return bounding.bounds(rows, *memory)
+        def find(number: int, rows: range) -> compiled.Found:
+            inputs = x[rows.start : rows.stop]
+            return bounding.above(rows, inputs, cut) if k is None else bounding.largest(rows, inputs, k)
 
-        return bounds
+        return find
 
-    def _half_bounds(self, x: Tensor, bias: Tensor, cut: Tensor) -> Bounder:
+    def _by_halves(self, x: Tensor, bias: Tensor, cut: Tensor, k: int | None) -> Finder:
         half, exact = self._half_with(bias - cut), self.precision == "exact"
 
-        def bounds(number: int, rows: range) -> compiled.Bounds:
+        def find(number: int, rows: range) -> compiled.Found:
             extended = half.extend(x[rows.start : rows.stop], exact)
-            return compiled.Bounds(
-                self._product(number, extended), exact, slack=half.slack(extended) if exact else None
-            )
+            slack = half.slack(extended) if exact else x.new_zeros(len(rows))
+            bounds = compiled.Bounds(self._product(number, extended), exact, slack)
+            return bounds.above(cut) if k is None else bounds.largest(k)
 
-        return bounds
+        return find
 
     def _half_with(self, bias: Tensor) -> HalfWeight:
         self.half = HalfWeight.of(self.weight, self.half)
@@ -179,12 +172,11 @@ class Encoder:
     def _product(self, number: int, extended: Tensor) -> Tensor:
         """Return the bfloat16 product of a slice; it lasts until the thread's next one."""
         assert self.half is not None
-        memory = self._buffers.get((number, 0))
-        if memory is None or memory[0].device != extended.device:
-            memory = (extended.new_empty(SLICE_ROWS, len(self.weight)),)
-            self._buffers[number, 0] = memory
+        memory = self._buffers.get(number)
+        if memory is None or memory.device != extended.device:
+            memory = self._buffers[number] = extended.new_empty(SLICE_ROWS, len(self.weight))
         with full_accumulation():
-            return torch.mm(extended, self.half.weight.T, out=memory[0][: len(extended)])
+            return torch.mm(extended, self.half.weight.T, out=memory[: len(extended)])
 
     def _support_of(self, place: Tensor, n_rows: int) -> Support:
         row = torch.div(place, self.weight.shape[0], rounding_mode="floor")

@@ -10,7 +10,7 @@ from saetool.sparse import byte, compiled, select
 from saetool.sparse.byte import AGAIN, TRIALS, ByteWeight, Race
 from saetool.sparse.select import Encoder
 
-pytestmark = pytest.mark.skipif(compiled.byte_kernels() is None, reason="this CPU has no unit for products of bytes")
+pytestmark = pytest.mark.skipif(not compiled.has_byte_unit(), reason="this CPU has no unit for products of bytes")
 
 
 def test_where_there_is_the_unit_its_product_passes_the_probe():
@@ -48,15 +48,12 @@ def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, 
     cut = torch.linspace(-1, 1, 70)
     copy = ByteWeight.of(weight, None)
     bounding = copy.bounding(x, bias, cut)
-    found = bounding.bounds(range(32), *bounding.buffers(32))
-    assert found.maxima is not None
-    assert found.narrowing is not None
-    assert (found.pre[:, 70:] <= 0).all()  # what stands for no latent
-    bounds = found.pre[:, :70].double()
+    pre, maxima = bounding.bounds(range(32))
+    assert (pre[:, 70:] <= 0).all()  # what stands for no latent
+    bounds = pre[:, :70].double()
     true = x.double() @ weight.double().T + (bias - cut).double()
     assert (bounds[true > 0] >= true[true > 0]).all()
-    blocks = found.maxima[:32].view(torch.bfloat16)[:, :70]
-    assert torch.equal(blocks, found.pre[:, :70].clamp_min(0))
+    assert torch.equal(maxima.view(torch.bfloat16)[:, :70], pre[:, :70].clamp_min(0))
     # Rounding to 1/127 of the largest entry is wrong by at most half of that, an entry; bfloat16 cuts a 64th or less.
     norms, most = weight.norm(dim=1), weight.abs().amax(1)
     steps = (x.abs().amax(1)[:, None] * norms + x.norm(dim=1)[:, None] * most).double()
@@ -64,7 +61,7 @@ def test_the_int8_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale, 
     assert (bounds[near > 0] <= near[near > 0] * (1 + 2.0**-6)).all()
     # Narrowed, only the latent's rounding is left of that, and then a 254th of it.
     for which, left in ((2, 1.0), (3, 1 / 254)):
-        upper, lower = narrow(copy, x, found.narrowing, which)
+        upper, lower = narrow(copy, x, bounding.narrowing, which)
         assert (upper >= true).all()
         assert (lower <= true).all()
         size = x.norm(dim=1)[:, None]
@@ -93,7 +90,7 @@ def test_likely_bounds_are_a_fraction_of_the_proven_ones_and_miss_next_to_nothin
     true, widths = x.double() @ weight.double().T + bias, {}
     for proven, most in ((True, 0), (False, 100)):  # of two million
         bounding = copy.bounding(x, bias, cut, proven=proven)
-        first = bounding.bounds(range(2000), *bounding.buffers(2000)).pre[:, :1000].double()
+        first = bounding.bounds(range(2000))[0][:, :1000].double()
         upper, _ = narrow(copy, x, bounding.narrowing, 2)
         assert int(((first < true) & (true > 0)).sum()) <= most
         assert int((upper < true).sum()) <= most
@@ -103,7 +100,7 @@ def test_likely_bounds_are_a_fraction_of_the_proven_ones_and_miss_next_to_nothin
 
 def test_the_way_to_candidates_changes_no_bit(monkeypatch):
     monkeypatch.setattr(select, "fast_half", lambda device: True)
-    x, weight, bias = problem(300, 48, 500)
+    x, weight, bias = problem(1000, 48, 500)  # several shares, each of several slices
     found = {}
     for way in (True, False):
         monkeypatch.setattr(Race, "takes_bytes", lambda race, rows=0, way=way: way)
