@@ -135,8 +135,8 @@ class Encoder:
         in_bytes, exact = self._in_bytes(len(x)), self.precision == "exact"
         with self.race.timed(len(x)):
             by_slice = self._by_bytes(x, bias, cut, k) if in_bytes else self._by_halves(x, bias, cut, k)
-            shares = (BYTE_ROWS, x.device, compiled.tile()) if in_bytes else (SLICE_ROWS, x.device)
-            found = compiled.joined(share_out(by_slice, len(x), *shares))
+            most, tile = (BYTE_ROWS, compiled.tile()) if in_bytes else (SLICE_ROWS, 1)
+            found = compiled.joined(share_out(by_slice, len(x), most, x.device, tile))
             if exact:
                 found = compiled.decide(found, x, self.weight, bias, cut, k)
         counts, latents, values = found
