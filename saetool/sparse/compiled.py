@@ -112,23 +112,23 @@ class Bounding:
 
     def above(self, rows: range, x: Float[Tensor, "rows d_in"], cut: Float[Tensor, "n_latents"]) -> Found:
         """Return the entries that may be above their latent's cut; outputs, unless these are to be exact."""
-        return _found(_kernels().above_by_bytes(*self._arrays(rows), *_arrays(x, cut)))
+        return _found(_kernels().above_by_bytes(*self.arrays(rows), *_arrays(x, cut)))
 
     def largest(self, rows: range, x: Float[Tensor, "rows d_in"], k: int) -> Found:
         """Return the entries that may be among each row's k largest and positive; outputs, unless exact."""
-        return _found(_kernels().largest_by_bytes(*self._arrays(rows), *_arrays(x), k))
+        return _found(_kernels().largest_by_bytes(*self.arrays(rows), *_arrays(x), k))
 
     def bounds(self, rows: range) -> tuple[Float[Tensor, "rows padded"], Int[Tensor, "rows blocks"]]:
         """Return the bounds that these begin with, and the largest of each strided block as bits, at least 0."""
-        product, blocks, _, _ = self._arrays(rows)
+        product, blocks, _, _ = self.arrays(rows)
         out = np.zeros((len(product[0]), len(self.offset)), np.int16)
         maxima = np.zeros((len(out), blocks), np.int16)
         _kernels().bounds(*product, out, maxima, blocks)
         pre, most = torch.from_numpy(out).view(torch.bfloat16), torch.from_numpy(maxima)
         return pre[: len(rows)], most[: len(rows)]
 
-    def _arrays(self, rows: range) -> tuple:
-        """Return the product, the number of blocks, the narrowing, and whether outputs are to be exact."""
+    def arrays(self, rows: range) -> tuple:
+        """Return what the kernels take: the product's, the number of blocks, the narrowing, whether exact."""
         here = slice(rows.start, rows.start + up_to_multiple(len(rows), tile()))
         weight = self.weight
         product = _arrays(self.coded[here], self.factors[here], weight.panels, weight.numbers, self.offset)
