@@ -88,7 +88,7 @@ def test_likely_bounds_are_a_fraction_of_the_proven_ones_and_miss_next_to_nothin
     cut = torch.zeros(1000)
     copy = ByteWeight.of(weight, None)
     true, widths = x.double() @ weight.double().T + bias, {}
-    for proven, most in ((True, 0), (False, 100)):  # of two million
+    for proven, most in ((True, 0), (False, 20)):  # of two million
         bounding = copy.bounding(x, bias, cut, proven=proven)
         first = bounding.bounds(range(2000))[0][:, :1000].double()
         upper, _ = narrow(copy, x, bounding.narrowing, 2)

@@ -67,14 +67,33 @@ for name, job in jobs.items():
         (out / f"{name}.json").write_text(json.dumps(run.final))
     distributed.barrier()
 distributed.stop()
+"""
+"""Any job of several processes, ended as the command line ends one."""
+
+SCRIPT = """
+import sys
+from saetool import distributed
+from saetool.errors import RequestError, run_script
+
+def main():
+    distributed.barrier()
+    if sys.argv[1].endswith("wrong"):
+        raise RequestError("no such thing")
+
+run_script(main)
+"""
+"""A script as those in `scripts/`."""
+
+NONE_LEFT = """
 if sys.platform == "linux":
+    from pathlib import Path
     threads = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
     assert not any("gloo" in thread or "store" in thread for thread in threads), threads
 """
-"""Any job of several processes, ended as the command line ends one: none of the group's threads may be left."""
+"""None of the process group's threads may be left."""
 
 
-def launch(processes: int, out: Path, jobs: dict, kill: str = "") -> list[subprocess.Popen]:
+def launch(processes: int, out: Path, jobs: dict, kill: str = "", worker: str = WORKER) -> list[subprocess.Popen]:
     """Start the worker as `torchrun` would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -87,7 +106,7 @@ def launch(processes: int, out: Path, jobs: dict, kill: str = "") -> list[subpro
             | {key: str(value) for key, value in places.items()}
             | {"MASTER_ADDR": "127.0.0.1", "KILL": kill, "PYTHONFAULTHANDLER": "1"}
         )
-        command = [sys.executable, "-c", WORKER, str(out), json.dumps(jobs)]
+        command = [sys.executable, "-c", worker + NONE_LEFT, str(out), json.dumps(jobs)]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     return started
 
@@ -162,3 +181,11 @@ def test_a_killed_process_ends_the_others_with_a_message_and_training_resumes(
     for key, value in expected.items():
         torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-11, msg=key)
     assert [line["step"] for line in lines] == [line["step"] for line in expected_lines]
+
+
+@pytest.mark.parametrize(("name", "code"), [("right", 0), ("wrong", 2)])
+def test_a_script_of_several_processes_leaves_their_group_and_ends_with_its_code(name, code, tmp_path):
+    started = launch(2, tmp_path / name, {}, worker=SCRIPT)
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [code, code], said
+    assert said == (["error: no such thing\n"] * 2 if code else [""] * 2)
