@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from saetool.errors import SaetoolError, leave
+from saetool.heap import keep_heap
 
 INTERRUPTED = 130
 
@@ -130,8 +131,17 @@ def verify(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folder
 
 
 @app.command()
-def info(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
-    """What is it? Where did it come from?"""
+def info(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Artifacts, or folders that hold some; none: this machine.")
+    ] = None,
+) -> None:
+    """What is it? Where did it come from? Without a path: versions, devices, and what runs on them."""
+    if not paths:
+        from saetool.machine import describe_machine
+
+        typer.echo(describe_machine())
+        return
     from saetool.artifacts.describe import describe
     from saetool.artifacts.verification import find_artifacts
 
@@ -172,6 +182,7 @@ def main() -> None:
     # The sentence alone: the place in the code says nothing to who wrote the config.
     warnings.showwarning = lambda message, *_: typer.echo(f"saetool: warning: {message}", err=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    keep_heap()
     try:
         app()
     except SystemExit as end:

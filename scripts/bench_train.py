@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from saetool.sparse.half import fast_half
+from saetool.sparse.backends.cpu.screen import has_fast_half
 
 WORKER = Path(__file__).with_name("bench_train_worker.py")
 PEERS = {"l1": ("overcomplete", "saelens"), "topk": ("sparsify", "overcomplete", "saelens")}
@@ -147,7 +147,7 @@ def quality(method, shape, best, arguments, tokens):
 
 def product_rate(shape, rows=256):
     """Return the GFLOP/s of this machine's bare matrix product on a slice, bfloat16 where that is fast."""
-    dtype = torch.bfloat16 if fast_half(torch.device("cpu")) else torch.float32
+    dtype = torch.bfloat16 if has_fast_half() else torch.float32
     x, w = torch.randn(rows, shape[0]).to(dtype), torch.randn(shape[1], shape[0]).to(dtype)
     out, best = torch.empty(rows, shape[1], dtype=dtype), float("inf")
     for _ in range(100):
@@ -306,7 +306,7 @@ def main():
     missing = [p for p in PEERS["topk"] if not (args.peers / p / "bin" / "python").exists()]
     if missing:
         raise SystemExit(f"no environment for {', '.join(missing)} in {args.peers}: run scripts/bench_environments.sh")
-    gated = fast_half(torch.device("cpu"))
+    gated = has_fast_half()
     result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gates_apply": gated}
     shape, methods = (384, 12288), ("l1", "topk")
     with tempfile.TemporaryDirectory() as folder:

@@ -7,9 +7,11 @@ Commands come on standard input, a line each; answers go to standard output as J
 """
 
 import argparse
+import ctypes
 import json
 import math
 import os
+import platform
 import resource
 import sys
 import time
@@ -54,6 +56,7 @@ class Saetool(Program):
     def __init__(self, args):
         super().__init__(args)
         from saetool.activations import TensorStream
+        from saetool.autoencoders.base import Training
         from saetool.autoencoders.families import build
         from saetool.autoencoders.sparse_settings import SparseSettings
 
@@ -62,15 +65,15 @@ class Saetool(Program):
         sizes = {"n_latents": args.n_latents, "initial_norm": args.start}
         settings = SparseSettings(kind="sparse", codes=args.codes, **sizes, **chosen[args.method])
         self.model = build(settings, args.d_in)
-        self.model.fuse_gradients, self.model.total_tokens = True, args.tokens
         self.generator = torch.Generator().manual_seed(0)
-        self.model.initialize(TensorStream(args.train[:32768], batch_size=args.batch), self.generator)
+        stream = TensorStream(args.train[:32768], batch_size=args.batch)
+        self.model.initialize(stream, self.generator, Training(tokens=args.tokens))
         self.optimizer = self.model.make_optimizer(args.lr, (0.9, 0.999), 1e-8)
         self.done = 0
 
     def step(self, x):
-        with self.model.stepping():
-            self.model.loss(x, self.done, self.generator).total.backward()
+        with self.model.step_context():
+            self.model.loss(x, self.done, self.generator, self.optimizer).total.backward()
             self.model.before_update()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -79,12 +82,11 @@ class Saetool(Program):
 
     def flips(self, x):
         """Return how many latents a row bfloat16 alone would switch on or off wrongly."""
-        finder, found = self.model.eval()._finder, []
-        before = finder.precision
-        for finder.precision in ("exact", "bf16"):
-            found.append(self.model.encode(x) > 0)
-        finder.precision = before
-        self.model.train()
+        model, found = self.model, []
+        centered = model.normalizer(x) - model.decoder_bias
+        for precision in ("exact", "bf16"):
+            support, a = model.activation.select(model._encoder, centered, model.encoder_bias, precision)
+            found.append(support.codes(a).dense() > 0)
         return (found[0] != found[1]).sum().item() / len(x)
 
     def reconstruct(self, x):
@@ -200,14 +202,13 @@ PARTS = {
 """Names of torch's operators without `aten::`; "index" alone stands in several parts and counts as rest."""
 
 
-COMPILED = {"decide": "selection", "to_bytes": "selection", "sampled": "products"}
-COMPILED |= {"decoding_error": "products", "update": "optimizer"}
-"""saetool's compiled loops, which are no operators of torch, and the part of a step that each belongs to."""
+COMPILED = {"squared_error": "products", "sampled_products": "products", "update": "optimizer"}
+"""What saetool's backend does in compiled loops, which are no operators of torch, and the part of a step it is."""
 
 
 def label_compiled():
     """Let the profiler see the compiled loops, as events named after their part."""
-    from saetool.sparse import compiled
+    from saetool.sparse.backends.cpu import backend, kernels
 
     def labeled(run, part):
         def with_label(*args):
@@ -216,27 +217,19 @@ def label_compiled():
 
         return with_label
 
-    def with_product(run):
-        """The int8 product and selection are one loop: the product is made once more alone, to tell them apart."""
-
-        def twice(bounding, rows, *args):
-            product, blocks, narrowing, _ = bounding.arrays(rows)
-            bits, maxima, _ = kernels._product_memory(product[4], blocks, narrowing)
-            with torch.profiler.record_function("part:encoder"):
-                for first in range(0, len(rows), kernels.AT_ONCE):
-                    some = (array[first : first + kernels.AT_ONCE] for array in product[:2])
-                    kernels.bounds(*some, *product[2:], bits, maxima, blocks)
-            with torch.profiler.record_function("part:both"):
-                return run(bounding, rows, *args)
-
-        return twice
-
     for name, part in COMPILED.items():
-        setattr(compiled, name, labeled(getattr(compiled, name), part))
-    kernels = compiled.kernels()
+        setattr(backend.Cpu, name, labeled(getattr(backend.Cpu, name), part))
+    backend._decide = labeled(backend._decide, "selection")
     for name in ("above", "largest"):
-        setattr(compiled.Bounds, name, labeled(getattr(compiled.Bounds, name), "selection"))
-        setattr(compiled.Bounding, name, with_product(getattr(compiled.Bounding, name)))
+        setattr(kernels(), name, labeled(getattr(kernels(), name), "selection"))
+
+
+def keep_heap():
+    """Let every program, the others too, keep memory that a step frees: see `saetool.heap`."""
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        if mallopt(-3, 2**25):
+            mallopt(-1, 2**30)
 
 
 def peak_mb():
@@ -255,9 +248,6 @@ def profile(program, batches, steps):
         for _ in range(steps):
             program.step(next(batches))
     times = {e.key: e.self_cpu_time_total for e in profiler.key_averages() if e.key.startswith(("aten::", "part:"))}
-    both = times.pop("part:both", 0.0)
-    if both:
-        times["part:selection"] = times.get("part:selection", 0.0) + both - times["part:encoder"]
     total = sum(times.values())
     share = {
         part: sum(t for key, t in times.items() if key.removeprefix("aten::") in {*names, f"part:{part}"}) / total
@@ -299,6 +289,7 @@ def main():
     parser.add_argument("--autocast", action="store_true")
     parser.add_argument("--data", required=True)
     args = parser.parse_args()
+    keep_heap()
     torch.manual_seed(0)
     args.train = torch.from_numpy(np.load(f"{args.data}/train.npy", mmap_mode="c"))
     held_out = torch.from_numpy(np.load(f"{args.data}/held_out.npy"))

@@ -19,6 +19,7 @@ def describe(path: Path) -> str:
         f"  kind      {artifact.kind} (schema {artifact.manifest['schema']}, saetool {artifact.manifest['saetool']})",
         f"  id        {artifact.id}",
         f"  made      {artifact.notes.get('created')} on {artifact.notes.get('host')}: {artifact.notes.get('command')}",
+        *([f"  where     {artifact.notes['where']}"] if "where" in artifact.notes else []),
         f"  files     {len(artifact.files):,}, {_bytes(size)}",
         "  content",
         *_lines(artifact.content),

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool.sparse.codes import Codes
+from saetool.sparse.gradients import DeferredGradient
 from saetool.statistics import Statistics
 
 Normalize = Literal["center_scale", "scale", "none"]
@@ -77,6 +78,25 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How long a training is, where its caller knows: steps and rows of all of it; 0 is unknown."""
+
+    steps: int = 0
+    tokens: int = 0
+
+
+UNKNOWN = Training()
+
+
+class Deferring(Protocol):
+    """An optimizer that takes the gradients of some weights as recipes and builds them where it uses them."""
+
+    def deferred(self, parameter: nn.Parameter) -> DeferredGradient:
+        """Return where a recipe of this parameter's gradient is put."""
+        ...
+
+
+@dataclass(frozen=True)
 class Phase:
     """A stretch of training: its name, its share of the steps (shares add up to 1), a fresh optimizer at its start."""
 
@@ -135,12 +155,6 @@ class Autoencoder(nn.Module):
     """A latent counts as active (L0, dead, frequency) when its value exceeds this."""
     adds_input: bool = False
     """Whether the reconstruction is x + decode(encode(x)): the code of a residual model holds a correction."""
-    total_tokens: int = 0
-    """Rows of the whole training; the trainer says it before `initialize`."""
-    total_steps: int = 0
-    """Steps of the whole training, likewise; 0 where nobody says."""
-    fuse_gradients: bool = False
-    """Whether nobody but the optimizer needs gradients: it may then build and apply them piece by piece."""
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations; deterministic, never corrupts its input, independent of the batch."""
@@ -151,7 +165,11 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
-        """Return the training loss of a batch of raw activations; all randomness comes from `generator`."""
+        """Return the training loss of a batch of raw activations; all randomness comes from `generator`.
+
+        Where `make_optimizer` returned a `Deferring` optimizer and nobody else needs gradients, the trainer passes it
+        as a fourth argument, `optimizer`.
+        """
         raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
@@ -167,10 +185,10 @@ class Autoencoder(nn.Module):
         """Return the reconstruction of sparse codes, in raw units."""
         return self.decode(codes.dense())
 
-    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
+    def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Set what comes from data before the first step: normalization, biases, decoder."""
 
-    def stepping(self) -> AbstractContextManager[None]:
+    def step_context(self) -> AbstractContextManager[None]:
         """Return what a whole training step, from loss to update, runs in."""
         return nullcontext()
 
@@ -184,8 +202,8 @@ class Autoencoder(nn.Module):
         """Return the phases of training, in order."""
         return [Phase("train")]
 
-    def enter(self, phase: str, stream: Stream) -> None:
-        """Prepare for a phase: choose which parameters learn."""
+    def enter(self, phase: str, stream: Stream, training: Training = UNKNOWN) -> None:
+        """Prepare for a phase: choose which parameters learn. A resumed training comes here and not to `initialize`."""
 
     def fit(self, stream: Stream) -> bool:
         """Fit in closed form where one exists and say so; the trainer then takes no step."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from saetool.autoencoders.base import Autoencoder, Loss, Normalize, Normalizer, Phase, Stream
+from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Phase, Stream, Training
 from saetool.autoencoders.layers import Activation, Chain
 from saetool.autoencoders.reconstruction import (
     CONVENTIONS,
@@ -168,7 +168,7 @@ class Dense(Autoencoder):
         if self.settings.error == "cross_entropy":
             require_unit_interval(x, "error: cross_entropy", "use error: mse, or pixels")
 
-    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
+    def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Draw the weights, fit the normalization, start at the data's mean; refuse rows the settings cannot take."""
         self._draw(generator)
         statistics = stream.statistics()
@@ -185,7 +185,7 @@ class Dense(Autoencoder):
         levels = [Phase(f"level-{level}", share / len(self.levels)) for level in self.levels]
         return [*levels, Phase(FINE_TUNE, 1 - share)]
 
-    def enter(self, phase: str, stream: Stream) -> None:
+    def enter(self, phase: str, stream: Stream, training: Training = UNKNOWN) -> None:
         """Choose the levels that learn; changes no weight, so that a phase can be entered again on resuming."""
         learning = self.levels if not phase.startswith("level-") else range(int(phase[6:]), int(phase[6:]) + 1)
         self.levels_learning = learning

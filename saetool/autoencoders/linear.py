@@ -13,7 +13,7 @@ from pydantic import model_validator
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from saetool.autoencoders.base import Autoencoder, Loss, Normalize, Normalizer, Stream
+from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Stream, Training
 from saetool.autoencoders.layers import Chain
 from saetool.autoencoders.reconstruction import squared_error
 from saetool.autoencoders.width import Width
@@ -130,7 +130,7 @@ class Linear(Autoencoder):
         self.spectrum.copy_(spectrum.values)
         return spectrum
 
-    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
+    def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Draw the weights, and start the biases where the mean reconstructs itself."""
         self._draw(generator)
         spectrum = self._spectrum_of(stream)

@@ -6,17 +6,16 @@ one row a latent: [n_latents, d_in].
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.base import Autoencoder, Loss, Normalizer, Stream
+from saetool.autoencoders.base import UNKNOWN, Autoencoder, Deferring, Loss, Normalizer, Stream, Training
 from saetool.autoencoders.sparse_activations import BatchTopK, Gated, JumpRelu, TopK, make_activation
 from saetool.autoencoders.sparse_dead import (
-    SilenceCounter,
+    DeadLatentTracker,
     auxk_loss,
     due,
     pre_activation_loss,
@@ -28,25 +27,16 @@ from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
 from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, PreActivation, Resample, SparseSettings
 from saetool.autoencoders.sparse_views import DenseView, SparseView, View, product
 from saetool.errors import RequestError
-from saetool.sparse import compiled
-from saetool.sparse.adam import BlockAdam, BlockRule, normalize_rows, remove_part_along
-from saetool.sparse.codes import Codes
-from saetool.sparse.gradients import Term
-from saetool.sparse.memory import keep_freed_memory
-from saetool.sparse.products import Sink, decode, pre_activations, row_norms
-from saetool.sparse.select import Encoder
-from saetool.sparse.support import Support
-from saetool.sparse.threads import operators_on_one_core, share_out
-
-SPARSE_BELOW = {"cpu": 0.1, "cuda": 0.02, "mps": 0.0}
-"""Share of active latents above which the dense step is faster, where `sparse_below` is null (measured on CPU; an
-estimate on CUDA; 0: always dense)."""
+from saetool.sparse.adam import RowRule, SparseAdam
+from saetool.sparse.backends import Precision, backend_for, default_precision, sparse_below
+from saetool.sparse.backends.plain import normalize_rows, remove_part_along
+from saetool.sparse.codes import Codes, Support
+from saetool.sparse.gradients import DeferredGradient
+from saetool.sparse.ops import decode, pre_activations, row_norms
+from saetool.sparse.weight import Weight
 
 MUCH_TOO_DENSE = 2.0
 """A batch with so many times that share goes to the dense step at once: its sparse step could outgrow the memory."""
-
-ROWS_IN_CACHE = 256
-"""Rows on which a thread makes one operation after the other."""
 
 DENSITY_EVERY = 100
 """Steps between two decisions for the sparse or the dense step: asking costs a synchronization on CUDA."""
@@ -68,7 +58,7 @@ class SparseAutoencoder(Autoencoder):
         self.normalizer = Normalizer(d_in, settings.normalize)
         self.activation = make_activation(settings.activation, self.n_latents, d_in)
         self.penalty_weight = PenaltyWeight(settings.penalty)
-        self.silence = SilenceCounter(settings.dead, self.n_latents)
+        self.silence = DeadLatentTracker(settings.dead, self.n_latents)
         decoder = nn.functional.normalize(torch.randn(self.n_latents, d_in), dim=1)
         self.decoder = nn.Parameter(decoder)
         self.encoder = nn.Parameter(decoder.clone())
@@ -89,12 +79,17 @@ class SparseAutoencoder(Autoencoder):
                 f"{settings.expansion} makes of inputs of width {d_in}: lower it"
             )
         self.prefixes = [p for p in prefixes if p < self.n_latents] + [self.n_latents] if prefixes else None
-        self._finder = Encoder(self.encoder, settings.codes)
-        self._sinks: tuple[list[Term], list[Term]] = ([], [])
+        self._encoder, self._decoder = Weight(self.encoder), Weight(self.decoder)
+        self._training = UNKNOWN
         self._last: dict[str, Tensor] = {}
         self._rows = 0
         self._dense: bool | None = None
-        self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_dense", None))
+        self.register_load_state_dict_post_hook(lambda module, keys: module._forget())
+
+    def _forget(self) -> None:
+        """Forget what was read off buffers that have changed since."""
+        self._dense = None
+        self.silence.forget_count()
 
     @property
     def unit_decoder(self) -> bool:
@@ -112,26 +107,20 @@ class SparseAutoencoder(Autoencoder):
             return Codes.from_dense(self.encoder.new_zeros(0, self.n_latents))
         if self._dense_only():
             return Codes.from_dense(self.encode(x), self.active_above)
-        training = self.training
-        self.eval()
-        centered = self.normalizer(x.to(self.encoder)) - self.decoder_bias
-        support, a = self.activation.select(self._finder, centered, self.encoder_bias)
+        mean = None if self.normalizer.kind == "none" else self.normalizer.mean
+        backend = backend_for(self.encoder)
+        _, centered = backend.center(x, mean, self.normalizer.factor, self.decoder_bias)
+        support, a = self.activation.select(self._encoder, centered, self.encoder_bias, "exact")
         view = SparseView(a, support)
-        values = self.activation.values(a, view.pick, self.encoder_bias)
-        self.train(training)
-        return support.codes(values)
+        return support.codes(self.activation.values(a, view.gather, self.encoder_bias, training=False))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations."""
         self._require_rows(x)
         if not self._dense_only():
             return self.encode_sparse(x).dense()
-        training = self.training
-        self.eval()
-        view = self._dense_view(self.normalizer(x.to(self.encoder)))
-        z = self.activation.values(view.a, view.pick, self.encoder_bias)
-        self.train(training)
-        return z
+        view = self._dense_view(self.normalizer(x.to(self.encoder)), training=False)
+        return self.activation.values(view.a, view.gather, self.encoder_bias, training=False)
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction in raw units."""
@@ -142,7 +131,7 @@ class SparseAutoencoder(Autoencoder):
         if self._dense_only():
             return self.decode(codes.dense())
         support = Support.of(codes)
-        x_hat = decode(codes.values.to(self.decoder), self.decoder, support) + self.decoder_bias
+        x_hat = decode(codes.values.to(self.decoder), self._decoder, support) + self.decoder_bias
         return self.normalizer.inverse(x_hat)
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
@@ -160,7 +149,13 @@ class SparseAutoencoder(Autoencoder):
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        step: int,
+        generator: torch.Generator,
+        optimizer: Deferring | None = None,
+    ) -> Loss:
         """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the cure.
 
         Under autocast the dense step's two products are made in bfloat16, and nothing else.
@@ -168,82 +163,75 @@ class SparseAutoencoder(Autoencoder):
         kind = self.encoder.device.type
         half = torch.is_autocast_enabled(kind) and self.encoder.dtype == torch.float32
         with torch.autocast(kind, enabled=False):
-            return self._loss(*self._in_units(x.to(self.encoder)), step, half)
+            return self._loss(x, step, half, optimizer)
 
-    @torch.no_grad()
-    def _in_units(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
-        """Return rows in the model's units, and what the encoder sees of them: without the decoder's bias."""
-        units, centered = torch.empty_like(x), torch.empty_like(x)
-
-        def part(number: int, rows: range) -> None:
-            some = slice(rows.start, rows.stop)
-            units[some] = self.normalizer(x[some])
-            torch.sub(units[some], self.decoder_bias, out=centered[some])
-
-        share_out(part, len(x), ROWS_IN_CACHE if x.device.type == "cpu" else max(1, len(x)), x.device)
-        return units, centered
-
-    def _loss(
-        self, x: Float[Tensor, "batch d_in"], centered: Float[Tensor, "batch d_in"], step: int, half: bool
-    ) -> Loss:
-        view = None if self._is_dense() else self._sparse_view(centered)
+    def _loss(self, x: Float[Tensor, "batch d_in"], step: int, half: bool, optimizer: Deferring | None) -> Loss:
+        deferred = (optimizer.deferred(self.encoder), optimizer.deferred(self.decoder)) if optimizer else (None, None)
+        mean = None if self.normalizer.kind == "none" else self.normalizer.mean
+        with torch.no_grad():
+            x, centered = backend_for(self.encoder).center(x, mean, self.normalizer.factor, self.decoder_bias)
+        view = None if self._is_dense() else self._sparse_view(centered, deferred[0])
         if view is None:
-            view = self._dense_view(x, half)
-        z = self.activation.values(view.a, view.pick, self.encoder_bias)
-        decoder_sink = self._sink(1)
+            view, deferred = self._dense_view(x, self.training, half), (None, None)
+        z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
         if self.prefixes:
-            x_hats = view.decode_prefixes(z, self.decoder, decoder_sink, self.prefixes) + self.decoder_bias
+            x_hats = view.decode_prefixes(z, self._decoder, deferred[1], self.prefixes) + self.decoder_bias
             error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum") / len(self.prefixes)
             residual = x - x_hats[-1].detach()
+            errors = residual.square().sum(1)
         else:
-            error, residual = view.squared_error(z, self.decoder, self.decoder_bias, x, decoder_sink)
+            error, errors, residual = view.squared_error(z, self._decoder, self.decoder_bias, x, deferred[1])
         parts = {"reconstruction": error / len(x)}
-        metrics = self._note_batch(view, z, residual, centered)
+        metrics = self._note_batch(view, z, errors, centered)
         weight = self.penalty_weight.at(step)
-        parts |= self._penalty(view, z, x, weight)
-        parts |= self._cure(residual, centered)
+        parts |= self._penalty(view, z, x, weight, deferred[1])
+        parts |= self._cure(residual, centered, deferred)
         metrics |= {"penalty_weight": weight, "dead": self.silence.dead().float().mean()}
         return Loss(parts, metrics)
 
-    def _penalty(self, view: View, z: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def _penalty(
+        self, view: View, z: Tensor, x: Tensor, weight: Tensor, deferred: DeferredGradient | None
+    ) -> dict[str, Tensor]:
         penalty = self.settings.penalty
         match penalty.kind:
             case "l1":
                 cost = z if not isinstance(self.activation, Gated) else view.a.relu()
                 if penalty.norm == "weighted":
-                    cost = cost * view.pick(row_norms(self.decoder, self._sink(1)))
+                    cost = cost * view.gather(row_norms(self.decoder, deferred))
                 parts = {"sparsity": weight * self.d_in**0.5 * cost.sum() / view.rows}
                 if isinstance(self.activation, Gated):
-                    x_hat = view.decode(view.a.relu(), self.decoder.detach(), None) + self.decoder_bias.detach()
+                    x_hat = view.decode(view.a.relu(), self._decoder.detached(), None) + self.decoder_bias.detach()
                     parts["gate"] = (x - x_hat).square().sum() / view.rows
                 return parts
             case "l0":
                 assert isinstance(self.activation, JumpRelu)
-                active = self.activation.active(view.a, view.pick)
+                active = self.activation.active(view.a, view.gather)
                 return {"sparsity": weight * self.d_in * active.sum() / view.rows}
             case "kl":
                 q = view.latent_sums(z) / view.rows
-                squares = row_norms(self.decoder, self._sink(1)).square().sum()
+                squares = row_norms(self.decoder, deferred).square().sum()
                 return {
                     "sparsity": weight * self.d_in * kl_penalty(penalty.rho, q),
                     "decoder_decay": penalty.decoder_decay / 2 * squares,
                 }
         return {}
 
-    def _cure(self, residual: Tensor, centered: Tensor) -> dict[str, Tensor]:
+    def _cure(
+        self, residual: Tensor, centered: Tensor, deferred: tuple[DeferredGradient | None, DeferredGradient | None]
+    ) -> dict[str, Tensor]:
         cure = self.settings.dead
         if isinstance(cure, AuxK):
-            sinks = (self._sink(0), self._sink(1))
-            weights = (self.decoder_bias, self.encoder, self.encoder_bias, self.decoder)
-            return {"auxiliary": auxk_loss(cure, residual, centered, *weights, self.silence.dead(), sinks)}
+            weights = (self.decoder_bias, self.encoder, self.encoder_bias, self._decoder)
+            dead, precision = self.silence.dead_latents(), self._precision
+            return {"auxiliary": auxk_loss(cure, residual, centered, *weights, dead, precision, deferred)}
         if isinstance(cure, PreActivation) and isinstance(self.activation, JumpRelu):
             theta = self.activation.log_threshold.exp()
             weights = (self.encoder, self.encoder_bias, self.decoder, theta)
-            return {"auxiliary": pre_activation_loss(cure, centered, *weights, self.silence.dead())}
+            return {"auxiliary": pre_activation_loss(cure, centered, *weights, self.silence.dead_latents())}
         return {}
 
     @torch.no_grad()
-    def _note_batch(self, view: View, z: Tensor, residual: Tensor, centered: Tensor) -> dict[str, Tensor]:
+    def _note_batch(self, view: View, z: Tensor, errors: Tensor, centered: Tensor) -> dict[str, Tensor]:
         """Return what is worth logging of a batch, and keep for `after_update` what it needs."""
         active = (z > self.active_above).to(z.dtype)
         counts = view.latent_sums(active)
@@ -255,7 +243,7 @@ class SparseAutoencoder(Autoencoder):
             metrics["binarity"] = (spread / (q * (1 - q)).clamp_min(1e-12)).mean()
         if self.training:
             resampling = isinstance(self.settings.dead, Resample)
-            rows = {"errors": residual.square().sum(1), "x": centered} if resampling else {}
+            rows = {"errors": errors, "x": centered} if resampling else {}
             # With gradient accumulation several losses come before one update.
             self._last["counts"] = self._last["counts"] + counts if self._last else counts
             for name, value in rows.items():
@@ -263,29 +251,33 @@ class SparseAutoencoder(Autoencoder):
             self._rows += view.rows
         return metrics
 
-    def _sparse_view(self, centered: Tensor) -> SparseView | None:
+    def _sparse_view(self, centered: Tensor, deferred: DeferredGradient | None) -> SparseView | None:
         """Return the view of a batch; None where it is so dense that this and later steps must be dense."""
         select = self.activation.select_training if self.training else self.activation.select
-        support, values = select(self._finder, centered, self.encoder_bias.detach())
+        support, values = select(self._encoder, centered, self.encoder_bias.detach(), self._precision)
         most = MUCH_TOO_DENSE * self._sparse_share() * self.n_latents * len(centered)
         # A k bounds the number by itself (and BatchTopK's processes select together, so none may leave alone).
         if len(values) > most and not isinstance(self.activation, TopK | BatchTopK):
             self.use_dense.fill_(True)
             self._dense = True
             return None
-        a = pre_activations(
-            values, centered, self.decoder_bias, self.encoder, self.encoder_bias, support, self._sink(0)
-        )
-        return SparseView(a, support)
+        weights = (self.decoder_bias, self.encoder, self.encoder_bias)
+        return SparseView(pre_activations(values, centered, *weights, support, deferred), support)
 
-    def _dense_view(self, x: Tensor, half: bool = False) -> DenseView:
+    def _dense_view(self, x: Tensor, training: bool, half: bool = False) -> DenseView:
         a = product(x - self.decoder_bias, self.encoder.T, half) + self.encoder_bias
-        kept = self.activation.survivors(a, self.training)
+        kept = self.activation.survivors(a, training)
         return DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
+
+    @property
+    def _precision(self) -> Precision:
+        """Whose numbers decide in training who is active; encoding is exact."""
+        codes = self.settings.codes
+        return default_precision(self.encoder.device) if codes == "auto" else codes
 
     def _sparse_share(self) -> float:
         given = self.settings.sparse_below
-        return SPARSE_BELOW.get(self.encoder.device.type, 0.0) if given is None else given
+        return sparse_below(self.encoder.device) if given is None else given
 
     def _dense_only(self) -> bool:
         return self.activation.dense_only or self._sparse_share() == 0.0
@@ -295,41 +287,37 @@ class SparseAutoencoder(Autoencoder):
             self._dense = bool(self.use_dense) or self._dense_only()
         return self._dense
 
-    def _sink(self, which: Literal[0, 1]) -> Sink:
-        return self._sinks[which] if self.fuse_gradients and torch.is_grad_enabled() else None
-
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
+    def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Set normalization, dictionary and biases from training rows; decide how to start (sparse or dense)."""
-        require_possible(self.settings.dead, self.total_steps, self.total_tokens)
-        self._learn_length(stream)
+        require_possible(self.settings.dead, training.steps, training.tokens)
+        self._learn_length(stream, training)
         expected = initialize_sparse(self, stream, generator)  # type: ignore[arg-type]
         self.mean_l0.fill_(expected)
         self._decide_density()
 
-    def enter(self, phase: str, stream: Stream) -> None:
+    def enter(self, phase: str, stream: Stream, training: Training = UNKNOWN) -> None:
         """Set what follows from the training's length and is not saved: a resumed one comes here only."""
-        self._learn_length(stream)
+        self._learn_length(stream, training)
 
-    def _learn_length(self, stream: Stream) -> None:
-        self.silence.set_training_tokens(self.total_tokens or stream.n_rows)
-        self.penalty_weight.set_training_steps(self.total_steps)
+    def _learn_length(self, stream: Stream, training: Training) -> None:
+        self._training = training
+        self.silence.set_training_tokens(training.tokens or stream.n_rows)
+        self.penalty_weight.set_training_steps(training.steps)
 
-    def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> BlockAdam:
-        """Return Adam in blocks of latents, with unit rows and the bfloat16 copy kept up on the way."""
-        keep_freed_memory()
+    def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> SparseAdam:
+        """Return Adam that keeps unit rows and the weights' copies up, and takes deferred gradients."""
         rules = {
-            self.encoder: BlockRule(self._sinks[0], encoder=self._finder),
-            self.decoder: BlockRule(self._sinks[1], unit_rows=self.unit_decoder),
+            self.encoder: RowRule(self._encoder),
+            self.decoder: RowRule(self._decoder, unit_rows=self.unit_decoder),
         }
-        return BlockAdam(list(self.parameters()), rules, lr, betas, eps)
+        return SparseAdam(list(self.parameters()), rules, lr, betas, eps)
 
-    def stepping(self) -> AbstractContextManager[None]:
-        """Return what a step runs in: where next to all of it is done in shares, torch's operators take one core."""
+    def step_context(self) -> AbstractContextManager[None]:
+        """Return what a whole step runs in: where nearly all of it is the backend's, the backend says."""
         plain = self.prefixes is None and not isinstance(self.activation, Gated)
-        in_shares = plain and self.fuse_gradients and compiled.serves(self.encoder) and not self._is_dense()
-        return operators_on_one_core() if in_shares else nullcontext()
+        return backend_for(self.encoder).step_context() if plain and not self._is_dense() else nullcontext()
 
     @torch.no_grad()
     def before_update(self) -> None:
@@ -340,7 +328,7 @@ class SparseAutoencoder(Autoencoder):
     @torch.no_grad()
     def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
         """Restore unit rows, count silence, move thresholds, steer the penalty, resample, choose sparse or dense."""
-        if self.unit_decoder and not isinstance(optimizer, BlockAdam):
+        if self.unit_decoder and not isinstance(optimizer, SparseAdam):
             normalize_rows(self.decoder)
         if not self._last:
             return
@@ -353,7 +341,9 @@ class SparseAutoencoder(Autoencoder):
         if (step + 1) % DENSITY_EVERY == 0:
             self._decide_density()
         cure = self.settings.dead
-        if isinstance(cure, Resample) and due(cure, step, self.tokens_seen, self.total_steps, self.total_tokens):
+        if isinstance(cure, Resample) and due(
+            cure, step, self.tokens_seen, self._training.steps, self._training.tokens
+        ):
             self._resample(cure, optimizer, generator)
         self._last, self._rows = {}, 0
 

@@ -1,6 +1,6 @@
 """From pre-activations to latents: one small module a kind, with whatever it learns beside the encoder.
 
-The formulas see pre-activations `a` of any shape and a function `pick` that lays a parameter [n_latents] out beside
+The formulas see pre-activations `a` of any shape and a function `gather` that lays a parameter [n_latents] out beside
 them, so that the same lines serve all latents ([batch, n_latents]) and only the active ones ([entries]).
 """
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.sparse_settings import Activation, JumpReluActivation
-from saetool.sparse.select import Encoder
-from saetool.sparse.support import Support
+from saetool.sparse.backends import Found, Precision, backend_for
+from saetool.sparse.weight import Weight
 
-Pick = Callable[[Tensor], Tensor]
+Gather = Callable[[Tensor], Tensor]
 
 GUESS, TRIES = 0.8, 4
 """BatchTopK looks for candidates above this share of its last cut; too few, and it looks again lower, then at all."""
@@ -34,20 +34,20 @@ class SparseActivation(nn.Module):
         """Return for each latent the pre-activation at or below which its value (and gradient) is zero."""
         return torch.zeros_like(bias)
 
-    def select(self, encoder: Encoder, x: Tensor, bias: Tensor) -> tuple[Support, Tensor]:
+    def select(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         """Return the support of a batch and the pre-activations on it, as inference does: row by row."""
-        return encoder.above(x, bias, self.cut(bias))
+        return backend_for(encoder.tensor).encode_threshold(x, encoder, bias, self.cut(bias), precision)
 
-    def select_training(self, encoder: Encoder, x: Tensor, bias: Tensor) -> tuple[Support, Tensor]:
+    def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         """Do what `select` does, as training does."""
-        return self.select(encoder, x, bias)
+        return self.select(encoder, x, bias, precision)
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         """Return which of all pre-activations [batch, n_latents] are selected; None: the values say it."""
         return None
 
-    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
-        """Return z from a."""
+    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+        """Return z from a, as training or inference does."""
         return a.relu()
 
     def after_update(self) -> None:
@@ -59,14 +59,14 @@ class Sigmoid(SparseActivation):
 
     dense_only = True
 
-    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
         return a.sigmoid()
 
 
 class OneMinusExp(SparseActivation):
     """z = 1 − exp(−max(a, 0)): a probability with true zeros."""
 
-    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
         return -torch.expm1(-a.relu())
 
 
@@ -77,8 +77,8 @@ class TopK(SparseActivation):
         super().__init__()
         self.k = k
 
-    def select(self, encoder: Encoder, x: Tensor, bias: Tensor) -> tuple[Support, Tensor]:
-        return encoder.largest(x, bias, self.k)
+    def select(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
+        return backend_for(encoder.tensor).encode_topk(x, encoder, bias, self.k, precision)
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         places = a.topk(min(self.k, a.shape[1]), dim=1, sorted=False).indices
@@ -113,22 +113,28 @@ class BatchTopK(SparseActivation):
     def cut(self, bias: Tensor) -> Tensor:
         return self.threshold().to(bias).expand_as(bias)
 
-    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
-        return a.relu() if self.training else a.relu() * (a > self.threshold())
+    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+        return a.relu() if training else a.relu() * (a > self.threshold())
 
-    def select_training(self, encoder: Encoder, x: Tensor, bias: Tensor) -> tuple[Support, Tensor]:
-        guess = self.guess.to(bias) * GUESS
-        wanted = self.k * len(x)
+    def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
+        backend, guess, wanted = backend_for(encoder.tensor), self.guess.to(bias) * GUESS, self.k * len(x)
         for tries in count(1):
-            support, a = encoder.above(x, bias, guess.expand_as(bias))
-            # Enough above the guess everywhere: then the largest of the batch are all among them.
-            enough = distributed.all_reduce_sum((torch.sum(a > guess) >= wanted).long()) >= distributed.world_size()
-            # On CUDA this waits for the device, once a batch.
-            if bool(enough) or float(guess) == 0:
+            support, a = backend.encode_threshold(x, encoder, bias, guess.expand_as(bias), precision)
+            if self._enough(a, guess, wanted, precision) or float(guess) == 0:
                 break
             guess = guess * GUESS if tries < TRIES else torch.zeros_like(guess)
-        kept = self._largest(a, wanted)
-        return support.where(kept), a[kept]
+        return backend.keep(support, a, self._largest(a, wanted))
+
+    def _enough(self, a: Tensor, guess: Tensor, wanted: int, precision: Precision) -> bool:
+        """Say whether every process has enough outputs above the guess: then the batch's largest are all among them.
+
+        What bfloat16 selects is above it; of exact mode's candidates some may not be, and a GPU is asked.
+        """
+        above = len(a) if precision == "bf16" else int(torch.sum(a > guess))
+        if distributed.world_size() == 1:
+            return above >= wanted
+        enough = torch.tensor(int(above >= wanted), device=a.device)
+        return int(distributed.all_reduce_sum(enough)) == distributed.world_size()
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         return self._largest(a.flatten(), self.k * len(a)).view_as(a) if training else None
@@ -184,12 +190,12 @@ class JumpRelu(SparseActivation):
         # Within the kernel's window below the threshold the value is 0 but its gradient is not.
         return self.log_threshold.detach().exp() - self.bandwidth / 2
 
-    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
-        return _JumpRelu.apply(a, pick(self.log_threshold.exp()), self.bandwidth)
+    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+        return _JumpRelu.apply(a, gather(self.log_threshold.exp()), self.bandwidth)
 
-    def active(self, a: Tensor, pick: Pick) -> Tensor:
+    def active(self, a: Tensor, gather: Gather) -> Tensor:
         """Return H(a − θ), whose sum is L0, with the kernel's gradient to θ."""
-        return _Step.apply(a, pick(self.log_threshold.exp()), self.bandwidth)
+        return _Step.apply(a, gather(self.log_threshold.exp()), self.bandwidth)
 
 
 def _kernel(a: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -237,8 +243,8 @@ class Gated(SparseActivation):
         self.log_scale = nn.Parameter(torch.zeros(n_latents))
         self.magnitude_bias = nn.Parameter(torch.zeros(n_latents))
 
-    def values(self, a: Tensor, pick: Pick, bias: Tensor) -> Tensor:
-        magnitude = pick(self.log_scale.exp()) * (a - pick(bias)) + pick(self.magnitude_bias)
+    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+        magnitude = gather(self.log_scale.exp()) * (a - gather(bias)) + gather(self.magnitude_bias)
         return magnitude.relu() * (a > 0)
 
 

@@ -1,17 +1,21 @@
 """Latents that have not fired for long: counting them, and three ways to bring them back."""
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.sparse_settings import AuxK, Dead, NoCure, PreActivation, Resample
 from saetool.errors import RequestError
-from saetool.sparse.products import Sink, decode, pre_activations
-from saetool.sparse.select import SLICE_ROWS, Encoder
-from saetool.sparse.support import Support
+from saetool.sparse.backends import Precision, backend_for, count_later, marked
+from saetool.sparse.backends.plain import SLICE_ROWS
+from saetool.sparse.codes import Support
+from saetool.sparse.gradients import DeferredGradient
+from saetool.sparse.ops import decode, pre_activations
+from saetool.sparse.weight import Weight
 
 WINDOW_TOKENS = 10_000_000
 WINDOW_SHARE = 0.2
@@ -22,7 +26,7 @@ RESAMPLE_SHARE = 0.1
 """Resampling happens every tenth of the training: often enough for short ones, with time to settle in between."""
 
 
-class SilenceCounter(nn.Module):
+class DeadLatentTracker(nn.Module):
     """How many training tokens ago each latent last fired, over all processes."""
 
     silent_tokens: Tensor
@@ -31,6 +35,8 @@ class SilenceCounter(nn.Module):
         super().__init__()
         self.window = getattr(settings, "after_tokens", None) or WINDOW_TOKENS
         self._given = getattr(settings, "after_tokens", None) is not None
+        self._listed = isinstance(settings, AuxK | PreActivation)
+        self._count: Callable[[], int] | None = None
         self.register_buffer("silent_tokens", torch.zeros(n_latents, dtype=torch.int64))
 
     def set_training_tokens(self, tokens: int) -> None:
@@ -42,11 +48,21 @@ class SilenceCounter(nn.Module):
         """Mark the latents that were silent for the whole window."""
         return self.silent_tokens >= self.window
 
+    def dead_latents(self) -> Int[Tensor, "n_dead"]:
+        """Return the dead latents' numbers, ascending."""
+        return marked(self.dead(), self._count)
+
+    def forget_count(self) -> None:
+        """Say that `silent_tokens` was changed from outside."""
+        self._count = None
+
     @torch.no_grad()
     def update(self, fired: Bool[Tensor, "n_latents"], rows: int) -> None:
         """Count a batch of `rows` rows a process, in which `fired` latents fired."""
         anywhere = distributed.all_reduce_sum(fired.to(torch.int32)) > 0
         self.silent_tokens.add_(rows * distributed.world_size()).masked_fill_(anywhere, 0)
+        if self._listed:
+            self._count = count_later(self.dead())  # the next step needs it
 
 
 def auxk_loss(
@@ -56,25 +72,24 @@ def auxk_loss(
     center: Tensor,
     encoder: Tensor,
     bias: Tensor,
-    decoder: Tensor,
-    dead: Bool[Tensor, "n_latents"],
-    sinks: tuple[Sink, Sink],
+    decoder: Weight,
+    dead: Int[Tensor, "n_dead"],
+    precision: Precision,
+    deferred: tuple[DeferredGradient | None, DeferredGradient | None],
 ) -> Tensor:
     """Return α ‖e − ê‖², summed over d_in, mean over the batch (Gao et al. 2024).
 
     e is the detached residual, ê its reconstruction without b_d from each row's k largest dead pre-activations;
     `x` is the centered input. Encoder, biases and decoder of dead latents get gradient. 0 where none is dead.
     """
-    # On CUDA nonzero waits for the device, once a step.
-    index = dead.nonzero().squeeze(1)
-    if index.numel() == 0:
+    if dead.numel() == 0:
         return residual.new_zeros(())
-    k = min(settings.k or min(x.shape[1] // 2, 512), index.numel())
-    some = Encoder(encoder.detach()[index])
-    found, values = some.largest(x, bias.detach()[index], max(k, 1))
-    support = Support(found.rows, index[found.latents], found.n_rows, encoder.shape[0])
-    a = pre_activations(values, x, center, encoder, bias, support, sinks[0])
-    estimate = decode(a.relu(), decoder, support, sinks[1])
+    k = min(settings.k or min(x.shape[1] // 2, 512), dead.numel())
+    some = Weight(encoder.detach()[dead])
+    found, values = backend_for(encoder).encode_topk(x, some, bias.detach()[dead], max(k, 1), precision)
+    support = Support(found.offsets, dead[found.latents], encoder.shape[0], found.rows)
+    a = pre_activations(values, x, center, encoder, bias, support, deferred[0])
+    estimate = decode(a.relu(), decoder, support, deferred[1])
     return settings.weight * (residual.detach() - estimate).square().sum() / len(x)
 
 
@@ -85,19 +100,18 @@ def pre_activation_loss(
     bias: Tensor,
     decoder: Tensor,
     threshold: Float[Tensor, "n_latents"],
-    dead: Bool[Tensor, "n_latents"],
+    dead: Int[Tensor, "n_dead"],
 ) -> Tensor:
     """Return weight · √d_in · Σ over dead j of max(θ_j − a_j, 0) ‖W_d,j‖, mean over the batch (Anthropic, Jan. 2025).
 
     The loss is piecewise linear in θ, W_e and b_e: with c = Σ over rows below θ, it is θ·c − W_e·(Σ x) − b_e·c, so a
     slice leaves only those sums behind. `x` is the centered input and gets no gradient, neither does W_d.
     """
-    index = dead.nonzero().squeeze(1)  # on CUDA this waits for the device, once a step
-    if index.numel() == 0:
+    if dead.numel() == 0:
         return x.new_zeros(())
-    weight, offset, theta = (p.index_select(0, index) for p in (encoder, bias, threshold))
+    weight, offset, theta = (p.index_select(0, dead) for p in (encoder, bias, threshold))
     with torch.no_grad():
-        norms = torch.linalg.vector_norm(decoder[index], dim=1)
+        norms = torch.linalg.vector_norm(decoder[dead], dim=1)
         counts, inputs = torch.zeros_like(offset), torch.zeros_like(weight)
         for part in x.split(SLICE_ROWS):
             below = (torch.addmm(offset, part, weight.T) < theta).to(x.dtype) * norms

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saetool.autoencoders.base import Autoencoder, Normalizer, Stream
 from saetool.autoencoders.sparse_activations import BatchTopK, Gated, JumpRelu, SparseActivation, TopK
 from saetool.autoencoders.sparse_settings import KlPenalty, SparseSettings
-from saetool.sparse.select import SLICE_ROWS
+from saetool.sparse.backends.plain import SLICE_ROWS
 
 SAMPLE_ROWS = 1024
 """Rows whose pre-activations set the biases: with 100 active of 12,288 the quantile is then known to about 1 %."""

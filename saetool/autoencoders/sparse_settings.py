@@ -202,11 +202,11 @@ class SparseSettings(Width):
     matryoshka: tuple[PositiveInt, ...] | None = None
     """Sizes of nested prefixes of the latents, ascending; the whole dictionary is added as the last."""
     dead: Dead = NoCure()
-    codes: Literal["exact", "bf16"] = "exact"
-    """exact: who is active is decided in float32. bf16: in bfloat16, ties to the lowest latent; where an int8 product
-    is faster, by products of 16-bit whole numbers among those that it makes likely. Not the same on every machine."""
+    codes: Literal["auto", "exact", "bf16"] = "auto"
+    """Who is active in training is decided in float32 (exact), or in bfloat16, ties to the lowest latent. auto: bf16 on
+    a GPU, exact everywhere else; a run records which. Encoding, index and evaluation are always exact."""
     sparse_below: float | None = Field(default=None, ge=0, le=1)
-    """Share of active latents up to which the sparse step is taken, the dense one above; null: .1 on CPU, .02 on CUDA,
+    """Share of active latents up to which the sparse step is taken, the dense one above; null: .1 on CPU, .01 on CUDA,
     0 elsewhere. 0 is always dense."""
     initial_norm: PositiveFloat | None = None
     """‖W_e,j‖ of every latent at the start, W_d's rows having norm 1. null: 2 for ReLU with L1, 1.5 with KL, 1 for all

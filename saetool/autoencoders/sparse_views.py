@@ -6,8 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saetool.sparse.products import Sink, decode, latent_sums, squared_error
-from saetool.sparse.support import Support
+from saetool.sparse import ops
+from saetool.sparse.codes import Support
+from saetool.sparse.gradients import DeferredGradient
+from saetool.sparse.weight import Weight
+
+Error = tuple[Float[Tensor, ""], Float[Tensor, "batch"], Float[Tensor, "batch d_in"]]
+"""Σ ‖r‖² over the batch; without gradient each row's ‖r‖², and r = x − x_hat."""
 
 
 class View(Protocol):
@@ -16,7 +21,7 @@ class View(Protocol):
     a: Tensor
     rows: int
 
-    def pick(self, parameter: Float[Tensor, "n_latents"]) -> Tensor:
+    def gather(self, parameter: Float[Tensor, "n_latents"]) -> Tensor:
         """Lay a parameter out beside `a`."""
         ...
 
@@ -24,18 +29,18 @@ class View(Protocol):
         """Sum values that stand beside `a` over the batch."""
         ...
 
-    def decode(self, values: Tensor, decoder: Tensor, sink: Sink) -> Float[Tensor, "batch d_in"]:
+    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Float[Tensor, "batch d_in"]:
         """Return values · decoder."""
         ...
 
     def squared_error(
-        self, values: Tensor, decoder: Tensor, bias: Tensor, x: Tensor, sink: Sink
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d_in"]]:
-        """Return Σ ‖x − x_hat‖² over the batch, with x_hat = values · decoder + bias, and x − x_hat detached."""
+        self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred: DeferredGradient | None
+    ) -> Error:
+        """Return the error of x_hat = values · decoder + bias."""
         ...
 
     def decode_prefixes(
-        self, values: Tensor, decoder: Tensor, sink: Sink, prefixes: list[int]
+        self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None, prefixes: list[int]
     ) -> Float[Tensor, "prefixes batch d_in"]:
         """Return values · decoder with only the first latents, for every number of them in `prefixes`."""
         ...
@@ -52,22 +57,23 @@ class DenseView:
     def __init__(self, a: Float[Tensor, "batch n_latents"], half: bool = False):
         self.a, self.rows, self.half = a, len(a), half
 
-    def pick(self, parameter: Tensor) -> Tensor:
+    def gather(self, parameter: Tensor) -> Tensor:
         return parameter
 
     def latent_sums(self, values: Tensor) -> Tensor:
         return values.sum(0)
 
-    def decode(self, values: Tensor, decoder: Tensor, sink: Sink) -> Tensor:
-        return product(values, decoder, self.half)
+    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Tensor:
+        return product(values, decoder.tensor, self.half)
 
-    def squared_error(self, values: Tensor, decoder: Tensor, bias: Tensor, x: Tensor, sink: Sink):
-        x_hat = self.decode(values, decoder, sink) + bias
-        return nn.functional.mse_loss(x_hat, x, reduction="sum"), x - x_hat.detach()
+    def squared_error(self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred) -> Error:
+        x_hat = self.decode(values, decoder, deferred) + bias
+        residual = x - x_hat.detach()
+        return nn.functional.mse_loss(x_hat, x, reduction="sum"), residual.square().sum(1), residual
 
-    def decode_prefixes(self, values: Tensor, decoder: Tensor, sink: Sink, prefixes: list[int]) -> Tensor:
+    def decode_prefixes(self, values: Tensor, decoder: Weight, deferred, prefixes: list[int]) -> Tensor:
         cuts = zip([0, *prefixes[:-1]], prefixes, strict=True)
-        return torch.stack([product(values[:, i:j], decoder[i:j], self.half) for i, j in cuts]).cumsum(0)
+        return torch.stack([product(values[:, i:j], decoder.tensor[i:j], self.half) for i, j in cuts]).cumsum(0)
 
 
 class SparseView:
@@ -76,23 +82,23 @@ class SparseView:
     def __init__(self, a: Float[Tensor, "entries"], support: Support):
         self.a, self.rows, self.support = a, support.n_rows, support
 
-    def pick(self, parameter: Tensor) -> Tensor:
-        return parameter.index_select(0, self.support.latents)
+    def gather(self, parameter: Tensor) -> Tensor:
+        return ops.gather(parameter, self.support)
 
     def latent_sums(self, values: Tensor) -> Tensor:
-        return latent_sums(values, self.support)
+        return ops.latent_sums(values, self.support)
 
-    def decode(self, values: Tensor, decoder: Tensor, sink: Sink) -> Tensor:
-        return decode(values, decoder, self.support, sink)
+    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Tensor:
+        return ops.decode(values, decoder, self.support, deferred)
 
-    def squared_error(self, values: Tensor, decoder: Tensor, bias: Tensor, x: Tensor, sink: Sink):
-        return squared_error(values, decoder, bias, x, self.support, sink)
+    def squared_error(self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred) -> Error:
+        return ops.squared_error(values, decoder, bias, x, self.support, deferred)
 
-    def decode_prefixes(self, values: Tensor, decoder: Tensor, sink: Sink, prefixes: list[int]) -> Tensor:
+    def decode_prefixes(self, values: Tensor, decoder: Weight, deferred, prefixes: list[int]) -> Tensor:
         # One decode for all: block p of the latents writes to its own copy of the rows, p · batch + row.
-        cuts = torch.tensor(prefixes, device=values.device)
-        block = torch.bucketize(self.support.latents, cuts, right=True)
+        block = sum((self.support.latents >= first).long() for first in prefixes[:-1])
         rows, order = torch.sort(block * self.rows + self.support.rows, stable=True)
-        spread = Support(rows, self.support.latents[order], self.rows * len(prefixes), self.support.n_latents)
-        parts = decode(values[order], decoder, spread, sink)
+        latents, n_rows = self.support.latents[order], self.rows * len(prefixes)
+        spread = Support.from_rows(rows, latents, n_rows, self.support.n_latents)
+        parts = ops.decode(values[order], decoder, spread, deferred)
         return parts.view(len(prefixes), self.rows, -1).cumsum(0)

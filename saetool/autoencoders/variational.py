@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.base import Autoencoder, Loss, Normalize, Normalizer, Stream
+from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Stream, Training
 from saetool.autoencoders.layers import Activation, Chain
 from saetool.autoencoders.linear import Spectrum, principal_components
 from saetool.autoencoders.noise import normal_like
@@ -246,7 +246,7 @@ class Variational(Autoencoder):
         return {"elbo": elbo / rows, "active_units": int((square - first**2 > ACTIVE_VARIANCE).sum())}
 
     @torch.no_grad()
-    def initialize(self, stream: Stream, generator: torch.Generator) -> None:
+    def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Draw the weights; the decoder starts at the data's mean, learned noise at its mean variance."""
         self._draw(generator)
         statistics = stream.statistics()

@@ -16,8 +16,8 @@ from saetool.errors import RequestError
 from saetool.evaluation.interventions import intervene, site_of
 from saetool.evaluation.readout import Readout
 from saetool.evaluation.remembering import remembering
-from saetool.sparse.codes import Codes
-from saetool.sparse.kernels import sampled
+from saetool.sparse.codes import Codes, Support
+from saetool.sparse.ops import sampled_products
 
 ROWS_AT_ONCE = 1024
 """Tokens encoded at once; of a dense code a matrix of as many rows is held."""
@@ -64,7 +64,7 @@ def _ablation_effect(
     x, slope = x.to(directions), slope.to(directions)
     dense = autoencoder.active_above > 0
     codes = Codes.from_dense(autoencoder.encode(x)) if dense else autoencoder.encode_sparse(x)
-    slopes = sampled(slope, codes.offsets, directions, codes.latents)
+    slopes = sampled_products(directions, slope, Support.of(codes))
     effects = -(codes.values * slopes).double().cpu()
     return torch.bincount(codes.latents.cpu(), effects, minlength=autoencoder.n_latents)
 

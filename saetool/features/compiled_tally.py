@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from saetool.sparse.compiled_kernels import compiled
+from saetool.sparse.backends.cpu.compiled import compiled
 
 
 @compiled

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saetool.errors import WorkError
 from saetool.features.maxima import RECORD
-from saetool.sparse import compiled
+from saetool.sparse.backends import backend_for
 from saetool.sparse.codes import Codes
 
 OCTAVES = 24
@@ -79,7 +79,7 @@ class Tally:
         if codes.values.numel() == 0:
             return np.empty(0, RECORD)
         values = codes.values.float()
-        if compiled.serves(values):
+        if backend_for(values).name == "cpu":
             found = self._add_compiled(codes, values, images)
             return _records(found, images, first_image, tokens, self.unit)
         rows = codes.row_of_entry().int()
@@ -168,7 +168,7 @@ def _records(found: Tensor, images: int, first_image: int, tokens: int, unit: fl
 
 def strongest(codes: Codes, k: int) -> tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]:
     """Return each row's k largest entries, latents (int32, −1 pads) and values; ties go to the lowest latent."""
-    if compiled.serves(codes.values):
+    if backend_for(codes.values).name == "cpu":
         from saetool.features.compiled_tally import strongest_entries
 
         latents, values = torch.full((codes.rows, k), -1, dtype=torch.int32), torch.zeros(codes.rows, k)

@@ -1,4 +1,4 @@
-"""Sparse codes and the fast kernels behind the sparse models."""
+"""Sparse codes and the sparse training step: `codes`, `ops` (differentiable), `adam`; `backends` do the work."""
 
 from saetool.sparse.codes import Codes
 

@@ -1,9 +1,13 @@
-"""`Codes`: the one currency of sparse codes, rows of (latent, value) pairs in compressed form."""
+"""`Codes`: the one currency of sparse codes, rows of (latent, value) pairs; `Support`: where their entries are.
+
+A support's entries stand in row order, and on demand (`Support.by_latent`, made once) in latent order.
+"""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -63,9 +67,7 @@ class Codes:
         n_latents: int,
     ) -> "Codes":
         """Build codes from (row, latent, value) triples that are already sorted by row, then latent."""
-        offsets = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows.device)
-        offsets[1:] = torch.bincount(rows, minlength=n_rows).cumsum(0)
-        return cls(offsets, latents, values, n_latents)
+        return cls(offsets_of(rows, n_rows), latents, values, n_latents)
 
     @classmethod
     def concatenate(cls, parts: list["Codes"]) -> "Codes":
@@ -78,3 +80,90 @@ class Codes:
             torch.cat([p.values for p in parts]),
             parts[0].n_latents,
         )
+
+
+@dataclass(frozen=True)
+class ByLatent:
+    """The entries of a support in latent order, rows ascending in a latent.
+
+    order [entries]: where each entry stands in row order; rows [entries]; offsets [n_latents + 1].
+    """
+
+    order: Int[Tensor, "entries"]
+    rows: Int[Tensor, "entries"]
+    offsets: Int[Tensor, "n_latents_plus_one"]
+
+    def to_latent_order(self, values: Float[Tensor, "entries"]) -> Float[Tensor, "entries"]:
+        """Bring values from row order into latent order."""
+        return values.index_select(0, self.order)
+
+    def to_row_order(self, values: Float[Tensor, "entries"]) -> Float[Tensor, "entries"]:
+        """Bring values from latent order into row order."""
+        return torch.empty_like(values).scatter_(0, self.order, values)
+
+
+class Support:
+    """Which latents of which rows may be active: row i holds entries offsets[i] to offsets[i + 1].
+
+    It contains every active entry and may hold others, whose value is then 0. offsets [rows + 1] and latents [entries]
+    are int64. Latents ascend in a row; only entries of value 0 that fill a row up may repeat one.
+    """
+
+    def __init__(
+        self,
+        offsets: Int[Tensor, "rows_plus_one"],
+        latents: Int[Tensor, "entries"],
+        n_latents: int,
+        rows: Int[Tensor, "entries"] | None = None,
+    ):
+        self.offsets, self.latents, self.n_latents = offsets, latents, n_latents
+        if rows is not None:
+            self.rows = rows  # known already: the cached property is not asked
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows."""
+        return self.offsets.numel() - 1
+
+    @cached_property
+    def rows(self) -> Int[Tensor, "entries"]:
+        """The row of every entry, ascending."""
+        rows = torch.arange(self.n_rows, device=self.offsets.device)
+        return torch.repeat_interleave(rows, self.offsets.diff(), output_size=self.latents.numel())
+
+    @cached_property
+    def by_latent(self) -> ByLatent:
+        """The same entries, latent by latent."""
+        from saetool.sparse.backends import backend_for
+
+        return backend_for(self.latents).by_latent(self)
+
+    def where(self, kept: Bool[Tensor, "entries"]) -> "Support":
+        """Return the entries that `kept` marks; on an accelerator this waits for the device."""
+        place = kept.nonzero().squeeze(1)
+        ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+        rows, latents = self.rows.index_select(0, place), self.latents.index_select(0, place)
+        return Support(ends[self.offsets], latents, self.n_latents, rows)
+
+    @classmethod
+    def from_rows(
+        cls, rows: Int[Tensor, "entries"], latents: Int[Tensor, "entries"], n_rows: int, n_latents: int
+    ) -> "Support":
+        """Return the support of entries that are sorted by row."""
+        return cls(offsets_of(rows, n_rows), latents, n_latents, rows)
+
+    @classmethod
+    def of(cls, codes: Codes) -> "Support":
+        """Return the entries of codes."""
+        return cls(codes.offsets, codes.latents, codes.n_latents)
+
+    def codes(self, values: Float[Tensor, "entries"]) -> Codes:
+        """Return the entries with a positive value as codes."""
+        kept = values > 0
+        some = self.where(kept)
+        return Codes(some.offsets, some.latents, values[kept], self.n_latents)
+
+
+def offsets_of(index: Int[Tensor, "entries"], n: int) -> Int[Tensor, "n_plus_one"]:
+    """Return where each of n groups begins among entries sorted by group, and at the end their number."""
+    return torch.searchsorted(index, torch.arange(n + 1, device=index.device))

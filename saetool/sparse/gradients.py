@@ -1,17 +1,16 @@
-"""Gradients of a [n_latents, d_in] weight that are kept as a recipe and built a block of latents at a time.
+"""Gradients of a [n_latents, d_in] weight kept as a recipe, for an optimizer that builds them where it uses them.
 
-The optimizer then works on a block while it is in cache, and the whole gradient is never in memory.
+The optimizer then works on a block of latents while it is in cache, and the whole gradient need not be in memory.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from saetool.sparse.kernels import bag_sum
+from saetool.sparse.codes import Support
 
 
 class Term(Protocol):
@@ -28,27 +27,21 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class Outer:
-    """Row j is Σ over the latent's entries e of weights[e] · table[rows[e]]."""
+    """Row j is Σ over the latent's entries e of weights[e] · table[row of e]; weights stand in row order."""
 
-    rows: Int[Tensor, "entries"]
+    support: Support
     weights: Float[Tensor, "entries"]
-    offsets: Int[Tensor, "n_latents_plus_one"]
     table: Float[Tensor, "batch d_in"]
-
-    @cached_property
-    def _cuts(self) -> list[int]:
-        # On CUDA this waits for the device, once a step.
-        return self.offsets.tolist()
 
     def block(self, start: int, stop: int) -> Float[Tensor, "block d_in"]:
         """Return the rows `start` to `stop`."""
-        first, last = self._cuts[start], self._cuts[stop]
-        offsets = self.offsets[start : stop + 1] - first
-        return bag_sum(self.rows[first:last], self.weights[first:last], offsets, self.table)
+        from saetool.sparse.backends import backend_for
+
+        return backend_for(self.table).latent_gradient(self.support, self.weights, self.table, start, stop)
 
     def whole(self) -> Float[Tensor, "n_latents d_in"]:
         """Return all rows."""
-        return bag_sum(self.rows, self.weights, self.offsets, self.table)
+        return self.block(0, self.support.n_latents)
 
 
 @dataclass(frozen=True)
@@ -65,3 +58,32 @@ class Along:
     def whole(self) -> Float[Tensor, "n_latents d_in"]:
         """Return all rows."""
         return torch.mul(self.weight, self.scale[:, None])
+
+
+@dataclass
+class DeferredGradient:
+    """The gradient of one weight as the sum of its terms; `dense`, where autograd built a part, is added."""
+
+    terms: list[Term] = field(default_factory=list)
+    dense: Float[Tensor, "n_latents d_in"] | None = None
+
+    def emit(self, term: Term) -> None:
+        """Add a term."""
+        self.terms.append(term)
+
+    def block(self, start: int, stop: int) -> Float[Tensor, "block d_in"]:
+        """Return the rows `start` to `stop`, a tensor of their own unless all is `dense`."""
+        total = None if self.dense is None else self.dense[start:stop]
+        for term in self.terms:
+            part = term.block(start, stop)
+            total = part if total is None else total + part
+        assert total is not None  # an optimizer asks for what there is
+        return total
+
+    @property
+    def only_outer(self) -> Outer | None:
+        """The one term, where the gradient is one `Outer`."""
+        match self.terms, self.dense:
+            case [Outer() as outer], None:
+                return outer
+        return None

@@ -1,14 +1,16 @@
 """One model in training: its optimizer, schedule, generator and running numbers. It is fed batches from outside."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool import distributed, seeding
-from saetool.autoencoders.base import Autoencoder, Loss, Stream
+from saetool.autoencoders.base import Autoencoder, Loss, Stream, Training
 from saetool.errors import WorkError
 from saetool.training.metrics import Window
 from saetool.training.schedules import lr_factor, phase_borders
@@ -34,7 +36,7 @@ class Learner:
         self.autoencoder = autoencoder.to(device)
         self.settings = settings
         self.seed = seed
-        self._announce(autoencoder)
+        self.training = Training(settings.steps, settings.steps * settings.batch_size)
         self.device = device
         self.dtype = next(autoencoder.parameters()).dtype
         self.generator = seeding.generator(seed, "training", device=device)
@@ -58,7 +60,7 @@ class Learner:
     def initialize(self, stream: Stream) -> None:
         """Set what comes from data before the first step."""
         with torch.no_grad():
-            self.autoencoder.initialize(stream, self.generator)
+            self.autoencoder.initialize(stream, self.generator, self.training)
 
     def fit(self, stream: Stream) -> bool:
         """Fit in closed form where the model has one and say so; training is then over."""
@@ -74,13 +76,13 @@ class Learner:
         if where is self.phase:
             return
         self.phase = where
-        self.autoencoder.enter(where.name, stream)
+        self.autoencoder.enter(where.name, stream, self.training)
         settings = self.settings
         self.optimizer = self.autoencoder.make_optimizer(settings.lr, settings.betas, settings.eps)
 
     def step(self, batch: Float[Tensor, "batch d_in"]) -> None:
         """Learn from one batch of raw activations (this process's part of the global one)."""
-        with self.autoencoder.stepping():
+        with self.autoencoder.step_context() if self._deferring() else nullcontext():
             self._step(batch)
         self.done += 1
         self.latest = batch
@@ -158,17 +160,6 @@ class Learner:
         else:
             self.enter_phase(stream)
 
-    def _announce(self, autoencoder: Autoencoder) -> None:
-        """Tell the model what it cannot know: how long training is, and whether gradients must exist as tensors.
-
-        A model may build and apply large gradients piece by piece inside its optimizer when nobody else needs them.
-        """
-        settings = self.settings
-        autoencoder.total_tokens = settings.steps * settings.batch_size
-        autoencoder.total_steps = settings.steps
-        alone = distributed.world_size() == 1 and settings.clip_norm is None and settings.accumulate == 1
-        autoencoder.fuse_gradients = alone
-
     def phase_of(self, step: int) -> Where:
         """Return the phase that a step (from 0) belongs to."""
         return next((where for where in self.phases if where.start <= step < where.stop), self.phases[-1])
@@ -202,7 +193,13 @@ class Learner:
     def _loss(self, x: Tensor) -> Loss:
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self.autoencoder.loss(x, self.done, self.generator)
+            return self.autoencoder.loss(x, self.done, self.generator, **self._deferring())
+
+    def _deferring(self) -> dict[str, Any]:
+        """Return the optimizer as an argument, where it can take gradients as recipes and nobody else needs them."""
+        settings, optimizer = self.settings, self._optimizer()
+        alone = distributed.world_size() == 1 and settings.clip_norm is None and settings.accumulate == 1
+        return {"optimizer": optimizer} if alone and hasattr(optimizer, "deferred") else {}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict) -> None:

@@ -5,10 +5,11 @@ from typing import Any, cast
 
 import torch
 
-from saetool import seeding
+from saetool import distributed, seeding
 from saetool.artifacts import Artifact, digest_json
 from saetool.autoencoders.base import Autoencoder, Stream
 from saetool.autoencoders.families import AutoencoderSettings, build
+from saetool.sparse.backends import default_precision
 from saetool.training.settings import TrainingSettings
 from saetool.training.source import GivenStream, Source, StoreSource
 
@@ -58,6 +59,13 @@ class Plan:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.derive(self.model_seed, "build"))
             return build(self.autoencoder, d_in)
+
+
+def resolved(autoencoder: AutoencoderSettings, device: torch.device | None) -> AutoencoderSettings:
+    """Return the settings with what depends on the device decided: a run records what it did."""
+    if getattr(autoencoder, "codes", None) != "auto":
+        return autoencoder
+    return autoencoder.model_copy(update={"codes": default_precision(device or distributed.default_device())})
 
 
 def as_source(source: Artifact | Stream | Source) -> Source:

@@ -15,11 +15,11 @@ from saetool.autoencoders.base import Stream
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.progress import say
-from saetool.sparse import compiled
+from saetool.sparse.backends import describe
 from saetool.training.estimate import estimate
 from saetool.training.learner import Learner
 from saetool.training.metrics import MetricLog
-from saetool.training.plan import Plan, as_source
+from saetool.training.plan import Plan, as_source, resolved
 from saetool.training.settings import TrainingSettings
 from saetool.training.source import Source
 from saetool.training.trackers import open_trackers
@@ -48,7 +48,7 @@ def training_stage(
     of the data and the held-out split, and the weights too unless `settings.seed` is given. Raises RequestError when
     the site is missing or the settings cannot work together.
     """
-    plan = Plan(as_source(source), autoencoder, settings, seed, device)
+    plan = Plan(as_source(source), resolved(autoencoder, device), settings, seed, device)
     shares = distributed.world_size() * settings.accumulate
     if settings.batch_size % shares:
         raise RequestError(
@@ -164,8 +164,8 @@ def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
         f"{plan.autoencoder.kind} {autoencoder.d_in} → {autoencoder.n_latents} ({parameters:,} parameters), "
         f"{work}, {settings.precision}, {distributed.where(learner.device)}"
     )
-    if learner.device.type == "cpu" and plan.autoencoder.kind == "sparse" and compiled.kernels() is None:
-        line += "; pip install 'saetool[cpu]' compiles the sparse step's loops and is faster"
+    if plan.autoencoder.kind == "sparse":
+        line += f", {plan.autoencoder.codes} codes, {describe(learner.device)}"
     say(f"{partial.out}: {line}")
     if distributed.is_main():
         partial.note("where", line)

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from saetool import distributed
 from saetool.activations import TensorStream
 from saetool.autoencoders import sparse_activations, sparse_penalties
+from saetool.autoencoders.base import Training
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_dead import due, resample_directions
 from saetool.autoencoders.sparse_penalties import kl_bernoulli, kl_penalty
@@ -302,8 +303,7 @@ def test_silence_is_counted_in_tokens():
 
 def test_the_dead_window_is_a_fifth_of_the_training_at_most_ten_million():
     model = make(penalty=L1)
-    model.total_tokens = 1_000_000
-    model.initialize(TensorStream(data(), batch_size=256), torch.Generator())
+    model.initialize(TensorStream(data(), batch_size=256), torch.Generator(), Training(tokens=1_000_000))
     assert model.silence.window == 200_000
     model.silence.set_training_tokens(10**9)
     assert model.silence.window == 10_000_000
@@ -353,9 +353,8 @@ def test_resampling_changes_dead_rows_and_clears_their_moments():
 )
 def test_a_cure_that_cannot_act_is_refused(dead, reason):
     model = make(penalty=L1, dead=dead)
-    model.total_steps, model.total_tokens = 635, 635 * 2048
     with pytest.raises(RequestError, match=reason):
-        model.initialize(TensorStream(data(), batch_size=256), torch.Generator())
+        model.initialize(TensorStream(data(), batch_size=256), torch.Generator(), Training(635, 635 * 2048))
 
 
 def test_resampling_is_due_every_tenth_of_a_training_until_its_end():
@@ -373,8 +372,7 @@ def test_resampling_of_errors_that_are_not_finite_draws_nothing():
 @pytest.mark.parametrize(("given", "steps", "expected"), [(None, 293, 29), (None, 50_000, 500), (400, 293, 400)])
 def test_warm_up_ends_within_the_training_unless_it_is_given(given, steps, expected):
     model = make(penalty={"kind": "l1", "weight": 0.2, "warmup_steps": given})
-    model.total_steps = steps
-    model.initialize(TensorStream(data(), batch_size=256), torch.Generator())
+    model.initialize(TensorStream(data(), batch_size=256), torch.Generator(), Training(steps))
     assert model.penalty_weight.warmup_steps == expected
     assert float(model.penalty_weight.at(expected - 1)) == pytest.approx(0.2)
     assert float(model.penalty_weight.at(0)) == pytest.approx(0.2 / expected)
@@ -382,7 +380,7 @@ def test_warm_up_ends_within_the_training_unless_it_is_given(given, steps, expec
 
 def test_resampling_ends_with_its_share_of_the_training():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 100, "every_steps": 1, "stop_share": 0.5})
-    model.total_tokens = 4 * 256
+    model.enter("train", TensorStream(x, batch_size=256), Training(tokens=4 * 256))
     with torch.no_grad():
         model.encoder_bias[:4] = -1e4
     optimizer = model.make_optimizer(0.0, (0.9, 0.999), 1e-8)

@@ -51,7 +51,7 @@ class Toy(Autoencoder):
         reconstruction = (self.decode(z) - x).square().sum() / len(x)
         return Loss({"reconstruction": reconstruction, "sparsity": 0.01 * z.sum() / len(x)}, {"l1": z.sum() / len(x)})
 
-    def initialize(self, stream, generator):
+    def initialize(self, stream, generator, training=None):
         self.bias.copy_(torch.randn(self.bias.shape, generator=generator) * 0.1)
 
     def after_update(self, optimizer, step, generator):
@@ -61,7 +61,7 @@ class Toy(Autoencoder):
     def phases(self):
         return [Phase("decoder", 0.4), Phase("all", 0.6)] if self.two_phases else [Phase("train")]
 
-    def enter(self, phase, stream):
+    def enter(self, phase, stream, training=None):
         self.encoder.requires_grad_(phase != "decoder")
 
 

@@ -10,8 +10,8 @@ import pytest
 PROGRAM = """
 import resource
 import torch
-from saetool.sparse.memory import keep_freed_memory
-keep_freed_memory()
+from saetool.heap import keep_heap
+keep_heap()
 def step():
     tensors = [torch.ones(7_500_000) for _ in range(4)]
     return sum(float(t[-1]) for t in tensors)

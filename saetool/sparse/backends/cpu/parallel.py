@@ -1,4 +1,4 @@
-"""Rows shared out over threads: many of torch's operators (nonzero, sort, index) run on one core only.
+"""Rows in parallel over threads: many of torch's operators (nonzero, sort, index) run on one core only.
 
 Torch lets go of Python's lock inside its operators, so that as many threads as cores keep all of them at work.
 """
@@ -23,21 +23,18 @@ ROWS = 1024
 """Rows that are summed at a time."""
 
 
-def share_out(
-    work: Callable[[int, range], Result], rows: int, most: int, device: torch.device, tile: int = 1
-) -> list[Result]:
+def parallel_rows(work: Callable[[int, range], Result], rows: int, most: int) -> list[Result]:
     """Return work(thread, some of the rows) for all of them, in order; a thread that is done takes the next part.
 
-    Parts have at most `most` rows and are as equal as can be, equally many for each thread; `tile` divides the first
-    row of each, and `most`. The caller's thread is number 0. On an accelerator, or where the caller has one core, it
-    does them all.
+    Parts have at most `most` rows and are as equal as can be, equally many for each thread. The caller's thread is
+    number 0; where the caller has one core, it does them all.
     """
     before = torch.get_num_threads()
-    cores = (getattr(_here, "cores", None) or before) if device.type == "cpu" else 1
+    cores = getattr(_here, "cores", None) or before
     least = max(1, -(-rows // most))
     workers = min(cores, MAX_THREADS, least)
     number = -(-least // workers) * workers
-    starts = [min(rows, -(-rows * i // (number * tile)) * tile) for i in range(number + 1)]
+    starts = [-(-rows * i // number) for i in range(number + 1)]
     parts = [range(start, stop) for start, stop in pairwise(starts)]
     if workers == 1:
         return [work(0, part) for part in parts]
@@ -60,13 +57,11 @@ def share_out(
     return [results[place] for place in range(len(parts))]
 
 
-def sum_in_shares(work: Callable[[slice], Tensor], rows: int, device: torch.device) -> Tensor:
+def parallel_sum(work: Callable[[slice], Tensor], rows: int) -> Tensor:
     """Return the sum of work(some of the rows) over all of them, in parts that do not depend on the number of threads:
     a sum's last bits depend on its parts."""
-    if device.type != "cpu":
-        return work(slice(None))
     parts = [slice(start, start + ROWS) for start in range(0, max(rows, 1), ROWS)]
-    found = share_out(lambda number, some: [work(parts[i]) for i in some], len(parts), 1, device)
+    found = parallel_rows(lambda number, some: [work(parts[i]) for i in some], len(parts), 1)
     return torch.stack([one for some in found for one in some]).sum(0)
 
 
@@ -75,10 +70,10 @@ _here = threading.local()
 
 @contextmanager
 def operators_on_one_core() -> Iterator[None]:
-    """Within it, torch's operators in this thread take one core, and `share_out` still all of them.
+    """Within it, torch's operators in this thread take one core, and `parallel_rows` all of them.
 
-    For steps that do nearly everything in shares: after an operator on several cores, OpenMP's threads wait for the
-    next one at work, for milliseconds, and take these cores from the shares (3 to 5 % of a step, measured).
+    For steps that run nearly everything on rows in parallel: after an operator on several cores OpenMP's threads spin
+    for milliseconds, and take these cores from the others (3 to 5 % of a step, measured).
     """
     before, outer = torch.get_num_threads(), getattr(_here, "cores", None)
     _here.cores = outer or before

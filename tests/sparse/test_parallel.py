@@ -5,9 +5,7 @@ import threading
 import pytest
 import torch
 
-from saetool.sparse.threads import operators_on_one_core, share_out, sum_in_shares
-
-CPU = torch.device("cpu")
+from saetool.sparse.backends.cpu.parallel import operators_on_one_core, parallel_rows, parallel_sum
 
 
 @pytest.fixture
@@ -18,7 +16,7 @@ def two_cores():
     torch.set_num_threads(before)
 
 
-def seen(rows, part, tile=1):
+def seen(rows, part):
     threads = set()
 
     def work(number, some):
@@ -26,7 +24,7 @@ def seen(rows, part, tile=1):
         torch.rand(200, 200) @ torch.rand(200, 200)
         return list(some), torch.get_num_threads(), torch.is_grad_enabled()
 
-    return share_out(work, rows, part, CPU, tile), threads
+    return parallel_rows(work, rows, part), threads
 
 
 @pytest.mark.parametrize(("rows", "part"), [(0, 5), (1, 5), (5, 5), (64, 1), (103, 10), (8, 3)])
@@ -43,22 +41,13 @@ def test_every_row_is_taken_once_and_in_order(two_cores, rows, part):
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("rows", [1, 6, 383, 384, 385, 2048, 2300, 2301, 8192])
-def test_parts_begin_at_whole_tiles_and_do_not_exceed_the_most(two_cores, rows):
-    found, _ = seen(rows, 384, tile=6)
-    assert [row for some, _, _ in found for row in some] == list(range(rows))
-    assert all(some[0] % 6 == 0 and len(some) <= 384 for some, _, _ in found)
-    sizes = [len(some) for some, _, _ in found]
-    assert max(sizes[:-1], default=0) - min(sizes) <= 2 * 6
-
-
 def test_sums_have_the_same_bits_whatever_the_number_of_threads(two_cores):
     rows = torch.randn(5000, 7, generator=torch.Generator().manual_seed(0))
-    with_two = sum_in_shares(lambda some: rows[some].sum(0), len(rows), CPU)
+    with_two = parallel_sum(lambda some: rows[some].sum(0), len(rows))
     torch.set_num_threads(1)
-    assert torch.equal(sum_in_shares(lambda some: rows[some].sum(0), len(rows), CPU), with_two)
+    assert torch.equal(parallel_sum(lambda some: rows[some].sum(0), len(rows)), with_two)
     torch.testing.assert_close(with_two.double(), rows.double().sum(0), rtol=0, atol=1e-3)
-    assert torch.equal(sum_in_shares(lambda some: rows[:0][some].sum(0), 0, CPU), torch.zeros(7))
+    assert torch.equal(parallel_sum(lambda some: rows[:0][some].sum(0), 0), torch.zeros(7))
 
 
 def test_shares_keep_all_cores_while_operators_have_one(two_cores):
@@ -82,5 +71,5 @@ def test_what_a_thread_raises_is_raised_here_and_threads_come_back(two_cores):
             raise ValueError("row 30")
 
     with pytest.raises(ValueError, match="row 30"):
-        share_out(work, 60, 10, CPU)
+        parallel_rows(work, 60, 10)
     assert torch.get_num_threads() == 2

@@ -9,25 +9,39 @@ of the row with two of the latent: as further columns of x' and w', like the bia
 What lies within the bound of a threshold is decided in float32.
 """
 
+from typing import Self
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saetool.sparse.weight_copy import ROUNDING, WeightCopy
+from saetool.sparse.backends.plain import SLICE_ROWS
+
+ROUNDING = 2.0**-23
+"""Twice float32's unit roundoff, for the order in which a matrix product adds its terms."""
 
 AMX_COLUMNS, COLUMNS = 32, 8
 """The number of columns is a multiple of this: what a matrix unit takes at once, and elsewhere what keeps rows aligned
 (without AMX, more columns only cost: 416 instead of 392 take 6 % longer, measured)."""
 
 
-class HalfWeight(WeightCopy):
+class HalfWeight:
     """weight [n_latents, d_in + 4 and zeros] in bfloat16: w', ‖w‖, ‖w − w'‖, and the bias in two parts."""
 
-    def __init__(self, weight: Tensor):
-        super().__init__(weight)
-        multiple = AMX_COLUMNS if weight.device.type == "cpu" and has_matrix_unit() else COLUMNS
-        width = -(-(self.d_in + 4) // multiple) * multiple
-        self.weight = weight.new_zeros(self.n_latents, width, dtype=torch.bfloat16)
+    def __init__(self, n_latents: int, d_in: int):
+        multiple = AMX_COLUMNS if has_matrix_unit() else COLUMNS
+        width = -(-(d_in + 4) // multiple) * multiple
+        self.d_in, self.weight = d_in, torch.zeros(n_latents, width, dtype=torch.bfloat16)
+        self._products: dict[int, torch.Tensor] = {}
+
+    @classmethod
+    def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
+        """Return one with room for a weight."""
+        return cls(*weight.shape)
+
+    def fits(self, weight: Float[Tensor, "n_latents d_in"]) -> bool:
+        """Say whether it has room for a weight."""
+        return (len(self.weight), self.d_in) == weight.shape
 
     def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
         """Copy the rows `start` to `stop`."""
@@ -61,10 +75,16 @@ class HalfWeight(WeightCopy):
             extended[:, d_in + 1] = ceil_half((size + terms) * more)
         return extended
 
+    def product(self, number: int, extended: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows n_latents"]:
+        """Return the bfloat16 product of at most `SLICE_ROWS` rows; it lasts until the next one of thread `number`."""
+        if number not in self._products:
+            self._products[number] = extended.new_empty(SLICE_ROWS, len(self.weight))
+        return torch.mm(extended, self.weight.T, out=self._products[number][: len(extended)])
+
     def slack(self, extended: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows"]:
         """Return for each row how far above the true output the product of an extended row can be, at most."""
         d_in = self.d_in
-        norm, error = self.weight[:, d_in : d_in + 2].amax(0).float()
+        norm, error = self.weight[:, d_in : d_in + 2].nan_to_num(0.0).amax(0).float()  # a NaN is found nowhere
         bias = self.weight[:, d_in + 2].abs().max().float()
         bound = extended[:, d_in].float() * norm + extended[:, d_in + 1].float() * error
         return 2 * (1 + self._rounding) * (bound + (self._rounding + 2.0**-15) * bias)
@@ -76,17 +96,8 @@ def ceil_half(value: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     return torch.where(half.float() < value, torch.nextafter(half, torch.full_like(half, torch.inf)), half)
 
 
-def floor_half(value: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """Return the largest bfloat16 numbers that are not above `value`."""
-    return -ceil_half(-value)
-
-
-def fast_half(device: torch.device) -> bool:
-    """Say whether products in bfloat16 are faster than in float32 here (a capability, so that runs agree)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    if device.type != "cpu":
-        return False
+def has_fast_half() -> bool:
+    """Say whether products in bfloat16 are faster than in float32 on this CPU (a capability, so that runs agree)."""
     units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return torch.backends.mkldnn.is_available() and any(map(_cpu_has, units))
 

@@ -1,4 +1,4 @@
-"""Memory that a step frees and the next one needs again."""
+"""Memory that a training step frees and the next one needs again: a setting of the whole process, made by programs."""
 
 import ctypes
 import platform
@@ -9,7 +9,7 @@ LARGEST, FREE = 2**25, 2**30
 """Bytes of one piece of memory, of which older versions of glibc keep no more, and of all that is kept free."""
 
 
-def keep_freed_memory() -> None:
+def keep_heap() -> None:
     """Let this process keep large pieces of memory that are freed, instead of giving each back to the system.
 
     A training step frees and takes tensors of several megabytes; taking them anew, page by page, was 7 % of its time

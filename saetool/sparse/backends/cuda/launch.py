@@ -1,0 +1,347 @@
+"""The backend of a GPU: what is computed by torch, what by which kernel, and how the kernels are cut.
+
+The encoder's product is made once, [batch, n_latents] in bfloat16, and read by the kernels that select; nothing else
+has that shape. Selection reads back one number a step, how many entries there are, and everything behind it has exactly
+that size. Tables that many entries gather from (the decoder, inputs, residuals) are read in bfloat16 and summed in
+float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saetool.sparse.backends import plain
+from saetool.sparse.backends.cuda import kernels as compiled_at_launch
+from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.codes import ByLatent, Support
+from saetool.sparse.gradients import DeferredGradient
+from saetool.sparse.weight import Weight
+
+kernels: Any = compiled_at_launch
+"""Called as kernels[grid](…), which their signatures do not say."""
+
+BYTES = 1024
+"""Bytes of marks that a program of selection makes at a time, 8,192 latents; also the groups whose maxima tell how far
+down a row's largest can be."""
+
+CHUNK = 256
+"""Entries of one latent that another program sums first: what fires on every row would else take as long as all."""
+
+ENTRIES, COLUMNS = 8, 256
+"""The tile of a gathered sum: 256 bfloat16 columns are 16 bytes a thread of one warp."""
+
+BITS = 18
+"""The k-th largest of maxima is known to so many bits: a factor of 1.001, so hardly more candidates."""
+
+WIDEST = 1024
+"""The most candidates in a row among which the k largest are ranked one against the other."""
+
+ROUNDING = 2.0**-8
+"""A number rounded to bfloat16 changed by at most half of this share; the rest pays for the float32 sums around it."""
+
+INT16_LATENTS = 2**15 - 1
+"""So many latents sort by int16 keys, twice as fast as by int32 ones."""
+
+
+class HalfCopy:
+    """A weight in bfloat16, the norms of its rounded rows and of what rounding changed in each."""
+
+    def __init__(self, half: Tensor, norms: Tensor, errors: Tensor):
+        self.half, self.norms, self.errors = half, norms, errors
+
+    @classmethod
+    def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
+        """Return one with room for a weight."""
+        norms = torch.empty(len(weight), device=weight.device)
+        return cls(torch.empty_like(weight, dtype=torch.bfloat16), norms, torch.empty_like(norms))
+
+    def fits(self, weight: Float[Tensor, "n_latents d_in"]) -> bool:
+        """Say whether it has room for a weight, on its device."""
+        return self.half.shape == weight.shape and self.half.device == weight.device
+
+    def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
+        """Copy the rows `start` to `stop`."""
+        _round(weight[start:stop], self.half[start:stop], self.norms[start:stop], self.errors[start:stop])
+
+
+@dataclass(frozen=True)
+class SortedByLatent(ByLatent):
+    """The entries in latent order, with the latent of each."""
+
+    latents: Int[Tensor, "entries"]
+
+
+class Cuda:
+    """See `Backend`."""
+
+    name = "cuda"
+
+    def center(self, x: Tensor, mean: Tensor | None, factor: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        units, centered = (torch.empty(x.shape, device=x.device) for _ in range(2))
+        block, given = 1024, mean is not None
+        with _on(x):
+            kernels.center[(_blocks(x.numel(), block),)](
+                x, mean if given else x, factor, bias, units, centered, x.numel(), x.shape[1], block, given
+            )
+        return units, centered
+
+    def encode_threshold(self, x: Tensor, encoder: Weight, bias, cut, precision: str) -> tuple[Support, Tensor]:
+        product = _Product(x, encoder, bias, precision == "exact")
+        support, values = product.entries((bias - cut).contiguous(), product.margin.neg())
+        return support, product.outputs(support, values)
+
+    def encode_topk(self, x: Tensor, encoder: Weight, bias, k: int, precision: str) -> tuple[Support, Tensor]:
+        k = min(k, len(bias))
+        product = _Product(x, encoder, bias, precision == "exact")
+        support, values, widest = product.candidates(k)
+        if widest > WIDEST:  # equal outputs by the thousand: a degenerate model
+            parts = plain.slices(x, encoder.tensor.detach(), bias, half=precision == "bf16")
+            return plain.joined([plain.entries_largest(pre, k) for pre in parts])
+        values = product.outputs(support, values)
+        latents = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
+        kept = torch.zeros(len(x), k, device=x.device)
+        width = max(16, _power_of_two(widest))
+        with _on(x):
+            kernels.keep_largest[(len(x),)](
+                support.offsets, support.latents, values, latents, kept, k, width, 16, num_warps=max(1, width // 64)
+            )
+        offsets = torch.arange(0, latents.numel() + 1, k, device=x.device)
+        return Support(offsets, latents.flatten(), len(bias)), kept.flatten()
+
+    def keep(self, support: Support, values: Tensor, kept: Tensor) -> tuple[Support, Tensor]:
+        return support, torch.where(kept, values, 0.0)
+
+    def by_latent(self, support: Support) -> SortedByLatent:
+        n, device = support.n_latents, support.latents.device
+        keys = support.latents.to(torch.int16 if n <= INT16_LATENTS else torch.int32)
+        latents, order = torch.sort(keys, stable=True)
+        borders = torch.arange(n + 1, device=device, dtype=latents.dtype)
+        offsets = torch.searchsorted(latents, borders)
+        return SortedByLatent(order, support.rows.index_select(0, order), offsets, latents)
+
+    def decode(self, support: Support, values: Tensor, decoder: Weight) -> Tensor:
+        # A reconstruction is what people look at: by the float32 weight.
+        return _weighted_sums(support.offsets, support.latents, values, decoder.tensor.detach())
+
+    def squared_error(self, support: Support, values, decoder: Weight, bias, x) -> tuple[Tensor, Tensor, Tensor]:
+        rows, d_in = x.shape
+        half, blocks = decoder.copied(HalfCopy).half, _blocks(d_in, COLUMNS)
+        residual = torch.empty_like(x, dtype=torch.bfloat16)
+        squares = torch.empty(blocks, rows, device=x.device)
+        with _on(x):
+            kernels.residuals[(rows, blocks)](
+                support.offsets, support.latents, values, half, x, bias, residual, squares, rows, d_in,
+                ENTRIES, COLUMNS, num_warps=1,
+            )  # fmt: skip
+        return squares.sum(0), residual, _row_products(support, half, residual)
+
+    def sampled_products(self, support: Support, weight: Weight, rows: Tensor) -> Tensor:
+        return _row_products(support, weight.tensor.detach(), rows)
+
+    def latent_gradient(self, support: Support, weights, table, start: int, stop: int) -> Tensor:
+        by_latent = support.by_latent
+        assert isinstance(by_latent, SortedByLatent)
+        offsets = by_latent.offsets[start : stop + 1]
+        ordered = by_latent.to_latent_order(weights)
+        return _weighted_sums(offsets, by_latent.rows, ordered, table.bfloat16(), by_latent.latents)
+
+    def latent_sums(self, support: Support, values: Tensor) -> Tensor:
+        by_latent, sums = support.by_latent, torch.empty(support.n_latents, device=values.device)
+        with _on(values):
+            kernels.group_sums[(len(sums),)](
+                by_latent.offsets, by_latent.order, values.contiguous(), sums, 256, num_warps=1
+            )
+        return sums
+
+    def column_sums(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        return rows.sum(0, dtype=torch.float32) if weights is None else weights @ rows
+
+    def update(
+        self,
+        weight: Weight,
+        gradient: DeferredGradient,
+        moments: tuple[Tensor, Tensor],
+        step: AdamStep,
+        unit_rows: bool,
+    ) -> None:
+        values, (beta1, beta2) = weight.tensor.detach(), step.betas
+        grad = gradient.block(0, len(values)) if values.dim() == 2 else gradient.dense
+        assert grad is not None
+        width = values.shape[1] if values.dim() == 2 else min(1024, max(1, values.numel()))
+        copy = weight.copy if isinstance(weight.copy, HalfCopy) else None
+        half, norms, errors = (copy.half, copy.norms, copy.errors) if copy else (values, values, values)
+        numbers = (step.lr / (1 - beta1**step.count), beta1, beta2, (1 - beta2**step.count) ** 0.5, step.eps)
+        with _on(values):
+            kernels.adam_rows[(_blocks(values.numel(), width),)](
+                values, grad.contiguous(), *moments, half, norms, errors, values.numel(), width, *numbers,
+                _power_of_two(width), unit_rows, copy is not None,
+            )  # fmt: skip
+        torch.autograd.graph.increment_version(weight.tensor)
+        if copy is not None:
+            weight.mark_current()
+
+    def step_context(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class _Product:
+    """The bfloat16 product of a batch with the encoder, and what is found in it.
+
+    In exact mode entries are taken that might be wanted, by a bound of what the product can be off, and their outputs
+    are then computed in float32. With x and w rounded to x' and w', and K terms added in float32, it is off by at most
+
+        ‖x − x'‖ ‖w‖ + ‖x'‖ ‖w − w'‖ + K 2⁻²³ ‖x'‖ ‖w‖
+
+    (Cauchy–Schwarz, Higham 2002 §3.1) and its own rounding to bfloat16; norms of weights are the largest of all rows.
+    """
+
+    def __init__(self, x: Tensor, encoder: Weight, bias: Tensor, exact: bool):
+        copy = encoder.copied(HalfCopy)
+        self.x, self.encoder, self.bias, self.exact = x, encoder, bias.detach(), exact
+        half, norms, errors = _rounded(x)
+        with _full_accumulation():
+            self.pre = torch.mm(half, copy.half.T)
+        self.rounding = ROUNDING if exact else 0.0
+        if exact:
+            size, wrong = (norm.nan_to_num(0.0).amax() for norm in (copy.norms, copy.errors))  # NaN is found nowhere
+            rounding = (x.shape[1] + 16) * 2.0**-23
+            self.margin = 1.01 * (
+                errors * (size + wrong) + norms * wrong + rounding * (norms + errors) * (size + wrong)
+            )
+        else:
+            self.margin = torch.zeros_like(norms)
+
+    @property
+    def _bytes(self) -> int:
+        return _blocks(self.pre.shape[1], 8)
+
+    def entries(self, offset: Tensor, floor: Tensor) -> tuple[Support, Tensor]:
+        """Return the entries whose output with this offset [n_latents] exceeds the row's floor."""
+        return self._found(*self._mark(offset, floor))
+
+    def candidates(self, k: int) -> tuple[Support, Tensor, int]:
+        """Return entries among which are each row's k largest positive ones, and the most of them in a row."""
+        rows, n_latents = self.pre.shape
+        floor = torch.empty(rows, device=self.x.device)
+        with _on(self.x):
+            kernels.topk_floor[(rows,)](
+                self.pre, self.bias, self.margin, floor, n_latents, self._bytes, k, -self.rounding, self._groups, BITS
+            )
+        bits, counts = self._mark(self.bias, floor)
+        # The one wait of a step, for two numbers.
+        total, widest = torch.stack([counts.sum(), counts.amax()]).tolist()
+        if widest > WIDEST:
+            return Support(counts.new_zeros(rows + 1), counts.new_zeros(0), n_latents), self.bias[:0], widest
+        return *self._found(bits, counts, total), widest
+
+    def outputs(self, support: Support, values: Tensor) -> Tensor:
+        """Return the outputs on a support: in exact mode computed in float32, else as they were read."""
+        if not self.exact:
+            return values
+        return _row_products(support, self.encoder.tensor.detach(), self.x, self.bias)
+
+    @property
+    def _groups(self) -> int:
+        return min(BYTES, _power_of_two(self._bytes))
+
+    def _mark(self, offset: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+        rows, n_latents = self.pre.shape
+        bits = torch.empty(rows, self._bytes, dtype=torch.uint8, device=self.x.device)
+        counts = torch.empty(rows, dtype=torch.int64, device=self.x.device)
+        with _on(self.x):
+            kernels.mark[(rows,)](
+                self.pre, offset, floor, bits, counts, n_latents, self._bytes, self.rounding, self._groups
+            )
+        return bits, counts
+
+    def _found(self, bits: Tensor, counts: Tensor, total: int | None = None) -> tuple[Support, Tensor]:
+        rows, n_latents = self.pre.shape
+        offsets = torch.zeros(rows + 1, dtype=torch.int64, device=self.x.device)
+        torch.cumsum(counts, 0, out=offsets[1:])
+        if total is None:
+            total = int(offsets[-1])  # the one wait of a step
+        row, latents = (torch.empty(total, dtype=torch.int64, device=self.x.device) for _ in range(2))
+        values = torch.empty(total, device=self.x.device)
+        with _on(self.x):
+            kernels.expand[(rows,)](
+                bits, offsets, self.pre, self.bias, row, latents, values, n_latents, self._bytes, self._groups
+            )
+        return Support(offsets, latents, n_latents, row), values
+
+
+def _weighted_sums(
+    offsets: Tensor, index: Tensor, weights: Tensor, table: Tensor, groups: Tensor | None = None
+) -> Tensor:
+    """Return, for group g, Σ over its entries e of weights[e] · table[index[e]]; with the group of each entry in order,
+    long groups are summed in chunks first."""
+    d_in, n_groups = table.shape[1], len(offsets) - 1
+    blocks, n_chunks = _blocks(d_in, COLUMNS), 0 if groups is None else len(index) // CHUNK
+    chunks = torch.empty(n_chunks, d_in, device=table.device)
+    chunk = CHUNK if n_chunks else max(1, len(index)) * 2 + 2  # longer than any group: none is whole
+    out = torch.empty(n_groups, d_in, device=table.device)
+    rest: dict[str, Any] = {"num_warps": 1}
+    with _on(table):
+        if n_chunks:
+            kernels.chunk_sums[(n_chunks, blocks)](
+                groups, index, weights, table, chunks, d_in, CHUNK, ENTRIES, COLUMNS, **rest
+            )
+        kernels.weighted_sums[(n_groups, blocks)](
+            offsets, index, weights, table, chunks, out, d_in, chunk, ENTRIES, COLUMNS, **rest
+        )
+    return out
+
+
+def _row_products(support: Support, weight: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return weight[latent] · table[row] (+ bias[latent]) of every entry."""
+    products = torch.empty(len(support.latents), device=table.device)
+    with _on(table):
+        kernels.row_products[(support.n_rows,)](
+            support.offsets, support.latents, weight, table.contiguous(), products if bias is None else bias, products,
+            table.shape[1], ENTRIES, COLUMNS, bias is not None, num_warps=1,
+        )  # fmt: skip
+    return products
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows in bfloat16, the norms of the rounded rows, and of what rounding changed."""
+    half, norms = torch.empty_like(x, dtype=torch.bfloat16), torch.empty(len(x), device=x.device)
+    errors = torch.empty_like(norms)
+    _round(x, half, norms, errors)
+    return half, norms, errors
+
+
+def _round(x: Tensor, half: Tensor, norms: Tensor, errors: Tensor) -> None:
+    with _on(x):
+        kernels.round_rows[(len(x),)](x, half, norms, errors, x.shape[1], COLUMNS, num_warps=1)
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()
+
+
+@contextmanager
+def _on(tensor: Tensor) -> Iterator[None]:
+    """Launch on the tensor's device (Triton takes the current one)."""
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
+        yield
+
+
+@contextmanager
+def _full_accumulation() -> Iterator[None]:
+    """Let bfloat16 products add their terms in float32 throughout: the bound of exact mode needs that."""
+    before = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = before
