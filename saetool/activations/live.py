@@ -273,9 +273,8 @@ class LiveSource:
         """Return the site's description, once the model has been loaded."""
         return self._site
 
-    def open(self, settings: StreamRequest, seed: int) -> LiveStream:
-        """Load the model and return its stream."""
-        device = distributed.default_device()
+    def open(self, settings: StreamRequest, seed: int, device: torch.device) -> LiveStream:
+        """Load the model on the device and return its stream."""
         precision = resolve_precision(self.backbone, device)
         backbone = load_backbone(self.backbone.model_copy(update={"precision": precision}), seed, device)
         site = backbone.sites[0] if settings.layer is None else backbone.site(settings.layer)

@@ -1,5 +1,6 @@
 """A store as a stream: blocks are read whole into a bounded pool and shuffled there."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,8 +16,8 @@ from saetool.activations.stream import ShuffledStream, spread
 from saetool.errors import RequestError
 from saetool.statistics import Statistics
 
-_READERS = 2
-"""Blocks read at a time: one is on its way from the disk while another is copied."""
+_READERS, _MOST_READERS = 2, 8
+"""Blocks read at a time: one is on its way from the disk while another is copied. For a GPU, half of the cores read."""
 _SPREAD_IMAGES = 4096
 """Images that a part of the held-out rows is taken from: opening more costs more than it tells."""
 _POOLS = 3
@@ -27,7 +28,8 @@ class StoreStream(ShuffledStream):
     """Training and held-out rows of a site of a store.
 
     A block is the training part of one slice. Memory: three pools of `pool_rows` rows (or of one block where that is
-    larger) and a few batches, whatever the size of the store; the order never depends on memory.
+    larger) and a few batches, whatever the size of the store; the order never depends on memory. On an accelerator two
+    more pools lie there; see `device_pool`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class StoreStream(ShuffledStream):
         pool_rows: int,
         seed: int,
         held_out: Bool[np.ndarray, "images"] | None = None,
+        device: torch.device | None = None,
     ):
         self.site = site
         held_out = np.zeros(site.n_images, dtype=bool) if held_out is None else np.asarray(held_out, dtype=bool)
@@ -48,7 +51,7 @@ class StoreStream(ShuffledStream):
         slices = site.store.slices
         counts = [before[block.stop] - before[block.start] for block in slices]
         shuffle = Shuffle(np.array(counts, dtype=np.int64) * site.tokens, pool_rows, seed)
-        super().__init__(shuffle, site.d, batch_size)
+        super().__init__(shuffle, site.d, batch_size, device)
 
     def ordered(self) -> Iterator[Float[Tensor, "rows d_in"]]:
         """Yield every training row once, in order, a run of training images inside a slice at a time."""
@@ -93,12 +96,15 @@ class StoreStream(ShuffledStream):
 
     def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
         buffers: list[Tensor] = []
+        pinned = self.device is not None and self.device.type == "cuda"
+        number_of_readers = min(_MOST_READERS, max(_READERS, (os.cpu_count() or 1) // 2)) if pinned else _READERS
         # A buffer comes back after two others: its batches have been gathered (they are copies) by the time that the
         # next but one round is asked for.
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="saetool-read") as readers:
+        with ThreadPoolExecutor(number_of_readers, thread_name_prefix="saetool-read") as readers:
             for number, (epoch, round_) in enumerate(rounds):
                 if len(buffers) < _POOLS:
-                    buffers.append(torch.empty(self._pool_capacity(), self.d_in, dtype=self.site.dtype))
+                    size = (self._pool_capacity(), self.d_in)
+                    buffers.append(torch.empty(size, dtype=self.site.dtype, pin_memory=pinned))
                 pool = buffers[number % _POOLS]
                 tasks = self._reads(self._shuffle.rounds(epoch)[round_])
                 list(readers.map(lambda task, pool=pool: self._read(pool, *task), tasks))

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saetool import distributed, seeding
+from saetool.activations.device_pool import on_device
 from saetool.activations.prefetch import prefetch
 from saetool.activations.shuffle import Position, Shuffle
 from saetool.errors import RequestError
@@ -29,7 +30,9 @@ class ShuffledStream:
     rounds_ahead = 1
     """Rounds read ahead in a thread. Batches are not: gathering one takes less than handing it over."""
 
-    def __init__(self, shuffle: Shuffle, d_in: int, batch_size: int):
+    def __init__(self, shuffle: Shuffle, d_in: int, batch_size: int, device: torch.device | None = None):
+        """With an accelerator as `device`, pools lie there and batches come from there."""
+        self.device = None if device is None or device.type == "cpu" else device
         self.d_in = d_in
         self.batch_size = batch_size
         self.n_rows = int(shuffle.block_rows.sum())
@@ -89,7 +92,8 @@ class ShuffledStream:
         offset, missing = position.offset, self.batch_size
         pieces: list[Tensor] = []  # the beginning of a batch that runs on into the next round
         rounds = self._shuffle.from_(position)
-        for pool, order in prefetch(self._pools(rounds), self.rounds_ahead):
+        pools = prefetch(self._pools(rounds), self.rounds_ahead)
+        for pool, order in pools if self.device is None else on_device(pools, self.device):
             while len(order) - offset >= missing:
                 rows = order[offset : offset + missing]
                 batch = torch.cat([*pieces, _gather(pool, rows)])[mine] if pieces else _gather(pool, rows[mine])

@@ -18,14 +18,17 @@ TIMED_STEPS = 3
 def estimate(plan: Plan) -> dict[str, Any]:
     """Return tokens, steps, parameters, bytes on disk (in the end and at most), bytes of memory, and seconds.
 
-    Takes a few steps on real rows and throws them away; evaluations and checkpoints are not in the time.
+    Takes a few steps on real rows and throws them away; evaluations and checkpoints are not in the time. On a GPU its
+    memory is stated too: the most that these steps took.
     """
-    settings, stream = plan.settings, plan.source.open(plan.settings, plan.seed)
+    device = plan.device or distributed.default_device()
+    settings, stream = plan.settings, plan.source.open(plan.settings, plan.seed, device)
     autoencoder = plan.model(stream.d_in)
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     saved = sum(tensor.numel() * tensor.element_size() for tensor in autoencoder.state_dict().values())
     row_bytes = 4 * autoencoder.d_in
-    learner = Learner(autoencoder, settings, plan.model_seed, plan.device or distributed.default_device())
+    learner = Learner(autoencoder, settings, plan.model_seed, device)
+    seconds = _seconds_a_step(learner, stream) * settings.steps
     return {
         "tokens": settings.steps * settings.batch_size,
         "steps": settings.steps,
@@ -34,7 +37,8 @@ def estimate(plan: Plan) -> dict[str, Any]:
         # Two checkpoints, each of weights and two moments, stand side by side for a moment.
         "bytes_on_disk_while_training": 2 * 3 * saved,
         "bytes_of_memory": BYTES_A_PARAMETER * parameters + row_bytes * (settings.pool_rows + settings.batch_size),
-        "seconds": _seconds_a_step(learner, stream) * settings.steps,
+        **({"bytes_of_gpu_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
+        "seconds": seconds,
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saetool import distributed, seeding
 from saetool.autoencoders.base import Autoencoder, Loss, Stream, Training
-from saetool.errors import WorkError
+from saetool.errors import RequestError, WorkError
 from saetool.training.metrics import Window
 from saetool.training.schedules import lr_factor, phase_borders
 from saetool.training.settings import TrainingSettings
@@ -140,6 +140,7 @@ class Learner:
         assert self.phase is not None
         rest = {
             "done": self.done,
+            "device": self.device.type,
             "phase_start": self.phase.start,
             "groups": optimizer["param_groups"],
             "numbers": numbers,
@@ -147,7 +148,16 @@ class Learner:
         return tensors, rest
 
     def restore(self, tensors: dict[str, Tensor], rest: dict, stream: Stream) -> None:
-        """Take up a recorded state: weights, generator, and the optimizer unless its phase ended with the record."""
+        """Take up a recorded state: weights, generator, and the optimizer unless its phase ended with the record.
+
+        Raises RequestError where the record is of another kind of device: it would go on to other numbers.
+        """
+        began = rest.get("device", self.device.type)
+        if began != self.device.type:
+            raise RequestError(
+                f"this training began on {began} and cannot go on on {self.device.type}: its random numbers and sums "
+                f"are others there. Resume it on {began}, or begin anew with --force."
+            )
         self.done = rest["done"]
         model = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}
         within = self.phase_of(self.done).start == rest["phase_start"]

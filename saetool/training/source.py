@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from saetool.artifacts import Artifact, digest_bytes
 from saetool.autoencoders.base import Stream
 from saetool.errors import RequestError
@@ -34,8 +36,8 @@ class Source(Protocol):
         """Return what else determines the rows, as JSON types."""
         ...
 
-    def open(self, settings: TrainingSettings, seed: int) -> Stream:
-        """Return the stream of shuffled batches."""
+    def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
+        """Return the stream of shuffled batches, for a model on a device."""
         ...
 
 
@@ -73,14 +75,14 @@ class StoreSource:
         """Return nothing: the input's id says it all."""
         return {}
 
-    def open(self, settings: TrainingSettings, seed: int) -> Stream:
+    def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
         """Open the store and shuffle the chosen site."""
         from saetool.activations import ActivationStore, StoreStream, held_out_mask
 
         store = ActivationStore.open(self.artifact.path)
         mask = held_out_mask(store.digests, seed, settings.held_out)
         site = store.site(self.site(settings)["folder"])
-        return StoreStream(site, settings.batch_size, settings.pool_rows, seed, mask)
+        return StoreStream(site, settings.batch_size, settings.pool_rows, seed, mask, device)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,6 @@ class GivenStream:
         """Return nothing: `listing` names the rows."""
         return {}
 
-    def open(self, settings: TrainingSettings, seed: int) -> Stream:
+    def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
         """Return the stream."""
         return self.stream

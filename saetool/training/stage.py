@@ -118,7 +118,7 @@ def _train(plans: list[Plan], partials: list[Partial]) -> list[dict[str, Any]]:
     """Train a group of models on one stream, write their weights, and return what is known of each."""
     settings, source = plans[0].settings, plans[0].source
     device = plans[0].device or distributed.default_device()
-    stream = source.open(settings, plans[0].seed)
+    stream = source.open(settings, plans[0].seed, device)
     runs = []
     for plan, partial in zip(plans, partials, strict=True):
         learner = Learner(plan.model(stream.d_in), plan.settings, plan.model_seed, device)

@@ -31,14 +31,14 @@ class Case:
         return self.x.double() @ self.weight.double().T + self.bias.double()
 
 
-def case(rows=9, d_in=21, n_latents=45, seed=0) -> Case:
+def case(rows=5, d_in=21, n_latents=45, seed=0) -> Case:
     g = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(rows, d_in, generator=g), torch.randn(n_latents, d_in, generator=g) / d_in**0.5
     return Case(x, weight, torch.randn(n_latents, generator=g) - 1.0)
 
 
 def ragged():
-    return case(11, 300, 77, seed=1)  # more columns than a tile, and no multiple of anything
+    return case(3, 300, 77, seed=1)  # more columns than a tile, and no multiple of anything
 
 
 def one_row_one_latent():
@@ -59,7 +59,7 @@ def all_dead():
 
 
 def always_on():
-    made = case(40, 8, 24)
+    made = case(12, 8, 24)
     made.bias[3] = 50.0
     return made
 
@@ -128,7 +128,7 @@ def test_what_exceeds_the_threshold_is_found(backend, made):
     assert (support.latents.numel() > 0) == bool(above.any())
 
 
-@pytest.mark.parametrize("k", [1, 4, 45])
+@pytest.mark.parametrize("k", [4, 45])
 @pytest.mark.parametrize("made", CASES)
 def test_the_k_largest_are_found_and_of_equals_the_first(backend, made, k):
     data = made()
@@ -208,7 +208,7 @@ def random_codes(rows, n_latents, share, seed) -> tuple[Support, Tensor]:
     return support, torch.randn(support.latents.numel(), generator=g)
 
 
-@pytest.mark.parametrize(("rows", "d_in", "n_latents", "share"), [(9, 21, 45, 0.2), (50, 5, 7, 0.6), (6, 260, 9, 0.0)])
+@pytest.mark.parametrize(("rows", "d_in", "n_latents", "share"), [(9, 21, 45, 0.2), (40, 5, 7, 0.6), (6, 260, 9, 0.0)])
 def test_sums_over_entries_are_those_of_the_dense_formulas(backend, rows, d_in, n_latents, share, monkeypatch):
     if backend.name == "cuda":
         from saetool.sparse.backends.cuda import launch
@@ -260,7 +260,7 @@ def test_centering_is_the_formula(backend):
 @pytest.mark.parametrize("unit", [False, True])
 @pytest.mark.parametrize("terms", ["deferred", "two terms", "in memory"])
 def test_an_update_is_adams(backend, terms, unit):
-    """Six steps end where torch.optim.Adam and two lines around it end, and the weight's copy has followed."""
+    """Four steps end where torch.optim.Adam and two lines around it end, and the weight's copy has followed."""
     g = torch.Generator().manual_seed(0)
     start, table = torch.randn(30, 45, generator=g), torch.randn(11, 45, generator=g).bfloat16().float()
     other = torch.randn(30, 45, generator=g)
@@ -271,7 +271,7 @@ def test_an_update_is_adams(backend, terms, unit):
     if backend.name != "reference":
         backend.encode_threshold(table, ours, table.new_zeros(30), table.new_zeros(30), "exact")
         assert ours.copy is not None
-    for count in range(1, 7):
+    for count in range(1, 5):
         support, weights = random_codes(11, 30, 0.2, count)
         (weights,) = cast(backend, weights)
         gradient = DeferredGradient([Outer(support, weights, table)])

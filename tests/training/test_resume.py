@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from saetool.activations import TensorStream
 from saetool.artifacts import Artifact
 from saetool.autoencoders.families import AutoencoderSettings, build
-from saetool.errors import WorkError
+from saetool.errors import RequestError, WorkError
 from saetool.training import TrainingSettings
 from saetool.training.trainer import learn
 
@@ -86,6 +86,15 @@ def test_a_crash_anywhere_changes_nothing(toy, make_run, make_stream, run_to_end
     for name in tensors:
         assert torch.equal(tensors[name], expected[name]), name
     assert lines_of(run) == lines_of(whole)
+
+
+def test_a_training_that_began_on_another_kind_of_device_is_not_resumed(toy, make_run, make_stream, settings):
+    with pytest.raises(Crash):
+        learn([make_run(toy(), settings)], crash_after(make_stream(), 12))
+    latest = make_run(toy(), settings).partial.path / "checkpoint" / "latest.json"
+    latest.write_text(latest.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(RequestError, match="began on cuda and cannot go on on cpu"):
+        learn([make_run(toy(), settings)], make_stream())
 
 
 def test_a_crash_in_the_last_evaluation_takes_no_step_again(toy, make_run, make_stream, settings, monkeypatch):

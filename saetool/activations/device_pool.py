@@ -1,0 +1,84 @@
+"""Pools of rows on an accelerator: the next one is uploaded beside the computation, from pinned memory.
+
+Two pools lie on the device, one that batches are gathered from and one that is on its way. Nothing waits for the
+device but the reuse of the host's buffer, one round behind.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Pool = tuple[Float[Tensor, "pool d_in"], Int64[Tensor, "rows"]]
+"""Rows of a round, and the order to see them in."""
+
+
+@dataclass
+class _Slot:
+    """Room for a pool on the device, and when what is in it has come and is no longer needed."""
+
+    rows: Tensor
+    came: Any
+    left: Any
+    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+def on_device(pools: Iterator[Pool], device: torch.device) -> Iterator[Pool]:
+    """Yield the pools on a device, in order; a pool is good until the next one is asked for."""
+    transfers = torch.cuda.Stream(device) if device.type == "cuda" else None
+    slots: list[_Slot] = []
+    current = _upload(pools, slots, 0, device, transfers)
+    number = 0
+    while current is not None:
+        current.came.synchronize()  # the host's buffer is free again, before the next one is asked for
+        number += 1
+        following = _upload(pools, slots, number, device, transfers)
+        if transfers is not None:
+            torch.cuda.current_stream(device).wait_event(current.came)
+        yield current.rows, current.order
+        current.left.record()
+        current = following
+
+
+def _upload(
+    pools: Iterator[Pool], slots: list[_Slot], number: int, device: torch.device, transfers: Any
+) -> _Slot | None:
+    """Begin to bring the next pool to the device; None where there is none."""
+    pool = next(pools, None)
+    if pool is None:
+        return None
+    rows, order = pool
+    if number < 2:
+        slots.append(_Slot(torch.empty_like(rows, device=device), _event(device), _event(device)))
+    slot = slots[number % 2]
+    with torch.cuda.stream(transfers) if transfers is not None else nullcontext():
+        if transfers is not None and number >= 2:
+            transfers.wait_event(slot.left)
+        slot.rows.copy_(rows, non_blocking=True)
+        slot.order = _pinned(order, device).to(device, non_blocking=True)
+        slot.came.record()
+    if transfers is not None:
+        slot.order.record_stream(torch.cuda.current_stream(device))
+    return slot
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def _event(device: torch.device) -> Any:
+    return torch.cuda.Event() if device.type == "cuda" else _Nothing()
+
+
+class _Nothing:
+    """An event where the host's order is the device's."""
+
+    def record(self) -> None:
+        """Do nothing."""
+
+    def synchronize(self) -> None:
+        """Do nothing."""
