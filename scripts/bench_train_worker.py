@@ -30,6 +30,7 @@ class Program:
 
     def __init__(self, args):
         self.args, self.weight, self.last_l0 = args, 0.1, None
+        self.device = getattr(args, "device", "cpu")
 
     def step(self, x):
         raise NotImplementedError
@@ -46,7 +47,7 @@ class Program:
             self.last_l0 = some
 
     def autocast(self):
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.args.autocast)
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.args.autocast)
 
     def adam(self, parameters):
         return torch.optim.Adam(parameters, lr=self.args.lr, **({"fused": True} if self.args.autocast else {}))
@@ -129,7 +130,8 @@ class Overcomplete(Program):
 class Sparsify(Program):
     def __init__(self, args):
         super().__init__(args)
-        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its own switch for machines without a GPU
+        if self.device == "cpu":
+            os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its own switch for machines without a GPU
         from sparsify import SparseCoder, SparseCoderConfig
 
         self.model = SparseCoder(args.d_in, SparseCoderConfig(num_latents=args.n_latents, k=args.k))

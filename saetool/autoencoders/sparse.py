@@ -5,6 +5,7 @@ f, the penalty, nested prefixes and the cure for dead latents are choices of the
 one row a latent: [n_latents, d_in].
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -25,10 +26,10 @@ from saetool.autoencoders.sparse_dead import (
 from saetool.autoencoders.sparse_initial import initialize_sparse
 from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
 from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, PreActivation, Resample, SparseSettings
-from saetool.autoencoders.sparse_views import DenseView, SparseView, View, product
+from saetool.autoencoders.sparse_views import DenseView, Error, SparseView, View, product
 from saetool.errors import RequestError
 from saetool.sparse.adam import RowRule, SparseAdam
-from saetool.sparse.backends import Precision, backend_for, default_precision, sparse_below
+from saetool.sparse.backends import Precision, backend_for, compiled_dense, default_precision, sparse_below
 from saetool.sparse.backends.plain import normalize_rows, remove_part_along
 from saetool.sparse.codes import Codes, Support
 from saetool.sparse.gradients import DeferredGradient
@@ -84,6 +85,7 @@ class SparseAutoencoder(Autoencoder):
         self._last: dict[str, Tensor] = {}
         self._rows = 0
         self._dense: bool | None = None
+        self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
         self.register_load_state_dict_post_hook(lambda module, keys: module._forget())
 
     def _forget(self) -> None:
@@ -171,16 +173,13 @@ class SparseAutoencoder(Autoencoder):
         with torch.no_grad():
             x, centered = backend_for(self.encoder).center(x, mean, self.normalizer.factor, self.decoder_bias)
         view = None if self._is_dense() else self._sparse_view(centered, deferred[0])
-        if view is None:
-            view, deferred = self._dense_view(x, self.training, half), (None, None)
-        z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
-        if self.prefixes:
-            x_hats = view.decode_prefixes(z, self._decoder, deferred[1], self.prefixes) + self.decoder_bias
-            error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum") / len(self.prefixes)
-            residual = x - x_hats[-1].detach()
-            errors = residual.square().sum(1)
+        if view is not None:
+            z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
+            error, errors, residual = self._error(view, z, x, deferred[1])
         else:
-            error, errors, residual = view.squared_error(z, self._decoder, self.decoder_bias, x, deferred[1])
+            half, deferred = half or self._precision == "bf16", (None, None)
+            a, z, error, errors, residual = self._dense_step(x, half)
+            view = DenseView(a, half)
         parts = {"reconstruction": error / len(x)}
         metrics = self._note_batch(view, z, errors, centered)
         weight = self.penalty_weight.at(step)
@@ -263,6 +262,27 @@ class SparseAutoencoder(Autoencoder):
             return None
         weights = (self.decoder_bias, self.encoder, self.encoder_bias)
         return SparseView(pre_activations(values, centered, *weights, support, deferred), support)
+
+    def _dense_step(self, x: Tensor, half: bool) -> tuple[Tensor, ...]:
+        """Return a, z and the error of all latents; where a GPU compiles it, as one function."""
+        if self._compiled is None:
+            alone = isinstance(self.activation, TopK | BatchTopK)  # they keep state, or ask other processes
+            self._compiled = self._dense_formula if alone else compiled_dense(self._dense_formula, x.device)
+        return self._compiled(x, half)
+
+    def _dense_formula(self, x: Tensor, half: bool) -> tuple[Tensor, ...]:
+        view = self._dense_view(x, self.training, half)
+        z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
+        return view.a, z, *self._error(view, z, x, None)
+
+    def _error(self, view: View, z: Tensor, x: Tensor, deferred: DeferredGradient | None) -> Error:
+        """Return the reconstruction's error, the mean over prefixes where there are some."""
+        if not self.prefixes:
+            return view.squared_error(z, self._decoder, self.decoder_bias, x, deferred)
+        x_hats = view.decode_prefixes(z, self._decoder, deferred, self.prefixes) + self.decoder_bias
+        residual = x - x_hats[-1].detach()
+        error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum") / len(self.prefixes)
+        return error, residual.square().sum(1), residual
 
     def _dense_view(self, x: Tensor, training: bool, half: bool = False) -> DenseView:
         a = product(x - self.decoder_bias, self.encoder.T, half) + self.encoder_bias

@@ -164,6 +164,16 @@ def test_on_a_gpu_gradients_are_those_of_dense_autograd_but_for_bfloat16_tables(
     compare(model, x, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["relu weighted", "relu matryoshka", "one_minus_exp", "jump_relu dead", "gated"])
+def test_the_dense_step_compiles_to_the_same_numbers(name, monkeypatch):
+    """As it is compiled on a GPU; here for the CPU."""
+    monkeypatch.setattr("saetool.autoencoders.sparse.compiled_dense", lambda function, device: torch.compile(function))
+    model = make(name, 16, 67)
+    model._dense = True
+    compare(model, torch.randn(50, 16, generator=torch.Generator().manual_seed(3)), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_rows_and_batches_without_active_latents(name):
     model = make(name, shift=-50.0 if name != "sigmoid" else -5.0).double()

@@ -189,6 +189,11 @@ def describe(device: torch.device) -> str:
     return f"sparse backend {chosen.name}" + (f" ({chosen.because})" if chosen.because else "")
 
 
+def compiled_dense(function: Callable, device: torch.device) -> Callable:
+    """Return a dense computation as `torch.compile` makes it on a GPU with Triton; elsewhere as it is."""
+    return torch.compile(function) if choice(device).name == "cuda" and device.type == "cuda" else function
+
+
 def count_later(mask: Bool[Tensor, "n"]) -> Callable[[], int] | None:
     """Ask a GPU how many marks a mask has; the answer waits for what was launched before, not since. None elsewhere."""
     if mask.device.type != "cuda":
