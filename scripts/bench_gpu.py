@@ -5,7 +5,8 @@
 
 Rows are made on the GPU: 40 of 4,096 directions each, drawn with Zipf's frequencies (rank^-0.7), 768 wide, in bfloat16
 as a store holds them; 768 → 24,576 latents. Programs take turns. sparsify, overcomplete and SAELens are timed where
-they are installed in this environment, under bfloat16 autocast with fused Adam. L1 weights are steered to L0 50 by one rule.
+they are installed in this environment, under bfloat16 autocast with fused Adam. L1 weights are steered to L0 50 by one
+rule.
 """
 
 import argparse

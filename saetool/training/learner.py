@@ -94,7 +94,7 @@ class Learner:
         total = None
         for piece in batch.split(len(batch) // settings.accumulate):
             loss = self._loss(piece.to(self.device, non_blocking=True).to(self.dtype))
-            share = loss.total / settings.accumulate
+            share = loss.total if settings.accumulate == 1 else loss.total / settings.accumulate
             share.backward()
             self.window.add(loss)
             total = share.detach() if total is None else total + share.detach()
