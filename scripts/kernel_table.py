@@ -26,6 +26,7 @@ def variants():
 
     tile = {"ENTRIES": launch.ENTRIES, "COLUMNS": launch.COLUMNS}
     sums, chunk = [LONG, LONG, FLOAT], {"CHUNK": launch.CHUNK, **tile}
+    both = {**chunk, "CHUNKED": True}
     bits = {"BYTES": launch.BYTES}
     floor = [HALF, FLOAT, FLOAT, FLOAT, WHOLE, WHOLE, WHOLE, NUMBER]
     yield kernels.mark, "", [HALF, FLOAT, FLOAT, BYTE, LONG, WHOLE, WHOLE, NUMBER], bits, 4
@@ -35,8 +36,8 @@ def variants():
         kept = [LONG, LONG, FLOAT, LONG, FLOAT, WHOLE]
         yield kernels.keep_largest, f"{width} a row", kept, {"WIDTH": width, "STEP": 16}, max(1, width // 64)
     yield kernels.chunk_sums, "bfloat16", [SHORT, *sums[1:], HALF, FLOAT, WHOLE], chunk, 1
-    yield kernels.weighted_sums, "bfloat16", [*sums, HALF, FLOAT, FLOAT, WHOLE], chunk, 1
-    yield kernels.weighted_sums, "float32", [*sums, FLOAT, FLOAT, FLOAT, WHOLE], chunk, 1
+    yield kernels.weighted_sums, "bfloat16", [*sums, HALF, FLOAT, FLOAT, WHOLE], both, 1
+    yield kernels.weighted_sums, "float32", [*sums, FLOAT, FLOAT, FLOAT, WHOLE], {**both, "CHUNKED": False}, 1
     residuals = [LONG, LONG, FLOAT, HALF, FLOAT, FLOAT, HALF, FLOAT, WHOLE, WHOLE]
     yield kernels.residuals, "", residuals, tile, 1
     products = {**tile, "HAS_BIAS": False}

@@ -155,22 +155,26 @@ def chunk_sums(
 @triton.jit
 def weighted_sums(
     OFFSETS, INDEX, WEIGHTS, TABLE, CHUNKS, OUT, d,
-    CHUNK: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKED: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Write Σ weights[e] · table[index[e]] over each group's entries.
 
-    Whole chunks inside a group are taken from CHUNKS, see `chunk_sums`. TABLE is float32 or bfloat16, OUT float32.
+    CHUNKED: whole chunks inside a group are taken from CHUNKS, see `chunk_sums`. TABLE is float32 or bfloat16, OUT
+    float32.
     """
     group = tl.program_id(0).to(tl.int64)
     first, last = tl.load(OFFSETS + group), tl.load(OFFSETS + group + 1)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    first_chunk, end_chunk = (first + CHUNK - 1) // CHUNK, last // CHUNK
-    whole = end_chunk > first_chunk
-    head, tail = tl.where(whole, first_chunk * CHUNK, last), tl.where(whole, end_chunk * CHUNK, last)
-    total = _add_rows(tl.zeros([COLUMNS], tl.float32), first, head, INDEX, WEIGHTS, TABLE, columns, d, ENTRIES)
-    total = _add_rows(total, tail, last, INDEX, WEIGHTS, TABLE, columns, d, ENTRIES)
-    for chunk in range(first_chunk, end_chunk):
-        total += tl.load(CHUNKS + chunk * d + columns, mask=columns < d, other=0.0)
+    total = tl.zeros([COLUMNS], tl.float32)
+    if CHUNKED:
+        first_chunk, end_chunk = (first + CHUNK - 1) // CHUNK, last // CHUNK
+        for chunk in range(first_chunk, end_chunk):
+            total += tl.load(CHUNKS + chunk * d + columns, mask=columns < d, other=0.0)
+        whole = end_chunk > first_chunk
+        tail = tl.where(whole, end_chunk * CHUNK, last)
+        total = _add_rows(total, tail, last, INDEX, WEIGHTS, TABLE, columns, d, ENTRIES)
+        last = tl.where(whole, first_chunk * CHUNK, last)
+    total = _add_rows(total, first, last, INDEX, WEIGHTS, TABLE, columns, d, ENTRIES)
     tl.store(OUT + group * d + columns, total, mask=columns < d)
 
 

@@ -136,7 +136,7 @@ class Cuda:
         squares = torch.empty(blocks, rows, device=x.device)
         with _on(x):
             kernels.residuals[(rows, blocks)](
-                support.offsets, support.latents, values, half, x, bias, residual, squares, rows, d_in,
+                support.offsets, support.latents, values.contiguous(), half, x, bias, residual, squares, rows, d_in,
                 ENTRIES, COLUMNS, num_warps=1,
             )  # fmt: skip
         return squares.sum(0), residual, _row_products(support, half, residual)
@@ -280,10 +280,9 @@ def _weighted_sums(
 ) -> Tensor:
     """Return, for group g, Σ over its entries e of weights[e] · table[index[e]]; with the group of each entry in order,
     long groups are summed in chunks first."""
-    d_in, n_groups = table.shape[1], len(offsets) - 1
+    d_in, n_groups, weights = table.shape[1], len(offsets) - 1, weights.contiguous()
     blocks, n_chunks = _blocks(d_in, COLUMNS), 0 if groups is None else len(index) // CHUNK
     chunks = torch.empty(n_chunks, d_in, device=table.device)
-    chunk = CHUNK if n_chunks else max(1, len(index)) * 2 + 2  # longer than any group: none is whole
     out = torch.empty(n_groups, d_in, device=table.device)
     rest: dict[str, Any] = {"num_warps": 1}
     with _on(table):
@@ -292,7 +291,7 @@ def _weighted_sums(
                 groups, index, weights, table, chunks, d_in, CHUNK, ENTRIES, COLUMNS, **rest
             )
         kernels.weighted_sums[(n_groups, blocks)](
-            offsets, index, weights, table, chunks, out, d_in, chunk, ENTRIES, COLUMNS, **rest
+            offsets, index, weights, table, chunks, out, d_in, CHUNK, n_chunks > 0, ENTRIES, COLUMNS, **rest
         )
     return out
 
