@@ -50,8 +50,8 @@ def wrap(
     """Make a backbone of any module, as it is (device, dtype), frozen and in evaluation mode.
 
     transform: default squashes to `image_size` with ImageNet's mean and standard deviation. blocks: path of the list of
-    layers; default: the longest list of modules of one class. grid, prefix_tokens: where the probe forward cannot find
-    them, as for a patch embedding that is not a convolution. run: a forward pass, where it is not `module(images)`.
+    layers; default: the longest list of modules of one class. grid, prefix_tokens: where a probe cannot find which
+    token is which patch; they are believed. run: a forward pass, where it is not `module(images)`.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     geometry = Geometry("squash", size, size, patch=size, grid=None)
@@ -63,7 +63,8 @@ def wrap(
         blocks=_block_paths(module, blocks),
         run=run or module,
         weights_digest=digest_weights(module.state_dict().items()),
-        declared=None if grid is None else TokenLayout(prefix_tokens, grid, has_class_token=False),
+        declared=None if grid is None else TokenLayout(prefix_tokens, grid),
+        believed=grid is not None,
     )
     return Backbone(parts, layers, tokens, "bf16" if parameter.dtype == torch.bfloat16 else "fp32")
 

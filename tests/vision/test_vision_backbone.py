@@ -230,11 +230,14 @@ def test_any_module_can_be_wrapped():
     assert not torch.allclose(changed[:, 2:], module(images)[:, 2:])
 
 
-def test_a_wrapped_module_must_have_the_grid_it_is_said_to_have():
-    with pytest.raises(RequestError, match="declares 1 prefix tokens and a 2×4 grid"):
+def test_a_callers_grid_must_have_as_many_tokens_as_the_module():
+    with pytest.raises(RequestError, match="declares 1 prefix tokens and a 2×4 grid, which makes 9 tokens"):
         wrap(Homemade(), [2], image_size=(8, 16), grid=(2, 4), prefix_tokens=1)
-    with pytest.raises(RequestError, match="grid of Homemade is unknown"):
-        wrap(Homemade(), [2], image_size=(8, 16))
+
+
+def test_a_grid_nobody_named_is_found_by_bright_cells():
+    backbone = wrap(Homemade(), [2], image_size=(8, 16))
+    assert (backbone.grid, backbone.prefix_tokens) == ((2, 4), 2)
 
 
 def test_channels_last_grids_are_rows_of_patches():
