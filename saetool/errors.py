@@ -24,9 +24,16 @@ class WorkError(SaetoolError):
     exit_code = 1
 
 
+_LONGEST_LINE = 200
+"""Characters of another library's message that stand inside one of ours."""
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, short enough to stand inside one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of another library's message, short enough to stand inside one of ours, in whole words."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return line[:_LONGEST_LINE].rsplit(" ", 1)[0] + " …"
 
 
 def leave(code: int) -> NoReturn:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saetool import seeding
 from saetool.artifacts import digest_json
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError, WorkError, first_line
 from saetool.vision.hooks import Replacement, reading, replacing
 from saetool.vision.layout import TokenLayout, has_class_token, possible_grids, prove
 from saetool.vision.probe import Output, look
@@ -63,6 +63,8 @@ class Parts:
     """A whole forward pass of a batch of images in the model's own dtype, and what the model returns."""
     weights_digest: str
     """`xxh3-128:…` over names, dtypes, shapes and values of the weights in their published dtype."""
+    whole: nn.Module | None = None
+    """What `run` calls, where that is more than `model`: a classifier around it."""
     declared: TokenLayout | None = None
     """What the library says of the token layout, compared with the probe's; or what the caller says."""
     believed: bool = False
@@ -79,9 +81,13 @@ class Backbone:
     weights_digest: `xxh3-128:…` of the weights as published.
     """
 
+    whole: nn.Module
+    """The model with the head around it, where there is one: what `forward` runs."""
+
     def __init__(self, parts: Parts, layers: Sequence[int | str], tokens: Tokens, precision: str = "fp32"):
         self.name = parts.name
         self.model = parts.model
+        self.whole = parts.whole or parts.model
         self.weights_digest = parts.weights_digest
         self.tokens: Tokens = tokens
         self.precision = precision
@@ -249,8 +255,17 @@ class Backbone:
         noise = torch.randn(2, *self._picture, generator=seeding.generator(0, "pictures of the probe"))
         first = self._blocks[0] if self._blocks else None
         wanted = [*modules, first] if first and first not in self._outputs else modules
-        with self._turn:
-            seen = look(self.model, self._run, self.prepare(noise), wanted, first)
+        try:
+            with self._turn:
+                seen = look(self.model, self._run, self.prepare(noise), wanted, first)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise RequestError(
+                f"{self.name} cannot look at pictures of {noise.shape[-2]}×{noise.shape[-1]} pixels "
+                f"({first_line(error)}): give the size it takes (image_size), or hand the module to saetool.vision.wrap "
+                "with a forward pass of its own (run=…)"
+            ) from error
         refused = [seen.refused[module] for module in modules if module in seen.refused]
         if refused:
             raise RequestError(f"{self.name}: {refused[0]}")

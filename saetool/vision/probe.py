@@ -145,3 +145,16 @@ def _why(path: str, together: list[Tensor], alone: list[Tensor]) -> str:
         f"module {path!r} gives shape {shapes[0]} for two images and {shapes[1]} for one: its first axis is not the "
         "images, so its rows cannot be told apart; name a module around it, such as a whole block"
     )
+
+
+def block_paths(module: nn.Module) -> list[str]:
+    """Return the paths in the longest list of modules of one class: what a model's layers most likely are."""
+    lists = []
+    for path, child in module.named_modules():
+        members = list(child.children())
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len({type(member) for member in members}) == 1:
+            lists.append((len(members), path, child))
+    if not lists:
+        return []
+    _, path, longest = max(lists, key=lambda found: found[0])
+    return [f"{path}.{key}" if path else key for key, _ in longest.named_children()]

@@ -202,3 +202,53 @@ def test_weights_of_another_model_are_refused(hf_folder, tmp_path):
     settings = BackboneSettings(name=f"hf/{hf_folder('vit')}", layers=[1], weights=str(tmp_path / "other.safetensors"))
     with pytest.raises(RequestError, match=r"other\.safetensors lacks"):
         load_backbone(settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("hiera", "do not answer bright cells"),
+        ("timesformer", "looks at videos"),
+        ("videomae", "looks at videos"),
+        ("mobilevit", "first axis is not the images"),
+        ("poolformer", r"not \[images, tokens, d\]"),
+        ("convnextv2", r"not \[images, tokens, d\]"),
+    ],
+)
+def test_types_that_are_no_plain_transformer_are_refused_in_a_sentence(kind, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        load_backbone(BackboneSettings(name=f"hf/{kind}", layers=[1], pretrained=False, precision="fp32"))
+
+
+def test_a_windowed_type_works_at_its_own_grid():
+    settings = BackboneSettings(name="hf/focalnet", layers=[1], pretrained=False, precision="fp32")
+    backbone = load_backbone(settings)
+    assert (backbone.grid, backbone.prefix_tokens) == ((14, 14), 0)
+
+
+def test_a_classification_head_stays_with_the_weights(hf_folder):
+    from saetool.evaluation.readout import Readout, find_head
+
+    folder = hf_folder("vit")
+    whole = ViTForImageClassification.from_pretrained(folder).eval()
+    backbone = load_backbone(BackboneSettings(name=f"hf/{folder}", layers=[1], precision="fp32"))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = whole(images).logits
+        torch.testing.assert_close(backbone.output(images), expected)
+        assert find_head(backbone, expected.shape[1]) == "classifier"
+        embedding, logits = Readout(backbone, "classifier")(images)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(whole.classifier(embedding), expected)
+
+
+def test_named_blocks_are_blocks():
+    from torchvision.models import VisionTransformer
+
+    from saetool.vision import wrap
+
+    torch.manual_seed(0)
+    module = VisionTransformer(32, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=5)
+    backbone = wrap(module, [2], image_size=32)
+    assert backbone.blocks == tuple(f"encoder.layers.encoder_layer_{i}" for i in range(3))
+    assert (backbone.grid, backbone.prefix_tokens, backbone.sites[0].layer) == ((4, 4), 1, 2)
