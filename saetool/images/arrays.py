@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError
 from saetool.images.picture import Picture, picture_of_array
 from saetool.images.source import Label, LabelColumn, digest_listing
@@ -41,6 +42,13 @@ class ArraySource:
     def read(self, i: int) -> Picture:
         """Return the image; its digest is of the array's bytes."""
         return picture_of_array(self._images[i])
+
+    def digest(self, i: int) -> str:
+        """Return the digest of the array's bytes."""
+        return digest_bytes(self._images[i].tobytes())
+
+    def times(self) -> None:
+        """Return None: arrays come with their package."""
 
     def listing(self) -> str:
         """Return a digest over indices and sizes."""

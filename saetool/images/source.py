@@ -1,8 +1,11 @@
 """What every source of images answers."""
 
-from collections.abc import Iterable
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import xxhash
 
@@ -10,6 +13,32 @@ from saetool.errors import WorkError
 from saetool.images.picture import Picture
 
 Label = str | float | None
+
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation", "dev"), "validation"
+)
+
+
+def split_named(name: str) -> str | None:
+    """Return which split a folder's name, or the beginning of a file's, says: train, validation or test."""
+    return _SPLITS.get(re.split(r"[-_.\d]", name.lower(), maxsplit=1)[0])
+
+
+def known_label(value: Any) -> Label:
+    """Return a label as it can be stored: NaN and infinities, which say nothing, become None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def spread_over_classes(classes: Sequence[Any], limit: int | None) -> list[int]:
+    """Return the places of `limit` images, as many of each class as can be, each class's first, in order of place."""
+    if limit is None or limit >= len(classes):
+        return list(range(len(classes)))
+    seen: Counter = Counter()
+    turns = []
+    for place, name in enumerate(classes):
+        turns.append((seen[name], place))
+        seen[name] += 1
+    return sorted(place for _, place in sorted(turns)[:limit])
 
 
 class SourceError(WorkError):
@@ -60,10 +89,18 @@ class ImageSource(Protocol):
         """Return a digest over what there is to read, cheap: nothing is opened."""
         ...
 
+    def times(self) -> str | None:
+        """Return a digest over when each was last written; None where that is not known."""
+        ...
 
-def digest_listing(entries: Iterable[tuple[str, int]]) -> str:
-    """Return `xxh3-128:…` over (path, size) pairs in their order."""
+    def digest(self, i: int) -> str:
+        """Return image `i`'s digest as `read` gives it, without decoding; WorkError where it cannot be read."""
+        ...
+
+
+def digest_listing(entries: Iterable[tuple[str, int | str]]) -> str:
+    """Return `xxh3-128:…` over (path, size) pairs, or (path, time), in their order."""
     state = xxhash.xxh3_128()
-    for path, size in entries:
-        state.update(f"{path}\0{size}\n".encode("utf-8", "surrogateescape"))
+    for path, fact in entries:
+        state.update(f"{path}\0{fact}\n".encode("utf-8", "surrogateescape"))
     return f"xxh3-128:{state.hexdigest()}"

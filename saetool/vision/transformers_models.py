@@ -24,7 +24,6 @@ from saetool.vision.settings import BackboneSettings
 from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from saetool.vision.weights import digest_weights, read_weights, settle
 
-
 USUAL_SIZE = 224
 """Input in pixels of a model that says nothing of it."""
 
@@ -60,7 +59,9 @@ def _create(source: str, settings: BackboneSettings) -> Any:
     config = _config(source, settings)
     config = getattr(config, "vision_config", config)
     if hasattr(config, "num_frames"):
-        raise RequestError(f"{settings.name} looks at videos ({type(config).__name__}); saetool gives it single pictures")
+        raise RequestError(
+            f"{settings.name} looks at videos ({type(config).__name__}); saetool gives it single pictures"
+        )
     state = read_weights(settings.weights) if settings.weights else None
     kind = _kind(config, settings, state)
     # The pooler is not among a classifier's weights: it would be random.
