@@ -15,7 +15,7 @@ from torch import Tensor
 from saetool.activations.writer import Plan
 from saetool.errors import WorkError
 from saetool.images import ImageSource
-from saetool.images.source import SourceError
+from saetool.images.source import SourceError, known_label
 from saetool.vision import Transform
 
 _SLICES_AHEAD = 2
@@ -87,8 +87,9 @@ class Decoder:
             if self.on_error == "fail" or isinstance(error, SourceError):
                 raise
             return str(error)
+        labels = {name: known_label(label) for name, label in self.source.labels(i).items()}
         row = {"path": self.source.path(i), "width": picture.width, "height": picture.height, "digest": picture.digest}
-        decoded = _Decoded({**row, "slice": slice_, **self.source.labels(i)}, self.transform(picture.image))
+        decoded = _Decoded({**row, "slice": slice_, **labels}, self.transform(picture.image))
         self.seconds += time.thread_time() - start
         return decoded
 

@@ -263,8 +263,8 @@ class Backbone:
                 raise
             raise RequestError(
                 f"{self.name} cannot look at pictures of {noise.shape[-2]}×{noise.shape[-1]} pixels "
-                f"({first_line(error)}): give the size it takes (image_size), or hand the module to saetool.vision.wrap "
-                "with a forward pass of its own (run=…)"
+                f"({first_line(error)}): give the size it takes (image_size), or hand the module to "
+                "saetool.vision.wrap with a forward pass of its own (run=…)"
             ) from error
         refused = [seen.refused[module] for module in modules if module in seen.refused]
         if refused:

@@ -137,6 +137,11 @@ const saetool = (() => {
     console.error(error);
   }
 
+  document.addEventListener("DOMContentLoaded", () => {
+    const place = document.getElementById("command");
+    if (place) load("command").then((chunk) => { place.textContent = chunk.values.command; }).catch(complain);
+  });
+
   return { define, load, h, s, bit, offsets, parameters, item, missing, complain };
 })();
 
