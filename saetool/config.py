@@ -138,7 +138,7 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
 
 def find_config(source: str) -> Path:
     """Return the path of a config: a file, or the name of a packaged one."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path
     packaged = packaged_configs()
