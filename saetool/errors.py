@@ -1,6 +1,7 @@
 """The exceptions a user may see. Each message names the thing that is wrong and the way out."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -34,6 +35,14 @@ def first_line(error: BaseException) -> str:
     if len(line) <= _LONGEST_LINE:
         return line
     return line[:_LONGEST_LINE].rsplit(" ", 1)[0] + " …"
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return text for a terminal: what would steer it (escape codes in a file's name) is shown, and not done."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def leave(code: int) -> NoReturn:

@@ -55,17 +55,12 @@ def done(capsys):
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [
-        ["training.lr=1e-3"],
-        ["training.checkpoint_minutes=0.5"],
-        ["evaluation.effect_images=48"],
-        ["images.max_pixels=9999"],
-    ],
+    "override",
+    ["training.lr=1e-3", "training.checkpoint_minutes=0.5", "evaluation.effect_images=48", "images.max_pixels=9999"],
 )
-def test_overrides_that_change_nothing_find_everything_done(overrides, copy, capsys):
+def test_overrides_that_change_nothing_find_everything_done(override, copy, capsys):
     before = ids(copy)
-    run(copy, *overrides).make_all()
+    run(copy, override).make_all()
     assert done(capsys) == 5
     assert ids(copy) == before
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saetool import distributed
 from saetool.activations.decoding import DecodedSlice, Decoder
-from saetool.activations.moments import SiteMoments
+from saetool.activations.moments import LARGEST, SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.store import KIND
 from saetool.activations.unchanged import changed_since, first_changed, times_of
@@ -309,9 +309,10 @@ def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
 
 
 def _not_finite(decoded: DecodedSlice, rows: Tensor, site: Site, dtype: str) -> str:
-    bad = ~torch.isfinite(rows.float()).flatten(1).all(1)
+    bad = ~(rows.float().abs() <= LARGEST).flatten(1).all(1)
     image = decoded.images[int(bad.nonzero()[0])]
     hint = " (float16 ends at 65,504: try cache.dtype=bfloat16)" if dtype == "float16" else ""
     return (
-        f"{image['path']}: the values at {site.label} are not all finite{hint}. Remove the image or check the weights."
+        f"{image['path']}: the values at {site.label} are not all finite and below {LARGEST:g}{hint}. Remove the image "
+        "or check the weights."
     )

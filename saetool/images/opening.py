@@ -17,6 +17,8 @@ def open_source(settings: ImageSettings | str | os.PathLike, root: str | None = 
     """
     if not isinstance(settings, ImageSettings):
         settings = ImageSettings(source=os.fspath(settings))
+    if "\0" in settings.source:
+        raise RequestError(f"images.source: {settings.source!r} holds a zero byte, which no name does")
     try:
         return _open(settings, root)
     except OSError as error:

@@ -127,9 +127,19 @@ def _config(source: str, settings: BackboneSettings) -> Any:
     if _is_model_type(source, settings):
         return CONFIG_MAPPING[source]()
     try:
-        return AutoConfig.from_pretrained(_place(source))
+        return AutoConfig.from_pretrained(_place(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
+        _refuse_code(settings.name, error)
         raise _unreachable(settings.name, error) from None
+
+
+def _refuse_code(name: str, error: Exception) -> None:
+    """Raise RequestError where the library failed because a model brings code that it wants to run (`auto_map`)."""
+    if "trust_remote_code" in str(error):
+        raise RequestError(
+            f"{name} wants to run Python code that comes with it (auto_map in its files), which saetool never does. "
+            "Take a model of a type that transformers knows, or load it yourself and hand it to saetool.vision.wrap"
+        ) from None
 
 
 def _is_model_type(source: str, settings: BackboneSettings) -> bool:
@@ -158,8 +168,9 @@ def _transform(source: str, config: Any, settings: BackboneSettings) -> Transfor
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(_place(source))
+        processor = AutoImageProcessor.from_pretrained(_place(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        _refuse_code(settings.name, error)
         raise WorkError(f"{settings.name} says nothing of its preprocessing ({first_line(error)})") from None
     return transform_of(processor, config, size, settings.name)
 

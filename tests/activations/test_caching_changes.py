@@ -74,3 +74,29 @@ def test_what_is_no_source_and_no_backbone_is_refused_in_a_sentence(tmp_path):
         cache(BACKBONE, [1, 2], None, tmp_path / "store")
     with pytest.raises(RequestError, match=r"cache takes no builtins\.int: give a name"):
         cache(7, str(put(tmp_path / "images")), [1], tmp_path / "store")
+
+
+def test_labels_that_are_no_number_and_immense_values_do_not_end_in_a_crash(tmp_path):
+    import torch
+
+    from saetool.images import LabelColumn, open_source
+    from saetool.vision import wrap
+
+    source = open_source(ImageSettings(source=str(put(tmp_path / "images"))))
+    source.label_columns = [LabelColumn("weight", "number")]
+    source.labels = lambda i: {"weight": [1.5, float("nan"), float("inf")][i % 3]}
+    made = cache(BACKBONE, source, [1], tmp_path / "store", SETTINGS)
+    import pyarrow.parquet as parquet
+
+    assert parquet.read_table(made.file("images.parquet"))["weight"].to_pylist() == [1.5, None, None] * 2
+
+    class Immense(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tok = torch.nn.Identity()
+
+        def forward(self, images):
+            return self.tok(images.flatten(2).transpose(1, 2) * 1e19)
+
+    with pytest.raises(WorkError, match=r"0\.bmp: the values at tok are not all finite and below 1e\+17"):
+        cache(wrap(Immense(), ["tok"], "all", image_size=8), source, ["tok"], tmp_path / "immense", SETTINGS)

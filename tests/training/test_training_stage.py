@@ -124,3 +124,14 @@ def test_a_missing_tracker_says_how_to_get_it(stream, sparse, tmp_path, monkeypa
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(RequestError, match=rf"{package} is not installed .*pip install 'saetool\[track\]'"):
         train(stream, sparse, how(**settings), tmp_path / "model")
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3, 4), {"rows": 1}])
+def test_what_is_no_source_is_refused_in_a_sentence(wrong, tmp_path):
+    from pydantic import TypeAdapter
+
+    from saetool.autoencoders.families import AutoencoderSettings
+
+    settings = TypeAdapter(AutoencoderSettings).validate_python({"kind": "linear", "n_latents": 2})
+    with pytest.raises(RequestError, match=r"train takes no .*: give a store"):
+        train(wrong, settings, TrainingSettings(tokens=10), tmp_path / "out")

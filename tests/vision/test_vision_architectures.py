@@ -252,3 +252,16 @@ def test_named_blocks_are_blocks():
     backbone = wrap(module, [2], image_size=32)
     assert backbone.blocks == tuple(f"encoder.layers.encoder_layer_{i}" for i in range(3))
     assert (backbone.grid, backbone.prefix_tokens, backbone.sites[0].layer) == ((4, 4), 1, 2)
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path, monkeypatch):
+    import json
+
+    ran = tmp_path / "ran"
+    (tmp_path / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    wants = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": wants}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(RequestError, match="wants to run Python code that comes with it"):
+        load_backbone(BackboneSettings(name=f"hf/{tmp_path}", layers=[1]))
+    assert not ran.exists()

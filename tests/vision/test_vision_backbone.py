@@ -8,6 +8,7 @@ from torch import nn
 
 from saetool.errors import RequestError, WorkError
 from saetool.vision import BackboneSettings, load_backbone, wrap
+from saetool.vision.weights import fill
 
 TINY = "timm/test_vit"
 
@@ -133,6 +134,29 @@ def test_weights_of_another_model_and_pickled_code_are_refused(tmp_path):
         load(weights=str(tmp_path / "code.pt"), layers=[1])
     with pytest.raises(RequestError, match="no file"):
         load(weights=str(tmp_path / "none.pt"), layers=[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], "holds a list without tensors by name"),
+        ({0: torch.ones(2), 1: torch.ones(3)}, "holds a dict without tensors by name"),
+        ({"state_dict": [torch.ones(2)]}, "holds a dict without tensors by name"),
+        ({"epoch": 3}, "holds a dict without tensors by name"),
+    ],
+)
+def test_files_that_hold_no_weights_by_name_are_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(RequestError, match=message):
+        load(weights=str(tmp_path / "w.pt"), layers=[1])
+
+
+def test_only_another_input_size_is_called_that(tmp_path):
+    save_file(timm.create_model("test_vit", embed_dim=32).state_dict(), tmp_path / "narrow.safetensors")
+    with pytest.raises(RequestError, match="they are another model's weights"):
+        load(weights=str(tmp_path / "narrow.safetensors"), layers=[1])
+    with pytest.raises(RequestError, match=r"'pos_embed' has shape .* check image_size"):
+        fill(timm.create_model("test_vit"), timm.create_model("test_vit", img_size=96).state_dict(), "small.pt")
 
 
 @pytest.mark.parametrize(

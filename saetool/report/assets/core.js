@@ -192,7 +192,7 @@ saetool.site = (() => {
     const block = Math.floor(row / site.values.blocks.images);
     const chunk = await load(`images/${block}`);
     const i = row - block * site.values.blocks.images;
-    const labels = Object.entries(chunk.values.labels).map(([name, values]) => [name, values[i]]);
+    const labels = chunk.values.labels.map(([name, values]) => [name, values[i]]);
     return {
       row,
       path: chunk.values.path[i],
