@@ -155,7 +155,7 @@ class Backbone:
         """
         wanted = self.sites if sites is None else sites
         modules = [site.module for site in wanted]
-        places = {module: self._outputs[module].place for module in modules}
+        places = {module: self._output(module).place for module in modules}
         # Hooks sit on the shared model: a pass in another thread would fill, or end, this one's reading.
         with self._turn, torch.no_grad(), reading(self.model, modules, True, places) as outputs:
             self._run(self.prepare(images))
@@ -190,7 +190,7 @@ class Backbone:
             tokens[:, chosen] = function(tokens[:, chosen]).to(output.dtype)
             return tokens.view_as(output)
 
-        with replacing(self.model, site.module, changed, self._outputs[site.module].place):
+        with replacing(self.model, site.module, changed, self._output(site.module).place):
             yield
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class Backbone:
             self._probe(missing)
         for module, _ in resolved:
             self._check(module)
-        return [Site(module, number, self._outputs[module].shape[-1]) for module, number in resolved]
+        return [Site(module, number, self._output(module).shape[-1]) for module, number in resolved]
 
     def _probe(self, modules: list[str]) -> tuple[int, int] | None:
         """Look at modules' outputs; return the stride of the patch embedding, where there is one."""
@@ -273,13 +273,19 @@ class Backbone:
         self._grids = self._grids or seen.grids
         return seen.patch_stride
 
+    def _output(self, module: str) -> Output:
+        """Return a module's output, looked at now where it was not asked for: as a site of a twin of this model."""
+        if module not in self._outputs:
+            self._probe([module])
+        return self._outputs[module]
+
     @property
     def _picture(self) -> tuple[int, int, int]:
         """Channels, height and width of the model's input."""
         return (1 if self._transform.gray else 3, *self._transform.geometry.crop)
 
     def _n_tokens(self, module: str) -> int:
-        return math.prod(self._outputs[module].shape[:-1])
+        return math.prod(self._output(module).shape[:-1])
 
     def _reference(self, modules: list[str]) -> str:
         """Return the module whose layout is the backbone's: the first block, or where tokens differ the first site."""
@@ -295,7 +301,7 @@ class Backbone:
 
     def _find_layout(self, module: str) -> TokenLayout:
         """Return the layout at a module: the first block's where the tokens are as many, else one of its own."""
-        n_tokens, shape = self._n_tokens(module), self._outputs[module].shape
+        n_tokens, shape = self._n_tokens(module), self._output(module).shape
         first = self._blocks[0] if self._blocks else module
         if n_tokens == 1 or len(shape) > 3:
             return TokenLayout(0, None)
@@ -312,8 +318,8 @@ class Backbone:
 
     def _proven(self, module: str, declared: TokenLayout | None) -> TokenLayout:
         """Return the layout that the probe proves or, where it proves none, the one that the library declares."""
-        shape = self._outputs[module].shape
-        place = {module: self._outputs[module].place}
+        shape = self._output(module).shape
+        place = {module: self._output(module).place}
 
         def read(image: Tensor) -> Tensor:
             with self._turn, torch.no_grad(), reading(self.model, [module], True, place) as outputs:
@@ -346,8 +352,8 @@ class Backbone:
 
     def _check(self, module: str) -> None:
         """Raise RequestError where the tokens asked for cannot be told at a module."""
-        shape = self._outputs[module].shape
-        flat_model = bool(self._blocks) and len(self._outputs[self._blocks[0]].shape) == 1
+        shape = self._output(module).shape
+        flat_model = bool(self._blocks) and len(self._output(self._blocks[0]).shape) == 1
         if (len(shape) == 1 and (self.tokens != "patches" or flat_model)) or (len(shape) == 2 and self.tokens == "all"):
             return
         layout = self._layout_of(module)

@@ -263,7 +263,8 @@ def _own_size(config: Any) -> tuple[int, int]:
         return _pair(config.image_size)
     patch = _patch_of(config)
     if hasattr(config, "num_patches") and patch:
-        return (math.isqrt(config.num_patches) * patch[0],) * 2
+        side = math.isqrt(config.num_patches) * patch[0]
+        return side, side
     return USUAL_SIZE, USUAL_SIZE
 
 

@@ -287,6 +287,16 @@ def test_channels_last_grids_are_rows_of_patches():
     torch.testing.assert_close(changed[:, 1, 2], module(images)[:, 1, 2] * 5)
 
 
+def test_a_site_of_a_twin_can_be_read(tiny, images):
+    twin = load(layers=[1], tokens="all")
+    torch.testing.assert_close(twin.forward_to(images, tiny.sites), tiny.forward_to(images), rtol=0, atol=0)
+    twin = load(layers=[1], tokens="all")
+    assert twin.tokens_at(tiny.sites[0]) == 101
+    twin = load(layers=[1], tokens="all")
+    with twin.replacing(tiny.sites[0], lambda tokens: tokens * 0):
+        assert not torch.allclose(twin.output(images), tiny.output(images))
+
+
 def test_gradients_reach_what_replaces_a_site(tiny, images):
     leaves = []
 
