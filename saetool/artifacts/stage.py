@@ -86,7 +86,7 @@ def run_stages(
     force: Force = False,
 ) -> list[Artifact]:
     """Make several artifacts by one function; `build_all` gets the partial directories of the unsealed ones only."""
-    members = [(stage, _real(Path(out))) for stage, out in members]
+    members = [(stage, place_beside(out)) for stage, out in members]
     outs = [out for _, out in members]
     with ExitStack() as locks:
         todo = _agree(lambda: _prepare(members, locks, force))
@@ -108,8 +108,9 @@ def run_stages(
     return [Artifact.open(out) for out in outs]
 
 
-def _real(out: Path) -> Path:
-    """Return where a link leads, so that the work happens beside the artifact itself."""
+def place_beside(out: str | os.PathLike) -> Path:
+    """Return where an artifact goes: `~` is the home folder, and a link leads where the artifact itself is."""
+    out = Path(out).expanduser()
     return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 

@@ -71,7 +71,9 @@ def test_digits_and_mnist():
     mnist = open_source(ImageSettings(source="mnist", limit=700))
     assert len(mnist) == 700
     assert mnist.read(699).image.size == (28, 28)
-    assert mnist.labels(699) == {"digit": "1"}
+    # The set stands in order of classes; of a part of it every class has as many.
+    assert [sum(mnist.labels(i)["digit"] == str(digit) for i in range(700)) for digit in range(10)] == [70] * 10
+    assert mnist.path(699) == "04569"
     assert mnist.read(0).digest != mnist.read(1).digest
 
 
