@@ -15,7 +15,7 @@ from saetool.activations.store import KIND, ActivationStore
 from saetool.activations.writer import Plan, ShardContent, StoreWriter
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
 from saetool.errors import RequestError
-from saetool.images.source import Label, known_label
+from saetool.images.source import require_text, stored_label
 
 
 def write_store(
@@ -103,34 +103,15 @@ def _table(
     for i, (entry, values) in enumerate(zip(entries, rows, strict=True)):
         row = {"path": f"{i:06d}", "width": None, "height": None, **{label["name"]: None for label in labels}, **entry}
         row.setdefault("digest", digest_bytes(_bytes(values)))
-        row |= {label["name"]: _label(row[label["name"]], label, i) for label in labels}
-        _require_text(row["path"], i)
+        try:
+            require_text(row["path"])
+            for column in labels:
+                name, kind, classes = column["name"], column["kind"], column.get("classes")
+                row[name] = stored_label(row[name], name, kind, classes)
+        except ValueError as error:
+            raise RequestError(f"Image {i}: {error}.") from None
         table.append(row)
     return table
-
-
-def _label(value: Any, column: dict[str, Any], i: int) -> Label:
-    """Return an image's label as it is stored; RequestError where it is of another kind than its column."""
-    name, classes = column["name"], column.get("classes")
-    if value is None:
-        return None
-    if column["kind"] == "number":
-        if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
-            raise RequestError(f"Image {i}: {name} is a column of numbers, and {value!r} is none.")
-        return known_label(float(value))
-    if not isinstance(value, str):
-        raise RequestError(f"Image {i}: {name} is a column of classes, which are text; {value!r} is not: str() it.")
-    _require_text(value, i)
-    if classes and value not in classes:
-        raise RequestError(f"Image {i}: {name} is {value!r}, which is none of its classes ({', '.join(classes[:8])}).")
-    return value
-
-
-def _require_text(value: str, i: int) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RequestError(f"Image {i}: {value!r} is no text that a table can hold (half of a character).") from None
 
 
 def _bytes(rows: Tensor) -> memoryview:

@@ -32,7 +32,7 @@ from saetool.artifacts.manifest import (
 )
 from saetool.artifacts.partial import Partial
 from saetool.artifacts.remote import where_from
-from saetool.errors import RequestError, SaetoolError, WorkError
+from saetool.errors import RequestError, SaetoolError, WorkError, printable
 from saetool.progress import say
 
 Force = bool | Literal["different"]
@@ -111,6 +111,8 @@ def run_stages(
 def place_beside(out: str | os.PathLike) -> Path:
     """Return where an artifact goes: `~` is the home folder, and a link leads where the artifact itself is."""
     out = Path(out).expanduser()
+    if printable(str(out)) != str(out):
+        raise RequestError(f"{printable(str(out))}: a name that no manifest can hold; choose another (run=…).")
     return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 
@@ -311,7 +313,7 @@ def _seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
             **partial.notes,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "host": platform.node(),
-            "command": " ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv)),
+            "command": printable(" ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv))),
             "versions": {name: _version(name) for name in _VERSIONS},
             "input_paths": [where_from(artifact.path, partial.out) for artifact in stage.inputs],
             "listing": stage.listing,

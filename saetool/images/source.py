@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol
 
 import xxhash
@@ -27,6 +28,30 @@ def split_named(name: str) -> str | None:
 def known_label(value: Any) -> Label:
     """Return a label as it can be stored: NaN and infinities, which say nothing, become None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def stored_label(value: Any, name: str, kind: str, classes: Sequence[str] | None) -> Label:
+    """Return a label as the column `name` stores it; ValueError where it is of another kind, or no class of it."""
+    if value is None:
+        return None
+    if kind == "number":
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{name} is a column of numbers, and {value!r} is none")
+        return known_label(float(value))
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is a column of classes, which are text; {value!r} is not: str() it")
+    require_text(value)
+    if classes and value not in classes:
+        raise ValueError(f"{name} is {value!r}, which is none of its classes ({', '.join(classes[:8])})")
+    return value
+
+
+def require_text(value: str) -> None:
+    """Raise ValueError for text that no table can hold: with half of a character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{value!r} is no text that a table can hold (half of a character)") from None
 
 
 def spread_over_classes(classes: Sequence[Any], limit: int | None) -> list[int]:

@@ -76,6 +76,19 @@ def test_what_is_no_source_and_no_backbone_is_refused_in_a_sentence(tmp_path):
         cache(7, str(put(tmp_path / "images")), [1], tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "message"), [("category", 3, "are text; 3 is not"), ("category", "cow", "none of its classes")]
+)
+def test_labels_of_a_source_of_ones_own_are_checked_before_the_work_is_lost(kind, value, message, tmp_path):
+    from saetool.images import LabelColumn, open_source
+
+    source = open_source(ImageSettings(source=str(put(tmp_path / "images"))))
+    source.label_columns = [LabelColumn("kind", kind, ["cat", "dog"])]
+    source.labels = lambda i: {"kind": value}
+    with pytest.raises(RequestError, match=rf"0\.bmp: kind is .*{message}"):
+        cache(BACKBONE, source, [1], tmp_path / "store", SETTINGS)
+
+
 def test_labels_that_are_no_number_and_immense_values_do_not_end_in_a_crash(tmp_path):
     import torch
 
