@@ -313,3 +313,12 @@ def test_users_mistakes_leave_no_notes_in_the_temporary_folder(saetool, place, m
     ):
         assert saetool("cache", "config.yaml", "run=new", wrong).code == 2
     assert not list((place / "temporary").iterdir())
+
+
+def test_another_librarys_sentence_is_cut_between_words():
+    from saetool.errors import first_line
+
+    line = first_line(ValueError("word " * 100 + "\nsecond line"))
+    assert len(line) <= 202
+    assert line.endswith("word …")
+    assert first_line(ValueError("short")) == "short"

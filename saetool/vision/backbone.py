@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saetool import seeding
 from saetool.artifacts import digest_json
-from saetool.errors import RequestError, WorkError, first_line
+from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.vision.hooks import Replacement, reading, replacing
 from saetool.vision.layout import TokenLayout, has_class_token, possible_grids, prove
 from saetool.vision.probe import Output, look
@@ -258,9 +258,9 @@ class Backbone:
         try:
             with self._turn:
                 seen = look(self.model, self._run, self.prepare(noise), wanted, first)
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+        except (SaetoolError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # another's code: it has its own ways to say that a size or an input does not suit
             raise RequestError(
                 f"{self.name} cannot look at pictures of {noise.shape[-2]}×{noise.shape[-1]} pixels "
                 f"({first_line(error)}): give the size it takes (image_size), or hand the module to "
@@ -353,7 +353,8 @@ class Backbone:
     def _check(self, module: str) -> None:
         """Raise RequestError where the tokens asked for cannot be told at a module."""
         shape = self._output(module).shape
-        flat_model = bool(self._blocks) and len(self._output(self._blocks[0]).shape) == 1
+        first = self._outputs.get(self._blocks[0]) if self._blocks else None
+        flat_model = first is not None and len(first.shape) == 1
         if (len(shape) == 1 and (self.tokens != "patches" or flat_model)) or (len(shape) == 2 and self.tokens == "all"):
             return
         layout = self._layout_of(module)

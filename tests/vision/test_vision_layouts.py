@@ -124,6 +124,42 @@ def test_a_sequence_first_module_is_refused(tokens):
         wrap(Embedded("sequence first"), ["tok"], tokens, image_size=16)
 
 
+def test_a_site_beside_blocks_that_are_refused_can_be_read():
+    class Mixed(nn.Module):
+        """Blocks that take tokens first, and a plain map of the same tokens after them."""
+
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 4, 4)
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+            self.tok = nn.Identity()
+
+        def forward(self, images):
+            tokens = self.embed(images).flatten(2).permute(2, 0, 1)
+            for block in self.blocks:
+                tokens = block(tokens)
+            return self.tok(tokens.transpose(0, 1))
+
+    backbone = wrap(Mixed(), ["tok"], image_size=16)
+    assert (backbone.grid, backbone.prefix_tokens) == ((4, 4), 0)
+    with pytest.raises(RequestError, match="first axis is not the images"):
+        backbone.site(1)
+
+
+def test_a_size_that_does_not_suit_ends_in_a_sentence():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=24, num_heads=2)
+    with pytest.raises(RequestError, match=r"cannot look at pictures of 80×80 pixels \(Input height"):
+        wrap(model, [1], image_size=80)
+
+
+def test_the_second_layer_of_tnt_is_the_librarys_own():
+    backbone = timm_backbone("tnt_s_patch16_224", 2)
+    images = torch.randn(3, 3, 224, 224)
+    with torch.no_grad():
+        own = backbone.model.forward_intermediates(images, indices=[1], intermediates_only=True)[0]
+    torch.testing.assert_close(backbone.forward_to(images)[0], own.flatten(2).transpose(1, 2))
+
+
 @pytest.mark.parametrize("kind", ["mixed", "positions"])
 def test_what_is_not_an_images_own_is_refused(kind):
     with pytest.raises(RequestError, match="nothing of an image's own"):
