@@ -262,13 +262,8 @@ def cache(
         return run_stage(caching_stage(backbone, open_source(images), images, settings), out, force=force)
     loaded = load_backbone(backbone) if isinstance(backbone, BackboneSettings) else backbone
     source = open_source(images) if isinstance(images, ImageSettings) else images
-    if not isinstance(loaded, Backbone) or not hasattr(source, "listing"):
-        wrong, way = (
-            (source, "a folder, ImageSettings or open_source(…)")
-            if isinstance(loaded, Backbone)
-            else (loaded, "a name, BackboneSettings or saetool.vision.wrap(module, …)")
-        )
-        raise RequestError(f"cache takes no {type(wrong).__module__}.{type(wrong).__name__}: give {way}.")
+    _require(isinstance(loaded, Backbone), loaded, "a name, BackboneSettings or saetool.vision.wrap(module, …)")
+    _require(hasattr(source, "listing"), source, "a folder, ImageSettings or open_source(…)")
     wanted = loaded.sites if sites is None else loaded.sites_of(sites)
     identity = {"source": source.name}
     job = CachingJob(lambda: loaded, lambda _: wanted, source, settings, on_error or "fail", identity=identity)
@@ -279,6 +274,11 @@ def cache(
         "cache": settings.content(),
     }
     return run_stage(_stage(job, config), out, force=force)
+
+
+def _require(known: bool, given: Any, way: str) -> None:
+    if not known:
+        raise RequestError(f"cache takes no {type(given).__module__}.{type(given).__name__}: give {way}.")
 
 
 def _stage(job: CachingJob, config: dict[str, Any]) -> Stage:

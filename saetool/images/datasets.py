@@ -1,6 +1,7 @@
 """Hugging Face datasets: from the hub by name and split, streaming or not, or from local Arrow or Parquet files."""
 
 import io
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from PIL import Image
 from saetool import hub
 from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, WorkError, first_line
-from saetool.images.folder import read_regular
+from saetool.images.folder import read_regular, refuse_folder
 from saetool.images.picture import Picture, read_picture
 from saetool.images.settings import HUB_PREFIX, ImageSettings
 from saetool.images.source import (
@@ -43,8 +44,12 @@ def data_files(path: Path) -> list[Path]:
     """Return the Parquet and Arrow files of a data set: the file itself, or those up to three folders down, sorted."""
     if path.is_file():
         return [path]
-    patterns = ("*", "*/*", "*/*/*")
-    return sorted(file for pattern in patterns for file in path.glob(pattern) if file.suffix in DATASET_SUFFIXES)
+    found: list[Path] = []
+    for folder, subfolders, files in os.walk(path, onerror=refuse_folder, followlinks=True):
+        found += [Path(folder, name) for name in files if Path(name).suffix in DATASET_SUFFIXES]
+        if len(Path(folder).relative_to(path).parts) >= 2:
+            subfolders.clear()
+    return sorted(found)
 
 
 class DatasetSource:

@@ -125,7 +125,7 @@ class FolderSource:
 
     def _list(self) -> list[Entry]:
         """Return every file below the root that is not hidden, in any order."""
-        return _walk(self._folder)
+        return walk(self._folder)
 
     def _content(self, i: int) -> tuple[bytes, str]:
         """Return a file's bytes, and what a message calls it."""
@@ -163,10 +163,11 @@ def read_regular(file: Path) -> bytes:
         return content.read(MAX_FILE_BYTES)
 
 
-def _walk(root: Path) -> list[Entry]:
+def walk(root: Path) -> list[Entry]:
+    """Return every file below a folder that is not hidden, links followed; RequestError where one cannot be listed."""
     entries: list[Entry] = []
     above: dict[str, tuple[str, ...]] = {}
-    for folder, subfolders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=refuse_folder, followlinks=True):
         # A link to a folder above would lead round in a circle.
         real = os.path.realpath(folder)
         ancestors = above.get(os.path.dirname(folder), ())
@@ -183,7 +184,8 @@ def _walk(root: Path) -> list[Entry]:
     return entries
 
 
-def _refuse_folder(error: OSError) -> None:
+def refuse_folder(error: OSError) -> None:
+    """Raise RequestError for a folder that cannot be listed: what walks folders passes over it without a word."""
     raise RequestError(
         f"images.source: {error.filename} cannot be listed ({error.strerror}), so its images would be missed; make it "
         "readable, or move it away"

@@ -124,9 +124,12 @@ def test_files_left_out_are_counted_by_their_ending(tmp_path, capsys):
     assert "7 files are not of a kind that is read and are left out (.jxl 3, .heic 2, " in said
 
 
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["folder", "address", "dataset"])
+def test_a_folder_that_cannot_be_listed_is_named(kind, tmp_path, monkeypatch):
     put(tmp_path / "open" / "1.png")
     put(tmp_path / "shut" / "2.png")
+    if kind == "dataset":
+        (tmp_path / "open" / "1.parquet").write_bytes(b"PAR1")
     scandir = os.scandir
 
     def refuse(path):
@@ -135,8 +138,8 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(RequestError, match=r"shut cannot be listed \(Permission denied\)"):
-        folder(tmp_path)
+    with pytest.raises(RequestError, match=r"cannot be listed.*Permission denied"):
+        folder(f"file://{tmp_path}" if kind == "address" else tmp_path)
 
 
 def test_a_root_that_cannot_be_entered_is_named(tmp_path, monkeypatch):
@@ -162,11 +165,12 @@ def test_times_tell_files_apart_that_sizes_do_not(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_pipes_and_devices_are_not_read(tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "address"])
+def test_pipes_and_devices_are_not_read(kind, tmp_path):
     put(tmp_path / "a.png")
     os.mkfifo(tmp_path / "b.png")
     (tmp_path / "c.png").symlink_to("/dev/zero")
-    source = folder(tmp_path)
+    source = folder(f"file://{tmp_path}" if kind == "address" else tmp_path)
     for i in (1, 2):
         with pytest.raises(WorkError, match="is no regular file"):
             source.read(i)
