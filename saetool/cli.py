@@ -171,7 +171,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     # The sentence alone: the place in the code says nothing to who wrote the config.
-    warnings.showwarning = lambda message, *_: typer.echo(f"saetool: warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_: typer.echo(printable(f"saetool: warning: {message}"), err=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -67,7 +67,7 @@ def run_script(main: Callable[[], None]) -> None:
         main()
         distributed.stop()
     except SaetoolError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         leave(error.exit_code)
     except ValidationError as error:  # settings made from arguments
         for wrong in error.errors():

@@ -29,6 +29,7 @@ def say(message: str) -> None:
 @contextmanager
 def bar(description: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`: report that n more of `total` units are done. `done` of them were done by an earlier run."""
+    description = printable(description)
     if not _is_main():
         yield lambda n: None
     elif sys.stderr.isatty():

@@ -171,6 +171,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: &a [1, *a]", "holds more than 100,000 values"),
         ("a: " + "[" * 20_000 + "]" * 20_000, "nested too deep"),
         ("run: " + "9" * 5000, "not valid YAML"),
+        ("? [a, b]\n: 1", "cannot be a key"),
+        ("at: 2026-99-99", "not valid YAML"),
+        ("1: x", "a.yaml"),
+        ("run: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],
 )
 def test_yaml_that_would_fill_the_memory_ends_in_a_message(text, reason, tmp_path):

@@ -34,7 +34,7 @@ def load(settings: BackboneSettings, precision: str, device: torch.device) -> Pa
     here = Path(source).expanduser().is_dir() or _is_model_type(source, settings)
     with nullcontext() if here else hub.reaching():
         whole = _create(source, settings)
-        model: Any = whole.base_model
+        model: Any = _without_classifier(whole)
         config: Any = model.config
         transform = _transform(source, config, settings)
     patch = _patch_of(config)
@@ -86,6 +86,12 @@ def _create(source: str, settings: BackboneSettings) -> Any:
         given = settings.weights or settings.name
         raise RequestError(f"{given} lacks {len(missing)} of the vision model's weights, {missing[0]!r} among them")
     return _ready(model)
+
+
+def _without_classifier(whole: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    return whole if type(whole) is MODEL_MAPPING[type(whole.config)] else whole.base_model
 
 
 def _kind(config: Any, settings: BackboneSettings, state: dict[str, Tensor] | None) -> Any:
