@@ -124,3 +124,19 @@ def test_a_tilde_is_the_home_folder(place, tmp_path, monkeypatch):
     member.evaluate(full=False)
     assert (tmp_path / "other" / "evaluation" / "manifest.json").is_file()
     assert not (tmp_path / "~").exists()
+
+
+def test_a_sweep_over_layers_is_on_a_plane_a_layer(copy):
+    from saetool.report import write_overview
+
+    run(
+        copy, f"run={copy / 'sweep'}", f"activations={copy / 'run' / 'activations'}", "sweep={training.layer: [2, 3]}"
+    ).make_all()
+    points = json.loads((copy / "sweep" / "sweep" / "sweep.json").read_text())["points"]
+    sites = {point["name"]: point["site"] for point in points if point["kind"] == "autoencoder"}
+    assert len(set(sites.values())) == 2
+    for site in sites.values():
+        assert any(point["frontier"] for point in points if point["site"] == site)
+    assert (copy / "sweep" / "sweep" / "sweep.md").read_text().count("## ") == 2
+    page = (write_overview(copy / "sweep")).parent
+    assert "layer 3 (blocks.2)" in "".join(path.read_text() for path in page.rglob("*.js"))
