@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool import hub
-from saetool.errors import RequestError, WorkError, first_line
+from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry
 from saetool.vision.layout import TokenLayout
@@ -31,14 +31,15 @@ USUAL_SIZE = 224
 def load(settings: BackboneSettings, precision: str, device: torch.device) -> Parts:
     """Load `hf/NAME`; randomly initialized where `pretrained` is false (the caller seeds torch)."""
     source = settings.name.removeprefix("hf/")
-    here = Path(source).expanduser().is_dir() or _is_model_type(source, settings)
-    with nullcontext() if here else hub.reaching():
+    local = Path(source).expanduser().is_dir()
+    here = local or _is_model_type(source, settings)
+    with nullcontext() if here else hub.reaching(), _explained(settings.name, local):
         whole = _create(source, settings)
         model: Any = _without_classifier(whole)
         config: Any = model.config
         transform = _transform(source, config, settings)
-    patch = _patch_of(config)
-    grid = (transform.geometry.crop[0] // patch[0], transform.geometry.crop[1] // patch[1]) if patch else None
+        patch = _patch_of(config)
+        grid = (transform.geometry.crop[0] // patch[0], transform.geometry.crop[1] // patch[1]) if patch else None
     digest = digest_weights(model.state_dict().items())
     whole = settle(whole, precision, device)
     return Parts(
@@ -52,6 +53,27 @@ def load(settings: BackboneSettings, precision: str, device: torch.device) -> Pa
         declared=TokenLayout(_prefix_tokens(model), grid) if grid and hasattr(config, "hidden_size") else None,
         patch=patch,
     )
+
+
+@contextmanager
+def _explained(name: str, local: bool) -> Iterator[None]:
+    """Turn what goes wrong with a model's files into a message: every reader of damaged ones has errors of its own."""
+    try:
+        yield
+    except (SaetoolError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise RequestError(
+                f"{name} wants to run Python code that comes with it (auto_map), which saetool never does. "
+                "Take a model of a type that transformers knows, or load it yourself and hand it to saetool.vision.wrap"
+            ) from None
+        if not local:
+            raise _unreachable(name, error) from None
+        raise WorkError(
+            f"{name} cannot be loaded: the folder's files are damaged, or no model's "
+            f"({type(error).__name__}: {first_line(error)}). Fetch them again"
+        ) from None
 
 
 def _create(source: str, settings: BackboneSettings) -> Any:
@@ -78,9 +100,9 @@ def _create(source: str, settings: BackboneSettings) -> Any:
     except ImportError as error:
         raise RequestError(f"{settings.name} needs a library that is not installed: {first_line(error)}") from None
     except (OSError, ValueError, RuntimeError) as error:
-        if settings.weights:
-            raise RequestError(f"{settings.weights} does not fit {settings.name}: {first_line(error)}") from None
-        raise _unreachable(settings.name, error) from None
+        if settings.weights is None:
+            raise
+        raise RequestError(f"{settings.weights} does not fit {settings.name}: {first_line(error)}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         given = settings.weights or settings.name
@@ -132,20 +154,7 @@ def _config(source: str, settings: BackboneSettings) -> Any:
 
     if _is_model_type(source, settings):
         return CONFIG_MAPPING[source]()
-    try:
-        return AutoConfig.from_pretrained(_place(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        _refuse_code(settings.name, error)
-        raise _unreachable(settings.name, error) from None
-
-
-def _refuse_code(name: str, error: Exception) -> None:
-    """Raise RequestError where the library failed because a model brings code that it wants to run (`auto_map`)."""
-    if "trust_remote_code" in str(error):
-        raise RequestError(
-            f"{name} wants to run Python code that comes with it (auto_map in its files), which saetool never does. "
-            "Take a model of a type that transformers knows, or load it yourself and hand it to saetool.vision.wrap"
-        ) from None
+    return AutoConfig.from_pretrained(_place(source), trust_remote_code=False)
 
 
 def _is_model_type(source: str, settings: BackboneSettings) -> bool:
@@ -176,7 +185,8 @@ def _transform(source: str, config: Any, settings: BackboneSettings) -> Transfor
     try:
         processor = AutoImageProcessor.from_pretrained(_place(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        _refuse_code(settings.name, error)
+        if "trust_remote_code" in str(error):
+            raise
         raise WorkError(f"{settings.name} says nothing of its preprocessing ({first_line(error)})") from None
     return transform_of(processor, config, size, settings.name)
 
@@ -196,9 +206,16 @@ def transform_of(processor: Any, config: Any, size: tuple[int, int] | None, name
         Geometry(resize[0], resize[1], crop, crop, None, "floor"),  # pyright: ignore[reportArgumentType]
         interpolation=_interpolation(processor.resample),
         scale=processor.rescale_factor if processor.do_rescale else 1.0,
-        mean=tuple(processor.image_mean) if normalize else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if normalize else (1.0, 1.0, 1.0),
+        mean=_three(processor.image_mean) if normalize else (0.0, 0.0, 0.0),
+        std=_three(processor.image_std) if normalize else (1.0, 1.0, 1.0),
     )
+
+
+def _three(values: Any) -> tuple[float, ...]:
+    found = tuple(float(value) for value in values)
+    if len(found) != 3:
+        raise ValueError(f"mean and deviation of three channels are needed, not {len(found)}")
+    return found
 
 
 def _resize_rule(processor: Any, config: Any, name: str) -> tuple[tuple[str, tuple[int, int]], tuple[int, int]]:

@@ -27,7 +27,7 @@ from transformers import (
     ViTMAEForPreTraining,
 )
 
-from saetool.errors import RequestError
+from saetool.errors import RequestError, WorkError
 from saetool.vision import BackboneSettings, load_backbone
 from saetool.vision.backbone import Backbone
 from saetool.vision.timm_models import parts_of, timm_transform
@@ -252,6 +252,57 @@ def test_named_blocks_are_blocks():
     backbone = wrap(module, [2], image_size=32)
     assert backbone.blocks == tuple(f"encoder.layers.encoder_layer_{i}" for i in range(3))
     assert (backbone.grid, backbone.prefix_tokens, backbone.sites[0].layer) == ((4, 4), 1, 2)
+
+
+def binary(content):
+    def write(folder):
+        (folder / "model.safetensors").unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return write
+
+
+class Runs:
+    """A pickle that would run a command."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def changed(file, **facts):
+    import json
+
+    return lambda folder: (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | facts))
+
+
+DAMAGE = {
+    "weights are no weights": lambda folder: (folder / "model.safetensors").write_bytes(b"garbage"),
+    "weights are empty": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "weights are cut": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:5000]
+    ),
+    "weights run code": binary({"a": Runs()}),
+    "weights are a list": binary([1]),
+    "weights have numbers for names": binary({1: torch.ones(2)}),
+    "config is no config": lambda folder: (folder / "config.json").write_bytes(b"garbage"),
+    "config is a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "width is half a character": changed("config.json", hidden_size="\ud800"),
+    "width is NaN": changed("config.json", hidden_size=float("nan")),
+    "width is zero": changed("config.json", hidden_size=0),
+    "patches are empty": changed("config.json", patch_size=0),
+    "size is a list": changed("config.json", image_size=[]),
+    "processor is a list": lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
+    "mean is text": changed("preprocessor_config.json", image_mean=["x"] * 3),
+    "mean is short": changed("preprocessor_config.json", image_mean=[0.5]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_model_folders_end_in_a_sentence(damage, hf_folder):
+    folder = hf_folder("vit")
+    DAMAGE[damage](folder)
+    with pytest.raises(WorkError, match=r"cannot be loaded: the folder's files are damaged, or no model's \("):
+        load_backbone(BackboneSettings(name=f"hf/{folder}", layers=[1], precision="fp32"))
 
 
 def test_code_that_comes_with_a_model_is_never_run(tmp_path, monkeypatch):
