@@ -13,7 +13,7 @@ from PIL import Image
 
 from saetool import hub
 from saetool.artifacts import digest_bytes
-from saetool.errors import RequestError, WorkError, first_line
+from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images.folder import read_regular, refuse_folder
 from saetool.images.picture import Picture, read_picture
 from saetool.images.settings import HUB_PREFIX, ImageSettings
@@ -248,13 +248,15 @@ def open_hub(settings: ImageSettings) -> DatasetSource:
 def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
     """Open a folder that `save_to_disk` wrote, a folder of Parquet or Arrow files, or one such file."""
     import datasets
-    from datasets.exceptions import DatasetGenerationError
 
     try:
         saved = path.is_dir() and any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
         rows = datasets.load_from_disk(str(path)) if saved else _from_files(path, settings)
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        raise WorkError(f"{path} cannot be read as a dataset: {first_line(error)}") from None
+    except (SaetoolError, MemoryError):
+        raise
+    except Exception as error:  # damaged files fail in as many ways as the library has readers
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise WorkError(f"{path} cannot be read as a dataset ({reason}); fetch or write it again") from None
     if isinstance(rows, datasets.DatasetDict):
         if settings.split not in rows:
             raise RequestError(f"images.split: {path} has {', '.join(map(str, rows))}, not {settings.split!r}")
@@ -414,6 +416,8 @@ def _below(path: str, name: str, root: str | None) -> Path:
     places = [Path(root)] if root else [datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME]
     places = [Path(place).resolve() for place in places]
     places = [place if place.is_dir() else place.parent for place in places]
+    if "\0" in path:
+        raise WorkError(f"{name} names a picture {path!r}, which no file can be called")
     file = (places[0] / path).resolve()
     if not any(file.is_relative_to(place) for place in places):
         raise WorkError(f"{name} names a picture outside of the data, {path!r}, which is not read")

@@ -345,3 +345,27 @@ def test_paths_in_data_lead_nowhere_else(inside, tmp_path):
 
 def test_a_name_alone_opens_a_source():
     assert len(open_source("digits")) == 1797
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow", "a.parquet"])
+@pytest.mark.parametrize("content", [b"", b"x" * 50, b"[]", b"null"])
+def test_damaged_datasets_end_in_a_sentence(file, content, rows, tmp_path):
+    path = tmp_path / "data"
+    if file == "a.parquet":
+        rows[0].to_parquet(str(path / file))
+    else:
+        rows[0].save_to_disk(str(path))
+    assert (path / file).is_file()
+    (path / file).write_bytes(content)
+    with pytest.raises(WorkError, match=r"data cannot be read as a dataset \("):
+        local(path)
+
+
+def test_a_path_with_a_zero_byte_is_refused(tmp_path):
+    import datasets
+
+    features = {"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    table = {"image": [{"bytes": None, "path": "a\0b"}]}
+    datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(WorkError, match="which no file can be called"):
+        local(tmp_path).read(0)
