@@ -3,6 +3,7 @@
 `--help`, `info` and `verify` import neither torch nor timm, so everything heavy is imported where it is used.
 """
 
+import io
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saetool.errors import SaetoolError, leave
+from saetool.errors import SaetoolError, leave, printable
 from saetool.heap import keep_heap
 
 INTERRUPTED = 130
@@ -95,7 +96,7 @@ def report(
     place = Path(config)
     problems = pages.check(place / "report" if (place / "report").is_dir() else place)
     for problem in problems:
-        typer.echo(problem)
+        typer.echo(printable(problem))
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{config}: every link and chunk resolves, nothing leads outside.")
@@ -123,9 +124,9 @@ def verify(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folder
         with bar(f"verifying {path}", bytes_of(path), "bytes") as advance:
             problems = problems_of(path, advance)
         damaged |= bool(problems)
-        typer.echo(f"{path}: {'DAMAGED' if problems else 'intact'}")
+        typer.echo(printable(f"{path}: {'DAMAGED' if problems else 'intact'}"))
         for problem in problems:
-            typer.echo(f"  {problem}")
+            typer.echo(printable(f"  {problem}"))
     if damaged:
         raise typer.Exit(1)
 
@@ -146,7 +147,7 @@ def info(
     from saetool.artifacts.verification import find_artifacts
 
     for path in [artifact for given in paths for artifact in find_artifacts(given)]:
-        typer.echo(describe(path))
+        typer.echo(printable(describe(path)))
 
 
 def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry_run: bool = False) -> None:
@@ -165,7 +166,7 @@ def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry
 def _say(text: str) -> None:
     """Print a result once, whatever the number of processes."""
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(text)
+        typer.echo(printable(text))
 
 
 def _print_estimate(estimate: dict[str, Any]) -> None:
@@ -180,9 +181,12 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     # The sentence alone: the place in the code says nothing to who wrote the config.
-    warnings.showwarning = lambda message, *_: typer.echo(f"saetool: warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_: typer.echo(printable(f"saetool: warning: {message}"), err=True)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     keep_heap()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal in latin-1 has no arrow, and that is no failure
     try:
         app()
     except SystemExit as end:
@@ -191,11 +195,11 @@ def main() -> None:
         if end.code:
             leave(end.code if isinstance(end.code, int) else 1)
     except SaetoolError as error:
-        typer.echo(f"saetool: {error}", err=True)
+        typer.echo(printable(f"saetool: {error}"), err=True)
         leave(error.exit_code)
     except Exception as error:
         typer.echo(
-            f"saetool: unexpected failure: {type(error).__name__}: {error}\n"
+            f"saetool: unexpected failure: {type(error).__name__}: {printable(str(error))}\n"
             f"This is a bug; {_keep_traceback()} says where. What was finished is kept.",
             err=True,
         )

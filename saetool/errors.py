@@ -1,6 +1,7 @@
 """The exceptions a user may see. Each message names the thing that is wrong and the way out."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,9 +25,24 @@ class WorkError(SaetoolError):
     exit_code = 1
 
 
+_LONGEST_LINE = 200
+"""Characters of another library's message that stand inside one of ours."""
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, short enough to stand inside one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of another library's message, short enough to stand inside one of ours, in whole words."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return line[:_LONGEST_LINE].rsplit(" ", 1)[0] + " …"
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return text for a terminal: what would steer it (escape codes in a file's name) is shown, and not done."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def leave(code: int) -> NoReturn:
@@ -51,7 +67,7 @@ def run_script(main: Callable[[], None]) -> None:
         main()
         distributed.stop()
     except SaetoolError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         leave(error.exit_code)
     except ValidationError as error:  # settings made from arguments
         for wrong in error.errors():

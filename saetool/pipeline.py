@@ -42,7 +42,7 @@ class Run:
     def __init__(self, config: RunConfig, command: str):
         self.config = config
         self.command = command
-        self.directory = Path(config.run)
+        self.directory = Path(config.run).expanduser()
         self.members = [Member(self, name, member) for name, member in sweep_members(config)]
 
     @classmethod
@@ -193,12 +193,16 @@ class Member:
         An evaluation made before there was an index is made again with it.
         """
         place = self.path("evaluation")
-        cheap, whole = self._evaluation(full=False), self._evaluation(full=True)
-        found = _recipe_at(place)
+        cheap = self._evaluation(full=False)
+        if not full and not force and _answers(place, cheap):
+            say(f"{place}: done already")
+            return Artifact.open(place, "evaluation")
+        whole, found = self._evaluation(full=True), _recipe_at(place)
         if full:
             replaces = found == cheap.recipe or _differs_only_in(whole, place, "features")
             return run_stage(whole, place, force=force or replaces)
-        stage = whole if found == whole.recipe and force is not True else cheap
+        # What costs minutes to hours is never replaced by what costs seconds: it is made again, or kept.
+        stage = whole if found == whole.recipe or _is_whole(place) else cheap
         return run_stage(stage, place, force=force or _differs_only_in(stage, place, "features"))
 
     def _evaluation(self, full: bool) -> Stage:
@@ -262,11 +266,32 @@ def _number(value: float | None, form: str) -> str:
 
 def _made(path: Path, kind: str) -> Artifact:
     """Open what an earlier stage made; raise RequestError naming the command that makes it."""
-    if not path.exists() and not path.with_name(path.name + ".partial").exists():
+    begun = path.with_name(path.name + ".partial").exists()
+    if not path.exists():
+        state, does = ("begun and not finished", "finishes") if begun else ("not made yet", "makes")
         raise RequestError(
-            f"{path}: not made yet. `saetool {COMMANDS[kind]} CONFIG` makes it, `saetool run CONFIG` makes all."
+            f"{path}: {state}. `saetool {COMMANDS[kind]} CONFIG` {does} it, `saetool run CONFIG` makes all."
         )
     return Artifact.open(path, kind)
+
+
+def _is_whole(evaluation: Path) -> bool:
+    """Say whether what stands at a place is an evaluation with the model's own effects."""
+    if not (evaluation / MANIFEST).is_file():
+        return False
+    settings = Artifact.open(evaluation, "evaluation").config["settings"]
+    return bool(settings["probing"] and settings["effect"])
+
+
+def _answers(evaluation: Path, cheap: Stage) -> bool:
+    """Say whether the full evaluation at a place, whatever its own settings, has all that the cheap one would have."""
+    if not _is_whole(evaluation):
+        return False
+    found = Artifact.open(evaluation, "evaluation")
+    asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in cheap.inputs]
+    settings = {key: value for key, value in cheap.config["settings"].items() if key not in ("probing", "effect")}
+    same = all(found.config["settings"].get(key) == value for key, value in settings.items())
+    return same and found.inputs == asked and found.config["seed"] == cheap.config["seed"]
 
 
 def _recipe_at(path: Path) -> str | None:

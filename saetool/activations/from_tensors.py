@@ -4,16 +4,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from saetool.activations.moments import SiteMoments
+from saetool.activations.moments import LARGEST, SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.store import KIND, ActivationStore
 from saetool.activations.writer import Plan, ShardContent, StoreWriter
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
 from saetool.errors import RequestError
+from saetool.images.source import require_text, stored_label
 
 
 def write_store(
@@ -34,10 +36,8 @@ def write_store(
     Raises RequestError for values that are not finite or shapes that do not fit together.
     """
     settings = settings or CacheSettings(dtype="float32")
-    sites = tokens if isinstance(tokens, dict) else {"rows": tokens}
+    sites = _sites(tokens)
     n_images = len(next(iter(sites.values())))
-    if any(rows.ndim != 3 or len(rows) != n_images for rows in sites.values()):
-        raise RequestError("Each site needs a tensor [images, tokens, d], with the same number of images.")
     plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)
     stored = {folder: rows.detach().to(plan.dtype).contiguous() for folder, rows in sites.items()}
     contents = {folder: digest_bytes(_bytes(rows)) for folder, rows in stored.items()}
@@ -55,6 +55,23 @@ def write_store(
     return ActivationStore(run_stage(Stage(KIND, config, build), out, force=force))
 
 
+def _sites(tokens: Any) -> dict[str, Tensor]:
+    """Return the tensors by site folder; RequestError where there is one that is no store's."""
+    given = tokens if isinstance(tokens, dict) else {"rows": tokens}
+    sites = {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in given.items()}
+    wrong = next((rows for rows in sites.values() if not isinstance(rows, Tensor)), None)
+    if wrong is not None or not sites:
+        kind = f"{type(wrong).__module__}.{type(wrong).__name__}" if sites else "nothing"
+        raise RequestError(f"write_store takes tensors or numpy arrays [images, tokens, d], not {kind}.")
+    n_images = len(next(iter(sites.values())))
+    if any(rows.ndim != 3 or len(rows) != n_images for rows in sites.values()):
+        raise RequestError("Each site needs a tensor [images, tokens, d], with the same number of images.")
+    empty = next((name for name, rows in sites.items() if 0 in rows.shape[1:]), None)
+    if empty is not None:
+        raise RequestError(f"{empty}: shape {list(sites[empty].shape)} has no tokens or no width.")
+    return sites
+
+
 def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: list[dict[str, Any]]) -> None:
     slices = writer.plan.slices_of(shard)
     parts = [writer.plan.images_of(slice_) for slice_ in slices]
@@ -62,7 +79,9 @@ def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: li
     moments = {folder: SiteMoments.of(rows.flatten(0, 1)) for folder, rows in tokens.items()}
     for folder, moment in moments.items():
         if not moment.finite:
-            raise RequestError(f"{folder}: some values are not finite (in {writer.plan.settings.dtype}).")
+            raise RequestError(
+                f"{folder}: some values are not finite and below {LARGEST:g} (in {writer.plan.settings.dtype})."
+            )
     rows = [{**table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
     writer.write_shard(shard, tokens, ShardContent(rows, [len(part) for part in parts], moments))
 
@@ -84,6 +103,13 @@ def _table(
     for i, (entry, values) in enumerate(zip(entries, rows, strict=True)):
         row = {"path": f"{i:06d}", "width": None, "height": None, **{label["name"]: None for label in labels}, **entry}
         row.setdefault("digest", digest_bytes(_bytes(values)))
+        try:
+            require_text(row["path"])
+            for column in labels:
+                name, kind, classes = column["name"], column["kind"], column.get("classes")
+                row[name] = stored_label(row[name], name, kind, classes)
+        except ValueError as error:
+            raise RequestError(f"Image {i}: {error}.") from None
         table.append(row)
     return table
 

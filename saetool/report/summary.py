@@ -111,7 +111,12 @@ def _evaluation(evaluation: Artifact | None) -> dict[str, list[dict]]:
     if evaluation is None or "evaluation.json" not in evaluation.files:
         return {"tables": [], "pareto": []}
     found = json.loads(evaluation.file("evaluation.json").read_bytes())
-    pareto = [point for point in found.get("pareto") or [] if _drawable(point)]
+    # A link would be followed by a click, whatever it says: these points have no page of their own.
+    pareto = [
+        {key: value for key, value in point.items() if key != "link"}
+        for point in found.get("pareto") or []
+        if _drawable(point)
+    ]
     return {"tables": found.get("tables") or [], "pareto": pareto}
 
 

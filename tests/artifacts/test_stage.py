@@ -294,3 +294,18 @@ def test_finished_work_on_something_else_is_not_thrown_away(tmp_path, monkeypatc
     with pytest.raises(RequestError, match="lr: 1 there, 2 asked"):
         run_stage(stage(lr=2), tmp_path / "a")
     assert run_stage(stage(lr=1), tmp_path / "a").config["lr"] == 1
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "red\x1b[31m"])
+def test_names_that_no_manifest_can_hold_are_refused_before_the_work(name, tmp_path):
+    def build(partial):
+        raise AssertionError("no work is begun")
+
+    with pytest.raises(RequestError, match="a name that no manifest can hold"):
+        run_stage(Stage("features", {}, build), tmp_path / name)
+
+
+def test_a_command_line_that_is_no_text_is_noted_as_far_as_it_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["saetool", "run", "caf\udce9.yaml"])
+    made = run_stage(Stage("features", {}, lambda partial: {}), tmp_path / "made")
+    assert made.notes["command"] == r"saetool run caf\udce9.yaml"
