@@ -141,7 +141,7 @@ class SiteStore:
     def _stored_statistics(self) -> Statistics:
         from safetensors.torch import load
 
-        found = load(self.store.artifact.file(f"{self.info['folder']}/stats.safetensors").read_bytes())
+        found = load(self.store.artifact.read_bytes(f"{self.info['folder']}/stats.safetensors"))
         return Statistics(int(found["count"]), found["mean"], found["variance"])
 
     def _read_statistics(self, images: np.ndarray) -> Statistics:

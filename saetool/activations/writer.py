@@ -101,7 +101,7 @@ class StoreWriter:
 
     def is_done(self, shard: int) -> bool:
         """Say whether a shard was finished, by this attempt or an earlier one."""
-        record = self.partial.record_of(f"shards/{shard:05d}")
+        record = self.partial.unit_of(f"shards/{shard:05d}")
         paths = [self.partial.path / self._name(site, shard) for site in self.plan.sites]
         return record is not None and all(path.is_file() for path in paths)
 

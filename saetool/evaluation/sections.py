@@ -147,7 +147,7 @@ def other_seeds(subject: Subject, others: list[Artifact]) -> list[dict[str, Any]
     mine = subject.autoencoder.decoder_directions()
     rows = []
     for artifact in others:
-        theirs = load(artifact.path).decoder_directions()
+        theirs = load(artifact).decoder_directions()
         if mine is None or theirs is None:
             raise RequestError(f"{artifact.path}: stability compares linear decoders, and one of the two has none")
         found = stability(mine.detach().cpu(), theirs.detach().cpu(), subject.seed)

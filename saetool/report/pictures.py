@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from saetool import progress
+from saetool.artifacts.partial import SCRATCH
 from saetool.errors import WorkError
 from saetool.images import Picture
 from saetool.report.chunks import pack, smallest_unsigned
@@ -139,7 +140,8 @@ class Thumbnails:
             small = picture.copy()
             small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
+            temporary = folder / SCRATCH / thumbnail_name(row)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
             small.save(temporary, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
             os.replace(temporary, path)
         return path.stat().st_size

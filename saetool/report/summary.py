@@ -110,7 +110,7 @@ def _evaluation(evaluation: Artifact | None) -> dict[str, list[dict]]:
     """Return an evaluation's ready-made tables, and its models and baselines in the plane of L0 and FVU."""
     if evaluation is None or "evaluation.json" not in evaluation.files:
         return {"tables": [], "pareto": []}
-    found = json.loads(evaluation.file("evaluation.json").read_bytes())
+    found = json.loads(evaluation.read_bytes("evaluation.json"))
     pareto = [point for point in found.get("pareto") or [] if _drawable(point)]
     return {"tables": found.get("tables") or [], "pareto": pareto}
 

@@ -71,7 +71,7 @@ def test_a_failed_build_keeps_its_work_and_is_not_an_artifact(tmp_path):
     assert calls == []
 
 
-@pytest.mark.parametrize("name", ["work/half", "checkpoint/step", "site/0.safetensors"])
+@pytest.mark.parametrize("name", [".scratch/work/half", ".scratch/checkpoint/step", "work/0.safetensors"])
 def test_unfinished_work_on_something_else_is_not_thrown_away_without_force(tmp_path, name):
     def fail(partial: Partial) -> dict:
         partial.file(name).write_bytes(b"work")
@@ -86,7 +86,7 @@ def test_unfinished_work_on_something_else_is_not_thrown_away_without_force(tmp_
 
 def test_a_request_that_failed_before_any_work_is_forgotten(tmp_path):
     def fail(partial: Partial) -> dict:
-        partial.file("work/half").unlink(missing_ok=True)
+        partial.scratch("half").unlink(missing_ok=True)
         raise RequestError("there is no such model")
 
     with pytest.raises(RequestError):

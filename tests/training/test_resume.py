@@ -139,9 +139,9 @@ def test_a_damaged_checkpoint_is_named(toy, make_run, make_stream, settings):
     with pytest.raises(Crash):
         learn([make_run(toy(), settings)], crash_after(make_stream(), 12))
     run = make_run(toy(), settings)
-    (file,) = (run.partial.path / "checkpoint").glob("step-*")
+    (file,) = (run.partial.path / ".scratch/checkpoint").glob("step-*")
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(WorkError, match=r"checkpoint cannot be read.*Delete .*toy.partial"):
+    with pytest.raises(WorkError, match=r"step-\d+.safetensors: the checkpoint is damaged.*--force"):
         learn([run], make_stream())
 
 
@@ -230,7 +230,7 @@ def test_kills_at_random_times_change_nothing(tmp_path):
     draw = random.Random(0)
     for _ in range(8):
         process = start(tmp_path / "killed")
-        while not (tmp_path / "killed.partial" / "checkpoint").exists() and process.poll() is None:
+        while not (tmp_path / "killed.partial" / ".scratch/checkpoint").exists() and process.poll() is None:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.4))
         with contextlib.suppress(ProcessLookupError):
