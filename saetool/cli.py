@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saetool.errors import SaetoolError, leave
+from saetool.errors import RequestError, SaetoolError, leave
 
 INTERRUPTED = 130
 
@@ -135,8 +135,14 @@ def info(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folders 
     from saetool.artifacts.describe import describe
     from saetool.artifacts.verification import find_artifacts
 
+    problems = []
     for path in [artifact for given in paths for artifact in find_artifacts(given)]:
-        typer.echo(describe(path))
+        try:
+            typer.echo(describe(path))
+        except RequestError as problem:  # the others are described all the same
+            problems.append(str(problem))
+    if problems:
+        raise RequestError("\n".join(problems))
 
 
 def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry_run: bool = False) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from saetool.artifacts.manifest import MANIFEST, digest_bytes, is_safe_name, read_manifest, remedy
-from saetool.artifacts.reading import changed_file, check_file, damaged
+from saetool.artifacts.reading import check_file, damaged, require_unchanged
 from saetool.artifacts.remote import RemotePath, is_remote, place_of
 from saetool.errors import RequestError
 
@@ -113,8 +113,7 @@ class Artifact:
         found = Artifact.open(self.path)
         if found.id != self.id:
             raise RequestError(f"{self.path}: was replaced since it was opened ({self.id} then, {found.id} now).")
-        if name := changed_file(self.path, self.files):
-            raise RequestError(f"{self.path}: {name} has changed since it was read.")
+        require_unchanged(self.path, self.files)
 
     def _entry(self, name: str) -> dict:
         if name not in self.files or not is_safe_name(name):

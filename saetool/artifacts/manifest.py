@@ -9,7 +9,6 @@
 """
 
 import json
-import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,11 +38,11 @@ def digest_json(value: Any) -> str:
     return digest_bytes(canonical(value))
 
 
-def digest_file(path: Path | int) -> str:
-    """Return the digest of a file's bytes (named by its path or by an open descriptor), read a piece at a time."""
+def digest_file(path: Path) -> str:
+    """Return the digest of a file's bytes, read a piece at a time."""
     state, piece = xxhash.xxh3_128(), memoryview(bytearray(_CHUNK))
-    with open(os.dup(path) if isinstance(path, int) else path, "rb", buffering=0) as file:
-        file.seek(0)
+    with path.open("rb") as file:
+        file.seek(0)  # a path like /dev/fd/3 may share its place with another reader
         while count := file.readinto(piece):
             state.update(piece[:count])
     return "xxh3-128:" + state.hexdigest()

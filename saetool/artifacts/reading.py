@@ -1,23 +1,22 @@
 """Bytes are compared with the manifest's digests before anything is made of them.
 
-A file is compared when a process first uses it, and again where it has changed since: another size, time or inode.
+A file is compared when a process first uses it, and again where the file system says that it has changed since.
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from saetool.artifacts.manifest import digest_file, remedy
 from saetool.errors import RequestError
 
-Identity = tuple[int, int, int, int, int]
+Identity = tuple[int, ...]
 
 _compared: dict[str, tuple[str, Identity]] = {}
 """By path: the digest that a file was found to have, and what the file system said of it then."""
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """Return what changes when a file is replaced or written to."""
+    """Return what changes whenever a file may have been replaced or written to: a new link to it counts too."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -42,10 +41,8 @@ def damaged(artifact: Path, name: str) -> RequestError:
     return RequestError(f"{artifact}: damaged: {name}: its bytes have changed since it was sealed. {remedy(artifact)}")
 
 
-def changed_file(artifact: Path, names: Iterable[str]) -> str | None:
-    """Return the name of a file that has changed since it was compared; those never used are not looked at."""
-    for name in names:
-        known = _compared.get(str(artifact / name))
-        if known and identity_of((artifact / name).stat()) != known[1]:
-            return name
-    return None
+def require_unchanged(artifact: Path, files: dict) -> None:
+    """Raise RequestError where a file of an artifact has changed since it was compared; others are not looked at."""
+    for name, entry in files.items():
+        if str(artifact / name) in _compared:
+            check_file(artifact, name, entry)

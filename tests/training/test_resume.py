@@ -115,7 +115,7 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(
     whole = run_to_end(toy(), settings, name="whole")
     from saetool.training import checkpoints
 
-    originals = {name: getattr(checkpoints, name) for name in ("save_file", "sync_file", "write_atomic")}
+    originals = {name: getattr(checkpoints, name) for name in ("save_file", "sync_file", "sync_directory")}
     for broken, original in originals.items():
         calls = []
 
