@@ -1,11 +1,12 @@
 """A sealed directory, opened for reading."""
 
 import os
-from dataclasses import dataclass, replace
+import weakref
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from saetool.artifacts.manifest import MANIFEST, digest_bytes, is_safe_name, read_manifest, remedy
+from saetool.artifacts.manifest import MANIFEST, digest_bytes, digest_file, is_safe_name, read_manifest, remedy
 from saetool.artifacts.reading import check_file, damaged, require_unchanged
 from saetool.artifacts.remote import RemotePath, is_remote, place_of
 from saetool.errors import RequestError
@@ -137,3 +138,41 @@ class Artifact:
                     return found
         looked = ", ".join(str(place) for place in places) or "nowhere"
         raise RequestError(f"{self.path}: made from {kind} {wanted}, which is not at {looked}. Give its place.")
+
+
+@dataclass(frozen=True)
+class OpenArtifact(Artifact):
+    """A local artifact whose files are all open: it is read to its end, whatever takes its place meanwhile."""
+
+    descriptors: dict[str, int] = field(default_factory=dict)
+    compared: set[str] = field(default_factory=set)
+    """Names of the files whose bytes were compared with their digests."""
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "OpenArtifact":
+        """Open the files of an artifact, of those kinds that have few; they close with the last reference."""
+        descriptors: dict[str, int] = {}
+        held = cls(artifact.path, artifact.manifest, descriptors)
+        weakref.finalize(held, _close, descriptors)
+        for name in artifact.files:
+            descriptors[name] = os.open(artifact.path / name, os.O_RDONLY)
+        return held
+
+    def file(self, name: str) -> Path:
+        """Return a path that leads to the open file; raises as `Artifact.file` does."""
+        entry = self._entry(name)
+        path = Path(f"/dev/fd/{self.descriptors[name]}")
+        if name not in self.compared:
+            if digest_file(path) != entry["digest"]:
+                raise damaged(self.path, name)
+            self.compared.add(name)
+        return path
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the bytes of one of its files; raises as `Artifact.file` does."""
+        return self.file(name).read_bytes()
+
+
+def _close(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)

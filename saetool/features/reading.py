@@ -13,6 +13,8 @@ import pyarrow.parquet as parquet
 from safetensors import safe_open
 
 from saetool.artifacts import Artifact
+from saetool.artifacts.artifact import OpenArtifact
+from saetool.artifacts.remote import is_remote
 from saetool.errors import RequestError
 
 _SHOWN = 40
@@ -70,13 +72,14 @@ def _text(value: Any) -> str:
 
 
 class Features:
-    """A sealed features artifact, opened for reading.
+    """A sealed features artifact, opened for reading: it stays what it was when another takes its place.
 
     `latents`, `label_statistics`, `images` are the tables of docs/tables.md. Images are named by row or by path.
     """
 
     def __init__(self, path: Artifact | str | os.PathLike):
-        self.artifact = path if isinstance(path, Artifact) else Artifact.open(path, kind="features")
+        artifact = path if isinstance(path, Artifact) else Artifact.open(path, kind="features")
+        self.artifact = artifact if is_remote(artifact.path) else OpenArtifact.of(artifact)
         self.content = self.artifact.content
         self.n_latents: int = self.content["n_latents"]
         self.grid: list[int] | None = self.content["grid"]
