@@ -6,16 +6,20 @@
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from saetool.errors import RequestError, SaetoolError, leave
+from saetool.errors import RequestError, SaetoolError, leave, printable
 
 INTERRUPTED = 130
 
@@ -89,15 +93,15 @@ def report(
     from saetool import report as pages
 
     if overview:
-        typer.echo(f"overview: {pages.write_overview(Path(config))}")
+        typer.echo(printable(f"overview: {pages.write_overview(Path(config))}"))
         return
     place = Path(config)
     problems = pages.check(place / "report" if (place / "report").is_dir() else place)
     for problem in problems:
-        typer.echo(problem)
+        typer.echo(printable(problem))
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{config}: every link and chunk resolves, nothing leads outside.")
+    typer.echo(f"{printable(config)}: every link and chunk resolves, nothing leads outside.")
 
 
 @app.command()
@@ -122,9 +126,9 @@ def verify(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folder
         with bar(f"verifying {path}", bytes_of(path), "bytes") as advance:
             problems = problems_of(path, advance)
         damaged |= bool(problems)
-        typer.echo(f"{path}: {'DAMAGED' if problems else 'intact'}")
+        typer.echo(printable(f"{path}: {'DAMAGED' if problems else 'intact'}"))
         for problem in problems:
-            typer.echo(f"  {problem}")
+            typer.echo(printable(f"  {problem}"))
     if damaged:
         raise typer.Exit(1)
 
@@ -138,7 +142,7 @@ def info(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folders 
     problems = []
     for path in [artifact for given in paths for artifact in find_artifacts(given)]:
         try:
-            typer.echo(describe(path))
+            typer.echo(printable(describe(path)))
         except RequestError as problem:  # the others are described all the same
             problems.append(str(problem))
     if problems:
@@ -161,7 +165,7 @@ def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry
 def _say(text: str) -> None:
     """Print a result once, whatever the number of processes."""
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(text)
+        typer.echo(printable(text))
 
 
 def _print_estimate(estimate: dict[str, Any]) -> None:
@@ -171,32 +175,85 @@ def _print_estimate(estimate: dict[str, Any]) -> None:
         typer.echo(f"{key.replace('_', ' '):<{width}}  {shown}")
 
 
+class _Interrupt:
+    """What Ctrl-C does: as always, and it is remembered. Compiled code may turn it into an error of another name."""
+
+    came = False
+
+    def __call__(self, *signal_and_frame: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _noticing_interrupts() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            # Once is enough to stop; again, while threads come to their end, ends the process at once.
+            signal.signal(signal.SIGINT, signal.SIG_DFL if interrupt.came else signal.default_int_handler)
+
+
 def main() -> None:
-    """Run the command line: exit 0 done, 1 the work failed, 2 the request was wrong; one message, no traceback."""
+    """Run the command line: exit 0 done, 1 the work failed, 2 the request was wrong, 130 stopped by Ctrl-C.
+
+    One message, no traceback.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     # The sentence alone: the place in the code says nothing to who wrote the config.
-    warnings.showwarning = lambda message, *_: typer.echo(f"saetool: warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        app()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            typer.echo("saetool: stopped. What was finished is kept; the same command resumes.", err=True)
-        if end.code:
-            leave(end.code if isinstance(end.code, int) else 1)
-    except SaetoolError as error:
-        typer.echo(f"saetool: {error}", err=True)
-        leave(error.exit_code)
-    except Exception as error:
-        typer.echo(
-            f"saetool: unexpected failure: {type(error).__name__}: {error}\n"
-            f"This is a bug; {_keep_traceback()} says where. What was finished is kept.",
-            err=True,
-        )
-        leave(1)
+        with _noticing_interrupts() as interrupt:
+            code = _run_command(interrupt)
+        if code:
+            leave(code)
     finally:
         _leave_group()
+
+
+def _run_command(interrupt: _Interrupt) -> int:
+    """Run the command of this process's arguments and say how it failed, if it did; return the exit code."""
+    try:
+        try:
+            app()
+            return 0
+        except SystemExit as end:
+            if end.code != INTERRUPTED and not (interrupt.came and end.code):  # typer turns Ctrl-C into this
+                return end.code if isinstance(end.code, int) else int(end.code is not None)
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            if interrupt.came:
+                raise KeyboardInterrupt from None
+            return _say_failure(error)
+    except KeyboardInterrupt:
+        _tell("stopped. What was finished is kept; the same command resumes.")
+        return INTERRUPTED
+
+
+def _say_failure(error: Exception) -> int:
+    """Say in one message what went wrong, and return the exit code."""
+    from saetool.artifacts.files import explain
+
+    known = error if isinstance(error, SaetoolError) else explain(error, Path.cwd())
+    if known is None:
+        _tell(
+            f"unexpected failure: {type(error).__name__}: {error}\n"
+            f"This is a bug; {_keep_traceback()} says where. What was finished is kept."
+        )
+        return 1
+    _tell(str(known))
+    return known.exit_code
+
+
+def _tell(message: str) -> None:
+    typer.echo(printable(f"saetool: {message}"), err=True)
 
 
 def _keep_traceback() -> str:

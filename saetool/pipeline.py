@@ -194,7 +194,8 @@ class Member:
         """
         place = self.path("evaluation")
         cheap, whole = self._evaluation(full=False), self._evaluation(full=True)
-        found = _recipe_at(place)
+        standing = _standing(place)
+        found = standing and standing.manifest["recipe"]
         if full:
             replaces = found == cheap.recipe or _differs_only_in(whole, place, "features")
             return run_stage(whole, place, force=force or replaces)
@@ -269,15 +270,19 @@ def _made(path: Path, kind: str) -> Artifact:
     return Artifact.open(path, kind)
 
 
-def _recipe_at(path: Path) -> str | None:
-    return Artifact.open(path).manifest["recipe"] if (path / MANIFEST).is_file() else None
+def _standing(path: Path) -> Artifact | None:
+    """Return the artifact at `path`; None where there is none or a damaged one, of which the stage loop speaks."""
+    try:
+        return Artifact.open(path)
+    except RequestError:
+        return None
 
 
 def _differs_only_in(stage: Stage, path: Path, *kinds: str) -> bool:
     """Say whether the artifact at `path` is the asked one but for some inputs, which came, went or were made again."""
-    if not (path / MANIFEST).is_file():
+    found = _standing(path)
+    if found is None:
         return False
-    found = Artifact.open(path)
 
     def others(entries: list[dict]) -> list[dict]:
         return [entry for entry in entries if entry["kind"] not in kinds]

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from saetool.errors import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal, a line at most this often: enough to see life, few enough for a log file."""
 
@@ -21,12 +23,13 @@ def _is_main() -> bool:
 def say(message: str) -> None:
     """Print one line of news on standard error, from the main process only."""
     if _is_main():
-        Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(printable(message), markup=False)
 
 
 @contextmanager
 def bar(description: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`: report that n more of `total` units are done. `done` of them were done by an earlier run."""
+    description = printable(description)
     if not _is_main():
         yield lambda n: None
     elif sys.stderr.isatty():

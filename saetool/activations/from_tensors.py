@@ -1,5 +1,6 @@
 """A store made from tensors: anything with rows can be stored, trained on and indexed like activations."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +12,9 @@ from torch import Tensor
 from saetool.activations.moments import SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.store import KIND, ActivationStore
-from saetool.activations.writer import Plan, ShardContent, StoreWriter
+from saetool.activations.writer import Plan, ShardContent, StoreWriter, require_folder_name
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
-from saetool.errors import RequestError
+from saetool.errors import RequestError, printable
 
 
 def write_store(
@@ -31,28 +32,44 @@ def write_store(
 
     `images`: a dictionary an image with any of path, width, height, digest (default: of its values) and the labels;
     `labels`: [{"name", "kind": "category" | "number", "classes"}]. Values are converted to `settings.dtype`.
-    Raises RequestError for values that are not finite or shapes that do not fit together.
+    Raises RequestError for values that are not finite, labels of no class, and shapes that do not fit together.
     """
     settings = settings or CacheSettings(dtype="float32")
     sites = tokens if isinstance(tokens, dict) else {"rows": tokens}
-    n_images = len(next(iter(sites.values())))
-    if any(rows.ndim != 3 or len(rows) != n_images for rows in sites.values()):
-        raise RequestError("Each site needs a tensor [images, tokens, d], with the same number of images.")
+    n_images = _require_rows(sites, grid)
     plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)
     stored = {folder: rows.detach().to(plan.dtype).contiguous() for folder, rows in sites.items()}
     contents = {folder: digest_bytes(_bytes(rows)) for folder, rows in stored.items()}
+    labels = _require_labels(labels)
     table = _table(images, next(iter(stored.values())), labels)
     facts = {"grid": list(grid) if grid else None, "token_kind": "rows", "geometry": geometry, "source": None}
 
     def build(partial: Partial) -> dict[str, Any]:
-        writer = StoreWriter(partial, plan, list(labels))
+        writer = StoreWriter(partial, plan, labels)
         for shard in range(plan.n_shards):
             _write(writer, shard, stored, table)
         return writer.finish(facts)
 
     config = {"source": "tensors", "sites": plan.sites, "contents": contents, **settings.content(), **facts}
-    config |= {"images": digest_json(table), "labels": list(labels)}
+    config |= {"images": digest_json(table), "labels": labels}
     return ActivationStore(run_stage(Stage(KIND, config, build), out, force=force))
+
+
+def _require_rows(sites: dict[str, Tensor], grid: tuple[int, int] | None) -> int:
+    """Return how many images there are; raise RequestError unless every site is [images, tokens, d] of real numbers."""
+    if not sites:
+        raise RequestError("No site is given: a store needs one tensor [images, tokens, d] at least.")
+    for folder, rows in sites.items():
+        require_folder_name(folder)
+        if not isinstance(rows, Tensor) or rows.is_complex():
+            given = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+            raise RequestError(f"{folder}: a tensor of real numbers is needed, not {given}.")
+    first = next(iter(sites.values()))
+    if any(rows.ndim != 3 or len(rows) != len(first) for rows in sites.values()):
+        raise RequestError("Each site needs a tensor [images, tokens, d], with the same number of images.")
+    if grid is not None and grid[0] * grid[1] != first.shape[1]:
+        raise RequestError(f"A grid of {grid[0]} × {grid[1]} has other than {first.shape[1]} tokens.")
+    return len(first)
 
 
 def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: list[dict[str, Any]]) -> None:
@@ -82,10 +99,36 @@ def _table(
         raise RequestError(f"{len(entries)} images are described, {len(rows)} are given.")
     table = []
     for i, (entry, values) in enumerate(zip(entries, rows, strict=True)):
-        row = {"path": f"{i:06d}", "width": None, "height": None, **{label["name"]: None for label in labels}, **entry}
+        row = {"path": f"{i:06d}", "width": None, "height": None, **entry}
+        if not isinstance(row["path"], str) or printable(row["path"]) != row["path"]:
+            raise RequestError(f"Image {i} has no path that can be written down: {row['path']!r}.")
+        row |= {label["name"]: _value(label, entry.get(label["name"]), i) for label in labels}
         row.setdefault("digest", digest_bytes(_bytes(values)))
         table.append(row)
     return table
+
+
+def _require_labels(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the label columns; raise RequestError unless each has a name, a kind, and its classes where it has any."""
+    for label in labels:
+        name, kind, classes = (label.get(key) for key in ("name", "kind", "classes"))
+        if not isinstance(name, str) or kind not in ("category", "number"):
+            raise RequestError(f"A label is {{name, kind: category or number, classes}}, not {label}.")
+        if kind == "category" and not (isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)):
+            raise RequestError(f"Label {name!r}: give its classes, a list of texts, not {classes!r}.")
+    return [dict(label) for label in labels]
+
+
+def _value(label: dict[str, Any], value: Any, image: int) -> Any:
+    """Return an image's value of a label, None where it has none; raise RequestError for one that it cannot have."""
+    if value is None or value != value:  # not a number is no number
+        return None
+    if label["kind"] == "category":
+        if value not in label["classes"]:
+            raise RequestError(f"Image {image}: {value!r} is no class of {label['name']!r}: {label['classes']}.")
+    elif isinstance(value, bool | str) or not math.isfinite(value):
+        raise RequestError(f"Image {image}: {value!r} is no finite number, which {label['name']!r} holds.")
+    return value
 
 
 def _bytes(rows: Tensor) -> memoryview:

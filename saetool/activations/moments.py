@@ -9,6 +9,9 @@ from torch import Tensor
 
 from saetool.statistics import Statistics, pieces
 
+_SQUARABLE = 1e15
+"""A row of a hundred million values of this size has a norm in float32."""
+
 
 @dataclass(frozen=True)
 class SiteMoments:
@@ -36,7 +39,9 @@ class SiteMoments:
             max_abs = max(abs(float(low)), abs(float(high)), max_abs)
             if not math.isfinite(max_abs):
                 return cls(Statistics.none(rows.shape[1]), 0.0, max_abs)
-            norm_sum += float(torch.linalg.vector_norm(piece.float(), dim=1).double().sum())
+            # Squares of larger values overflow float32; for all others its bits are kept.
+            wide = piece.double() if max_abs > _SQUARABLE else piece.float()
+            norm_sum += float(torch.linalg.vector_norm(wide, dim=1).double().sum())
         return cls(Statistics.of(rows), norm_sum, max_abs)
 
     @property

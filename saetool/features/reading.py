@@ -15,7 +15,7 @@ from safetensors import safe_open
 from saetool.artifacts import Artifact
 from saetool.artifacts.artifact import OpenArtifact
 from saetool.artifacts.remote import is_remote
-from saetool.errors import RequestError
+from saetool.errors import RequestError, printable
 
 _SHOWN = 40
 """Rows of a table that are printed."""
@@ -68,7 +68,7 @@ class Rows:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 class Features:
