@@ -127,10 +127,9 @@ class StoreWriter:
         self.labels = labels
 
     def is_done(self, shard: int) -> bool:
-        """Say whether a shard was finished, by this attempt or an earlier one."""
-        record = self.partial.unit_of(f"shards/{shard:05d}")
-        paths = [self.partial.path / self._name(site, shard) for site in self.plan.sites]
-        return record is not None and all(path.is_file() for path in paths)
+        """Say whether a shard was finished by an earlier attempt, and still has the bytes that it wrote."""
+        names = [self._name(site, shard) for site in self.plan.sites]
+        return self.partial.unit_of(f"shards/{shard:05d}") is not None and all(map(self.partial.is_whole, names))
 
     def write_shard(self, shard: int, tokens: dict[str, Tensor], content: ShardContent) -> None:
         """Write a shard of every site ({folder: [images, tokens, d]} in the stored dtype), then record it as done."""

@@ -4,12 +4,15 @@ import os
 import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from saetool.artifacts.manifest import MANIFEST, digest_bytes, digest_file, is_safe_name, read_manifest, remedy
 from saetool.artifacts.reading import check_file, damaged, require_unchanged
 from saetool.artifacts.remote import RemotePath, is_remote, place_of
-from saetool.errors import RequestError
+from saetool.errors import RequestError, first_line
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _ATTEMPTS = 3
 """Looks at an artifact that is being replaced."""
@@ -108,6 +111,17 @@ class Artifact:
         if digest_bytes(data) != entry["digest"]:
             raise damaged(self.path, name)
         return data
+
+    def read_table(self, name: str, **options: Any) -> "pyarrow.Table":
+        """Return one of its tables, `options` as `pyarrow.parquet.read_table` takes them; raises as `file` does."""
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        with self.file(name).open("rb") as file:
+            try:
+                return parquet.read_table(file, **options)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise RequestError(f"{self.path}: {name} is not a table ({first_line(error)}).") from None
 
     def require_unchanged(self) -> None:
         """Raise RequestError unless the same artifact still stands there, and no file that was read has changed."""

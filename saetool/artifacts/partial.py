@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetool.artifacts.files import sync_directory, write_atomic
-from saetool.artifacts.manifest import MANIFEST, canonical, digest_bytes
+from saetool.artifacts.manifest import MANIFEST, canonical, digest_bytes, digest_file
 from saetool.errors import WorkError
 from saetool.progress import say
 
@@ -97,6 +97,16 @@ class Partial:
         """Write a file atomically and remember its digest."""
         write_atomic(self.path / name, data, self._temporary(name))
         self.record(f"files/{name}", {"bytes": len(data), "digest": digest_bytes(data)})
+
+    def is_whole(self, name: str) -> bool:
+        """Say whether a file that `write_bytes` wrote, perhaps in an earlier start, still has those bytes."""
+        record, path = self.unit_of(f"files/{name}"), self.path / name
+        if record is None or not path.is_file():
+            return False
+        if digest_file(path) == record["digest"]:
+            return True
+        say(f"{path}: damaged; it is made again.")
+        return False
 
     def write_manifest(self, data: bytes) -> None:
         """Write the manifest, the last file of all."""

@@ -69,9 +69,7 @@ def _sums(subject: Subject, model: torch.nn.Module, name: str):
 
 def features(subject: Subject, artifact: Artifact) -> dict[str, Any]:
     """Return the distribution of the latents' monosemanticity, read from an index of the same autoencoder."""
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(artifact.file("latents.parquet"))
+    table = artifact.read_table("latents.parquet")
     scores = [score for score in table["monosemanticity"].to_pylist() if score is not None]
     edges = np.linspace(-1, 1, 41)
     counts, _ = np.histogram(scores, edges)

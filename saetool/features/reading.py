@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as parquet
 from safetensors import safe_open
 
 from saetool.artifacts import Artifact
@@ -87,19 +86,19 @@ class Features:
     @cached_property
     def latents(self) -> pa.Table:
         """One row a latent: every number there is."""
-        return parquet.read_table(self.artifact.file("latents.parquet"))
+        return self.artifact.read_table("latents.parquet")
 
     @cached_property
     def images(self) -> pa.Table:
         """One row an image: path, size, digest, held_out, labels."""
-        return parquet.read_table(self.artifact.file("images.parquet"))
+        return self.artifact.read_table("images.parquet")
 
     @cached_property
     def label_statistics(self) -> pa.Table:
         """One row a latent and class; raises RequestError where the images have no labels."""
         if "label_statistics.parquet" not in self.artifact.files:
             raise RequestError(f"{self.artifact.path}: its images have no labels.")
-        return parquet.read_table(self.artifact.file("label_statistics.parquet"))
+        return self.artifact.read_table("label_statistics.parquet")
 
     def latent(self, latent: int) -> dict[str, Any]:
         """Return everything latents.parquet says of one latent."""
@@ -112,7 +111,7 @@ class Features:
     def examples(self, latent: int, group: str = "top", count: int | None = None) -> Rows:
         """Return a latent's examples of one group (top, interval, random), with the images' paths."""
         filters = [("latent", "=", self._checked(latent)), ("group", "=", group)]
-        table = parquet.read_table(self.artifact.file("examples.parquet"), filters=filters)
+        table = self.artifact.read_table("examples.parquet", filters=filters)
         table = table if count is None else table.slice(0, count)
         paths = self.images["path"].take(table["image"])
         return Rows(table.add_column(table.schema.get_field_index("image") + 1, "path", paths))
