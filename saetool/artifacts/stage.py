@@ -19,6 +19,7 @@ from saetool.artifacts.lock import held, locked, sweep
 from saetool.artifacts.manifest import MANIFEST, ManifestProblem, parse_manifest, read_manifest, recipe_of
 from saetool.artifacts.partial import DamagedRecord, Partial
 from saetool.artifacts.sealing import is_left_over, move_into_place, old_path, partial_path, recover, seal
+from saetool.artifacts.verification import check_files
 from saetool.errors import RequestError, SaetoolError, WorkError
 from saetool.progress import say
 
@@ -217,6 +218,10 @@ def _finish(stage: Stage, out: Path, force: Force) -> bool:
             raise RequestError(f"{path / MANIFEST}: {problem}. Give --force to begin {out.name} anew.") from None
         return False
     if found["recipe"] == stage.recipe:
+        if damaged := check_files(path, found):
+            if not force:
+                raise RequestError(f"{path}: {damaged[0]}. Give --force to begin {out.name} anew.")
+            return False
         move_into_place(Partial(path, out))
         return True
     _refuse_partial(path, _manifest_differences(found, stage), force)

@@ -80,15 +80,21 @@ def verify(path: str | os.PathLike, advance: Callable[[int], None] = lambda size
     manifest, problem = _check_manifest(path)
     if manifest is None:
         return [problem]
+    problems = check_files(path, manifest, advance)
+    if not is_remote(path):
+        problems += _strangers(path, {MANIFEST, *manifest["files"]})
+        if path.name.endswith(".old") and not path.with_name(path.name.removesuffix(".old")).exists():
+            problems.append("a replacement was interrupted: the command that began it puts this one back")
+    return problems
+
+
+def check_files(path: Path, manifest: dict, advance: Callable[[int], None] = lambda size: None) -> list[str]:
+    """Return what is wrong with the files of a manifest, in words."""
     problems = []
     for name, entry in sorted(manifest["files"].items()):
         if problem := _check_file(path, name, entry):
             problems.append(problem)
         advance(entry["bytes"])
-    if not is_remote(path):
-        problems += _strangers(path, {MANIFEST, *manifest["files"]})
-        if path.name.endswith(".old") and not path.with_name(path.name.removesuffix(".old")).exists():
-            problems.append("a replacement was interrupted: the command that began it puts this one back")
     return problems
 
 

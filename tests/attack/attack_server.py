@@ -11,16 +11,16 @@ import resource
 import shutil
 import signal
 import sys
+from importlib import import_module
 
-import numba  # noqa: F401
-import pyarrow.parquet  # noqa: F401
 import torch
 
-import saetool.pipeline
-import saetool.report.stage  # noqa: F401
 from saetool import cli
-from saetool.evaluation import sections  # noqa: F401
-from saetool.features import stage  # noqa: F401
+
+for module in ("numba", "pyarrow.parquet", "sklearn.cluster", "sklearn.linear_model", "timm", "torch._dynamo"):
+    import_module(module)
+for module in ("evaluation.sections", "features.stage", "pipeline", "report.stage"):
+    import_module(f"saetool.{module}")
 
 DURABLE = [(os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (os, "truncate"), (shutil, "rmtree")]
 

@@ -115,13 +115,24 @@ def ids(finished) -> dict[str, str]:
 
 @pytest.fixture
 def place(finished, tmp_path):
-    """Return a maker of fresh copies of the finished folder; inodes are shared, so files must be replaced."""
+    """Return a maker of fresh copies of the finished folder; bytes are shared, so change files with `rewrite`."""
 
     def make(name: str = "copy") -> Path:
         shutil.rmtree(tmp_path / name, ignore_errors=True)
-        return Path(shutil.copytree(finished, tmp_path / name))
+        return Path(shutil.copytree(finished, tmp_path / name, copy_function=os.link))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rewrite():
+    """Return what changes a file's bytes, in this copy alone."""
+
+    def change(path: Path, data: bytes) -> None:
+        path.unlink()
+        path.write_bytes(data)
+
+    return change
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +144,13 @@ def counts():
         print(f"attack: {name}: {number}", file=sys.__stdout__)
 
 
-def drop_from(run: Path, command: str) -> None:
-    """Delete what a command makes, and all that is made from it."""
-    kinds = list(STAGES.values())
-    for kind in kinds[kinds.index(STAGES[command]) :]:
-        shutil.rmtree(run / kind, ignore_errors=True)
+@pytest.fixture(scope="session")
+def drop_from():
+    """Return what deletes from a run what a command makes, and all that is made from it."""
+
+    def drop(run: Path, command: str) -> None:
+        kinds = list(STAGES.values())
+        for kind in kinds[kinds.index(STAGES[command]) :]:
+            shutil.rmtree(run / kind, ignore_errors=True)
+
+    return drop
