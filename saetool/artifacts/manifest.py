@@ -146,7 +146,7 @@ def read_manifest(path: Path) -> dict:
     try:
         return parse_manifest(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise RequestError(_no_artifact(path)) from None
+        raise RequestError(no_artifact(path)) from None
     except OSError as error:
         raise RequestError(f"{file}: cannot be read ({error.strerror}).") from None
     except ValueError as error:  # a NUL in the path
@@ -160,7 +160,8 @@ def remedy(path: Path) -> str:
     return f"Restore it from a copy, or make {path.name} again with --force; `saetool verify {path}` tells more."
 
 
-def _no_artifact(path: Path) -> str:
+def no_artifact(path: Path) -> str:
+    """Return why there is no artifact at `path`, as far as what stands beside it tells."""
     partial = path.with_name(path.name + ".partial")
     if path.name.endswith(".partial"):
         return f"{path}: unfinished work, not an artifact. Run the command that began it again: it resumes."

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from saetool.artifacts.manifest import MANIFEST, ManifestProblem, digest_file, is_safe_name, parse_manifest
+from saetool.artifacts.manifest import MANIFEST, ManifestProblem, digest_file, is_safe_name, no_artifact, parse_manifest
 from saetool.artifacts.remote import is_remote, place_of
 from saetool.errors import RequestError
 
@@ -24,7 +24,8 @@ def find_artifacts(given: str | os.PathLike) -> list[Path]:
             raise RequestError(f"{path}: no saetool artifact (it has no {MANIFEST}). Name the artifact itself.")
         return [path]
     if not os.path.lexists(path):
-        raise RequestError(f"{path}: no such file or directory.")
+        interrupted = path.with_name(f"{path.name}.old").is_dir()
+        raise RequestError(no_artifact(path) if interrupted else f"{path}: no such file or directory.")
     folders = list(_walk(path))
     certain = [folder for folder in folders if _ends_here(folder)]
     found = [folder for folder in folders if folder in certain or _has_lost_it(folder, certain)]

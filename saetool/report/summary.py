@@ -5,6 +5,9 @@ from typing import Any
 
 from saetool.artifacts import Artifact
 
+_POINT = ("name", "kind", "l0", "fvu", "fvu_interval", "frontier")
+"""What the plane draws of a point; links are the overview's own."""
+
 
 def summarize(features: Artifact | None, store: Artifact, autoencoder: Artifact, evaluation: Artifact | None) -> dict:
     """Return what the pages say about the run, as JSON."""
@@ -111,7 +114,7 @@ def _evaluation(evaluation: Artifact | None) -> dict[str, list[dict]]:
     if evaluation is None or "evaluation.json" not in evaluation.files:
         return {"tables": [], "pareto": []}
     found = json.loads(evaluation.read_bytes("evaluation.json"))
-    pareto = [point for point in found.get("pareto") or [] if _drawable(point)]
+    pareto = [{key: point.get(key) for key in _POINT} for point in found.get("pareto") or [] if _drawable(point)]
     return {"tables": found.get("tables") or [], "pareto": pareto}
 
 
