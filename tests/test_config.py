@@ -136,3 +136,12 @@ def test_the_wheel_carries_the_configs(tmp_path):
     names = zipfile.ZipFile(next(tmp_path.glob("saetool-*.whl"))).namelist()
     assert {f"saetool/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} <= set(names)
     assert any(name.startswith("saetool/report/") and name.endswith(".js") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("run", '"a\\0b"'), ("images.source", '"a\\ud800"'), ("report.title", '"\\udcff"'), ("index.embeddings", '"\\0"')],
+)
+def test_a_text_that_cannot_be_written_is_refused_by_its_key(key, text):
+    with pytest.raises(RequestError, match=f"{key}: .*cannot be written"):
+        load_config("demo", [f"{key}={text}"])

@@ -67,6 +67,8 @@ def run_stages(
     force: Force = False,
 ) -> list[Artifact]:
     """Make several artifacts by one function; `build_all` gets the partial directories of the unsealed ones only."""
+    if bad := [str(out) for _, out in members if "\0" in str(out)]:
+        raise RequestError(f"{bad[0]!r} is no path: it holds a NUL.")
     members = [(stage, _real(Path(out))) for stage, out in members]
     outs = [out for _, out in members]
     with ExitStack() as locks:
@@ -91,7 +93,7 @@ def run_stages(
 
 def _real(out: Path) -> Path:
     """Return where a link leads, so that the work happens beside the artifact itself."""
-    return Path(os.path.realpath(out)) if out.is_symlink() else out
+    return Path(os.path.realpath(out)) if os.path.islink(out) else out
 
 
 def _build(build_all: Callable[[list[Partial]], list[dict[str, Any]]], partials: list[Partial]) -> list[dict[str, Any]]:
