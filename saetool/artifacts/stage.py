@@ -240,7 +240,9 @@ def _can_resume(stage: Stage, partial: Partial, force: Force) -> bool:
         return False
     if begun is None:
         if partial.product_names():
-            raise RequestError(f"{partial.path}: not the work of saetool. Choose another place (run=…).")
+            raise RequestError(
+                f"{partial.path}: not the work of saetool. Move it away, or choose another place (run=…)."
+            )
         return False
     if begun["recipe"] != stage.recipe:
         if partial.holds_work():

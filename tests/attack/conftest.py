@@ -64,7 +64,7 @@ class Server:
 
     def __call__(self, cwd: Path, *argv: str, interrupt_after: float | None = None, **attack) -> Ended:
         """Run one command in a folder; `interrupt_after` seconds it gets one Ctrl-C."""
-        said = cwd.parent / f"{cwd.name}.said"
+        said = cwd.parent / f"{cwd.name}.said.{self.process.pid}"
         job = {"cwd": str(cwd), "argv": list(argv), "said": str(said), **attack}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
@@ -80,11 +80,19 @@ class Server:
         """Return how many points of durable calls a command passes."""
         ended = self(cwd, *argv, count=True)
         assert ended.code == 0, ended
-        return int((cwd.parent / f"{cwd.name}.said.points").read_text())
+        return int((cwd.parent / f"{cwd.name}.said.{self.process.pid}.points").read_text())
 
 
 @pytest.fixture(scope="session")
 def server():
+    served = Server()
+    yield served
+    served.process.stdin.close()
+    served.process.wait()
+
+
+@pytest.fixture(scope="session")
+def another_server():
     served = Server()
     yield served
     served.process.stdin.close()
@@ -135,13 +143,19 @@ def rewrite():
     return change
 
 
+COUNTS: Counter = Counter()
+
+
 @pytest.fixture(scope="session")
-def counts():
-    """Count attacks by what came of them; printed at the end."""
-    found: Counter = Counter()
-    yield found
-    for name, number in sorted(found.items()):
-        print(f"attack: {name}: {number}", file=sys.__stdout__)
+def counts() -> Counter:
+    """Return the counts of attacks by what came of them; they are printed at the end."""
+    return COUNTS
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print how often was attacked, and what came of it."""
+    for name, number in sorted(COUNTS.items()):
+        terminalreporter.write_line(f"attack: {name}: {number}")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,10 +24,11 @@ NOBODY = 65534
 
 
 @contextmanager
-def small_disk(folder: Path):
+def small_disk(folder: Path, counts: Counter):
     """A file system of its own at `folder`; skips where that cannot be had."""
     folder.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder]).returncode:
+        counts["full disk: skipped, as only root can mount one"] += 1
         pytest.skip("a small file system can be mounted by root only")
     try:
         yield
@@ -43,14 +45,14 @@ def leave_free(disk: Path, free: int) -> None:
 @pytest.mark.parametrize("command", STAGES)
 def test_a_full_disk_ends_in_words_and_the_command_goes_on(server, place, drop_from, ids, counts, tmp_path, command):
     kind = STAGES[command]
-    with small_disk(tmp_path / "disk"):
+    with small_disk(tmp_path / "disk", counts):
         here = tmp_path / "disk" / "run"
         shutil.copytree(place(), here)
         drop_from(here / "run", command)
         before = shutil.disk_usage(here).used
         assert server(here, command, "config.yaml").code == 0
         needed = shutil.disk_usage(here).used - before
-        for share in (0.02, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9):
+        for share in (0.02, 0.3, 0.6, 0.9):
             drop_from(here / "run", command)
             leave_free(tmp_path / "disk", int(needed * share))
             ended = server(here, command, "config.yaml")
@@ -67,7 +69,7 @@ def test_a_full_disk_ends_in_words_and_the_command_goes_on(server, place, drop_f
 @pytest.mark.parametrize("command", STAGES)
 def test_a_limit_on_files_ends_in_words(server, place, drop_from, ids, counts, command):
     kind = STAGES[command]
-    for limit in (100, 2000, 9000):
+    for limit in (100, 9000):
         here = place()
         drop_from(here / "run", command)
         ended = server(here, command, "config.yaml", limit=limit)
@@ -83,8 +85,8 @@ def test_ctrl_c_is_always_130_and_the_same_command_goes_on(server, place, drop_f
     here = place()
     drop_from(here / "run", "train")
     long = ("train", "config.yaml", "training.tokens=64000")
-    for i in range(16):
-        ended = server(here, *long, interrupt_after=0.35 + 0.09 * i)
+    for i in range(10):
+        ended = server(here, *long, interrupt_after=0.35 + 0.13 * i)
         assert ended.code == 130, ended
         assert ended.said.splitlines()[-1].startswith("saetool: stopped."), ended
         assert "Traceback" not in ended.said, ended
