@@ -79,9 +79,9 @@ def explain(error: BaseException, path: Path) -> SaetoolError | None:
         return RequestError(f"{where}: a file is where a folder should be; choose another (run=…).")
     if number == errno.ENAMETOOLONG:
         return RequestError(f"{where[:80]}…: a name longer than the file system takes; choose a shorter one (run=…).")
-    if number in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE):
-        return WorkError(f"{where}: cannot be read or written ({words}). {_KEPT}; the same command resumes.")
-    return None
+    if name is None:
+        return None
+    return WorkError(f"{where}: cannot be read or written ({words}). {_KEPT}; the same command resumes.")
 
 
 def _is_beside(name: Path, path: Path) -> bool:

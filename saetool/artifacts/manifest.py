@@ -8,6 +8,7 @@
 - `notes` (time, host, paths, rates, logs) stand outside the id; `seal` covers everything else in the file.
 """
 
+import errno
 import json
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,12 +41,25 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """Return the digest of a file's bytes, read a piece at a time."""
+    _refuse_streams(path)
     state, piece = xxhash.xxh3_128(), memoryview(bytearray(_CHUNK))
     with path.open("rb") as file:
         file.seek(0)  # a path like /dev/fd/3 may share its place with another reader
         while count := file.readinto(piece):
             state.update(piece[:count])
     return "xxh3-128:" + state.hexdigest()
+
+
+def manifest_bytes(path: Path) -> bytes:
+    """Return the bytes of the manifest of the artifact at `path`."""
+    _refuse_streams(path / MANIFEST)
+    return (path / MANIFEST).read_bytes()
+
+
+def _refuse_streams(path: Path) -> None:
+    """Raise OSError for what never ends or never answers: a pipe, a device."""
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def recipe_of(kind: str, config: dict, input_ids: list[str], listing: str | None) -> str:
@@ -144,7 +158,7 @@ def read_manifest(path: Path) -> dict:
     """Return the manifest of the artifact at `path`; raise RequestError where there is none this version can read."""
     file = path / MANIFEST
     try:
-        return parse_manifest(file.read_bytes())
+        return parse_manifest(manifest_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(no_artifact(path)) from None
     except OSError as error:

@@ -20,6 +20,7 @@ from saetool.artifacts.manifest import (
     ManifestProblem,
     digest_file,
     id_of,
+    manifest_bytes,
     parse_manifest,
     render,
     seal_of,
@@ -83,7 +84,7 @@ def recover(out: Path) -> None:
 def _replaces(path: Path) -> str | None:
     """Return the digest of the manifest that the artifact at `path` was made to replace, None where nobody knows."""
     try:
-        return parse_manifest((path / MANIFEST).read_bytes())["notes"].get("replaces")
+        return parse_manifest(manifest_bytes(path))["notes"].get("replaces")
     except ManifestProblem:
         return None
 

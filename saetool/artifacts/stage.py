@@ -16,7 +16,14 @@ from saetool import distributed
 from saetool.artifacts.artifact import Artifact
 from saetool.artifacts.files import explain
 from saetool.artifacts.lock import held, locked, sweep
-from saetool.artifacts.manifest import MANIFEST, ManifestProblem, parse_manifest, read_manifest, recipe_of
+from saetool.artifacts.manifest import (
+    MANIFEST,
+    ManifestProblem,
+    manifest_bytes,
+    parse_manifest,
+    read_manifest,
+    recipe_of,
+)
 from saetool.artifacts.partial import DamagedRecord, Partial
 from saetool.artifacts.sealing import is_left_over, move_into_place, old_path, partial_path, recover, seal
 from saetool.artifacts.verification import check_files
@@ -176,7 +183,7 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
 
 def _refuse_strangers(out: Path) -> None:
     """Raise RequestError where a manifest cannot be read and nothing in it says that it was one of ours."""
-    data = (out / MANIFEST).read_bytes()
+    data = manifest_bytes(out)
     try:
         parse_manifest(data)
     except ManifestProblem as problem:
@@ -214,7 +221,7 @@ def _finish(stage: Stage, out: Path, force: Force) -> bool:
     """Move a partial directory that has its manifest into place; return False where it is to be thrown away."""
     path = partial_path(out)
     try:
-        found = parse_manifest((path / MANIFEST).read_bytes())
+        found = parse_manifest(manifest_bytes(path))
     except ManifestProblem as problem:
         if not force:
             raise RequestError(f"{path / MANIFEST}: {problem}. Give --force to begin {out.name} anew.") from None

@@ -4,7 +4,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from saetool.artifacts.manifest import MANIFEST, ManifestProblem, digest_file, is_safe_name, no_artifact, parse_manifest
+from saetool.artifacts.manifest import (
+    MANIFEST,
+    ManifestProblem,
+    digest_file,
+    is_safe_name,
+    manifest_bytes,
+    no_artifact,
+    parse_manifest,
+)
 from saetool.artifacts.remote import is_remote, place_of
 from saetool.errors import RequestError
 
@@ -120,7 +128,7 @@ def _strangers(path: Path, files: set[str]) -> Iterator[str]:
 
 def _check_manifest(path: Path) -> tuple[dict | None, str]:
     try:
-        return parse_manifest((path / MANIFEST).read_bytes()), ""
+        return parse_manifest(manifest_bytes(path)), ""
     except OSError as error:
         return None, f"{MANIFEST}: {error.strerror}"
     except ManifestProblem as problem:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from saetool.artifacts import Partial, Stage, run_stage, verify
+from saetool.artifacts import Artifact, Partial, Stage, run_stage, verify
 from saetool.artifacts.verification import find_artifacts
 from saetool.cli import app
+from saetool.errors import RequestError
 
 
 @pytest.fixture
@@ -126,3 +127,14 @@ def test_info_describes_the_others_and_ends_with_what_is_damaged(runs):
     assert ended.exit_code != 0
     assert "kind      autoencoder" in ended.output
     assert "activations/manifest.json: damaged" in str(ended.exception)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "layer-01/x.json"])
+def test_a_pipe_or_a_device_is_not_waited_for(runs, name):
+    file = runs / "a/activations" / name
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        file.unlink()
+        make(file)
+        assert name in verify(runs / "a/activations")[0]
+        with pytest.raises(RequestError):
+            Artifact.open(runs / "a/activations")
