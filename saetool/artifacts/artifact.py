@@ -168,8 +168,11 @@ class OpenArtifact(Artifact):
         descriptors: dict[str, int] = {}
         held = cls(artifact.path, artifact.manifest, descriptors)
         weakref.finalize(held, _close, descriptors)
-        for name in artifact.files:
-            descriptors[name] = os.open(artifact.path / name, os.O_RDONLY)
+        try:
+            for name in artifact.files:
+                descriptors[name] = os.open(artifact.path / name, os.O_RDONLY)
+        except OSError as error:
+            raise RequestError(f"{artifact.path}: {name} cannot be opened ({error.strerror}).") from None
         return held
 
     def file(self, name: str) -> Path:

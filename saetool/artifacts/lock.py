@@ -61,7 +61,10 @@ def held(artifact: Artifact) -> Iterator[None]:
 @contextmanager
 def unread(out: Path) -> Iterator[None]:
     """Wait until nobody reads the artifact at `out`, and keep new readers waiting meanwhile."""
-    file = os.open(out / MANIFEST, os.O_RDONLY)
+    try:
+        file = os.open(out / MANIFEST, os.O_RDWR)  # over NFS only who could write may lock for himself alone
+    except PermissionError:
+        file = os.open(out / MANIFEST, os.O_RDONLY)
     try:
         with suppress(OSError):
             try:

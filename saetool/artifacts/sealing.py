@@ -45,7 +45,7 @@ def old_path(out: Path) -> Path:
     return out.with_name(out.name + ".old")
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
     """Delete a directory of ours, under a name that says so: what a kill leaves of it is deleted at the next start."""
     doomed = _doomed_path(path)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -60,7 +60,7 @@ def _doomed_path(path: Path) -> Path:
 def is_left_over(out: Path) -> bool:
     """Say whether a replacement that was interrupted left something beside `out`."""
     old = old_path(out)
-    return old.exists() or _doomed_path(old).exists()
+    return old.exists() or any(_doomed_path(path).exists() for path in (old, partial_path(out)))
 
 
 def recover(out: Path) -> None:
@@ -69,14 +69,15 @@ def recover(out: Path) -> None:
     A NAME.old that no swap of ours made is left alone.
     """
     old, partial = old_path(out), partial_path(out)
-    shutil.rmtree(_doomed_path(old), ignore_errors=True)
+    for path in (old, partial):
+        shutil.rmtree(_doomed_path(path), ignore_errors=True)
     if not (old / MANIFEST).is_file():
         return
     newer = out if out.exists() else partial
     if not (newer / MANIFEST).is_file() or _replaces(newer) != digest_file(old / MANIFEST):
         return
     if newer is out:
-        _discard(old)
+        discard(old)
     else:
         os.rename(old, out)
 
@@ -168,4 +169,4 @@ def move_into_place(partial: Partial) -> None:
         os.rename(partial.path, out)
     sync_directory(out.parent)
     if replaced:
-        _discard(old)
+        discard(old)

@@ -5,7 +5,6 @@ A stage is settings, inputs and `build(partial) -> content`. Until it is sealed 
 """
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from saetool.artifacts.manifest import (
     recipe_of,
 )
 from saetool.artifacts.partial import DamagedRecord, Partial
-from saetool.artifacts.sealing import is_left_over, move_into_place, old_path, partial_path, recover, seal
+from saetool.artifacts.sealing import discard, is_left_over, move_into_place, old_path, partial_path, recover, seal
 from saetool.artifacts.verification import check_files
 from saetool.errors import RequestError, SaetoolError, WorkError
 from saetool.progress import say
@@ -207,7 +206,7 @@ def _begin(stage: Stage, out: Path, force: Force) -> bool:
         else:
             anew = not _can_resume(stage, Partial(path, out), force)
         if anew:
-            shutil.rmtree(path)
+            discard(path)
         else:
             say(f"{out}: going on where it stopped")
     path.mkdir(parents=True, exist_ok=True)

@@ -294,3 +294,26 @@ def test_finished_work_on_something_else_is_not_thrown_away(tmp_path, monkeypatc
     with pytest.raises(RequestError, match="lr: 1 there, 2 asked"):
         run_stage(stage(lr=2), tmp_path / "a")
     assert run_stage(stage(lr=1), tmp_path / "a").config["lr"] == 1
+
+
+def test_a_kill_while_unfinished_work_is_thrown_away_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    def fail(partial: Partial) -> dict:
+        stage().build(partial)
+        raise WorkError("no")
+
+    with pytest.raises(WorkError):
+        run_stage(Stage("activations", {"size": 3, "lr": 1}, fail), tmp_path / "a")
+    real = shutil.rmtree
+
+    def half(path, **kwargs) -> None:
+        if (Path(path) / ".scratch").exists():
+            real(Path(path) / ".scratch")
+            raise Crash
+        real(path, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(Crash):
+        run_stage(stage(lr=2), tmp_path / "a", force=True)
+    monkeypatch.undo()
+    assert run_stage(stage(lr=2), tmp_path / "a").config["lr"] == 2
+    assert os.listdir(tmp_path) == ["a"]
