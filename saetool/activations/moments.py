@@ -7,10 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saetool.statistics import Statistics, pieces
-
-_SQUARABLE = 1e15
-"""A row of a hundred million values of this size has a norm in float32."""
+from saetool.statistics import Statistics, pieces, squarable
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,7 @@ class SiteMoments:
             max_abs = max(abs(float(low)), abs(float(high)), max_abs)
             if not math.isfinite(max_abs):
                 return cls(Statistics.none(rows.shape[1]), 0.0, max_abs)
-            # Squares of larger values overflow float32; for all others its bits are kept.
-            wide = piece.double() if max_abs > _SQUARABLE else piece.float()
-            norm_sum += float(torch.linalg.vector_norm(wide, dim=1).double().sum())
+            norm_sum += float(torch.linalg.vector_norm(squarable(piece), dim=1).double().sum())
         return cls(Statistics.of(rows), norm_sum, max_abs)
 
     @property
