@@ -3,6 +3,7 @@
 `--help`, `info` and `verify` import neither torch nor timm, so everything heavy is imported where it is used.
 """
 
+import _thread
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ import typer
 from saetool.errors import RequestError, SaetoolError, leave, printable
 
 INTERRUPTED = 130
+_AGAIN = 0.02
+"""Seconds until an interrupt that nobody heard comes again."""
 
 app = typer.Typer(
     name="saetool",
@@ -184,16 +187,28 @@ class _Interrupt:
         self.came = True
         raise KeyboardInterrupt
 
+    def unraised(self, lost: "sys.UnraisableHookArgs") -> None:
+        """Interrupt again where the first time nobody heard it: inside a callback from compiled code."""
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+            return
+        again = threading.Timer(_AGAIN, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+
 
 @contextmanager
 def _noticing_interrupts() -> Iterator[_Interrupt]:
     interrupt = _Interrupt()
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    hook = sys.unraisablehook
     if ours and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = interrupt.unraised
     try:
         yield interrupt
     finally:
+        sys.unraisablehook = hook
         if signal.getsignal(signal.SIGINT) is interrupt:
             # Once is enough to stop; again, while threads come to their end, ends the process at once.
             signal.signal(signal.SIGINT, signal.SIG_DFL if interrupt.came else signal.default_int_handler)

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,18 +64,17 @@ class Server:
         self.process = subprocess.Popen([sys.executable, str(SERVER)], stdin=pipe, stdout=pipe, text=True)
         assert self.process.stdout.readline() == "ready\n"
 
-    def __call__(self, cwd: Path, *argv: str, interrupt_after: float | None = None, **attack) -> Ended:
-        """Run one command in a folder; `interrupt_after` seconds it gets one Ctrl-C."""
+    def __call__(self, cwd: Path, *argv: str, interrupt: tuple[str, float] | None = None, **attack) -> Ended:
+        """Run one command in a folder; `interrupt` (words, seconds): one Ctrl-C so long after it has said them."""
         said = cwd.parent / f"{cwd.name}.said.{self.process.pid}"
+        said.unlink(missing_ok=True)
         job = {"cwd": str(cwd), "argv": list(argv), "said": str(said), **attack}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         child = int(self.process.stdout.readline())
-        timer = threading.Timer(interrupt_after or 0, os.kill, (child, signal.SIGINT))
-        if interrupt_after is not None:
-            timer.start()
+        if interrupt is not None:
+            threading.Thread(target=_interrupt, args=(child, said, *interrupt), daemon=True).start()
         code = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
-        timer.cancel()
         return Ended(code, said.read_text(errors="replace"))
 
     def points(self, cwd: Path, *argv: str) -> int:
@@ -81,6 +82,15 @@ class Server:
         ended = self(cwd, *argv, count=True)
         assert ended.code == 0, ended
         return int((cwd.parent / f"{cwd.name}.said.{self.process.pid}.points").read_text())
+
+
+def _interrupt(child: int, said: Path, words: str, seconds: float) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (said.exists() and words in said.read_text(errors="replace")):
+        time.sleep(0.005)
+    time.sleep(seconds)
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGINT)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from saetool.artifacts.manifest import MANIFEST, id_of, read_manifest, recipe_of
 from saetool.artifacts.partial import DamagedRecord
 from saetool.errors import RequestError
 
-QUICK, LONG = 40, pytest.param(1500, marks=pytest.mark.slow)
+QUICK, LONG = 40, pytest.param(1200, marks=pytest.mark.slow)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),

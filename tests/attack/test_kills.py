@@ -7,7 +7,7 @@ import pytest
 
 from saetool.artifacts import Artifact, verify
 
-POINTS = 6
+POINTS = 5
 """Points of a stage that are tried, evenly spaced over all of them: before and after its durable calls."""
 
 STAGES = {
@@ -68,7 +68,7 @@ def test_killed_while_one_artifact_takes_the_place_of_another(server, place, ids
     points = server.points(here, command, "config.yaml", changed, "--force")
     new = Artifact.open(here / "run" / kind).id
     assert new != ids[kind]
-    for die in range(points - 8, points):
+    for die in range(points - 6, points):
         here = place()
         before = set(os.listdir(here / "run"))
         assert server(here, command, "config.yaml", changed, "--force", die=die).code == -9

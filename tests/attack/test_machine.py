@@ -52,7 +52,7 @@ def test_a_full_disk_ends_in_words_and_the_command_goes_on(server, place, drop_f
         before = shutil.disk_usage(here).used
         assert server(here, command, "config.yaml").code == 0
         needed = shutil.disk_usage(here).used - before
-        for share in (0.02, 0.3, 0.6, 0.9):
+        for share in (0.02, 0.4, 0.8):
             drop_from(here / "run", command)
             leave_free(tmp_path / "disk", int(needed * share))
             ended = server(here, command, "config.yaml")
@@ -69,7 +69,7 @@ def test_a_full_disk_ends_in_words_and_the_command_goes_on(server, place, drop_f
 @pytest.mark.parametrize("command", STAGES)
 def test_a_limit_on_files_ends_in_words(server, place, drop_from, ids, counts, command):
     kind = STAGES[command]
-    for limit in (100, 9000):
+    for limit in (100,):
         here = place()
         drop_from(here / "run", command)
         ended = server(here, command, "config.yaml", limit=limit)
@@ -84,9 +84,9 @@ def test_a_limit_on_files_ends_in_words(server, place, drop_from, ids, counts, c
 def test_ctrl_c_is_always_130_and_the_same_command_goes_on(server, place, drop_from, counts):
     here = place()
     drop_from(here / "run", "train")
-    long = ("train", "config.yaml", "training.tokens=64000")
+    long = ("train", "config.yaml", "training.tokens=32000")
     for i in range(10):
-        ended = server(here, *long, interrupt_after=0.35 + 0.13 * i)
+        ended = server(here, *long, interrupt=("parameters", 0.04 * i))
         assert ended.code == 130, ended
         assert ended.said.splitlines()[-1].startswith("saetool: stopped."), ended
         assert "Traceback" not in ended.said, ended

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 def test_training_and_a_store_that_is_made_anew_meanwhile(server, another_server, place, drop_from, counts):
     """The store is of other weights: numbers of the new one under the old one's id would be another model."""
-    long = ("train", "config.yaml", "training.tokens=64000")
+    long = ("train", "config.yaml", "training.tokens=32000")
     alone = place("alone")
     drop_from(alone / "run", "train")
     assert server(alone, *long).code == 0
