@@ -4,6 +4,7 @@
 """
 
 import _thread
+import io
 import json
 import logging
 import os
@@ -224,6 +225,9 @@ def main() -> None:
     # The sentence alone: the place in the code says nothing to who wrote the config.
     warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal in latin-1 has no arrow, and that is no failure
     try:
         with _noticing_interrupts() as interrupt:
             code = _run_command(interrupt)

@@ -5,12 +5,14 @@ Checks here are those that span two rooms; each room checks its own section.
 
 import difflib
 import itertools
+import os
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from saetool.activations import CacheSettings
 from saetool.artifacts.verification import KINDS
@@ -25,6 +27,8 @@ from saetool.training import TrainingSettings
 from saetool.vision import BackboneSettings
 
 LIVE = "live"
+LONGEST_NAME = 240
+"""Bytes of a name that every usual file system takes, with `.partial` behind it."""
 
 
 class RunConfig(Settings):
@@ -42,6 +46,17 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
     sweep: dict[str, list[Any]] | list[dict[str, Any]] | None = None
+
+    @field_validator("run", "activations")
+    @classmethod
+    def _is_a_place(cls, place: str | None) -> str | None:
+        if place is None or "://" in place:
+            return place
+        if "\0" in place or any(len(os.fsencode(part)) > LONGEST_NAME for part in place.split("/")):
+            raise ValueError(
+                f"no folder can have this name: it holds a zero byte, or a part of over {LONGEST_NAME} bytes"
+            )
+        return place
 
     @model_validator(mode="after")
     def _layer_is_cached(self) -> "RunConfig":
@@ -79,8 +94,7 @@ def build_config(values: dict[str, Any], name: str) -> RunConfig:
         _refuse_unwritable(config.model_dump(), name, "", set())
         return config
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(entry) for entry in error.errors()))
-        raise RequestError(f"{name}: " + "\n".join(lines)) from None
+        raise RequestError(f"{name}: " + "\n".join(_explain_all(error.errors()))) from None
 
 
 _UNWRITABLE = re.compile("[\\0\\ud800-\\udfff]")
@@ -156,7 +170,7 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
 
 def find_config(source: str) -> Path:
     """Return the path of a config: a file, or the name of a packaged one."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path
     packaged = packaged_configs()
@@ -204,6 +218,8 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode, deep: bool
     seen = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
         seen.add(key)
@@ -221,11 +237,33 @@ def _parse(text: str, name: str) -> Any:
     try:
         loader = _Loader(text)
         try:
-            return loader.get_single_data()
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _size(node, {}) > MOST_VALUES:
+                raise RequestError(f"{name}: holds more than {MOST_VALUES:,} values, aliases written out: no config.")
+            return loader.construct_document(node)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
         raise RequestError(f"{name}: not valid YAML: {str(error).replace(chr(10), ' ')}") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number beyond Python's own limit
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise RequestError(f"{name}: not valid YAML: {reason}") from None
+
+
+MOST_VALUES = 100_000
+"""In a config, aliases written out: a few lines of them can stand for more than any memory holds."""
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, aliases written out; one that holds itself stands for too many."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1
+        parts = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else []
+        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -241,13 +279,60 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+_OTHER_NAMES = {"epochs": "tokens", "steps": "tokens", "learning_rate": "lr", "dataset": "source"}
+"""What other programs call a key: nothing that letters alone would tell."""
+
+
+_OF_A_KEY = ("extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found")
+"""Errors about a key, not about a value that could have several types."""
+
+
+def _explain_all(errors: list[Any]) -> list[str]:
+    """Return one line a key: where several types would do, each says something about the same value."""
+    by_key: dict[str, list[Any]] = {}
+    for entry in errors:
+        by_key.setdefault(_key_of(entry), []).append(entry)
+    lines = []
+    for key, entries in by_key.items():
+        if len(entries) == 1 or key == "":
+            lines += [_explain(entry) for entry in entries]
+            continue
+        wanted = [entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for entry in entries]
+        given = next((entry.get("input") for entry in entries), None)
+        lines.append(f"{key}: should be {' or '.join(dict.fromkeys(wanted))} (given: {given!r})")
+    return list(dict.fromkeys(lines))
+
+
+def _key_of(entry: Any) -> str:
+    """Return the key that an error is about: its location up to where types of one value begin."""
+    location: tuple = entry["loc"]
+    if entry["type"] in _OF_A_KEY:
+        return ".".join(map(str, location))
+    models: list[type[BaseModel]] = [RunConfig]
+    key: list[str] = []
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [m for f in fields for m in _models_in(f.annotation)]
+            key.append(str(part))
+        elif isinstance(part, int):
+            key.append(str(part))
+        elif not any(_tag_of(m) == part or m.__name__ == part for m in models):
+            break
+        else:
+            models = [m for m in models if _tag_of(m) == part or m.__name__ == part]
+    return ".".join(key)
+
+
 def _explain(entry: Any) -> str:
     """Put one pydantic error into a sentence that names the key and the way out."""
     location = [part for part in entry["loc"] if not _is_union_tag(part)]
-    key = ".".join(map(str, location))
+    key = ".".join(map(str, location)) if entry["type"] in _OF_A_KEY else _key_of(entry)
     if entry["type"] == "extra_forbidden":
         valid = _keys_at(entry["loc"][:-1])
-        close = difflib.get_close_matches(str(entry["loc"][-1]), valid, n=1, cutoff=0.5)
+        given = str(entry["loc"][-1])
+        known = [name for name in (_OTHER_NAMES.get(given),) if name in valid]
+        close = known or difflib.get_close_matches(given, valid, n=1, cutoff=0.6)
         parent = "".join(f"{part}." for part in location[:-1])
         hint = f" Did you mean {parent}{close[0]}?" if close else ""
         return f"{key}: unknown key.{hint} Valid here: {', '.join(valid)}."

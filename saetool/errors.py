@@ -41,9 +41,16 @@ def printable(text: str) -> str:
     return _UNSEEN.sub(spell, text)
 
 
+_LONGEST_LINE = 200
+"""Characters of another library's message that stand inside one of ours."""
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, short enough to stand inside one of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of another library's message, short enough to stand inside one of ours, in whole words."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return line[:_LONGEST_LINE].rsplit(" ", 1)[0] + " …"
 
 
 def leave(code: int) -> NoReturn:
@@ -71,7 +78,7 @@ def run_script(main: Callable[[], None]) -> None:
         print("stopped. What was finished is kept; the same command resumes.", file=sys.stderr)
         leave(130)
     except SaetoolError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         leave(error.exit_code)
     except ValidationError as error:  # settings made from arguments
         for wrong in error.errors():

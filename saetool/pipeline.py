@@ -42,7 +42,7 @@ class Run:
     def __init__(self, config: RunConfig, command: str):
         self.config = config
         self.command = command
-        self.directory = Path(config.run)
+        self.directory = Path(config.run).expanduser()
         self.members = [Member(self, name, member) for name, member in sweep_members(config)]
 
     @classmethod
@@ -193,13 +193,17 @@ class Member:
         An evaluation made before there was an index is made again with it.
         """
         place = self.path("evaluation")
-        cheap, whole = self._evaluation(full=False), self._evaluation(full=True)
+        cheap = self._evaluation(full=False)
         standing = _standing(place)
-        found = standing and standing.manifest["recipe"]
+        if not full and not force and standing is not None and _answers(standing, cheap):
+            say(f"{place}: done already")
+            return standing
+        whole, found = self._evaluation(full=True), standing and standing.manifest["recipe"]
         if full:
             replaces = found == cheap.recipe or _differs_only_in(whole, place, "features")
             return run_stage(whole, place, force=force or replaces)
-        stage = whole if found == whole.recipe and force is not True else cheap
+        # What costs minutes to hours is never replaced by what costs seconds: it is made again, or kept.
+        stage = whole if found == whole.recipe or (standing and _is_whole(standing)) else cheap
         return run_stage(stage, place, force=force or _differs_only_in(stage, place, "features"))
 
     def _evaluation(self, full: bool) -> Stage:
@@ -263,9 +267,11 @@ def _number(value: float | None, form: str) -> str:
 
 def _made(path: Path, kind: str) -> Artifact:
     """Open what an earlier stage made; raise RequestError naming the command that makes it."""
-    if not path.exists() and not path.with_name(path.name + ".partial").exists():
+    begun = path.with_name(path.name + ".partial").exists()
+    if not path.exists():
+        state, does = ("begun and not finished", "finishes") if begun else ("not made yet", "makes")
         raise RequestError(
-            f"{path}: not made yet. `saetool {COMMANDS[kind]} CONFIG` makes it, `saetool run CONFIG` makes all."
+            f"{path}: {state}. `saetool {COMMANDS[kind]} CONFIG` {does} it, `saetool run CONFIG` makes all."
         )
     return Artifact.open(path, kind)
 
@@ -276,6 +282,22 @@ def _standing(path: Path) -> Artifact | None:
         return Artifact.open(path)
     except RequestError:
         return None
+
+
+def _is_whole(evaluation: Artifact) -> bool:
+    """Say whether an evaluation has the model's own effects."""
+    settings = evaluation.config["settings"]
+    return bool(settings["probing"] and settings["effect"])
+
+
+def _answers(found: Artifact, cheap: Stage) -> bool:
+    """Say whether a full evaluation, whatever its own settings, has all that the cheap one would have."""
+    if not _is_whole(found):
+        return False
+    asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in cheap.inputs]
+    settings = {key: value for key, value in cheap.config["settings"].items() if key not in ("probing", "effect")}
+    same = all(found.config["settings"].get(key) == value for key, value in settings.items())
+    return same and found.inputs == asked and found.config["seed"] == cheap.config["seed"]
 
 
 def _differs_only_in(stage: Stage, path: Path, *kinds: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -277,3 +278,47 @@ def test_a_lost_manifest_is_no_stranger(saetool, place):
     ended = saetool("cache", "config.yaml")
     assert ended.code == 2
     assert "run/activations: has no manifest.json: damaged" in ended.said
+
+
+def test_escape_codes_in_a_files_name_are_shown(saetool, place):
+    (place / "pictures/a/\x1b[31mred\u202egnp.png").write_text("no picture")
+    ended = saetool("cache", "config.yaml", "run=new")
+    assert ended.code == 1
+    assert "\x1b" not in ended.said
+    assert "\u202e" not in ended.said
+    assert r"\x1b[31mred\u202egnp.png cannot be read" in ended.said
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_a_terminal_of_another_encoding_is_no_failure(encoding, place):
+    command = [sys.executable, "-m", "saetool", "info", "run"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    (place / "run").rename(place / "run→")
+    done = subprocess.run([*command[:-1], "run→"], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"run?" in done.stdout
+
+
+def test_users_mistakes_leave_no_notes_in_the_temporary_folder(saetool, place, monkeypatch):
+    import tempfile
+
+    (place / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place / "temporary"))
+    torch.save([1, 2], place / "list.pt")
+    for wrong in (
+        "backbone.weights=list.pt",
+        'images.source="a\\0b"',
+        f"images.source={'x' * 300}",
+        "images.source=~/no",
+    ):
+        assert saetool("cache", "config.yaml", "run=new", wrong).code == 2
+    assert not list((place / "temporary").iterdir())
+
+
+def test_another_librarys_sentence_is_cut_between_words():
+    from saetool.errors import first_line
+
+    line = first_line(ValueError("word " * 100 + "\nsecond line"))
+    assert len(line) <= 202
+    assert line.endswith("word …")
+    assert first_line(ValueError("short")) == "short"

@@ -1,5 +1,6 @@
 """A config says what is wrong with it, and what would be right."""
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -143,5 +144,64 @@ def test_the_wheel_carries_the_configs(tmp_path):
     [("run", '"a\\0b"'), ("images.source", '"a\\ud800"'), ("report.title", '"\\udcff"'), ("index.embeddings", '"\\0"')],
 )
 def test_a_text_that_cannot_be_written_is_refused_by_its_key(key, text):
-    with pytest.raises(RequestError, match=f"{key}: .*cannot be written"):
+    with pytest.raises(RequestError, match=f"{key}: .*(cannot be written|no folder can have this name)"):
         load_config("demo", [f"{key}={text}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("backbone.image_size=abc", "backbone.image_size: should be a valid integer, .* or a valid tuple"),
+        ("training.layer=[1]", "training.layer: should be a valid integer or a valid string"),
+        ("sweep=3", "sweep: should be a valid dictionary or a valid list"),
+        ("backbone.layers=[1, [2]]", r"backbone.layers\.1: should be"),
+    ],
+)
+def test_a_value_of_several_possible_types_gets_one_line(override, line):
+    with pytest.raises(RequestError, match=line) as caught:
+        load_config("demo", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_other_programs_call_it_is_understood():
+    with pytest.raises(RequestError, match=r"training\.epochs: unknown key. Did you mean training\.tokens\?"):
+        load_config("demo", ["training.epochs=3"])
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join(['*' + old] * 10)}]\n" for old, new in itertools.pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BOMB, "holds more than 100,000 values"),
+        ("a: &a [1, *a]", "holds more than 100,000 values"),
+        ("a: " + "[" * 20_000 + "]" * 20_000, "nested too deep"),
+        ("run: " + "9" * 5000, "not valid YAML"),
+        ("? [a, b]\n: 1", "cannot be a key"),
+        ("at: 2026-99-99", "not valid YAML"),
+        ("1: x", "a.yaml"),
+        ("run: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_yaml_that_would_fill_the_memory_ends_in_a_message(text, reason, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(RequestError, match=reason):
+        load_config(str(tmp_path / "a.yaml"))
+
+
+def test_anchors_may_be_used(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "run: &here runs/x\nactivations: *here\nimages: {source: digits}\nbackbone: {name: pixels, image_size: 8}\n"
+        "autoencoder: {kind: sparse, n_latents: 8, activation: {kind: topk, k: 2}}\ntraining: {tokens: 10}\n"
+    )
+    assert load_config(str(tmp_path / "a.yaml")).activations == "runs/x"
+
+
+@pytest.mark.parametrize("key", ["run", "activations"])
+@pytest.mark.parametrize("name", ["a\\0b", "x" * 241])
+def test_names_that_no_folder_can_have_are_refused(key, name):
+    with pytest.raises(RequestError, match=f"{key}: no folder can have this name"):
+        load_config("demo", [f'{key}="{name}"'])

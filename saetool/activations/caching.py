@@ -15,9 +15,10 @@ from torch import Tensor
 
 from saetool import distributed
 from saetool.activations.decoding import DecodedSlice, Decoder
-from saetool.activations.moments import SiteMoments
+from saetool.activations.moments import LARGEST, SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.store import KIND
+from saetool.activations.unchanged import changed_since, first_changed, times_of
 from saetool.activations.writer import Plan, ShardContent, StoreWriter
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
 from saetool.errors import RequestError, WorkError
@@ -64,6 +65,7 @@ class CachingJob:
         backbone = self.backbone()
         plan = self.plan(backbone)
         _refuse_other_weights(partial, plan)
+        self._refuse_other_images(partial, plan)
         labels = [{"name": c.name, "kind": c.kind, "classes": c.classes} for c in self.source.label_columns]
         writer = StoreWriter(partial, plan, labels)
         mine = range(distributed.rank(), plan.n_shards, distributed.world_size())
@@ -80,7 +82,20 @@ class CachingJob:
         if not distributed.is_main():
             return {}
         partial.note("images_root", self.source.root)
+        partial.note("times", times_of(self.source))
         return writer.finish(self._facts(backbone))
+
+    def _refuse_other_images(self, partial: Partial, plan: Plan) -> None:
+        """Raise RequestError where an image that is done already was replaced since the work began."""
+        times, begun = times_of(self.source), partial.record_of("times")
+        if begun is None and distributed.is_main():
+            partial.record("times", times)
+        if begun is None or begun == times:
+            return
+        records = (partial.record_of(f"shards/{shard:05d}") for shard in range(plan.n_shards))
+        changed = first_changed(self.source, [image for record in records if record for image in record["images"]])
+        if changed:
+            raise RequestError(f"{partial.path}: {changed}. Give --force to begin anew.")
 
     def _fill(self, writer: StoreWriter, backbone: Backbone, mine: Sequence[int], missing: list[int]) -> None:
         plan, sites = writer.plan, self.stored(backbone)
@@ -196,8 +211,8 @@ def caching_stage(
     precision = resolve_precision(backbone, device)
     resolved = backbone.model_copy(update={"precision": precision})
     where = images.source if is_named(images.source) else "folder"
-    # What happens at a corrupt image is no part of the request: work that stopped at one resumes with another answer.
-    identity = images.model_dump(mode="json", exclude={"on_error"}) | {"source": where}
+    # What happens at a corrupt or an immense image is no part of the request: work that stopped at one resumes.
+    identity = images.model_dump(mode="json", exclude={"on_error", "max_pixels"}) | {"source": where}
     exact = resolved.model_copy(update={"precision": "fp32"})
     job = CachingJob(
         backbone=lambda: load_backbone(resolved, seed, device),
@@ -247,6 +262,8 @@ def cache(
         return run_stage(caching_stage(backbone, open_source(images), images, settings), out, force=force)
     loaded = load_backbone(backbone) if isinstance(backbone, BackboneSettings) else backbone
     source = open_source(images) if isinstance(images, ImageSettings) else images
+    _require(isinstance(loaded, Backbone), loaded, "a name, BackboneSettings or saetool.vision.wrap(module, …)")
+    _require(hasattr(source, "listing"), source, "a folder, ImageSettings or open_source(…)")
     wanted = loaded.sites if sites is None else loaded.sites_of(sites)
     identity = {"source": source.name}
     job = CachingJob(lambda: loaded, lambda _: wanted, source, settings, on_error or "fail", identity=identity)
@@ -259,10 +276,23 @@ def cache(
     return run_stage(_stage(job, config), out, force=force)
 
 
+def _require(known: bool, given: Any, way: str) -> None:
+    if not known:
+        raise RequestError(f"cache takes no {type(given).__module__}.{type(given).__name__}: give {way}.")
+
+
 def _stage(job: CachingJob, config: dict[str, Any]) -> Stage:
     from saetool.activations.estimate import estimate
 
-    return Stage(KIND, config, job.build, listing=job.source.listing(), estimate=lambda: estimate(job))
+    return Stage(
+        KIND,
+        config,
+        job.build,
+        listing=job.source.listing(),
+        estimate=lambda: estimate(job),
+        listed=f"{len(job.source):,} images",
+        changed=lambda store: changed_since(job.source, store),
+    )
 
 
 def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
@@ -279,9 +309,10 @@ def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
 
 
 def _not_finite(decoded: DecodedSlice, rows: Tensor, site: Site, dtype: str) -> str:
-    bad = ~torch.isfinite(rows.float()).flatten(1).all(1)
+    bad = ~(rows.float().abs() <= LARGEST).flatten(1).all(1)
     image = decoded.images[int(bad.nonzero()[0])]
     hint = " (float16 ends at 65,504: try cache.dtype=bfloat16)" if dtype == "float16" else ""
     return (
-        f"{image['path']}: the values at {site.label} are not all finite{hint}. Remove the image or check the weights."
+        f"{image['path']}: the values at {site.label} are not all finite and below {LARGEST:g}{hint}. Remove the image "
+        "or check the weights."
     )

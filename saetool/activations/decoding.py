@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.activations.writer import Plan
-from saetool.errors import WorkError
+from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSource
-from saetool.images.source import SourceError
+from saetool.images.source import Label, SourceError, stored_label
 from saetool.vision import Transform
 
 _SLICES_AHEAD = 2
@@ -87,10 +87,20 @@ class Decoder:
             if self.on_error == "fail" or isinstance(error, SourceError):
                 raise
             return str(error)
+        labels = self._labels(i)
         row = {"path": self.source.path(i), "width": picture.width, "height": picture.height, "digest": picture.digest}
-        decoded = _Decoded({**row, "slice": slice_, **self.source.labels(i)}, self.transform(picture.image))
+        decoded = _Decoded({**row, "slice": slice_, **labels}, self.transform(picture.image))
         self.seconds += time.thread_time() - start
         return decoded
+
+    def _labels(self, i: int) -> dict[str, Label]:
+        """Return an image's labels as they are stored; RequestError where a source of one's own gives another kind."""
+        given = self.source.labels(i)
+        try:
+            columns = self.source.label_columns
+            return {c.name: stored_label(given.get(c.name), c.name, c.kind, c.classes) for c in columns}
+        except ValueError as error:
+            raise RequestError(f"{self.source.path(i)}: {error}") from None
 
     def _collect(self, number: int, futures: list[Future[_Decoded | str]]) -> DecodedSlice:
         batch = torch.zeros(self.plan.settings.batch_size, self.transform.channels, *self.transform.geometry.crop)

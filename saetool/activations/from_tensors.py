@@ -1,20 +1,21 @@
 """A store made from tensors: anything with rows can be stored, trained on and indexed like activations."""
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from saetool.activations.moments import SiteMoments
+from saetool.activations.moments import LARGEST, SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.store import KIND, ActivationStore
 from saetool.activations.writer import Plan, ShardContent, StoreWriter, require_folder_name
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
-from saetool.errors import RequestError, printable
+from saetool.errors import RequestError
+from saetool.images.source import require_text, stored_label
 
 
 def write_store(
@@ -35,8 +36,8 @@ def write_store(
     Raises RequestError for values that are not finite, labels of no class, and shapes that do not fit together.
     """
     settings = settings or CacheSettings(dtype="float32")
-    sites = tokens if isinstance(tokens, dict) else {"rows": tokens}
-    n_images = _require_rows(sites, grid)
+    sites = _sites(tokens, grid)
+    n_images = len(next(iter(sites.values())))
     plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)
     stored = {folder: rows.detach().to(plan.dtype).contiguous() for folder, rows in sites.items()}
     contents = {folder: digest_bytes(_bytes(rows)) for folder, rows in stored.items()}
@@ -55,21 +56,27 @@ def write_store(
     return ActivationStore(run_stage(Stage(KIND, config, build), out, force=force))
 
 
-def _require_rows(sites: dict[str, Tensor], grid: tuple[int, int] | None) -> int:
-    """Return how many images there are; raise RequestError unless every site is [images, tokens, d] of real numbers."""
-    if not sites:
-        raise RequestError("No site is given: a store needs one tensor [images, tokens, d] at least.")
-    for folder, rows in sites.items():
-        require_folder_name(folder)
-        if not isinstance(rows, Tensor) or rows.is_complex():
-            given = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-            raise RequestError(f"{folder}: a tensor of real numbers is needed, not {given}.")
-    first = next(iter(sites.values()))
-    if any(rows.ndim != 3 or len(rows) != len(first) for rows in sites.values()):
+def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
+    """Return the tensors by site folder; RequestError where there is one that is no store's."""
+    given = tokens if isinstance(tokens, dict) else {"rows": tokens}
+    sites = {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in given.items()}
+    for name in sites:
+        require_folder_name(name)
+    wrong = next((rows for rows in sites.values() if not isinstance(rows, Tensor) or rows.is_complex()), None)
+    if wrong is not None or not sites:
+        kind = f"{type(wrong).__module__}.{type(wrong).__name__}" if sites else "nothing"
+        kind = str(wrong.dtype) if isinstance(wrong, Tensor) else kind
+        raise RequestError(f"write_store takes tensors or numpy arrays [images, tokens, d], not {kind}.")
+    n_images = len(next(iter(sites.values())))
+    if any(rows.ndim != 3 or len(rows) != n_images for rows in sites.values()):
         raise RequestError("Each site needs a tensor [images, tokens, d], with the same number of images.")
-    if grid is not None and grid[0] * grid[1] != first.shape[1]:
-        raise RequestError(f"A grid of {grid[0]} × {grid[1]} has other than {first.shape[1]} tokens.")
-    return len(first)
+    empty = next((name for name, rows in sites.items() if 0 in rows.shape[1:]), None)
+    if empty is not None:
+        raise RequestError(f"{empty}: shape {list(sites[empty].shape)} has no tokens or no width.")
+    n_tokens = next(iter(sites.values())).shape[1]
+    if grid is not None and grid[0] * grid[1] != n_tokens:
+        raise RequestError(f"A grid of {grid[0]} × {grid[1]} has other than {n_tokens} tokens.")
+    return sites
 
 
 def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: list[dict[str, Any]]) -> None:
@@ -79,7 +86,9 @@ def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: li
     moments = {folder: SiteMoments.of(rows.flatten(0, 1)) for folder, rows in tokens.items()}
     for folder, moment in moments.items():
         if not moment.finite:
-            raise RequestError(f"{folder}: some values are not finite (in {writer.plan.settings.dtype}).")
+            raise RequestError(
+                f"{folder}: some values are not finite and below {LARGEST:g} (in {writer.plan.settings.dtype})."
+            )
     rows = [{**table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
     writer.write_shard(shard, tokens, ShardContent(rows, [len(part) for part in parts], moments))
 
@@ -99,11 +108,15 @@ def _table(
         raise RequestError(f"{len(entries)} images are described, {len(rows)} are given.")
     table = []
     for i, (entry, values) in enumerate(zip(entries, rows, strict=True)):
-        row = {"path": f"{i:06d}", "width": None, "height": None, **entry}
-        if not isinstance(row["path"], str) or printable(row["path"]) != row["path"]:
-            raise RequestError(f"Image {i} has no path that can be written down: {row['path']!r}.")
-        row |= {label["name"]: _value(label, entry.get(label["name"]), i) for label in labels}
+        row = {"path": f"{i:06d}", "width": None, "height": None, **{label["name"]: None for label in labels}, **entry}
         row.setdefault("digest", digest_bytes(_bytes(values)))
+        try:
+            require_text(row["path"])
+            for column in labels:
+                name, kind, classes = column["name"], column["kind"], column.get("classes")
+                row[name] = stored_label(row[name], name, kind, classes)
+        except ValueError as error:
+            raise RequestError(f"Image {i}: {error}.") from None
         table.append(row)
     return table
 
@@ -117,18 +130,6 @@ def _require_labels(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if kind == "category" and not (isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)):
             raise RequestError(f"Label {name!r}: give its classes, a list of texts, not {classes!r}.")
     return [dict(label) for label in labels]
-
-
-def _value(label: dict[str, Any], value: Any, image: int) -> Any:
-    """Return an image's value of a label, None where it has none; raise RequestError for one that it cannot have."""
-    if value is None or value != value:  # not a number is no number
-        return None
-    if label["kind"] == "category":
-        if value not in label["classes"]:
-            raise RequestError(f"Image {image}: {value!r} is no class of {label['name']!r}: {label['classes']}.")
-    elif isinstance(value, bool | str) or not math.isfinite(value):
-        raise RequestError(f"Image {image}: {value!r} is no finite number, which {label['name']!r} holds.")
-    return value
 
 
 def _bytes(rows: Tensor) -> memoryview:

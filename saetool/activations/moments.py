@@ -1,6 +1,5 @@
 """What a store says about a site's values: moments, norms, largest value, in float64."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.statistics import Statistics, pieces, squarable
+
+LARGEST = 1e17
+"""Of a stored value: the squares of a row of them still add up in float32, as every loss does."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,20 @@ class SiteMoments:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "rows d"]) -> "SiteMoments":
-        """Return the moments of `rows`; where a value is not finite, `finite` is false and the rest means nothing."""
+        """Return the moments of `rows`; where a value is not finite or too large, `finite` is false."""
         max_abs, norm_sum = 0.0, 0.0
         for piece in pieces(rows):
             low, high = piece.aminmax()  # not a number, and infinity, come through
             max_abs = max(abs(float(low)), abs(float(high)), max_abs)
-            if not math.isfinite(max_abs):
+            if not max_abs <= LARGEST:
                 return cls(Statistics.none(rows.shape[1]), 0.0, max_abs)
             norm_sum += float(torch.linalg.vector_norm(squarable(piece), dim=1).double().sum())
         return cls(Statistics.of(rows), norm_sum, max_abs)
 
     @property
     def finite(self) -> bool:
-        """Say whether every value was finite."""
-        return math.isfinite(self.max_abs)
+        """Say whether every value was finite, and small enough to be squared."""
+        return self.max_abs <= LARGEST
 
     def merge(self, other: "SiteMoments") -> "SiteMoments":
         """Return the moments of both sets of rows together."""

@@ -135,6 +135,11 @@ class Partial:
         parquet.write_table(table, buffer, compression="zstd", store_schema=False)
         self.write_bytes(name, buffer.getvalue())
 
+    def write_log(self, name: str, data: bytes) -> None:
+        """Write a whole file that is a log: outside the id, checked by verify only."""
+        self._declare_log(name)
+        self.write_bytes(name, data)
+
     def append_log(self, name: str, entry: dict) -> None:
         """Append one line of JSON to a log: a file outside the id, checked by verify only."""
         self._declare_log(name)

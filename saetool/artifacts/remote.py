@@ -102,7 +102,7 @@ def place_of(path: str | os.PathLike | RemotePath) -> Path:
     Raises RequestError when no driver for the address is installed.
     """
     if isinstance(path, RemotePath) or not is_remote(path):
-        return cast(Path, path) if isinstance(path, RemotePath) else Path(path)
+        return cast(Path, path) if isinstance(path, RemotePath) else Path(path).expanduser()
     import fsspec
 
     try:

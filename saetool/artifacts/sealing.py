@@ -118,6 +118,7 @@ def seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
             "versions": {name: _version(name) for name in _VERSIONS},
             "input_paths": [_unicode(where_from(artifact.path, partial.out)) for artifact in stage.inputs],
             "listing": stage.listing,
+            "listed": stage.listed,
             "replaces": digest_file(partial.out / MANIFEST) if (partial.out / MANIFEST).is_file() else None,
             "logs": sorted(partial.logs),
         },

@@ -26,7 +26,7 @@ from saetool.artifacts.manifest import (
 from saetool.artifacts.partial import DamagedRecord, Partial
 from saetool.artifacts.sealing import discard, is_left_over, move_into_place, old_path, partial_path, recover, seal
 from saetool.artifacts.verification import check_files
-from saetool.errors import RequestError, SaetoolError, WorkError
+from saetool.errors import RequestError, SaetoolError, WorkError, printable
 from saetool.progress import say
 
 Force = bool | Literal["different"]
@@ -46,6 +46,10 @@ class Stage:
     inputs: tuple[Artifact, ...] = ()
     listing: str | None = None
     estimate: Callable[[], dict[str, Any]] | None = None
+    listed: str | None = None
+    """What `listing` stands for, for people: `60 images`."""
+    changed: Callable[[Artifact], str | None] | None = None
+    """Says which of the outside source's files is another now than when a sealed artifact was made, if any is."""
 
     @property
     def recipe(self) -> str:
@@ -55,7 +59,8 @@ class Stage:
     def request(self) -> dict[str, Any]:
         """Return what is asked for, to be compared with what is found."""
         inputs = {artifact.kind: artifact.id for artifact in self.inputs}
-        return {"kind": self.kind, "config": self.config, "inputs": inputs, "listing": self.listing}
+        listing = {"listing": self.listing, "listed": self.listed}
+        return {"kind": self.kind, "config": self.config, "inputs": inputs, **listing}
 
 
 def run_stage(stage: Stage, out: str | os.PathLike, *, force: Force = False) -> Artifact:
@@ -73,9 +78,7 @@ def run_stages(
     force: Force = False,
 ) -> list[Artifact]:
     """Make several artifacts by one function; `build_all` gets the partial directories of the unsealed ones only."""
-    if bad := [str(out) for _, out in members if "\0" in str(out)]:
-        raise RequestError(f"{bad[0]!r} is no path: it holds a NUL.")
-    members = [(stage, _real(Path(out))) for stage, out in members]
+    members = [(stage, place_beside(out)) for stage, out in members]
     outs = [out for _, out in members]
     with ExitStack() as locks:
         todo = _agree(lambda: _prepare(members, locks, force))
@@ -97,8 +100,11 @@ def run_stages(
     return [Artifact.open(out) for out in outs]
 
 
-def _real(out: Path) -> Path:
-    """Return where a link leads, so that the work happens beside the artifact itself."""
+def place_beside(out: str | os.PathLike) -> Path:
+    """Return where an artifact goes: `~` is the home folder, and a link leads where the artifact itself is."""
+    out = Path(out).expanduser()
+    if printable(str(out)) != str(out):
+        raise RequestError(f"{printable(str(out))}: a name that no manifest can hold; choose another (run=…).")
     return Path(os.path.realpath(out)) if os.path.islink(out) else out
 
 
@@ -167,8 +173,11 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
     try:
         found = read_manifest(out)
         if found["recipe"] == stage.recipe:
-            Artifact.open(out)
-            return True
+            artifact = Artifact.open(out)
+            changed = stage.changed(artifact) if stage.changed else None
+            if not changed:
+                return True
+            raise RequestError(f"{out}: {changed}. Give --force to build it anew, or choose another place (run=…).")
     except RequestError:
         if not force:
             raise
@@ -272,6 +281,7 @@ def _manifest_differences(found: dict[str, Any], stage: Stage) -> str:
         "config": found["config"],
         "inputs": {entry["kind"]: entry["id"] for entry in found["inputs"]},
         "listing": found["notes"].get("listing"),
+        "listed": found["notes"].get("listed"),
     }
     return _differences(theirs, stage.request())
 
@@ -284,6 +294,12 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _differences(there: dict, asked: dict) -> str:
     """Return one line for each key that differs."""
+    there, asked = dict(there), dict(asked)
+    before, now = there.pop("listed", None), asked.pop("listed", None)
+    if before and now and there.get("listing") != asked.get("listing"):
+        # Two digests say nothing to a person.
+        other = " (other names or sizes)" if before == now else ""
+        there["listing"], asked["listing"] = before, now + other
     old, new = _flatten(there), _flatten(asked)
     lines = []
     for key in sorted(old.keys() | new.keys()):

@@ -1,6 +1,7 @@
 """The sections of evaluation.json that run the backbone: splicing and the latents with the largest effects."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,22 +86,25 @@ def effect(subject: Subject, settings: EvaluationSettings, backbone: Backbone, s
             f"{subject.store.artifact.path}: every image is held out; the effect needs training images for the mean "
             "ablation. Evaluate on a store with others, or leave evaluation.effect out"
         )
-    rows = spread(_labeled(subject.held_out, label), settings.effect_images)
-    if label is not None and not len(rows):
-        raise RequestError(
-            f"evaluation.effect_label: no held-out image has a class of {label.name!r}; choose another label"
-        )
-    readout, probe_images = Readout(backbone, head), 0
+    train, left_out = np.empty(0, np.int64), []
     if label is not None and head is None:
         train = spread(_labeled(subject.train, label), 2 * settings.effect_images)
-        readout, probe_images = _with_probe(backbone, pictures, label, train), len(train)
+        label, left_out = _with_training_images(label, train)
+    if label is not None and not len(_labeled(subject.held_out, label)):
+        say(f"No held-out image has a class of {label.name!r}: the effect is measured on the final embedding only.")
+        label, head = None, None
+    rows = spread(_labeled(subject.held_out, label), settings.effect_images)
+    readout = Readout(backbone, head)
+    if label is not None and head is None:
+        readout = _with_probe(backbone, pictures, label, train)
     sums = measure_effect(
         readout, subject.autoencoder, _with_targets(pictures, rows, label), subject.mean(subject.train).float()
     )
     found: dict[str, Any] = {
         "label": label.name if label else None,
         "readout": "head" if head else "probe" if label else "embedding",
-        "probe_images": probe_images,
+        "probe_images": len(train) if label is not None else 0,
+        "left_out": left_out,
         **summarize(sums, subject.seed, settings.bootstrap),
         "latents": [],
     }
@@ -114,13 +118,25 @@ def _labeled(rows: np.ndarray, label: Labels | None) -> np.ndarray:
     return rows if label is None else rows[np.isin(label.values[rows], label.classes)]
 
 
-def _with_probe(backbone: Backbone, pictures: Pictures, label: Labels, rows: np.ndarray) -> Readout:
-    missing = [name for name in label.classes if name not in set(label.values[rows])]
+def _with_training_images(label: Labels, train: np.ndarray) -> tuple[Labels | None, list[str]]:
+    """Return the label with the classes that a probe can learn from the images `train`, and the names of the others.
+
+    Without two such classes there is no label to predict.
+    """
+    seen = set(label.values[train])
+    kept, missing = ([name for name in label.classes if (name in seen) == there] for there in (True, False))
     if missing:
-        raise RequestError(
-            f"evaluation.effect_label: no training image of class {missing[0]!r} of {label.name!r} among {len(rows)}; "
-            "raise evaluation.effect_images, or choose another label"
+        some = ", ".join(map(repr, missing[:5])) + (", …" if len(missing) > 5 else "")
+        say(
+            f"{label.name}: {len(missing):,} of {len(label.classes):,} classes have none of the {len(train):,} "
+            f"training images of the probe and are left out ({some}); evaluation.effect_images takes more images"
         )
+    if len(kept) < 2:
+        say(f"{label.name}: no two classes are left: the effect is measured on the final embedding only.")
+    return (replace(label, classes=kept) if len(kept) > 1 else None), missing
+
+
+def _with_probe(backbone: Backbone, pictures: Pictures, label: Labels, rows: np.ndarray) -> Readout:
     embeddings = [backbone.output(images).float() for _, images in pictures.batches(rows, "Images for the probe")]
     return Readout(backbone, None, linear_probe(torch.cat(embeddings), label.values[rows].astype(str), label.classes))
 

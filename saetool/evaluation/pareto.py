@@ -46,12 +46,13 @@ def read_evaluation(artifact: Artifact) -> dict[str, Any]:
 def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
     """Return {"points": [...]}: the plane of a sweep's evaluation artifacts, by member name, baselines included.
 
-    The plane compares like with like: raises RequestError unless all were measured on the same held-out tokens.
+    Every point says its "site": activations of another site are another plane, with a frontier of its own. Raises
+    RequestError unless all were measured on the same held-out images.
     """
     if not members:
         raise RequestError("a sweep's summary needs at least one evaluation: run `saetool evaluate CONFIG` first")
     found = {name: read_evaluation(artifact) for name, artifact in members.items()}
-    measured = {(e["subject"]["store"], e["held_out"]["images"], e["held_out"]["tokens"]) for e in found.values()}
+    measured = {(e["subject"]["store"], e["held_out"]["images"]) for e in found.values()}
     if len(measured) > 1:
         raise RequestError(
             "these evaluations were made on different held-out images and cannot be compared: "
@@ -59,12 +60,16 @@ def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
                 f"{name}: {e['held_out']['images']} images of {e['subject']['store']}" for name, e in found.items()
             )
         )
-    points = [point(name, "autoencoder", e["held_out"]) for name, e in found.items()]
-    for name, evaluation in found.items():
-        for row in evaluation.get("baselines") or []:
-            suffix = "" if len(found) == 1 else f" ({name})"
-            points.append(point(row["name"] + suffix, "baseline", row["numbers"]))
-    return {"points": mark_frontier(points)}
+    suffixes = {name: "" if len(found) == 1 else f" ({name})" for name in found}
+    points = []
+    for site in dict.fromkeys(e["subject"]["site"] for e in found.values()):
+        here = {name: e for name, e in found.items() if e["subject"]["site"] == site}
+        plane = [point(name, "autoencoder", e["held_out"]) for name, e in here.items()]
+        for name, evaluation in here.items():
+            rows = evaluation.get("baselines") or []
+            plane += [point(row["name"] + suffixes[name], "baseline", row["numbers"]) for row in rows]
+        points += [{**row, "site": site} for row in mark_frontier(plane)]
+    return {"points": points}
 
 
 def seed_pairs(autoencoders: dict[str, Artifact]) -> list[tuple[str, str]]:
@@ -117,18 +122,14 @@ def sweep_stage(members: dict[str, Artifact], autoencoders: dict[str, Artifact] 
 
 
 def sweep_markdown(summary: dict[str, Any]) -> str:
-    """Return the summary as a Markdown table, autoencoders first, sparsest first; * marks the frontier.
+    """Return the summary as a Markdown table a site, autoencoders first, sparsest first; * marks the frontier.
 
     Where members differ in their seed only, a second table says how far they agree.
     """
-    rows = []
-    for row in sorted(summary["points"], key=lambda row: (row["kind"], row["l0"] or 0.0)):
-        low, high = row["fvu_interval"]
-        fvu = with_interval({"value": row["fvu"], "low": low, "high": high})
-        name = row["name"] + (" *" if row["frontier"] else "")
-        rows.append([name, f"{row['n_latents']:,}", number(row["l0"], ".1f"), fvu, number(row["cosine"])])
-        rows[-1] += [f"{row['dead']:,}", f"{row['dense']:,}"]
-    text = markdown_table(["model", "latents", "L0", "FVU [95 %]", "cosine", "dead", "dense"], rows) + "\n"
+    sites = list(dict.fromkeys(row["site"] for row in summary["points"]))
+    planes = [_plane([row for row in summary["points"] if row["site"] == site]) for site in sites]
+    titled = [f"## {site}\n\n{plane}" for site, plane in zip(sites, planes, strict=True)]
+    text = "\n".join(planes if len(sites) < 2 else titled)
     agreements = [
         [*row["members"], *(number(row[way]["mean_max_cosine"]) for way in ("forward", "backward", "matched"))]
         for row in summary.get("stability") or []
@@ -137,3 +138,14 @@ def sweep_markdown(summary: dict[str, Any]) -> str:
         head = ["seeds of one model", "and", "largest cosine there", "and back", "matched one to one"]
         text += "\n" + markdown_table(head, agreements) + "\n"
     return text
+
+
+def _plane(points: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for row in sorted(points, key=lambda row: (row["kind"], row["l0"] or 0.0)):
+        low, high = row["fvu_interval"]
+        fvu = with_interval({"value": row["fvu"], "low": low, "high": high})
+        name = row["name"] + (" *" if row["frontier"] else "")
+        rows.append([name, f"{row['n_latents']:,}", number(row["l0"], ".1f"), fvu, number(row["cosine"])])
+        rows[-1] += [f"{row['dead']:,}", f"{row['dense']:,}"]
+    return markdown_table(["model", "latents", "L0", "FVU [95 %]", "cosine", "dead", "dense"], rows) + "\n"

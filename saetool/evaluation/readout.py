@@ -40,7 +40,7 @@ class Readout:
         def catch(module: nn.Module, inputs: Any) -> None:
             caught.append(inputs[0])
 
-        handle = submodule(self.backbone.model, self.head).register_forward_pre_hook(catch)
+        handle = submodule(self.backbone.whole, self.head).register_forward_pre_hook(catch)
         try:
             logits = self.backbone.forward(images).float()
         finally:
@@ -61,7 +61,7 @@ def find_head(backbone: Backbone, n_classes: int) -> str | None:
     """
     for path in HEADS:
         try:
-            module = backbone.model.get_submodule(path)
+            module = backbone.whole.get_submodule(path)
         except AttributeError:
             continue
         if isinstance(module, nn.Linear) and module.out_features == n_classes:

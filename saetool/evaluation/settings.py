@@ -32,3 +32,14 @@ class EvaluationSettings(Settings):
     """Latents a class in the table of effects, each confirmed by ablation."""
     stability: tuple[str, ...] = ()
     """Paths of other autoencoders of the same site (other seeds) to compare directions with."""
+
+    def content(self) -> dict:
+        """Return the settings that determine what is measured, as JSON types: not those of what is left out."""
+        unused = {"stability"}  # the inputs tell them
+        if not self.effect:
+            unused |= {"effect_images", "effect_label", "effect_latents"}
+        if not self.probing:
+            unused |= {"probe_images"} | (set() if self.effect else {"probe_classes"})
+        if not (self.baselines or self.probing):
+            unused |= {"clusters"}
+        return self.model_dump(mode="json", exclude=unused)

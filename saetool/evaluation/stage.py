@@ -42,7 +42,7 @@ def evaluation_stage(
     if features is not None and autoencoder.id not in [entry["id"] for entry in features.inputs]:
         raise RequestError(f"{features.path} is the index of another autoencoder than {autoencoder.path}")
     others = open_others(settings.stability, autoencoder)
-    config: dict[str, Any] = {"settings": settings.model_dump(mode="json", exclude={"stability"}), "seed": seed}
+    config: dict[str, Any] = {"settings": settings.content(), "seed": seed}
     if settings.effect:
         config["backbone"] = _describe(backbone)
     inputs = [autoencoder, store, *([features] if features else []), *others]

@@ -107,6 +107,8 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
     note = (
         f"The reconstruction in place of the activation; {effect['images']:,} images; classes: {by[effect['readout']]}."
     )
+    if effect.get("left_out"):
+        note += f" {len(effect['left_out']):,} classes without training images are left out."
     return [
         _table(
             "In the model", note, ["condition", *(name.replace("_", " ").replace("kl ", "KL ") for name in names)], body

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError
 from saetool.images.picture import Picture, picture_of_array
-from saetool.images.source import Label, LabelColumn, digest_listing
+from saetool.images.source import Label, LabelColumn, digest_listing, spread_over_classes
 
 DIGITS_MAXIMUM = 16
 """scikit-learn's digits count ink in 4×4 blocks: 0 to 16."""
@@ -19,16 +20,17 @@ class ArraySource:
 
     def __init__(self, name: str, images: np.ndarray, digits: np.ndarray, limit: int | None = None):
         self.name = name
-        self._images = images[:limit]
-        self._digits = digits[:limit]
+        self._chosen = spread_over_classes(digits.tolist(), limit)
+        self._images = images[self._chosen]
+        self._digits = digits[self._chosen]
         self.label_columns = [LabelColumn("digit", "category", [str(digit) for digit in range(10)])]
 
     def __len__(self) -> int:
         return len(self._images)
 
     def path(self, i: int) -> str:
-        """Return the index with leading zeros, so that paths are in the order of images."""
-        return f"{i:05d}"
+        """Return the index in the whole set with leading zeros, so that paths are in the order of images."""
+        return f"{self._chosen[i]:05d}"
 
     def size_hint(self, i: int) -> int:
         """Return the bytes of the image's array."""
@@ -41,6 +43,13 @@ class ArraySource:
     def read(self, i: int) -> Picture:
         """Return the image; its digest is of the array's bytes."""
         return picture_of_array(self._images[i])
+
+    def digest(self, i: int) -> str:
+        """Return the digest of the array's bytes."""
+        return digest_bytes(self._images[i].tobytes())
+
+    def times(self) -> None:
+        """Return None: arrays come with their package."""
 
     def listing(self) -> str:
         """Return a digest over indices and sizes."""

@@ -1,29 +1,55 @@
 """Hugging Face datasets: from the hub by name and split, streaming or not, or from local Arrow or Parquet files."""
 
 import io
+import os
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from saetool import hub
-from saetool.errors import RequestError, WorkError, first_line
+from saetool.artifacts import digest_bytes
+from saetool.errors import RequestError, SaetoolError, WorkError, first_line
+from saetool.images.folder import read_regular, refuse_folder
 from saetool.images.picture import Picture, read_picture
 from saetool.images.settings import HUB_PREFIX, ImageSettings
-from saetool.images.source import Label, LabelColumn, SourceError, digest_listing
+from saetool.images.source import (
+    Label,
+    LabelColumn,
+    SourceError,
+    digest_listing,
+    known_label,
+    split_named,
+    spread_over_classes,
+)
+from saetool.progress import say
 
 LABEL_NAMES = ("label", "labels", "class", "category", "fine_label", "coarse_label")
 """Columns taken for labels where a dataset declares no class labels and none are named."""
 STREAM_BUFFER = 1024
 """Examples of a stream kept after they were read: threads ask a little out of order, labels are asked for later."""
-
+MOST_LISTED_CLASSES = 64
+"""Classes of a column that lists several for an image: each becomes a label of its own, yes or no."""
 
 DATASET_SUFFIXES = {".parquet", ".arrow"}
 
 Listing = list[tuple[str, int]]
+
+
+def data_files(path: Path) -> list[Path]:
+    """Return the Parquet and Arrow files of a data set: the file itself, or those up to three folders down, sorted."""
+    if path.is_file():
+        return [path]
+    found: list[Path] = []
+    for folder, subfolders, files in os.walk(path, onerror=refuse_folder, followlinks=True):
+        found += [Path(folder, name) for name in files if Path(name).suffix in DATASET_SUFFIXES]
+        if len(Path(folder).relative_to(path).parts) >= 2:
+            subfolders.clear()
+    return sorted(found)
 
 
 class DatasetSource:
@@ -31,7 +57,15 @@ class DatasetSource:
 
     attribution: str | None = None
 
-    def __init__(self, rows: Any, name: str, settings: ImageSettings, files: Listing, root: str | None = None):
+    def __init__(
+        self,
+        rows: Any,
+        name: str,
+        settings: ImageSettings,
+        files: Listing,
+        root: str | None = None,
+        times: str | None = None,
+    ):
         import datasets
 
         self.name = name
@@ -43,16 +77,18 @@ class DatasetSource:
         rows = rows.select_columns([self._image_column, *self._features])
         self.sequential = settings.streaming
         self._rows = _Stream(rows, name) if settings.streaming else _Table(rows)
-        self._length = _length(rows, settings, name)
-        self.label_columns = [self._label_column(column) for column in self._features]
+        self._chosen = self._choose(rows, settings)
+        self.label_columns = [made for column in self._features for made in self._label_columns(column)]
         self._files = files
+        self._times = times
+        self._max_pixels = settings.max_pixels
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._chosen)
 
     def path(self, i: int) -> str:
         """Return the row's number with leading zeros, so that paths are in the order of rows."""
-        return f"{i:09d}"
+        return f"{self._chosen[i]:09d}"
 
     def size_hint(self, i: int) -> int:
         """Return 0: a dataset does not say before it is read."""
@@ -60,27 +96,56 @@ class DatasetSource:
 
     def labels(self, i: int) -> dict[str, Label]:
         """Return the row's labels: class names for class labels, integers and text; numbers for floats."""
-        row = self._rows.labels(i, list(self._features))
-        return {column: self._label(column, row[column]) for column in self._features}
+        row = self._rows.labels(self._chosen[i], list(self._features))
+        return {name: label for column in self._features for name, label in self._labels(column, row[column]).items()}
 
     def read(self, i: int) -> Picture:
         """Decode the row's image; WorkError names the row when it is corrupt."""
-        name = f"{self.name}, row {i}"
-        image = self._rows.row(i)[self._image_column]
-        return read_picture(_content(image, name), name)
+        return read_picture(self._content(i), f"{self.name}, row {self._chosen[i]}", self._max_pixels)
+
+    def digest(self, i: int) -> str:
+        """Return the digest of the image's bytes."""
+        return digest_bytes(self._content(i))
 
     def listing(self) -> str:
         """Return a digest over the files (name, size) that hold the dataset, and how many rows are read."""
-        return digest_listing([*self._files, ("", self._length)])
+        return digest_listing([*self._files, ("", len(self))])
 
-    def _label_column(self, column: str) -> LabelColumn:
+    def times(self) -> str | None:
+        """Return a digest over when the local files were last written."""
+        return self._times
+
+    def _content(self, i: int) -> bytes:
+        row = self._chosen[i]
+        return _content(self._rows.row(row)[self._image_column], f"{self.name}, row {row}", self.root)
+
+    def _choose(self, rows: Any, settings: ImageSettings) -> Sequence[int]:
+        """Return the numbers of the rows to read: with a limit, of a table in order of classes some of each class."""
+        n = _length(rows, settings, self.name)
+        classes = next((c for c, f in self._features.items() if getattr(f, "names", None)), None)
+        if settings.streaming or classes is None or n == len(rows):
+            return range(n)
+        return spread_over_classes(rows.select_columns([classes])[:][classes], n)
+
+    def _label_columns(self, column: str) -> list[LabelColumn]:
         feature = self._features[column]
+        listed = _listed_names(feature)
+        if listed is not None:
+            return [LabelColumn(f"{column}.{name}", "category", ["no", "yes"]) for name in listed]
         names = getattr(feature, "names", None)
         if names is not None:
-            return LabelColumn(column, "category", list(names))
+            return [LabelColumn(column, "category", list(names))]
         if str(getattr(feature, "dtype", "")).startswith(("float", "double")):
-            return LabelColumn(column, "number")
-        return LabelColumn(column, "category", None)
+            return [LabelColumn(column, "number")]
+        return [LabelColumn(column, "category", None)]
+
+    def _labels(self, column: str, value: Any) -> dict[str, Label]:
+        listed = _listed_names(self._features[column])
+        if listed is None:
+            return {column: self._label(column, value)}
+        if value is None:
+            return {f"{column}.{name}": None for name in listed}
+        return {f"{column}.{name}": "yes" if i in value else "no" for i, name in enumerate(listed)}
 
     def _label(self, column: str, value: Any) -> Label:
         names = getattr(self._features[column], "names", None)
@@ -89,7 +154,7 @@ class DatasetSource:
             return None
         if names is not None:
             return names[int(value)]
-        return float(value) if isinstance(value, float) else str(value)
+        return known_label(float(value)) if isinstance(value, float) else str(value)
 
 
 class _Table:
@@ -183,37 +248,76 @@ def open_hub(settings: ImageSettings) -> DatasetSource:
 def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
     """Open a folder that `save_to_disk` wrote, a folder of Parquet or Arrow files, or one such file."""
     import datasets
-    from datasets.exceptions import DatasetGenerationError
 
     try:
         saved = path.is_dir() and any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
         rows = datasets.load_from_disk(str(path)) if saved else _from_files(path, settings)
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        raise WorkError(f"{path} cannot be read as a dataset: {first_line(error)}") from None
+    except (SaetoolError, MemoryError):
+        raise
+    except Exception as error:  # damaged files fail in as many ways as the library has readers
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise WorkError(f"{path} cannot be read as a dataset ({reason}); fetch or write it again") from None
     if isinstance(rows, datasets.DatasetDict):
         if settings.split not in rows:
             raise RequestError(f"images.split: {path} has {', '.join(map(str, rows))}, not {settings.split!r}")
         rows = rows[settings.split]
+    elif saved:
+        _require_split(path, settings.split, re.match(r"\w*", str(rows.split or ""))[0])  # pyright: ignore[reportOptionalSubscript]
     if settings.streaming and isinstance(rows, datasets.Dataset):
         rows = rows.to_iterable_dataset()
-    files = [(str(file.relative_to(path)), file.stat().st_size) for file in _data_files(path)]
-    return DatasetSource(rows, path.resolve().name, settings, [(settings.split, 0), *files], root=str(path.resolve()))
+    found = [(str(file.relative_to(path)), file.stat()) for file in data_files(path)]
+    files = [(settings.split, 0), *((name, facts.st_size) for name, facts in found)]
+    times = digest_listing((name, str(facts.st_mtime_ns)) for name, facts in found)
+    root = path.resolve()
+    return DatasetSource(rows, root.name, settings, files, root=str(root), times=times)
+
+
+def _require_split(path: Path, asked: str, found: str) -> None:
+    """Raise RequestError where one saved split is another than was asked for; one without a name is `train`."""
+    if (found or "train") != asked:
+        has = f"is the split {found!r}" if found else "says no split, so it can only be asked for as 'train'"
+        raise RequestError(f"images.split: {path} {has}, not {asked!r}")
 
 
 def _from_files(path: Path, settings: ImageSettings) -> Any:
     import datasets
 
-    files = _data_files(path)
-    by_kind = {kind: [str(f) for f in files if f.suffix == f".{kind}"] for kind in ("parquet", "arrow")}
+    files = data_files(path)
+    by_kind = {kind: [f for f in files if f.suffix == f".{kind}"] for kind in ("parquet", "arrow")}
     kind = "parquet" if by_kind["parquet"] else "arrow"
-    chosen = [file for file in by_kind[kind] if Path(file).name.startswith(settings.split)] or by_kind[kind]
+    chosen = [str(file) for file in _files_of_split(path, by_kind[kind], settings)]
     return datasets.load_dataset(kind, data_files={settings.split: chosen}, split=settings.split)
 
 
-def _data_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix in DATASET_SUFFIXES)
+def _files_of_split(path: Path, files: list[Path], settings: ImageSettings) -> list[Path]:
+    """Return the files whose folders or names say the split; all of them where none says any and `train` is asked for.
+
+    Raises RequestError where the files are another split's, naming those there are.
+    """
+    if path.is_file() and settings.split == "train":
+        return files  # named outright
+    asked = split_named(settings.split) or settings.split
+    if settings.subset is not None:
+        files = [file for file in files if settings.subset in file.relative_to(path).parts] or files
+    splits = {file: _split_of(path, file, settings.split) for file in files}
+    if not any(splits.values()) and asked == "train":
+        return files
+    chosen = [file for file in files if splits[file] == asked]
+    if not chosen:
+        named = ", ".join(sorted({split for split in splits.values() if split})) or "no split"
+        raise RequestError(f"images.split: the files of {path} name {named}, not {settings.split!r}")
+    return chosen
+
+
+def _split_of(path: Path, file: Path, asked: str) -> str | None:
+    """Return the split that a file's name or the folders above it say: of the usual ones, or the one asked for."""
+    parts = file.relative_to(path).parts if path != file else (file.name,)
+    for part in reversed(parts):
+        if re.split(r"[-_.]", part, maxsplit=1)[0] == asked:
+            return split_named(asked) or asked
+        if split_named(part):
+            return split_named(part)
+    return None
 
 
 def _image_column(features: Any, named: str | None, name: str) -> str:
@@ -224,6 +328,8 @@ def _image_column(features: Any, named: str | None, name: str) -> str:
     if named is not None:
         if named not in features:
             raise RequestError(f"images.image_column: {name} has no column {named!r}, but {', '.join(features)}")
+        if not _may_hold_pictures(features[named]):
+            raise RequestError(f"images.image_column: the column {named!r} of {name} holds no pictures")
         return named
     found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if not found:
@@ -235,6 +341,26 @@ def _image_column(features: Any, named: str | None, name: str) -> str:
     return found[0]
 
 
+def _may_hold_pictures(feature: Any) -> bool:
+    import datasets
+
+    return (
+        isinstance(feature, datasets.Image)
+        or (isinstance(feature, dict) and "bytes" in feature)
+        or str(getattr(feature, "dtype", "")).endswith("binary")
+    )
+
+
+def _listed(feature: Any) -> bool:
+    return _listed_names(feature) is not None
+
+
+def _listed_names(feature: Any) -> list[str] | None:
+    """Return the classes of a column that lists several for an image, None for any other."""
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
+    return getattr(inner, "names", None)
+
+
 def _label_columns(features: Any, settings: ImageSettings, name: str) -> list[str]:
     import datasets
 
@@ -242,8 +368,16 @@ def _label_columns(features: Any, settings: ImageSettings, name: str) -> list[st
         for column in settings.label_columns:
             if column not in features:
                 raise RequestError(f"images.label_columns: {name} has no column {column!r}, but {', '.join(features)}")
+            if not isinstance(features[column], datasets.Value | datasets.ClassLabel) and not _listed(features[column]):
+                raise RequestError(
+                    f"images.label_columns: the column {column!r} of {name} holds no labels (a class, text or a number)"
+                )
         return settings.label_columns
-    declared = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    declared = [column for column, f in features.items() if isinstance(f, datasets.ClassLabel) or _listed(f)]
+    long = [column for column in declared if len(_listed_names(features[column]) or ()) > MOST_LISTED_CLASSES]
+    if long:
+        say(f"{name}: {', '.join(long)} lists more than {MOST_LISTED_CLASSES} classes; name it in images.label_columns")
+    declared = [column for column in declared if column not in long]
     return declared or [column for column in LABEL_NAMES if isinstance(features.get(column), datasets.Value)]
 
 
@@ -257,14 +391,15 @@ def _length(rows: Any, settings: ImageSettings, name: str) -> int:
     return min(number for number in (declared, settings.limit) if number is not None)
 
 
-def _content(image: Any, name: str) -> bytes:
+def _content(image: Any, name: str, root: str | None) -> bytes:
     if isinstance(image, dict) and image.get("bytes") is not None:
         return image["bytes"]
     if isinstance(image, dict) and image.get("path"):
+        file = _below(image["path"], name, root)
         try:
-            return Path(image["path"]).read_bytes()
+            return read_regular(file)
         except OSError as error:
-            raise WorkError(f"{name}: {image['path']} cannot be read: {error.strerror}") from None
+            raise WorkError(f"{name}: {file} cannot be read: {error.strerror}") from None
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
@@ -272,3 +407,18 @@ def _content(image: Any, name: str) -> bytes:
         image.save(file, "png")
         return file.getvalue()
     raise WorkError(f"{name} holds no image ({type(image).__name__})")
+
+
+def _below(path: str, name: str, root: str | None) -> Path:
+    """Return where a path that stands in the data leads; WorkError where that is not among the data themselves."""
+    import datasets.config
+
+    places = [Path(root)] if root else [datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME]
+    places = [Path(place).resolve() for place in places]
+    places = [place if place.is_dir() else place.parent for place in places]
+    if "\0" in path:
+        raise WorkError(f"{name} names a picture {path!r}, which no file can be called")
+    file = (places[0] / path).resolve()
+    if not any(file.is_relative_to(place) for place in places):
+        raise WorkError(f"{name} names a picture outside of the data, {path!r}, which is not read")
+    return file

@@ -21,6 +21,7 @@ class ElpvSource(FolderSource):
     """300×300 gray photographs, each with the cell's type and how probable a defect is, as experts judged it."""
 
     attribution: str | None = ATTRIBUTION
+    companions = frozenset({"labels.csv"})
 
     def __init__(self, root: Path | str | None = None, limit: int | None = None):
         folder = Path(root) if root else _installed()

@@ -1,18 +1,26 @@
 """A folder of image files: class folders as labels, or flat; nested; links followed."""
 
 import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, WorkError
-from saetool.images.picture import Picture, read_picture
-from saetool.images.source import Label, LabelColumn, digest_listing
+from saetool.images.picture import MAX_PIXELS, Picture, read_picture
+from saetool.images.source import Label, LabelColumn, digest_listing, split_named, spread_over_classes
+from saetool.progress import say
 
 SUFFIXES = frozenset(
     [
         ".avif",
         ".bmp",
         ".gif",
+        ".jfif",
         ".jp2",
+        ".jpe",
         ".jpeg",
         ".jpg",
         ".pbm",
@@ -26,40 +34,66 @@ SUFFIXES = frozenset(
         ".webp",
     ],
 )
-"""Files that end otherwise are left alone, and so are hidden ones."""
+"""Files that end otherwise are left out and counted; hidden ones are left alone."""
+MAX_FILE_BYTES = 4 << 30
+"""Of an image file: twice what 179 megapixels take without compression in the largest type. Beyond it is no picture."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file as it was listed."""
+
+    path: str
+    """Below the root, with forward slashes."""
+    size: int
+    written: str
+    """When: nanoseconds, or what a file system behind an address says instead."""
 
 
 class FolderSource:
-    """Every image file below `root`. The label `class` is the first folder in which the paths differ."""
+    """Every image file below `root`. The label `class` is the first folder in which the paths differ.
+
+    Folders that name splits (train, val, test) are no classes. `limit` takes as many images of each class as can be.
+    """
 
     sequential = False
     attribution: str | None = None
+    companions: frozenset[str] = frozenset()
+    """Files that belong to the set and are no images: not worth a word."""
 
-    def __init__(self, root: Path | str, limit: int | None = None):
+    def __init__(self, root: Path | str, limit: int | None = None, max_pixels: int | None = MAX_PIXELS):
         self.root: str | None
         self.root, self.name = self._locate(str(root))
-        entries = sorted(self._list(), key=lambda entry: os.fsencode(entry[0]))
-        for path in (str(self.root), *(path for path, _ in entries)):
+        self._max_pixels = max_pixels
+        entries = sorted(self._list(), key=lambda entry: os.fsencode(entry.path))
+        left_out = [entry for entry in entries if not is_image_name(entry.path)]
+        entries = [entry for entry in entries if is_image_name(entry.path)]
+        for path in (str(self.root), *(entry.path for entry in entries)):
             _require_utf8(path)
+        left_out = [entry for entry in left_out if entry.path not in self.companions]
+        if left_out:
+            counted = _count(entry.path for entry in left_out)
+            say(f"{self.root}: {len(left_out):,} files are not of a kind that is read and are left out ({counted})")
         if not entries:
             raise RequestError(f"images.source: no image files below {root} (looked for {', '.join(sorted(SUFFIXES))})")
-        self._depth = _class_depth([path for path, _ in entries])
+        self._depth = _class_depth([entry.path for entry in entries])
         self.label_columns: list[LabelColumn] = []
         if self._depth is not None:
-            classes = {self._class(path) for path, _ in entries} - {None}
+            classes = {self._class(entry.path) for entry in entries} - {None}
             self.label_columns = [LabelColumn("class", "category", sorted(map(str, classes)))]
-        self._entries = entries[:limit]
+        places = spread_over_classes([self._class(entry.path) for entry in entries], limit)
+        self._entries = [entries[place] for place in places]
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def path(self, i: int) -> str:
         """Return the path below the root, with forward slashes."""
-        return self._entries[i][0]
+        return self._entries[i].path
 
     def size_hint(self, i: int) -> int:
         """Return the file's size when the folder was listed."""
-        return self._entries[i][1]
+        return self._entries[i].size
 
     def labels(self, i: int) -> dict[str, Label]:
         """Return the class folder's name; None for a file beside the class folders."""
@@ -67,11 +101,19 @@ class FolderSource:
 
     def read(self, i: int) -> Picture:
         """Decode the file; WorkError names it when it is corrupt or gone."""
-        return read_picture(*self._content(i))
+        return read_picture(*self._content(i), max_pixels=self._max_pixels)
+
+    def digest(self, i: int) -> str:
+        """Return the digest of the file's bytes."""
+        return digest_bytes(self._content(i)[0])
 
     def listing(self) -> str:
         """Return a digest over relative paths and sizes."""
-        return digest_listing(self._entries)
+        return digest_listing((entry.path, entry.size) for entry in self._entries)
+
+    def times(self) -> str | None:
+        """Return a digest over when each file was last written."""
+        return digest_listing((entry.path, entry.written) for entry in self._entries)
 
     def _locate(self, root: str) -> tuple[str, str]:
         """Return where the images are, and a name for them."""
@@ -81,15 +123,15 @@ class FolderSource:
         resolved = self._folder.resolve()
         return str(resolved), resolved.name
 
-    def _list(self) -> list[tuple[str, int]]:
-        """Return the path below the root and the size of every image file, in any order."""
-        return _walk(self._folder)
+    def _list(self) -> list[Entry]:
+        """Return every file below the root that is not hidden, in any order."""
+        return walk(self._folder)
 
     def _content(self, i: int) -> tuple[bytes, str]:
         """Return a file's bytes, and what a message calls it."""
         file = self._folder / self.path(i)
         try:
-            return file.read_bytes(), str(file)
+            return read_regular(file), str(file)
         except OSError as error:
             raise WorkError(f"{file} cannot be read: {error.strerror}; or set images.on_error=skip") from None
 
@@ -99,14 +141,33 @@ class FolderSource:
 
 
 def is_image_name(path: str) -> bool:
-    """Say whether a path below the root is an image's: by its ending, and nothing on the way hidden."""
-    return os.path.splitext(path)[1].lower() in SUFFIXES and not any(part.startswith(".") for part in path.split("/"))
+    """Say whether a path below the root is an image's, by its ending."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
-def _walk(root: Path) -> list[tuple[str, int]]:
-    entries: list[tuple[str, int]] = []
+def is_hidden(path: str) -> bool:
+    """Say whether something on the way to a path is hidden."""
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def read_regular(file: Path) -> bytes:
+    """Return the bytes of a regular file; WorkError for a pipe or a device, which may never end, and beyond a limit."""
+    # Without blocking: opening a pipe that nobody writes to would wait for ever.
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as content:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise WorkError(f"{file} is no regular file, so it is not read; remove it, or set images.on_error=skip")
+        if found.st_size > MAX_FILE_BYTES:
+            raise WorkError(f"{file} has {found.st_size:,} bytes: too many for a picture; or set images.on_error=skip")
+        return content.read(MAX_FILE_BYTES)
+
+
+def walk(root: Path) -> list[Entry]:
+    """Return every file below a folder that is not hidden, links followed; RequestError where one cannot be listed."""
+    entries: list[Entry] = []
     above: dict[str, tuple[str, ...]] = {}
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=refuse_folder, followlinks=True):
         # A link to a folder above would lead round in a circle.
         real = os.path.realpath(folder)
         ancestors = above.get(os.path.dirname(folder), ())
@@ -117,10 +178,34 @@ def _walk(root: Path) -> list[tuple[str, int]]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         below = os.path.relpath(folder, root)
         for name in files:
-            if is_image_name(name):
+            if not name.startswith("."):
                 path = name if below == "." else f"{below}/{name}".replace(os.sep, "/")
-                entries.append((path, _size(os.path.join(folder, name))))
+                entries.append(Entry(path, *_facts(os.path.join(folder, name))))
     return entries
+
+
+def refuse_folder(error: OSError) -> None:
+    """Raise RequestError for a folder that cannot be listed: what walks folders passes over it without a word."""
+    raise RequestError(
+        f"images.source: {error.filename} cannot be listed ({error.strerror}), so its images would be missed; make it "
+        "readable, or move it away"
+    )
+
+
+def _facts(file: str) -> tuple[int, str]:
+    try:
+        found = os.stat(file)
+    except OSError:
+        # A link to nothing: reading it will say so.
+        return 0, ""
+    return found.st_size, str(found.st_mtime_ns)
+
+
+def _count(paths: Iterable[str]) -> str:
+    """Return how many files end how, the most frequent first: `.heic 12, .txt 3`."""
+    endings = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in paths)
+    shown = [f"{ending.encode('utf-8', 'backslashreplace').decode()} {n:,}" for ending, n in endings.most_common(8)]
+    return ", ".join(shown) + (", …" if len(endings) > 8 else "")
 
 
 def _require_utf8(path: str) -> None:
@@ -133,19 +218,14 @@ def _require_utf8(path: str) -> None:
         ) from None
 
 
-def _size(file: str) -> int:
-    try:
-        return os.stat(file).st_size
-    except OSError:
-        # A link to nothing: reading it will say so.
-        return 0
-
-
 def _class_depth(paths: list[str]) -> int | None:
-    """Return the first level at which folders differ, so that labels tell images apart; None without one."""
+    """Return the first level whose folders tell images apart; None without one.
+
+    A lone folder beside stray files tells nothing; folders named like splits hold the classes, and are none.
+    """
     folders = [path.split("/")[:-1] for path in paths]
     for depth in range(max(map(len, folders))):
-        names = {parts[depth] if depth < len(parts) else None for parts in folders}
-        if len(names) > 1:
+        names = {parts[depth] for parts in folders if depth < len(parts)}
+        if len(names) > 1 and not all(split_named(name) for name in names):
             return depth
     return None

@@ -1,19 +1,31 @@
 """From the `images` section of a config to a source."""
 
+import os
 from pathlib import Path
 
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError
-from saetool.images.datasets import DATASET_SUFFIXES
+from saetool.images.datasets import DATASET_SUFFIXES, data_files
 from saetool.images.settings import HUB_PREFIX, ImageSettings, is_named
 from saetool.images.source import ImageSource
 
 
-def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource:
-    """Open the images that `settings` name; `root` says where they are now, when they have moved.
+def open_source(settings: ImageSettings | str | os.PathLike, root: str | None = None) -> ImageSource:
+    """Open the images that `settings` (or a name or path alone) name; `root` says where they are now, if they moved.
 
     Raises RequestError where there are none.
     """
+    if not isinstance(settings, ImageSettings):
+        settings = ImageSettings(source=os.fspath(settings))
+    if "\0" in settings.source:
+        raise RequestError(f"images.source: {settings.source!r} holds a zero byte, which no name does")
+    try:
+        return _open(settings, root)
+    except OSError as error:
+        raise RequestError(f"images.source: {error.filename or root or settings.source}: {error.strerror}") from None
+
+
+def _open(settings: ImageSettings, root: str | None) -> ImageSource:
     name = settings.source
     if name == "elpv":
         from saetool.images.elpv import ElpvSource
@@ -26,7 +38,7 @@ def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource
     if "://" in (address := root or name):
         from saetool.images.remote import RemoteFolderSource
 
-        return RemoteFolderSource(address, settings.limit)
+        return RemoteFolderSource(address, settings.limit, settings.max_pixels)
     if name.startswith(HUB_PREFIX):
         from saetool.images.datasets import open_hub
 
@@ -40,7 +52,7 @@ def open_source(settings: ImageSettings, root: str | None = None) -> ImageSource
         raise RequestError(f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME)")
     from saetool.images.folder import FolderSource
 
-    return FolderSource(path, settings.limit)
+    return FolderSource(path, settings.limit, settings.max_pixels)
 
 
 def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
@@ -53,7 +65,8 @@ def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
         raise RequestError(f"{store.path}: was made from tensors; there are no pictures to show.")
     # A packaged set is found wherever it is installed now.
     noted = None if is_named(described["source"]) else store.notes.get("images_root")
-    return open_source(ImageSettings(**described), root or noted)
+    # They were read once: how large they may be was asked then.
+    return open_source(ImageSettings(**{**described, "max_pixels": None}), root or noted)
 
 
 def _is_dataset(path: Path) -> bool:
@@ -62,6 +75,4 @@ def _is_dataset(path: Path) -> bool:
     if not path.is_dir():
         return False
     marks = ("dataset_info.json", "dataset_dict.json", "state.json")
-    return any((path / mark).is_file() for mark in marks) or any(
-        file.suffix in DATASET_SUFFIXES for pattern in ("*", "*/*") for file in path.glob(pattern)
-    )
+    return any((path / mark).is_file() for mark in marks) or bool(data_files(path))

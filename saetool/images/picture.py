@@ -2,15 +2,39 @@
 
 import io
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from saetool.artifacts import digest_bytes
 from saetool.errors import WorkError
 
 SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "TGA", "TIFF", "WEBP", "AVIF", "MPO")
+"""What is decoded, whatever a file is called: no format that starts a program (EPS runs Ghostscript)."""
+MAX_PIXELS = 178_956_970
+"""Of an image unless told otherwise, as Pillow has it: 1.3 GB while it is decoded."""
+LARGE = 33_554_432
+"""Pixels from which images are decoded one at a time, so that memory does not grow with the number of threads."""
+_STRIP = 1 << 22
+"""Pixels that are laid on the background at once: whole copies of a large image would be held four times."""
+_one_large = Lock()
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation, and what undoes it."""
+_ORIENTATION = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 BACKGROUND = (255, 255, 255, 255)
 """What shows through transparent pixels: white, as on a page."""
 
@@ -27,16 +51,19 @@ class Picture:
     """`xxh3-128:…` of the file's bytes."""
 
 
-def read_picture(content: bytes, name: str) -> Picture:
-    """Decode an image file's bytes; `name` is what the WorkError calls it when it is corrupt or no image at all."""
+def read_picture(content: bytes, name: str, max_pixels: int | None = MAX_PIXELS) -> Picture:
+    """Decode an image file's bytes; `name` is what the WorkError calls it when it is corrupt or no image at all.
+
+    An image of more than `max_pixels` pixels is refused before it is decoded.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                return picture_of(image, digest_bytes(content))
+            return _decode(content, max_pixels)
     except WorkError as error:
         raise WorkError(f"{name}: {error}") from None
+    except Image.DecompressionBombError:
+        raise WorkError(f"{name}: {_too_large(max_pixels)}, or set images.on_error=skip") from None
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error … for damaged files.
         what = "is empty" if not content else f"cannot be read as an image ({_reason(error)})"
@@ -46,13 +73,63 @@ def read_picture(content: bytes, name: str) -> Picture:
         ) from None
 
 
+def _decode(content: bytes, max_pixels: int | None) -> Picture:
+    digest = digest_bytes(content)
+    try:
+        return _open(content, digest, max_pixels)
+    except ValueError:
+        # Pillow refuses a PNG for the length of its text, which nobody reads here.
+        if not content.startswith(_PNG):
+            raise
+        return _open(_without_text(content), digest, max_pixels)
+
+
+def _open(content: bytes, digest: str, max_pixels: int | None) -> Picture:
+    if max_pixels is None or max_pixels > MAX_PIXELS:
+        # Pillow's own limit is a global: it goes where somebody asked for more, and the one below stands in for it.
+        Image.MAX_IMAGE_PIXELS = None
+    Image.init()
+    known = [format_ for format_ in FORMATS if format_ in Image.OPEN]
+    with Image.open(io.BytesIO(content), formats=known) as image:
+        pixels = image.width * image.height
+        if max_pixels is not None and pixels > max_pixels:
+            raise WorkError(f"{_too_large(max_pixels)} ({pixels} here), or set images.on_error=skip")
+        with _one_large if pixels > LARGE else nullcontext():
+            image.load()
+            return picture_of(image, digest)
+
+
+def _too_large(max_pixels: int | None) -> str:
+    return f"more pixels than {max_pixels:,}, which guards memory: make it smaller, raise images.max_pixels"
+
+
+def _without_text(content: bytes) -> bytes:
+    """Return a PNG without its chunks of text."""
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] not in _PNG_TEXT:
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def picture_of(image: Image.Image, digest: str) -> Picture:
     """Return a decoded image, of whatever mode, as an upright picture, RGB or L."""
-    # Reading EXIF walks the whole file: most files say by their format that there is none.
-    if image.getexif():
-        image = ImageOps.exif_transpose(image)
+    turn = _UPRIGHT.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     image = _as_rgb_or_gray(image)
     return Picture(image, image.width, image.height, digest)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1, upright, where there is none that can be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # metadata of any kind of damage are no reason to refuse the picture
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def picture_of_array(array: np.ndarray) -> Picture:
@@ -73,6 +150,15 @@ def _as_rgb_or_gray(image: Image.Image) -> Image.Image:
     elif image.mode == "F":
         raise WorkError("floating-point pixels have no known range; save it with 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
+        return _on_background(image)
     return image if image.mode in ("RGB", "L") else image.convert("RGB")
+
+
+def _on_background(image: Image.Image) -> Image.Image:
+    """Return a picture with transparency as it shows on the background, strip by strip."""
+    shown = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        shown.paste(Image.alpha_composite(Image.new("RGBA", strip.size, BACKGROUND), strip).convert("RGB"), (0, top))
+    return shown

@@ -23,7 +23,9 @@ class ImageSettings(Settings):
     folder of Parquet or Arrow files, or of one such file, or the address of a folder of images that an installed fsspec
     driver reads: `s3://bucket/images`, `file://…`."""
     limit: int | None = Field(default=None, ge=1)
-    """The first N images only."""
+    """N images only: the first, or of several classes as many of each, their first ones."""
+    max_pixels: int | None = Field(default=178_956_970, ge=1)
+    """An image of more pixels is refused before it is decoded: it guards memory. null: no limit."""
     on_error: Literal["fail", "skip"] = "fail"
     """At an image that cannot be read: stop and name it, or record it and go on."""
     split: str = "train"

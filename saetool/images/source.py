@@ -1,8 +1,12 @@
 """What every source of images answers."""
 
-from collections.abc import Iterable
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from numbers import Real
+from typing import Any, Literal, Protocol
 
 import xxhash
 
@@ -10,6 +14,56 @@ from saetool.errors import WorkError
 from saetool.images.picture import Picture
 
 Label = str | float | None
+
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation", "dev"), "validation"
+)
+
+
+def split_named(name: str) -> str | None:
+    """Return which split a folder's name, or the beginning of a file's, says: train, validation or test."""
+    return _SPLITS.get(re.split(r"[-_.\d]", name.lower(), maxsplit=1)[0])
+
+
+def known_label(value: Any) -> Label:
+    """Return a label as it can be stored: NaN and infinities, which say nothing, become None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def stored_label(value: Any, name: str, kind: str, classes: Sequence[str] | None) -> Label:
+    """Return a label as the column `name` stores it; ValueError where it is of another kind, or no class of it."""
+    if value is None:
+        return None
+    if kind == "number":
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{name} is a column of numbers, and {value!r} is none")
+        return known_label(float(value))
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is a column of classes, which are text; {value!r} is not: str() it")
+    require_text(value)
+    if classes and value not in classes:
+        raise ValueError(f"{name} is {value!r}, which is none of its classes ({', '.join(classes[:8])})")
+    return value
+
+
+def require_text(value: str) -> None:
+    """Raise ValueError for text that no table can hold: with half of a character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{value!r} is no text that a table can hold (half of a character)") from None
+
+
+def spread_over_classes(classes: Sequence[Any], limit: int | None) -> list[int]:
+    """Return the places of `limit` images, as many of each class as can be, each class's first, in order of place."""
+    if limit is None or limit >= len(classes):
+        return list(range(len(classes)))
+    seen: Counter = Counter()
+    turns = []
+    for place, name in enumerate(classes):
+        turns.append((seen[name], place))
+        seen[name] += 1
+    return sorted(place for _, place in sorted(turns)[:limit])
 
 
 class SourceError(WorkError):
@@ -60,10 +114,18 @@ class ImageSource(Protocol):
         """Return a digest over what there is to read, cheap: nothing is opened."""
         ...
 
+    def times(self) -> str | None:
+        """Return a digest over when each was last written; None where that is not known."""
+        ...
 
-def digest_listing(entries: Iterable[tuple[str, int]]) -> str:
-    """Return `xxh3-128:…` over (path, size) pairs in their order."""
+    def digest(self, i: int) -> str:
+        """Return image `i`'s digest as `read` gives it, without decoding; WorkError where it cannot be read."""
+        ...
+
+
+def digest_listing(entries: Iterable[tuple[str, int | str]]) -> str:
+    """Return `xxh3-128:…` over (path, size) pairs, or (path, time), in their order."""
     state = xxhash.xxh3_128()
-    for path, size in entries:
-        state.update(f"{path}\0{size}\n".encode("utf-8", "surrogateescape"))
+    for path, fact in entries:
+        state.update(f"{path}\0{fact}\n".encode("utf-8", "surrogateescape"))
     return f"xxh3-128:{state.hexdigest()}"

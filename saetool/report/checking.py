@@ -17,7 +17,7 @@ from saetool.report.pictures import thumbnail_name
 from saetool.report.site import POLICY
 
 _LINKS = {"a": "href", "link": "href", "script": "src", "img": "src", "iframe": "src", "form": "action"}
-_DATA_OF = {"curves": "data/curves.js", "figures": "data/figures.js"}
+_DATA_OF = {"curves": "data/curves.js", "figures": "data/figures.js", "command": "data/command.js"}
 """The chunk that an element's id stands for: its page's scripts fill it from there."""
 _OPTIONAL = ("data/latents/", "data/patches/", "thumbs/")
 """What is left out of a site when it would outgrow `report.max_mb`; the rest never is."""

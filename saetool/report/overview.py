@@ -113,7 +113,7 @@ def _link(run: Path, runs: Path) -> str | None:
 
 
 def _sweeps(runs: Path) -> list[dict[str, Any]]:
-    """Return the planes of the sweeps below a folder: [{name, points}], members linked to their reports."""
+    """Return the planes of the sweeps below a folder, one a site: [{name, points}], members linked to their reports."""
     found = []
     for place in sorted([runs / "sweep", *runs.glob("*/sweep")]):
         if not (place / MANIFEST).is_file():
@@ -121,5 +121,8 @@ def _sweeps(runs: Path) -> list[dict[str, Any]]:
         summary = json.loads(Artifact.open(place, "sweep").read_bytes("sweep.json"))
         run = place.parent
         points = [{**point, "link": _link(run / point["name"], runs)} for point in summary["points"]]
-        found.append({"name": run.resolve().name, "points": points})
+        sites = list(dict.fromkeys(point.get("site") for point in points))
+        for site in sites:
+            name = run.resolve().name if len(sites) < 2 else f"{run.resolve().name}, {site}"
+            found.append({"name": name, "points": [point for point in points if point.get("site") == site]})
     return found

@@ -54,7 +54,10 @@ def facts_chunks(images: pa.Table, labels: list[dict], geometry: dict | None) ->
             boxes = [[*shape.grid_box(width, height)] for width, height in sizes]
             scale = np.asarray([[width, height, width, height] for width, height in sizes])
             arrays["box"] = (np.asarray(boxes) / scale).astype(np.float32)
-        values = {"path": rows["path"].to_pylist(), "labels": {name: _plain(rows[name].to_pylist()) for name in names}}
+        values = {
+            "path": rows["path"].to_pylist(),
+            "labels": [[name, _plain(rows[name].to_pylist())] for name in names],
+        }
         name = f"images/{start // FACTS_BLOCK}"
         yield name, pack(name, arrays, values)
 

@@ -28,8 +28,9 @@ def report_stage(
 ) -> Stage:
     """Return the stage that renders the site of `autoencoder`; without `features` it has the landing page only.
 
-    `source` gives the images of `store` again, for thumbnails; `command` is how a reader would make this again.
-    Raises RequestError when `settings.latents` names one that does not exist, or the artifacts do not belong together.
+    `source` gives the images of `store` again, for thumbnails; `command` is how a reader would make this again: a note,
+    which the page shows and no identity depends on. Raises RequestError when `settings.latents` names one that does
+    not exist, or the artifacts do not belong together.
     """
     if features is not None:
         _require_made_from(features, autoencoder, "index")
@@ -38,7 +39,7 @@ def report_stage(
     if evaluation is not None:
         _require_made_from(evaluation, autoencoder, "evaluate")
     inputs = tuple(a for a in (features, store, autoencoder, evaluation) if a is not None)
-    config: dict[str, Any] = {**settings.model_dump(mode="json"), "command": command}
+    config: dict[str, Any] = settings.model_dump(mode="json")
     builder = _Builder(features, store, autoencoder, evaluation, source, settings, command)
     return Stage("report", config, builder.build, inputs)
 
@@ -83,8 +84,10 @@ class _Builder:
             "title": self.settings.title or f"{run['n_latents']:,} latents of {run['backbone']}",
             "charts": self._write_curves(partial, run),
             "figures": self._write_figures(partial),
-            "command": self.command,
+            "command": self.command is not None,
         }
+        if self.command is not None:
+            partial.write_log("data/command.js", pack("command", {}, {"command": self.command}))
         write_assets(partial.write_bytes)
         for page in ("index.html", "latent.html", "image.html") if self.features else ("index.html",):
             write_page(partial.write_bytes, page, facts)

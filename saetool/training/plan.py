@@ -9,6 +9,7 @@ from saetool import seeding
 from saetool.artifacts import Artifact, digest_json
 from saetool.autoencoders.base import Autoencoder, Stream
 from saetool.autoencoders.families import AutoencoderSettings, build
+from saetool.errors import RequestError
 from saetool.training.settings import TrainingSettings
 from saetool.training.source import GivenStream, Source, StoreSource
 
@@ -64,4 +65,9 @@ def as_source(source: Artifact | Stream | Source) -> Source:
     """Return what a stage needs to know of a store, of a stream that exists, or of another source."""
     if isinstance(source, Artifact):
         return StoreSource(source)
+    if not hasattr(source, "batches") and not hasattr(source, "open"):
+        raise RequestError(
+            f"train takes no {type(source).__module__}.{type(source).__name__}: give a store (its path, or what "
+            "saetool.activations.write_store makes of tensors), or a stream (saetool.activations.TensorStream)."
+        )
     return GivenStream(cast(Stream, source)) if hasattr(source, "batches") else cast(Source, source)

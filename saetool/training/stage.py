@@ -10,7 +10,7 @@ import torch
 
 from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage, run_stages
-from saetool.artifacts.stage import Force
+from saetool.artifacts.stage import Force, place_beside
 from saetool.autoencoders.base import Stream
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError, WorkError
@@ -92,7 +92,7 @@ def train_together(members: Sequence[tuple[Stage, str | os.PathLike]], *, force:
     Each has its own directory, metrics, checkpoints and generator, and comes out as if trained alone. When some
     diverge, the others are finished and sealed first. Raises WorkError for the diverged ones.
     """
-    stages = [(stage, Path(out)) for stage, out in members]
+    stages = [(stage, place_beside(out)) for stage, out in members]
     plans = {out: stage.plan for stage, out in stages if isinstance(stage, TrainingStage)}
 
     def build_all(partials: list[Partial]) -> list[dict[str, Any]]:

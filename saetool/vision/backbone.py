@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saetool import seeding
 from saetool.artifacts import digest_json
-from saetool.errors import RequestError
+from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.vision.hooks import Replacement, reading, replacing
-from saetool.vision.layout import TokenLayout, probe, read_layout
+from saetool.vision.layout import TokenLayout, has_class_token, possible_grids, prove
+from saetool.vision.probe import Output, look
 from saetool.vision.settings import Tokens
 from saetool.vision.transform import Transform
 
@@ -61,8 +63,12 @@ class Parts:
     """A whole forward pass of a batch of images in the model's own dtype, and what the model returns."""
     weights_digest: str
     """`xxh3-128:…` over names, dtypes, shapes and values of the weights in their published dtype."""
+    whole: nn.Module | None = None
+    """What `run` calls, where that is more than `model`: a classifier around it."""
     declared: TokenLayout | None = None
-    """What the library says of the token layout, checked by the probe."""
+    """What the library says of the token layout, compared with the probe's; or what the caller says."""
+    believed: bool = False
+    """Whether `declared` is the caller's word, which no probe contradicts."""
     patch: tuple[int, int] | None = None
     """Patch size in input pixels, where the library says it."""
 
@@ -75,24 +81,31 @@ class Backbone:
     weights_digest: `xxh3-128:…` of the weights as published.
     """
 
+    whole: nn.Module
+    """The model with the head around it, where there is one: what `forward` runs."""
+
     def __init__(self, parts: Parts, layers: Sequence[int | str], tokens: Tokens, precision: str = "fp32"):
         self.name = parts.name
         self.model = parts.model
+        self.whole = parts.whole or parts.model
         self.weights_digest = parts.weights_digest
         self.tokens: Tokens = tokens
         self.precision = precision
         self._run = parts.run
         self._blocks = parts.blocks
         self._transform = parts.transform
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._declared, self._believed = parts.declared, parts.believed
+        self._outputs: dict[str, Output] = {}
+        self._layouts: dict[str, TokenLayout] = {}
+        self._grids: list[tuple[int, int]] = []
         parameter = next(self.model.parameters(), torch.empty(0))
         self.device, self.dtype = parameter.device, parameter.dtype
         self._turn = RLock()
 
         modules = [module for layer in layers for module, _ in self._resolve(layer)]
-        seen = self._probe(modules)
-        self.layout = self._read_layout(seen, parts)
-        self.transform = self._with_grid(seen.patch_stride or parts.patch)
+        stride = self._probe(modules)
+        self.layout = self._layout_of(self._reference(modules))
+        self.transform = self._with_grid(stride or parts.patch)
         self.sites = self.sites_of(layers)
 
     @property
@@ -128,10 +141,10 @@ class Backbone:
 
     def tokens_at(self, site: Site) -> int:
         """Return how many tokens an image has there once they are selected."""
-        shape, tokens = self._shapes[site.module], site.tokens or self.tokens
-        if tokens in ("cls", "mean") or len(shape) == 2:
+        tokens, n_tokens = site.tokens or self.tokens, self._n_tokens(site.module)
+        if tokens in ("cls", "mean") or n_tokens == 1:
             return 1
-        return math.prod(shape[1:-1]) - (self.prefix_tokens if tokens == "patches" else 0)
+        return len(range(n_tokens)[self._layout_of(site.module).patches]) if tokens == "patches" else n_tokens
 
     def forward_to(
         self, images: Float[Tensor, "batch channels height width"], sites: Sequence[Site] | None = None
@@ -142,10 +155,15 @@ class Backbone:
         """
         wanted = self.sites if sites is None else sites
         modules = [site.module for site in wanted]
+        places = {module: self._output(module).place for module in modules}
         # Hooks sit on the shared model: a pass in another thread would fill, or end, this one's reading.
-        with self._turn, torch.no_grad(), reading(self.model, modules, stop=True) as outputs:
+        with self._turn, torch.no_grad(), reading(self.model, modules, True, places) as outputs:
             self._run(self.prepare(images))
-        return [self._select(outputs[site.module], site.tokens or self.tokens) for site in wanted]
+        for module in modules:
+            if len(outputs[module]) != len(images):
+                given = list(outputs[module].shape)
+                raise WorkError(f"module {module!r} gives shape {given} for {len(images)} images: name another module")
+        return [self._select(outputs[site.module], site) for site in wanted]
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs"]:
         """Return what the whole model says of each image, as `output` does; gradients may flow."""
@@ -164,15 +182,15 @@ class Backbone:
         """
         if "mean" in (site.tokens, self.tokens):
             raise RequestError("tokens: mean cannot be replaced in the model; use patches, cls or all")
-        start = self.prefix_tokens if self.tokens == "patches" else 0
-        stop = 1 if self.tokens == "cls" else None
+        layout = self._layout_of(site.module)
+        chosen = {"patches": layout.patches, "cls": slice(0, 1)}.get(self.tokens, slice(None))
 
         def changed(output: Tensor) -> Tensor:
             tokens = _as_rows(output).clone()
-            tokens[:, start:stop] = function(tokens[:, start:stop]).to(output.dtype)
+            tokens[:, chosen] = function(tokens[:, chosen]).to(output.dtype)
             return tokens.view_as(output)
 
-        with replacing(self.model, site.module, changed):
+        with replacing(self.model, site.module, changed, self._output(site.module).place):
             yield
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -225,29 +243,102 @@ class Backbone:
 
     def _sites_of(self, layer: int | str) -> list[Site]:
         resolved = self._resolve(layer)
-        missing = [module for module, _ in resolved if module not in self._shapes]
+        missing = [module for module, _ in resolved if module not in self._outputs]
         if missing:
             self._probe(missing)
         for module, _ in resolved:
             self._check(module)
-        return [Site(module, number, self._shapes[module][-1]) for module, number in resolved]
+        return [Site(module, number, self._output(module).shape[-1]) for module, number in resolved]
 
-    def _probe(self, modules: list[str]) -> Any:
-        height, width = self._transform.geometry.crop
-        image = torch.zeros(1, 1 if self._transform.gray else 3, height, width, device=self.device, dtype=self.dtype)
+    def _probe(self, modules: list[str]) -> tuple[int, int] | None:
+        """Look at modules' outputs; return the stride of the patch embedding, where there is one."""
+        noise = torch.randn(2, *self._picture, generator=seeding.generator(0, "pictures of the probe"))
         first = self._blocks[0] if self._blocks else None
-        wanted = [*modules, first] if first else modules
-        seen = probe(self.model, self._run, image, wanted, first)
-        silent = [module for module in wanted if module not in seen.shapes]
-        if silent:
-            raise RequestError(f"module {silent[0]!r} of {self.name} takes no part in a forward pass: choose another")
-        self._shapes |= seen.shapes
-        return seen
+        wanted = [*modules, first] if first and first not in self._outputs else modules
+        try:
+            with self._turn:
+                seen = look(self.model, self._run, self.prepare(noise), wanted, first)
+        except (SaetoolError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # another's code: it has its own ways to say that a size or an input does not suit
+            raise RequestError(
+                f"{self.name} cannot look at pictures of {noise.shape[-2]}×{noise.shape[-1]} pixels "
+                f"({first_line(error)}): give the size it takes (image_size), or hand the module to "
+                "saetool.vision.wrap with a forward pass of its own (run=…)"
+            ) from error
+        refused = [seen.refused[module] for module in modules if module in seen.refused]
+        if refused:
+            raise RequestError(f"{self.name}: {refused[0]}")
+        self._outputs |= seen.outputs
+        self._grids = self._grids or seen.grids
+        return seen.patch_stride
 
-    def _read_layout(self, seen: Any, parts: Parts) -> TokenLayout:
-        shape = self._shapes[self._blocks[0]] if self._blocks else next(iter(self._shapes.values()))
-        tokens = math.prod(shape[1:-1])
-        return read_layout(self.name, self.model, seen, tokens, parts.declared)
+    def _output(self, module: str) -> Output:
+        """Return a module's output, looked at now where it was not asked for: as a site of a twin of this model."""
+        if module not in self._outputs:
+            self._probe([module])
+        return self._outputs[module]
+
+    @property
+    def _picture(self) -> tuple[int, int, int]:
+        """Channels, height and width of the model's input."""
+        return (1 if self._transform.gray else 3, *self._transform.geometry.crop)
+
+    def _n_tokens(self, module: str) -> int:
+        return math.prod(self._output(module).shape[:-1])
+
+    def _reference(self, modules: list[str]) -> str:
+        """Return the module whose layout is the backbone's: the first block, or where tokens differ the first site."""
+        first = self._blocks[0] if self._blocks and self._blocks[0] in self._outputs else modules[0]
+        other = [module for module in modules if 1 < self._n_tokens(module) != self._n_tokens(first)]
+        alike = any(self._n_tokens(module) == self._n_tokens(first) for module in modules)
+        return other[0] if other and not alike else first
+
+    def _layout_of(self, module: str) -> TokenLayout:
+        if module not in self._layouts:
+            self._layouts[module] = self._find_layout(module)
+        return self._layouts[module]
+
+    def _find_layout(self, module: str) -> TokenLayout:
+        """Return the layout at a module: the first block's where the tokens are as many, else one of its own."""
+        n_tokens, shape = self._n_tokens(module), self._output(module).shape
+        first = self._blocks[0] if self._blocks else module
+        if n_tokens == 1 or len(shape) > 3:
+            return TokenLayout(0, None)
+        if module != first and len(shape) == 2 and first in self._outputs and self._n_tokens(first) == n_tokens:
+            return self._layout_of(first)
+        declared = self._declared if self._declared and self._declared.tokens == n_tokens else None
+        if declared is None and self._believed and self._declared:
+            raise RequestError(
+                f"{self.name} declares {self._declared.says()}, which makes {self._declared.tokens} tokens, but "
+                f"{module!r} gives {n_tokens}: say the grid and prefix_tokens that it has there"
+            )
+        found = declared if declared and self._believed else self._proven(module, declared)
+        return replace(found, has_class_token=found.prefix_tokens > 0 and has_class_token(self.model))
+
+    def _proven(self, module: str, declared: TokenLayout | None) -> TokenLayout:
+        """Return the layout that the probe proves or, where it proves none, the one that the library declares."""
+        shape = self._output(module).shape
+        place = {module: self._output(module).place}
+
+        def read(image: Tensor) -> Tensor:
+            with self._turn, torch.no_grad(), reading(self.model, [module], True, place) as outputs:
+                self._run(self.prepare(image))
+            return _as_rows(outputs[module])[0]
+
+        if len(shape) == 3:
+            grids = [(shape[0], shape[1])]
+        else:
+            hints = [*self._grids, *([declared.grid] if declared and declared.grid else [])]
+            grids = possible_grids(self._n_tokens(module), self._picture[1:], hints)
+        found = prove(read, self._picture, self._n_tokens(module), grids)
+        if found and declared and (found.prefix_tokens, found.grid) != (declared.prefix_tokens, declared.grid):
+            raise RequestError(
+                f"{self.name} declares {declared.says()}, but bright cells of a picture are answered as by "
+                f"{found.says()}: its tokens cannot be told apart; hand the module to saetool.vision.wrap with the "
+                "grid and prefix_tokens it has"
+            )
+        return declared or found or TokenLayout(0, None)
 
     def _with_grid(self, patch: tuple[int, int] | None) -> Transform:
         geometry = self._transform.geometry
@@ -260,38 +351,38 @@ class Backbone:
         return self._transform.with_geometry(replace(geometry, grid=self.grid, patch=patch))
 
     def _check(self, module: str) -> None:
-        shape = self._shapes[module]
-        flat_model = bool(self._blocks) and len(self._shapes[self._blocks[0]]) == 2
-        if len(shape) == 2 and (self.tokens != "patches" or flat_model):
+        """Raise RequestError where the tokens asked for cannot be told at a module."""
+        shape = self._output(module).shape
+        first = self._outputs.get(self._blocks[0]) if self._blocks else None
+        flat_model = first is not None and len(first.shape) == 1
+        if (len(shape) == 1 and (self.tokens != "patches" or flat_model)) or (len(shape) == 2 and self.tokens == "all"):
             return
-        if len(shape) == 4 and shape[1:3] == self.grid and self.tokens != "cls":
-            return
-        if len(shape) != 3:
-            hint = " (it gives one vector an image: ask for tokens: all)" if len(shape) == 2 else ""
-            raise RequestError(f"module {module!r} gives shape {list(shape)}, not [images, tokens, d]{hint}")
-        if self.tokens == "cls" and not self.layout.has_class_token:
+        layout = self._layout_of(module)
+        if len(shape) not in (2, 3) or (len(shape) == 3 and layout.grid is None):
+            hint = " (it gives one vector an image: ask for tokens: all)" if len(shape) == 1 else ""
+            raise RequestError(f"module {module!r} gives shape {['images', *shape]}, not [images, tokens, d]{hint}")
+        if self.tokens == "cls" and not layout.has_class_token:
             raise RequestError(f"{self.name} has no CLS token: use tokens: patches, mean or all")
-        if self.tokens != "all" and self.grid is None:
+        if self.tokens != "all" and layout.grid is None:
             raise RequestError(
-                f"the patch grid of {self.name} is unknown: use tokens: all, or wrap(…, grid=(rows, columns))"
+                f"the patch grid of {self.name} is unknown at {module}: its {self._n_tokens(module)} tokens do not "
+                "answer bright cells of a picture as rows and columns of patches would. Use tokens: all, or "
+                "wrap(…, grid=(rows, columns), prefix_tokens=n)"
             )
-        if self.layout.tokens is not None and shape[1] != self.layout.tokens and self.tokens != "all":
+        if self.tokens != "all" and layout.grid != self.grid:
             raise RequestError(
-                f"module {module!r} gives {shape[1]} tokens where {self.name} has {self.layout.tokens}: "
-                "they cannot be told apart; use tokens: all"
+                f"{self.name} has {layout.says()} at {module}, where the other sites have {self.layout.says()}: "
+                "a store holds one grid; cache them apart"
             )
 
-    def _select(self, output: Tensor, tokens: Tokens) -> Tensor:
-        output = _as_rows(output)
-        if output.shape[1] == 1:
+    def _select(self, output: Tensor, site: Site) -> Tensor:
+        output, tokens = _as_rows(output), site.tokens or self.tokens
+        if output.shape[1] == 1 or tokens == "all":
             return output
         if tokens == "cls":
             return output[:, :1]
-        if tokens == "patches":
-            return output[:, self.prefix_tokens :]
-        if tokens == "mean":
-            return output[:, self.prefix_tokens :].float().mean(1, keepdim=True)
-        return output
+        patches = output[:, self._layout_of(site.module).patches]
+        return patches.float().mean(1, keepdim=True) if tokens == "mean" else patches
 
 
 def _as_rows(output: Tensor) -> Tensor:

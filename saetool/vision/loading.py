@@ -10,7 +10,9 @@ from saetool import seeding
 from saetool.errors import RequestError
 from saetool.vision.backbone import Backbone, Parts
 from saetool.vision.geometry import Geometry
+from saetool.vision.hooks import submodule
 from saetool.vision.layout import TokenLayout
+from saetool.vision.probe import block_paths
 from saetool.vision.settings import PIXELS, BackboneSettings, Tokens
 from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from saetool.vision.weights import digest_weights, resolve_precision
@@ -50,8 +52,8 @@ def wrap(
     """Make a backbone of any module, as it is (device, dtype), frozen and in evaluation mode.
 
     transform: default squashes to `image_size` with ImageNet's mean and standard deviation. blocks: path of the list of
-    layers; default: the longest list of modules of one class. grid, prefix_tokens: where the probe forward cannot find
-    them, as for a patch embedding that is not a convolution. run: a forward pass, where it is not `module(images)`.
+    layers; default: the longest list of modules of one class. grid, prefix_tokens: where a probe cannot find which
+    token is which patch; they are believed. run: a forward pass, where it is not `module(images)`.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     geometry = Geometry("squash", size, size, patch=size, grid=None)
@@ -60,10 +62,11 @@ def wrap(
         name=name or type(module).__name__,
         model=module.eval().requires_grad_(False),
         transform=transform or Transform(geometry, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        blocks=_block_paths(module, blocks),
+        blocks=block_paths(module) if blocks is None else _children(module, blocks),
         run=run or module,
         weights_digest=digest_weights(module.state_dict().items()),
-        declared=None if grid is None else TokenLayout(prefix_tokens, grid, has_class_token=False),
+        declared=None if grid is None else TokenLayout(prefix_tokens, grid),
+        believed=grid is not None,
     )
     return Backbone(parts, layers, tokens, "bf16" if parameter.dtype == torch.bfloat16 else "fp32")
 
@@ -91,15 +94,5 @@ def _loader(name: str) -> Callable[[BackboneSettings, str, torch.device], Parts]
     )
 
 
-def _block_paths(module: nn.Module, blocks: str | None) -> list[str]:
-    if blocks is not None:
-        return [f"{blocks}.{key}" for key, _ in module.get_submodule(blocks).named_children()]
-    lists = []
-    for path, child in module.named_modules():
-        members = list(child.children())
-        if isinstance(child, nn.ModuleList | nn.Sequential) and len({type(member) for member in members}) == 1:
-            lists.append((len(members), path))
-    if not lists:
-        return []
-    _, path = max(lists, key=lambda found: found[0])
-    return [f"{path}.{i}" if path else str(i) for i in range(len(module.get_submodule(path)))]  # pyright: ignore[reportArgumentType]
+def _children(module: nn.Module, path: str) -> list[str]:
+    return [f"{path}.{key}" for key, _ in submodule(module, path).named_children()]

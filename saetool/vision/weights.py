@@ -1,7 +1,8 @@
 """Weights of any model: their identity, their precision, and reading them from a local file."""
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import xxhash
 from torch import Tensor, nn
 
 from saetool.artifacts import digest_file
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError, WorkError, first_line
 from saetool.vision.settings import PIXELS, BackboneSettings
 
+_POSITIONS = re.compile(r"pos_embed|position|relative|rel_pos")
+"""Names of weights whose shape follows the size of the input."""
 NATIVE_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """CPU features that make bf16 weights faster than fp32 (measured 3.3× for ViT-S/14 with both)."""
 
@@ -60,7 +63,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise RequestError(f"backbone.weights: there is no file {path}")
-    state: dict[str, Any]
+    state: Any
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -70,12 +73,18 @@ def read_weights(path: str) -> dict[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WorkError(
-            f"{path} holds no weights that can be read safely (safetensors, or tensors only): {error}"
+            f"{path} holds no weights that can be read safely (safetensors, or tensors only): {first_line(error)}"
         ) from None
     for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state.get(key), dict):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    return {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    named = state.items() if isinstance(state, Mapping) else ()
+    found = {n.removeprefix("module."): t for n, t in named if isinstance(n, str) and isinstance(t, Tensor)}
+    if not found:
+        raise RequestError(
+            f"backbone.weights: {path} holds a {type(state).__name__} without tensors by name: no weights"
+        )
+    return found
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
@@ -90,10 +99,12 @@ def fill(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
         raise RequestError(
             f"{path} lacks {len(missing)} weights of the model, {missing[0]!r} among them: another model's?"
         )
-    for name, tensor in wanted.items():
+    # Weights of another width or depth differ in tables of positions too, so those speak last.
+    for name, tensor in sorted(wanted.items(), key=lambda item: bool(_POSITIONS.search(item[0]))):
         if state[name].shape != tensor.shape:
             given, expected = list(state[name].shape), list(tensor.shape)
-            raise RequestError(f"{path}: {name!r} has shape {given}, the model wants {expected}; check image_size")
+            hint = "check image_size" if _POSITIONS.search(name) else "they are another model's weights"
+            raise RequestError(f"{path}: {name!r} has shape {given}, the model wants {expected}; {hint}")
     model.load_state_dict({name: state[name] for name in wanted})
 
 

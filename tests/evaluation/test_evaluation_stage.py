@@ -160,6 +160,32 @@ def test_the_sweep_summary_puts_members_and_baselines_on_one_plane(place, store,
         sweep_summary({"long": evaluation, "small": smaller})
 
 
+def test_members_at_other_sites_are_on_planes_of_their_own(place, evaluation, monkeypatch):
+    from saetool.evaluation import pareto
+
+    good = json.loads(evaluation.file("evaluation.json").read_text())
+    shallow = json.loads(json.dumps(good))
+    shallow["subject"]["site"] = "layer 1 (blocks.0)"
+    shallow["held_out"]["fvu"]["value"] /= 10  # easier activations, not a better model
+    monkeypatch.setattr(pareto, "read_evaluation", lambda name: {"deep": good, "shallow": shallow}[name])
+    summary = sweep_summary({"deep": "deep", "shallow": "shallow"})
+    front = {point["name"]: point["frontier"] for point in summary["points"]}
+    assert front["deep"]
+    assert front["shallow"]
+    text = sweep_markdown(summary)
+    assert text.count("## ") == 2
+    assert "## layer 1 (blocks.0)" in text
+
+
+def test_what_is_not_measured_is_no_part_of_the_request():
+    from saetool.evaluation import EvaluationSettings
+
+    cheap, other = EvaluationSettings(), EvaluationSettings(effect_images=48, probe_images=7, stability=("a",))
+    assert cheap.content() == other.content()
+    assert EvaluationSettings(effect=True).content() != EvaluationSettings(effect=True, effect_images=48).content()
+    assert EvaluationSettings(clusters=9).content() != cheap.content()
+
+
 def test_members_that_differ_in_their_seed_only_are_compared(place, store, evaluation, autoencoder):
     models = {"a": autoencoder, "b": trained(store, place / "seed-1", seed=1), "c": trained(store, place / "0", seed=0)}
     models["rate"] = trained(store, place / "rate-1", tokens=2_000, seed=1)

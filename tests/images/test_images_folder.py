@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import threading
 
 import numpy as np
@@ -29,8 +30,9 @@ def test_paths_are_sorted_by_their_utf8_bytes(tmp_path):
         put(tmp_path / name)
     source = folder(tmp_path)
     assert [source.path(i) for i in range(len(source))] == sorted(names, key=lambda name: name.encode())
-    assert len(folder(tmp_path, limit=3)) == 3
-    assert folder(tmp_path, limit=3).path(2) == source.path(2)
+    flat = put(tmp_path / "flat" / "x.png").parent
+    put(flat / "y.png")
+    assert [folder(flat, limit=1).path(i) for i in range(len(folder(flat, limit=1)))] == ["x.png"]
 
 
 def test_first_folders_are_classes(tmp_path):
@@ -64,10 +66,165 @@ def test_folders_above_the_classes_are_passed_over(tmp_path):
 
 
 def test_a_file_beside_the_class_folders_has_no_class(tmp_path):
-    for name in ["x/1.png", "2.png"]:
+    for name in ["x/1.png", "y/3.png", "2.png"]:
         put(tmp_path / name)
     source = folder(tmp_path)
-    assert [source.labels(i)["class"] for i in range(2)] == [None, "x"]
+    assert [source.labels(i)["class"] for i in range(3)] == [None, "x", "y"]
+
+
+def test_a_file_above_the_class_folders_is_no_class(tmp_path):
+    for name in ["data/x/1.png", "data/y/3.png", "cover.png"]:
+        put(tmp_path / name)
+    source = folder(tmp_path)
+    assert {source.path(i): source.labels(i)["class"] for i in range(3)} == {
+        "cover.png": None,
+        "data/x/1.png": "x",
+        "data/y/3.png": "y",
+    }
+
+
+def test_a_lone_folder_beside_a_stray_file_is_no_class(tmp_path):
+    for name in ["photos/1.png", "photos/2.png", "cover.png"]:
+        put(tmp_path / name)
+    assert folder(tmp_path).label_columns == []
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("Training", "test"), ("train2017", "val2017")])
+def test_folders_of_splits_hold_the_classes_and_are_none(splits, tmp_path):
+    for split in splits:
+        for name in ("cat", "dog"):
+            put(tmp_path / split / name / "1.png")
+    assert folder(tmp_path).label_columns[0].classes == ["cat", "dog"]
+    flat = tmp_path / "flat"
+    for split in splits:
+        put(flat / split / "1.png")
+    assert folder(flat).label_columns == []
+
+
+def test_a_limit_takes_as_many_of_each_class_as_can_be(tmp_path):
+    for name in ("ant", "bee", "cow"):
+        for i in range(2 if name == "bee" else 5):
+            put(tmp_path / name / f"{i}.png")
+    source = folder(tmp_path, limit=7)
+    assert [source.path(i) for i in range(7)] == [
+        *(f"ant/{i}.png" for i in range(3)),
+        *(f"bee/{i}.png" for i in range(2)),
+        *(f"cow/{i}.png" for i in range(2)),
+    ]
+
+
+def test_files_left_out_are_counted_by_their_ending(tmp_path, capsys):
+    for name in ("a.jfif", "b.jpe", "c.JPG"):
+        put(tmp_path / name, format="JPEG")
+    for name in ("d.heic", "e.HEIC", "f.jxl", "sub/g.jxl", "notes.txt", "h.jxl", "README", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert len(folder(tmp_path)) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "7 files are not of a kind that is read and are left out (.jxl 3, .heic 2, " in said
+
+
+@pytest.mark.parametrize("kind", ["folder", "address", "dataset"])
+def test_a_folder_that_cannot_be_listed_is_named(kind, tmp_path, monkeypatch):
+    put(tmp_path / "open" / "1.png")
+    put(tmp_path / "shut" / "2.png")
+    if kind == "dataset":
+        (tmp_path / "open" / "1.parquet").write_bytes(b"PAR1")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(RequestError, match=r"cannot be listed.*Permission denied"):
+        folder(f"file://{tmp_path}" if kind == "address" else tmp_path)
+
+
+def test_a_root_that_cannot_be_entered_is_named(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(RequestError, match=r"images\.source: .*Permission denied"):
+        open_source(str(tmp_path / "shut"))
+
+
+def test_times_tell_files_apart_that_sizes_do_not(tmp_path):
+    file = put(tmp_path / "a.bmp")
+    os.utime(file, ns=(5, 5))
+    before = folder(tmp_path)
+    put(file, (1, 2, 3))
+    after = folder(tmp_path)
+    assert before.listing() == after.listing()
+    assert before.times() != after.times()
+    assert after.digest(0) == after.read(0).digest == digest_bytes(file.read_bytes())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("kind", ["folder", "address"])
+def test_pipes_and_devices_are_not_read(kind, tmp_path):
+    put(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    source = folder(f"file://{tmp_path}" if kind == "address" else tmp_path)
+    for i in (1, 2):
+        with pytest.raises(WorkError, match="is no regular file"):
+            source.read(i)
+
+
+def test_a_format_that_runs_a_program_is_no_picture(tmp_path, monkeypatch):
+    import subprocess
+
+    ran = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **_: ran.append(args))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(WorkError, match="no kind of image that is known"):
+        folder(tmp_path).read(0)
+    assert not ran
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("L", (20_000, 9_000)).save(tmp_path / "a.png")
+    with pytest.raises(WorkError, match=r"more pixels than 178,956,970, .* raise images\.max_pixels"):
+        folder(tmp_path).read(0)
+    put(tmp_path / "a.png", size=(40, 30))
+    assert folder(tmp_path, max_pixels=1200).read(0).width == 40
+    with pytest.raises(WorkError, match=r"more pixels than 1,199, .*\(1200 here\)"):
+        folder(tmp_path, max_pixels=1199).read(0)
+
+
+@pytest.mark.slow
+def test_max_pixels_lifts_the_limit(tmp_path):
+    Image.new("L", (20_000, 9_000)).save(tmp_path / "a.png")
+    assert folder(tmp_path, max_pixels=None).read(0).width == 20_000
+
+
+def test_only_the_orientation_is_read_of_the_metadata(tmp_path):
+    # Orientation 6; then a resolution, which is a ratio, written as text: Pillow cannot write it again.
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 4, b"72x\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + orientation + resolution + bytes(4)
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    picture = folder(tmp_path).read(0)
+    assert (picture.width, picture.height) == (20, 30)
+
+
+def test_long_text_in_a_png_is_passed_over(tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    for name, compressed in (("a.png", True), ("b.png", False)):
+        info = PngInfo()
+        info.add_text("prompt", "x" * 3_000_000, zip=compressed)
+        info.add_itxt("more", "y" * 2_000_000, zip=compressed)
+        put(tmp_path / name, pnginfo=info)
+    source = folder(tmp_path)
+    assert [source.read(i).image.getpixel((0, 0)) for i in range(2)] == [(10, 200, 30)] * 2
+    assert source.read(0).digest == digest_bytes((tmp_path / "a.png").read_bytes())
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

@@ -74,3 +74,27 @@ def test_a_damaged_or_vanished_file_is_named_with_its_address(memory):
 def test_an_address_without_images_is_refused(address, message):
     with pytest.raises(RequestError, match=message):
         opened(address)
+
+
+class Bare(fsspec.AbstractFileSystem):
+    """A driver that can list one folder at a time, as those of SFTP and SMB do."""
+
+    protocol = "bare"
+    shut = False
+
+    def ls(self, path, detail=True, **_):
+        path = self._strip_protocol(path).strip("/")
+        if path == "root":
+            return [{"name": f"root/{name}", "type": "directory", "size": 0} for name in ("open", "shut")]
+        if self.shut and path == "root/shut":
+            raise PermissionError(13, "Permission denied", path)
+        return [{"name": f"{path}/a.png", "type": "file", "size": 3}]
+
+
+def test_a_folder_of_any_driver_that_cannot_be_listed_is_named(monkeypatch):
+    fsspec.register_implementation("bare", Bare, clobber=True)
+    source = open_source("bare://root")
+    assert [source.path(i) for i in range(len(source))] == ["open/a.png", "shut/a.png"]
+    monkeypatch.setattr(Bare, "shut", True)
+    with pytest.raises(RequestError, match=r"cannot be listed: .*Permission denied"):
+        open_source("bare://root")

@@ -71,7 +71,9 @@ def test_digits_and_mnist():
     mnist = open_source(ImageSettings(source="mnist", limit=700))
     assert len(mnist) == 700
     assert mnist.read(699).image.size == (28, 28)
-    assert mnist.labels(699) == {"digit": "1"}
+    # The set stands in order of classes; of a part of it every class has as many.
+    assert [sum(mnist.labels(i)["digit"] == str(digit) for i in range(700)) for digit in range(10)] == [70] * 10
+    assert mnist.path(699) == "04569"
     assert mnist.read(0).digest != mnist.read(1).digest
 
 
@@ -234,3 +236,136 @@ def test_hub_datasets_are_named_with_a_prefix(rows, monkeypatch):
     assert (source.name, len(source)) == ("hf/people/pictures", 7)
     with pytest.raises(RequestError, match=r"there is no hf:people/pictures \(known names: .*hf/NAME"):
         open_source(ImageSettings(source="hf:people/pictures"))
+
+
+@pytest.fixture
+def hub_layout(rows, tmp_path):
+    rows[0].select(range(4)).to_parquet(str(tmp_path / "train" / "0000.parquet"))
+    rows[0].select(range(3)).to_parquet(str(tmp_path / "validation" / "0000.parquet"))
+    return tmp_path
+
+
+def test_folders_of_parquet_files_name_splits(hub_layout):
+    assert len(local(hub_layout)) == 4
+    assert len(local(hub_layout, split="validation")) == len(local(hub_layout, split="val")) == 3
+    with pytest.raises(RequestError, match=r"images\.split: the files of .* name train, validation, not 'test'"):
+        local(hub_layout, split="test")
+
+
+def test_files_that_name_no_split_are_train(rows, tmp_path):
+    rows[0].to_parquet(str(tmp_path / "part-0.parquet"))
+    assert len(local(tmp_path)) == 7
+    with pytest.raises(RequestError, match="name no split, not 'test'"):
+        local(tmp_path, split="test")
+    rows[0].select(range(2)).to_parquet(str(tmp_path / "holidays-0.parquet"))
+    assert len(local(tmp_path, split="holidays")) == 2
+
+
+def test_one_saved_split_is_no_other(rows, tmp_path):
+    import datasets
+
+    rows[0].save_to_disk(str(tmp_path / "nameless"))
+    assert len(local(tmp_path / "nameless")) == 7
+    with pytest.raises(RequestError, match="says no split"):
+        local(tmp_path / "nameless", split="test")
+    rows[0].to_parquet(str(tmp_path / "a.parquet"))
+    test = datasets.load_dataset("parquet", data_files={"test": str(tmp_path / "a.parquet")}, split="test")
+    test.save_to_disk(str(tmp_path / "test"))
+    assert len(local(tmp_path / "test", split="test")) == 7
+    with pytest.raises(RequestError, match="is the split 'test', not 'train'"):
+        local(tmp_path / "test")
+
+
+def test_a_limit_takes_rows_of_every_class(tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    table = {"image": [{"bytes": png(i), "path": None} for i in range(8)], "label": [0] * 5 + [1] * 3}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    source = local(tmp_path, limit=4)
+    assert [source.path(i) for i in range(4)] == ["000000000", "000000001", "000000005", "000000006"]
+    assert [source.labels(i)["label"] for i in range(4)] == ["a", "a", "b", "b"]
+    assert source.digest(3) == source.read(3).digest == digest_bytes(png(6))
+
+
+def test_lists_of_classes_are_a_label_each(tmp_path):
+    import datasets
+
+    names = datasets.ClassLabel(names=["cat", "dog", "hat"])
+    kinds = [datasets.Sequence(names)]
+    for kind in kinds:
+        features = datasets.Features({"image": datasets.Image(), "objects": kind})
+        table = {"image": [{"bytes": png(i), "path": None} for i in range(3)], "objects": [[0, 2], [], None]}
+        datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "a.parquet"))
+        source = local(tmp_path)
+        assert [column.name for column in source.label_columns] == ["objects.cat", "objects.dog", "objects.hat"]
+        assert source.labels(0) == {"objects.cat": "yes", "objects.dog": "no", "objects.hat": "yes"}
+        assert set(source.labels(1).values()) == {"no"}
+        assert set(source.labels(2).values()) <= {"no", None}
+
+
+def test_numbers_that_are_none_are_no_label(rows, tmp_path):
+    import datasets
+
+    table = {"image": [{"bytes": png(i), "path": None} for i in range(3)], "w": [1.0, float("nan"), float("inf")]}
+    features = datasets.Features({"image": datasets.Image(), "w": datasets.Value("float64")})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    source = local(tmp_path, label_columns=["w"])
+    assert [source.labels(i)["w"] for i in range(3)] == [1.0, None, None]
+
+
+def test_columns_of_the_wrong_kind_are_refused(rows, tmp_path):
+    rows[0].to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(RequestError, match=r"images\.image_column: the column 'weight' .* holds no pictures"):
+        local(tmp_path, image_column="weight")
+    with pytest.raises(RequestError, match=r"images\.label_columns: the column 'picture' .* holds no labels"):
+        local(tmp_path, label_columns=["picture"])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_paths_in_data_lead_nowhere_else(inside, tmp_path):
+    import datasets
+
+    data = tmp_path / "data"
+    data.mkdir()
+    picture = (data if inside else tmp_path) / "private.png"
+    picture.write_bytes(png(7))
+    names = [str(picture), "private.png" if inside else "../private.png"]
+    table = {"image": [{"bytes": None, "path": name} for name in names]}
+    features = {"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet(str(data / "a.parquet"))
+    source = local(data)
+    for i in range(2):
+        if inside:
+            assert source.read(i).digest == digest_bytes(png(7))
+        else:
+            with pytest.raises(WorkError, match="names a picture outside of the data"):
+                source.read(i)
+
+
+def test_a_name_alone_opens_a_source():
+    assert len(open_source("digits")) == 1797
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow", "a.parquet"])
+@pytest.mark.parametrize("content", [b"", b"x" * 50, b"[]", b"null"])
+def test_damaged_datasets_end_in_a_sentence(file, content, rows, tmp_path):
+    path = tmp_path / "data"
+    if file == "a.parquet":
+        rows[0].to_parquet(str(path / file))
+    else:
+        rows[0].save_to_disk(str(path))
+    assert (path / file).is_file()
+    (path / file).write_bytes(content)
+    with pytest.raises(WorkError, match=r"data cannot be read as a dataset \("):
+        local(path)
+
+
+def test_a_path_with_a_zero_byte_is_refused(tmp_path):
+    import datasets
+
+    features = {"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    table = {"image": [{"bytes": None, "path": "a\0b"}]}
+    datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(WorkError, match="which no file can be called"):
+        local(tmp_path).read(0)

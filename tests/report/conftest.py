@@ -110,7 +110,7 @@ def build_run(folder: Path, shape: Shape = Shape(), z: np.ndarray | None = None)
     geometry = Geometry("shortest", (32, 32), (32, 48), (8, 8), (rows, columns)).describe()
     labels = [
         {"name": "kind.of <thing>", "kind": "category", "classes": HOSTILE},
-        {"name": "score", "kind": "number", "classes": None},
+        {"name": "__proto__", "kind": "number", "classes": None},
     ]
     site = {"folder": "layer-10", "layer": 10, "module": "blocks.9", "d": 16, "digest": "xxh3-128:00"}
     facts = {"images": shape.n_images, "tokens": shape.n_images * rows * columns, "grid": list(shape.grid)}
@@ -169,7 +169,7 @@ def images_table(shape: Shape, pictures: Pictures) -> pa.Table:
             "id": pa.array(range(shape.n_images), pa.int32()),
             "path": [pictures.path(i) for i in range(shape.n_images)],
             "kind.of <thing>": [HOSTILE[i % len(HOSTILE)] for i in range(shape.n_images)],
-            "score": pa.array(
+            "__proto__": pa.array(
                 [None if i % 5 == 0 else i / shape.n_images for i in range(shape.n_images)], pa.float64()
             ),
             "width": pa.array([width for width, _ in sizes], pa.int32()),
@@ -219,8 +219,8 @@ def latents_table(z: np.ndarray) -> pa.Table:
             f"{label}.q_value": null(rng.random(n) ** 4),
             f"{label}.purity": null(rng.random(n)),
             f"{label}.entropy": null(rng.random(n)),
-            "score.best_class": pa.nulls(n, pa.string()),
-            "score.auroc": null(rng.random(n)),
+            "__proto__.best_class": pa.nulls(n, pa.string()),
+            "__proto__.auroc": null(rng.random(n)),
         }
     )
 

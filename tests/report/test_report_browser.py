@@ -1,5 +1,6 @@
 """The site in a real browser: from file://, without a network, with every text hostile."""
 
+import dataclasses
 import re
 import shutil
 
@@ -236,6 +237,36 @@ def test_no_point_of_a_forged_plane_is_a_script(open_site, reader, run, tmp_path
     drawn = page.evaluate("points => saetool.plane(points).outerHTML", points)
     assert drawn.count("<circle") == 6
     assert re.findall('href="([^"]*)"', drawn) == ["../one.html"]
+
+
+def test_a_label_may_have_any_name(reader, run):
+    page = reader.open("image.html#image=3")
+    page.wait_for_selector("body[data-ready='3']")
+    facts = page.locator("#facts").inner_text()
+    assert "__proto__" in facts
+    assert "kind.of <thing>" in facts
+
+
+def test_the_command_is_shown_on_every_page_that_tells_where_it_comes_from(reader):
+    for name in ("index.html", "latent.html#latent=0"):
+        page = reader.open(name)
+        assert page.locator("#command").text_content() == "saetool run synthetic"
+
+
+def test_pages_without_a_grid_have_no_heat_to_slide(open_site, reader, run, tmp_path):
+    def without_grid(partial):
+        for name in run.features.files:
+            shutil.copy(run.features.file(name), partial.file(name))
+        return run.features.content | {"grid": None}
+
+    index = Stage("features", {"top": 6}, without_grid, (run.store, run.autoencoder))
+    features = run_stage(index, tmp_path / "features")
+    site = run_stage(dataclasses.replace(run, features=features).stage(), tmp_path / "report")
+    bars = {}
+    for page in (reader.open("latent.html#latent=0"), open_site(site.path).open("latent.html#latent=0")):
+        page.wait_for_selector("body[data-ready='0']")
+        bars[page.url] = page.locator("#heat-bar").is_visible()
+    assert list(bars.values()) == [True, False]
 
 
 @pytest.mark.parametrize("width", [360, 800])

@@ -45,7 +45,7 @@ def test_the_table_has_every_latent_and_every_number(run, site):
     assert found == latents[key].to_pylist()
     q = np.array([np.nan if v is None else v for v in latents["kind.of <thing>.q_value"].to_pylist()])
     np.testing.assert_array_equal(arrays["kind.of <thing>.q_value"], q)
-    assert "score.best_class" not in arrays, "a column without a single value is left out"
+    assert "__proto__.best_class" not in arrays, "a column without a single value is left out"
 
 
 def test_latent_chunks_hold_the_examples_in_order(run, site):
@@ -70,6 +70,27 @@ def test_latent_chunks_hold_the_examples_in_order(run, site):
             start += count
         assert start == arrays["image"].size
     assert members(site_arrays["live"]) == np.flatnonzero(run.z.any((0, 1))).tolist()
+
+
+def test_the_command_is_a_note_and_no_identity(run, site, tmp_path):
+    other = run_stage(run.stage("saetool run another.yaml training.checkpoint_minutes=1"), tmp_path / "report")
+    assert other.id == site.id
+    assert other.manifest["recipe"] == site.manifest["recipe"]
+    assert chunk(other, "command")[1] == {"command": "saetool run another.yaml training.checkpoint_minutes=1"}
+    assert "data/command.js" in other.notes["logs"]
+
+
+def test_an_evaluation_brings_no_links(tmp_path):
+    from saetool.report.summary import _evaluation
+
+    point = {"name": "x", "l0": 1.0, "fvu": 0.5, "link": "javascript:alert(1)"}
+
+    def forged(partial):
+        partial.write_json("evaluation.json", {"pareto": [point], "tables": []})
+        return {}
+
+    made = run_stage(Stage("evaluation", {}, forged), tmp_path / "evaluation")
+    assert _evaluation(made)["pareto"] == [{"name": "x", "l0": 1.0, "fvu": 0.5}]
 
 
 def test_patch_chunks_hold_the_strongest_latents(run, site):

@@ -124,3 +124,21 @@ def test_a_missing_tracker_says_how_to_get_it(stream, sparse, tmp_path, monkeypa
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(RequestError, match=rf"{package} is not installed .*pip install 'saetool\[track\]'"):
         train(stream, sparse, how(**settings), tmp_path / "model")
+
+
+def test_a_link_and_a_tilde_lead_to_the_artifact(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = TypeAdapter(AutoencoderSettings).validate_python({"kind": "linear", "n_latents": 2})
+    stream = TensorStream(torch.randn(90, 4), torch.randn(10, 4), batch_size=10, seed=0)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for out, place in (("~/home", "home"), (tmp_path / "link", "real")):
+        made = train(stream, settings, TrainingSettings(tokens=20, batch_size=10), out)
+        assert made.path == tmp_path / place
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3, 4), {"rows": 1}])
+def test_what_is_no_source_is_refused_in_a_sentence(wrong, tmp_path):
+    settings = TypeAdapter(AutoencoderSettings).validate_python({"kind": "linear", "n_latents": 2})
+    with pytest.raises(RequestError, match=r"train takes no .*: give a store"):
+        train(wrong, settings, TrainingSettings(tokens=10), tmp_path / "out")

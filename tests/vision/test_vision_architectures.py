@@ -27,7 +27,7 @@ from transformers import (
     ViTMAEForPreTraining,
 )
 
-from saetool.errors import RequestError
+from saetool.errors import RequestError, WorkError
 from saetool.vision import BackboneSettings, load_backbone
 from saetool.vision.backbone import Backbone
 from saetool.vision.timm_models import parts_of, timm_transform
@@ -202,3 +202,117 @@ def test_weights_of_another_model_are_refused(hf_folder, tmp_path):
     settings = BackboneSettings(name=f"hf/{hf_folder('vit')}", layers=[1], weights=str(tmp_path / "other.safetensors"))
     with pytest.raises(RequestError, match=r"other\.safetensors lacks"):
         load_backbone(settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("hiera", "do not answer bright cells"),
+        ("timesformer", "looks at videos"),
+        ("videomae", "looks at videos"),
+        ("mobilevit", "first axis is not the images"),
+        ("poolformer", r"not \[images, tokens, d\]"),
+        ("convnextv2", r"not \[images, tokens, d\]"),
+    ],
+)
+def test_types_that_are_no_plain_transformer_are_refused_in_a_sentence(kind, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        load_backbone(BackboneSettings(name=f"hf/{kind}", layers=[1], pretrained=False, precision="fp32"))
+
+
+def test_a_windowed_type_works_at_its_own_grid():
+    settings = BackboneSettings(name="hf/focalnet", layers=[1], pretrained=False, precision="fp32")
+    backbone = load_backbone(settings)
+    assert (backbone.grid, backbone.prefix_tokens) == ((14, 14), 0)
+
+
+def test_a_classification_head_stays_with_the_weights(hf_folder):
+    from saetool.evaluation.readout import Readout, find_head
+
+    folder = hf_folder("vit")
+    whole = ViTForImageClassification.from_pretrained(folder).eval()
+    backbone = load_backbone(BackboneSettings(name=f"hf/{folder}", layers=[1], precision="fp32"))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = whole(images).logits
+        torch.testing.assert_close(backbone.output(images), expected)
+        assert find_head(backbone, expected.shape[1]) == "classifier"
+        embedding, logits = Readout(backbone, "classifier")(images)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(whole.classifier(embedding), expected)
+
+
+def test_named_blocks_are_blocks():
+    from torchvision.models import VisionTransformer
+
+    from saetool.vision import wrap
+
+    torch.manual_seed(0)
+    module = VisionTransformer(32, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=5)
+    backbone = wrap(module, [2], image_size=32)
+    assert backbone.blocks == tuple(f"encoder.layers.encoder_layer_{i}" for i in range(3))
+    assert (backbone.grid, backbone.prefix_tokens, backbone.sites[0].layer) == ((4, 4), 1, 2)
+
+
+def binary(content):
+    def write(folder):
+        (folder / "model.safetensors").unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return write
+
+
+class Runs:
+    """A pickle that would run a command."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def changed(file, **facts):
+    import json
+
+    return lambda folder: (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | facts))
+
+
+DAMAGE = {
+    "weights are no weights": lambda folder: (folder / "model.safetensors").write_bytes(b"garbage"),
+    "weights are empty": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "weights are cut": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:5000]
+    ),
+    "weights run code": binary({"a": Runs()}),
+    "weights are a list": binary([1]),
+    "weights have numbers for names": binary({1: torch.ones(2)}),
+    "config is no config": lambda folder: (folder / "config.json").write_bytes(b"garbage"),
+    "config is a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "width is half a character": changed("config.json", hidden_size="\ud800"),
+    "width is NaN": changed("config.json", hidden_size=float("nan")),
+    "width is zero": changed("config.json", hidden_size=0),
+    "patches are empty": changed("config.json", patch_size=0),
+    "size is a list": changed("config.json", image_size=[]),
+    "processor is a list": lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
+    "mean is text": changed("preprocessor_config.json", image_mean=["x"] * 3),
+    "mean is short": changed("preprocessor_config.json", image_mean=[0.5]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_model_folders_end_in_a_sentence(damage, hf_folder):
+    folder = hf_folder("vit")
+    DAMAGE[damage](folder)
+    with pytest.raises(WorkError, match=r"cannot be loaded: the folder's files are damaged, or no model's \("):
+        load_backbone(BackboneSettings(name=f"hf/{folder}", layers=[1], precision="fp32"))
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path, monkeypatch):
+    import json
+
+    ran = tmp_path / "ran"
+    (tmp_path / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    wants = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": wants}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(RequestError, match="wants to run Python code that comes with it"):
+        load_backbone(BackboneSettings(name=f"hf/{tmp_path}", layers=[1]))
+    assert not ran.exists()

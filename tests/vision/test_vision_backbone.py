@@ -8,6 +8,7 @@ from torch import nn
 
 from saetool.errors import RequestError, WorkError
 from saetool.vision import BackboneSettings, load_backbone, wrap
+from saetool.vision.weights import fill
 
 TINY = "timm/test_vit"
 
@@ -136,6 +137,29 @@ def test_weights_of_another_model_and_pickled_code_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], "holds a list without tensors by name"),
+        ({0: torch.ones(2), 1: torch.ones(3)}, "holds a dict without tensors by name"),
+        ({"state_dict": [torch.ones(2)]}, "holds a dict without tensors by name"),
+        ({"epoch": 3}, "holds a dict without tensors by name"),
+    ],
+)
+def test_files_that_hold_no_weights_by_name_are_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(RequestError, match=message):
+        load(weights=str(tmp_path / "w.pt"), layers=[1])
+
+
+def test_only_another_input_size_is_called_that(tmp_path):
+    save_file(timm.create_model("test_vit", embed_dim=32).state_dict(), tmp_path / "narrow.safetensors")
+    with pytest.raises(RequestError, match="they are another model's weights"):
+        load(weights=str(tmp_path / "narrow.safetensors"), layers=[1])
+    with pytest.raises(RequestError, match=r"'pos_embed' has shape .* check image_size"):
+        fill(timm.create_model("test_vit"), timm.create_model("test_vit", img_size=96).state_dict(), "small.pt")
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"layers": [7]}, "layers 1 to 6; layer 7"),
@@ -230,11 +254,14 @@ def test_any_module_can_be_wrapped():
     assert not torch.allclose(changed[:, 2:], module(images)[:, 2:])
 
 
-def test_a_wrapped_module_must_have_the_grid_it_is_said_to_have():
-    with pytest.raises(RequestError, match="declares 1 prefix tokens and a 2×4 grid"):
+def test_a_callers_grid_must_have_as_many_tokens_as_the_module():
+    with pytest.raises(RequestError, match="declares 1 prefix tokens and a 2×4 grid, which makes 9 tokens"):
         wrap(Homemade(), [2], image_size=(8, 16), grid=(2, 4), prefix_tokens=1)
-    with pytest.raises(RequestError, match="grid of Homemade is unknown"):
-        wrap(Homemade(), [2], image_size=(8, 16))
+
+
+def test_a_grid_nobody_named_is_found_by_bright_cells():
+    backbone = wrap(Homemade(), [2], image_size=(8, 16))
+    assert (backbone.grid, backbone.prefix_tokens) == ((2, 4), 2)
 
 
 def test_channels_last_grids_are_rows_of_patches():
@@ -258,6 +285,16 @@ def test_channels_last_grids_are_rows_of_patches():
     with backbone.replacing(backbone.sites[0], lambda tokens: tokens * torch.arange(6)[:, None]):
         changed = module(images)
     torch.testing.assert_close(changed[:, 1, 2], module(images)[:, 1, 2] * 5)
+
+
+def test_a_site_of_a_twin_can_be_read(tiny, images):
+    twin = load(layers=[1], tokens="all")
+    torch.testing.assert_close(twin.forward_to(images, tiny.sites), tiny.forward_to(images), rtol=0, atol=0)
+    twin = load(layers=[1], tokens="all")
+    assert twin.tokens_at(tiny.sites[0]) == 101
+    twin = load(layers=[1], tokens="all")
+    with twin.replacing(tiny.sites[0], lambda tokens: tokens * 0):
+        assert not torch.allclose(twin.output(images), tiny.output(images))
 
 
 def test_gradients_reach_what_replaces_a_site(tiny, images):

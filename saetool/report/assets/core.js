@@ -137,6 +137,11 @@ const saetool = (() => {
     console.error(error);
   }
 
+  document.addEventListener("DOMContentLoaded", () => {
+    const place = document.getElementById("command");
+    if (place) load("command").then((chunk) => { place.textContent = chunk.values.command; }).catch(complain);
+  });
+
   return { define, load, h, s, bit, offsets, parameters, item, missing, complain };
 })();
 
@@ -187,7 +192,7 @@ saetool.site = (() => {
     const block = Math.floor(row / site.values.blocks.images);
     const chunk = await load(`images/${block}`);
     const i = row - block * site.values.blocks.images;
-    const labels = Object.entries(chunk.values.labels).map(([name, values]) => [name, values[i]]);
+    const labels = chunk.values.labels.map(([name, values]) => [name, values[i]]);
     return {
       row,
       path: chunk.values.path[i],

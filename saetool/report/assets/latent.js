@@ -227,6 +227,7 @@
     profile(found, facts.values.grid);
     labels(found, facts, model, latent);
     for (const [id, children] of Object.entries(tiles)) section(id, children);
+    by("heat-bar").hidden = facts.values.grid === null;
     by("scale-high").textContent = format("value", model.table.max[latent]);
   }
 

@@ -1,0 +1,160 @@
+"""What two forward passes show of a model: which of a module's outputs belong to the images, and their shapes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saetool.errors import RequestError
+from saetool.vision.hooks import submodule, tensors_in
+
+SAME_IMAGE, ROUNDING = 0.5, 0.05
+"""An image alone and among others must give the same: nearer than this share of its distance from the other image, or
+than this share of its own size, which half precision explains."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A module's output of one image."""
+
+    place: int
+    """Which tensor it is of those that the module returns."""
+    shape: tuple[int, ...]
+    """Without the axis of images."""
+
+
+@dataclass
+class Probe:
+    """What the passes showed."""
+
+    outputs: dict[str, Output] = field(default_factory=dict)
+    """By module path, where one belongs to the images."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """By module path, why none does."""
+    grids: list[tuple[int, int]] = field(default_factory=list)
+    """Output sizes of the convolutions, each once, in their order."""
+    patch_stride: tuple[int, int] | None = None
+    """Stride in input pixels of the patch embedding before the first block, where stride equals kernel."""
+
+
+def look(
+    model: nn.Module, run: Callable[[Tensor], Any], images: Tensor, modules: Sequence[str], first_block: str | None
+) -> Probe:
+    """Run two different `images` [2, channels, h, w], then the first alone, and compare what `modules` give.
+
+    Raises RequestError for a module that takes no part in a pass, or runs several times in it.
+    """
+    seen = Probe()
+    together: dict[str, list[Tensor]] = {}
+    alone: dict[str, list[Tensor]] = {}
+    with _noting_convolutions(model, seen, first_block, images):
+        _pass(model, run, images, modules, together)
+    _pass(model, run, images[:1], modules, alone)
+    for path in modules:
+        if path not in together or path not in alone:
+            raise RequestError(f"module {path!r} takes no part in a forward pass: choose another")
+        found = [
+            Output(place, tuple(two.shape[1:]))
+            for place, (two, one) in enumerate(zip(together[path], alone[path], strict=False))
+            if _belongs_to_images(two, one)
+        ]
+        if found:
+            seen.outputs[path] = min(found, key=_rank)
+        else:
+            seen.refused[path] = _why(path, together[path], alone[path])
+    return seen
+
+
+def _rank(output: Output) -> tuple[int, bool]:
+    """Order an image's outputs: tokens × d, rows × columns × d, one vector; tokens × tokens are attention weights."""
+    shape = output.shape
+    return {2: 0, 3: 1, 1: 2}.get(len(shape), 3), len(set(shape)) < len(shape)
+
+
+def _pass(
+    model: nn.Module, run: Callable[[Tensor], Any], images: Tensor, modules: Sequence[str], into: dict[str, list]
+) -> None:
+    def note(path: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if path in into:
+                raise RequestError(f"module {path!r} runs more than once in a forward pass: name one of its parts")
+            into[path] = tensors_in(output, path)
+
+        return hook
+
+    handles = [submodule(model, path).register_forward_hook(note(path)) for path in dict.fromkeys(modules)]
+    try:
+        with torch.no_grad():
+            run(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _noting_convolutions(model: nn.Module, seen: Probe, first_block: str | None, images: Tensor) -> Iterator[None]:
+    """While the block runs, note the sizes of convolutions' outputs, and the last stride before the blocks."""
+    started = False
+
+    def note(module: Any, inputs: Any, output: Tensor) -> None:
+        if output.ndim != 4:
+            return
+        grid = (output.shape[-2], output.shape[-1])
+        if grid not in seen.grids:
+            seen.grids.append(grid)
+        if not started:
+            whole = module.stride == module.kernel_size and inputs[0].shape[-2:] == images.shape[-2:]
+            seen.patch_stride = tuple(module.stride) if whole else None
+
+    def start(module: nn.Module, inputs: Any) -> None:
+        nonlocal started
+        started = True
+
+    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    try:
+        if first_block is not None:
+            handles.append(submodule(model, first_block).register_forward_pre_hook(start))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _belongs_to_images(two: Tensor, one: Tensor) -> bool:
+    """Say whether the first axis is the images': it has their number, and an image gives the same beside another."""
+    if two.ndim < 2 or len(two) != 2 or len(one) != 1 or two.shape[1:] != one.shape[1:] or not two.is_floating_point():
+        return False
+    distance = (two[0] - two[1]).float().norm()
+    error = (two[0] - one[0]).float().norm()
+    off = bool(error > SAME_IMAGE * distance) and bool(error > ROUNDING * one.float().norm())
+    # Values that are not finite compare as nothing; caching names their image.
+    return not off and not bool(distance == 0)
+
+
+def _why(path: str, together: list[Tensor], alone: list[Tensor]) -> str:
+    shapes = [" and ".join(str(list(tensor.shape)) for tensor in tensors) for tensors in (together, alone)]
+    if any(len(two) == 2 and len(one) == 1 for two, one in zip(together, alone, strict=False)):
+        return (
+            f"module {path!r} gives nothing of an image's own (shape {shapes[0]} for two pictures: the same for both, "
+            "or other values when one is alone): name a module that computes on the tokens, such as a whole block"
+        )
+    return (
+        f"module {path!r} gives shape {shapes[0]} for two images and {shapes[1]} for one: its first axis is not the "
+        "images, so its rows cannot be told apart; name a module around it, such as a whole block"
+    )
+
+
+def block_paths(module: nn.Module) -> list[str]:
+    """Return the paths in the longest list of modules of one class: what a model's layers most likely are."""
+    lists = []
+    for path, child in module.named_modules():
+        members = list(child.children())
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len({type(member) for member in members}) == 1:
+            lists.append((len(members), path, child))
+    if not lists:
+        return []
+    _, path, longest = max(lists, key=lambda found: found[0])
+    return [f"{path}.{key}" if path else key for key, _ in longest.named_children()]

@@ -1,0 +1,142 @@
+"""A run asked for again: what says the same is the same, what costs much is never thrown away for what costs little."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saetool.artifacts import Artifact
+from saetool.errors import RequestError
+from saetool.pipeline import Run
+
+CONFIG = """
+run: {run}
+images: {{source: {images}}}
+backbone: {{name: timm/test_vit, layers: [2, 3], pretrained: false, image_size: 32, precision: fp32}}
+autoencoder: {{kind: sparse, n_latents: 32, activation: {{kind: topk, k: 4}}}}
+training: {{tokens: 2000, batch_size: 64, held_out: 0.3, layer: 2}}
+evaluation: {{bootstrap: 10, clusters: 4, effect_images: 8, probe_images: 20, effect_latents: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipeline")
+    draw = np.random.default_rng(0)
+    for kind in ("bright", "dark"):
+        (root / "images" / kind).mkdir(parents=True)
+        for i in range(20):
+            pixels = draw.integers(0, 128, (32, 32, 3), dtype=np.uint8) + (127 if kind == "bright" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / kind / f"{i}.bmp")
+    (root / "a.yaml").write_text(CONFIG.format(run=root / "run", images=root / "images"))
+    Run.load(str(root / "a.yaml")).make_all()
+    return root
+
+
+def ids(place):
+    return {path.parent.name: Artifact.open(path.parent).id for path in (place / "run").glob("*/manifest.json")}
+
+
+@pytest.fixture
+def copy(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    shutil.copy(place / "a.yaml", tmp_path / "a.yaml")
+    return tmp_path
+
+
+def run(place, *overrides, config="a.yaml"):
+    return Run.load(str(place / config), [f"run={place / 'run'}", *overrides])
+
+
+def done(capsys):
+    return capsys.readouterr().err.count("done already")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.lr=1e-3", "training.checkpoint_minutes=0.5", "evaluation.effect_images=48", "images.max_pixels=9999"],
+)
+def test_overrides_that_change_nothing_find_everything_done(override, copy, capsys):
+    before = ids(copy)
+    run(copy, override).make_all()
+    assert done(capsys) == 5
+    assert ids(copy) == before
+
+
+def test_a_renamed_config_and_moved_images_find_everything_done(place, copy, capsys):
+    (copy / "a.yaml").rename(copy / "b.yaml")
+    shutil.copytree(place / "images", copy / "images", copy_function=shutil.copy)
+    run(copy, f"images.source={copy / 'images'}", config="b.yaml").make_all()
+    assert done(capsys) == 5
+
+
+def test_the_command_changes_no_id(place, copy):
+    shutil.rmtree(copy / "run" / "report")
+    (copy / "a.yaml").rename(copy / "b.yaml")
+    run(copy, "training.checkpoint_minutes=3", config="b.yaml").make_all()
+    assert ids(copy) == ids(place)
+    there, here = ((root / "run" / "report" / "data" / "command.js").read_text() for root in (place, copy))
+    assert "a.yaml" in there
+    assert "b.yaml training.checkpoint_minutes=3" in here
+
+
+def test_a_full_evaluation_takes_other_settings_than_the_cheap_one_had_and_is_kept(copy, capsys):
+    member = run(copy, "evaluation.effect_images=6").members[0]
+    whole = member.evaluate()
+    found = json.loads(whole.file("evaluation.json").read_text())
+    assert found["effect"]["images"] == 6
+    capsys.readouterr()
+    assert run(copy).members[0].evaluate(full=False).id == whole.id
+    assert done(capsys) == 1
+    # The model is trained anew, with another rate: what was full stays full.
+    run(copy, "training.lr=2e-3", "evaluation.effect_images=6").make_all(force="different")
+    again = Artifact.open(copy / "run" / "evaluation")
+    assert again.id != whole.id
+    assert {"effect", "probing"} <= set(again.content["sections"])
+
+
+def test_a_replaced_picture_is_named_by_the_run(place, copy):
+    shutil.copytree(place / "images", copy / "images")
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(copy / "images" / "dark" / "7.bmp")
+    with pytest.raises(RequestError, match=r"the image 'dark/7\.bmp' is not the one that was cached"):
+        run(copy, f"images.source={copy / 'images'}").make_all()
+
+
+def test_work_of_an_earlier_stage_that_is_not_finished_is_finished_by_its_own_command(copy):
+    (copy / "run" / "autoencoder").rename(copy / "run" / "autoencoder.partial")
+    with pytest.raises(RequestError, match=r"begun and not finished\. `saetool train CONFIG` finishes it"):
+        run(copy).members[0].index()
+
+
+def test_a_tilde_is_the_home_folder(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "run", tmp_path / "run")
+    loaded = Run.load(
+        str(place / "a.yaml"),
+        ["run='~/other'", "activations='~/run/activations'", "evaluation.stability=['~/run/autoencoder']"],
+    )
+    member = loaded.members[0]
+    assert loaded.store.path == tmp_path / "run" / "activations"
+    loaded.train()
+    member.evaluate(full=False)
+    assert (tmp_path / "other" / "evaluation" / "manifest.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_sweep_over_layers_is_on_a_plane_a_layer(copy):
+    from saetool.report import write_overview
+
+    run(
+        copy, f"run={copy / 'sweep'}", f"activations={copy / 'run' / 'activations'}", "sweep={training.layer: [2, 3]}"
+    ).make_all()
+    points = json.loads((copy / "sweep" / "sweep" / "sweep.json").read_text())["points"]
+    sites = {point["name"]: point["site"] for point in points if point["kind"] == "autoencoder"}
+    assert len(set(sites.values())) == 2
+    for site in sites.values():
+        assert any(point["frontier"] for point in points if point["site"] == site)
+    assert (copy / "sweep" / "sweep" / "sweep.md").read_text().count("## ") == 2
+    page = (write_overview(copy / "sweep")).parent
+    assert "layer 3 (blocks.2)" in "".join(path.read_text() for path in page.rglob("*.js"))
