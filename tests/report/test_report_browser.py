@@ -10,7 +10,6 @@ import pytest
 
 from saetool.artifacts import Stage, run_stage
 from saetool.report import write_overview
-from saetool.report.chunks import pack, unpack
 
 pytestmark = pytest.mark.browser
 
@@ -213,19 +212,6 @@ def test_hostile_text_stays_text(reader):
     assert page.locator("#facts").inner_text().count("x") > 4_000
     page = reader.open("image.html#image=1")
     assert "</script><script>" in page.locator("#facts").inner_text()
-
-
-def test_a_label_called_proto_appears_like_any_other(open_site, reader, tmp_path):
-    site = shutil.copytree(reader.site, tmp_path / "site")
-    chunk = site / "data/images/0.js"
-    name, arrays, values = unpack(chunk.read_bytes())
-    values["labels"]["__proto__"] = values["labels"]["constructor"] = ["as it is"] * len(values["path"])
-    chunk.write_bytes(pack(name, arrays, values))
-    assert unpack(chunk.read_bytes())[2] == values
-    shown = open_site(site).open("image.html#image=1").locator("#facts").inner_text()
-    assert "__proto__" in shown
-    assert "constructor" in shown
-    assert shown.count("as it is") == 2
 
 
 def test_no_point_of_a_forged_plane_is_a_script(open_site, reader, run, tmp_path):
