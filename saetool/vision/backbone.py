@@ -18,7 +18,7 @@ from saetool.artifacts import digest_json
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.vision.hooks import Replacement, reading, replacing
 from saetool.vision.layout import TokenLayout, has_class_token, possible_grids, prove
-from saetool.vision.probe import Output, look
+from saetool.vision.probe import Output, block_paths, look
 from saetool.vision.settings import Tokens
 from saetool.vision.transform import Transform
 
@@ -230,6 +230,10 @@ class Backbone:
 
     def _resolve(self, layer: int | str) -> list[tuple[str, int | None]]:
         if isinstance(layer, int):
+            if not self._blocks:
+                near = block_paths(self.model)
+                hint = f", such as {near[0]} to {near[-1]}" if near else ""
+                raise RequestError(f"{self.name} has no numbered layers: name modules by their paths{hint}")
             if not 1 <= layer <= self.n_layers:
                 raise RequestError(f"{self.name} has layers 1 to {self.n_layers}; layer {layer} was asked for")
             return [(self._blocks[layer - 1], layer)]

@@ -402,3 +402,26 @@ def test_threads_read_the_same_pictures(tmp_path):
     for thread in threads:
         thread.join()
     assert all([found[i] for i in range(12)] == expected for found in seen)
+
+
+def test_whatever_is_wrong_with_a_file_is_one_kind_of_error():
+    import random
+
+    from saetool.images.picture import read_picture
+
+    draw, kinds = random.Random(0), []
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+    for kind in ("png", "jpeg", "gif", "tiff", "webp", "bmp", "jpeg2000", "ppm", "tga"):
+        content = io.BytesIO()
+        noise.save(content, kind)
+        kinds.append(content.getvalue())
+    refused = 0
+    for _ in range(1500):
+        content = bytearray(draw.choice(kinds))
+        for _ in range(draw.choice([1, 2, 5, 20])):
+            content[draw.randrange(min(len(content), draw.choice([40, 200, 10**9])))] = draw.randrange(256)
+        try:
+            read_picture(bytes(content[: draw.choice([len(content), 300])]), "x", 10**7)
+        except WorkError:
+            refused += 1
+    assert refused > 300

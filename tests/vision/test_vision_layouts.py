@@ -146,6 +146,13 @@ def test_a_site_beside_blocks_that_are_refused_can_be_read():
         backbone.site(1)
 
 
+def test_a_model_without_numbered_layers_says_what_there_is():
+    with pytest.raises(
+        RequestError, match=r"no numbered layers: .* such as stages\.2\.blocks\.0 to stages\.2\.blocks\.5"
+    ):
+        timm_backbone("convnext_atto", 1)
+
+
 def test_a_size_that_does_not_suit_ends_in_a_sentence():
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=24, num_heads=2)
     with pytest.raises(RequestError, match=r"cannot look at pictures of 80×80 pixels \(Input height"):
