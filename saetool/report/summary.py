@@ -114,9 +114,8 @@ def _evaluation(evaluation: Artifact | None) -> dict[str, list[dict]]:
     if evaluation is None or "evaluation.json" not in evaluation.files:
         return {"tables": [], "pareto": []}
     found = json.loads(evaluation.read_bytes("evaluation.json"))
-    pareto = [
-        {key: point[key] for key in _POINT if key in point} for point in found.get("pareto") or [] if _drawable(point)
-    ]
+    drawn = [point for point in found.get("pareto") or [] if _drawable(point)]
+    pareto = [{key: point[key] for key in _POINT if key in point} for point in drawn]
     return {"tables": found.get("tables") or [], "pareto": pareto}
 
 
