@@ -3,23 +3,30 @@
 `--help`, `info` and `verify` import neither torch nor timm, so everything heavy is imported where it is used.
 """
 
+import _thread
 import io
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from saetool.errors import SaetoolError, leave, printable
+from saetool.errors import RequestError, SaetoolError, leave, printable
 from saetool.heap import keep_heap
 
 INTERRUPTED = 130
+_AGAIN = 0.02
+"""Seconds until an interrupt that nobody heard comes again."""
 
 app = typer.Typer(
     name="saetool",
@@ -91,7 +98,7 @@ def report(
     from saetool import report as pages
 
     if overview:
-        typer.echo(f"overview: {pages.write_overview(Path(config))}")
+        typer.echo(printable(f"overview: {pages.write_overview(Path(config))}"))
         return
     place = Path(config)
     problems = pages.check(place / "report" if (place / "report").is_dir() else place)
@@ -99,7 +106,7 @@ def report(
         typer.echo(printable(problem))
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{config}: every link and chunk resolves, nothing leads outside.")
+    typer.echo(f"{printable(config)}: every link and chunk resolves, nothing leads outside.")
 
 
 @app.command()
@@ -146,8 +153,14 @@ def info(
     from saetool.artifacts.describe import describe
     from saetool.artifacts.verification import find_artifacts
 
+    problems = []
     for path in [artifact for given in paths for artifact in find_artifacts(given)]:
-        typer.echo(printable(describe(path)))
+        try:
+            typer.echo(printable(describe(path)))
+        except RequestError as problem:  # the others are described all the same
+            problems.append(str(problem))
+    if problems:
+        raise RequestError("\n".join(problems))
 
 
 def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry_run: bool = False) -> None:
@@ -176,36 +189,101 @@ def _print_estimate(estimate: dict[str, Any]) -> None:
         typer.echo(f"{key.replace('_', ' '):<{width}}  {shown}")
 
 
+class _Interrupt:
+    """What Ctrl-C does: as always, and it is remembered. Compiled code may turn it into an error of another name."""
+
+    came = False
+
+    def __call__(self, *signal_and_frame: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+    def unraised(self, lost: "sys.UnraisableHookArgs") -> None:
+        """Interrupt again where the first time nobody heard it: inside a callback from compiled code."""
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+            return
+        again = threading.Timer(_AGAIN, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+
+
+@contextmanager
+def _noticing_interrupts() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    hook = sys.unraisablehook
+    if ours and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = interrupt.unraised
+    try:
+        yield interrupt
+    finally:
+        sys.unraisablehook = hook
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            # Once is enough to stop; again, while threads come to their end, ends the process at once.
+            signal.signal(signal.SIGINT, signal.SIG_DFL if interrupt.came else signal.default_int_handler)
+
+
 def main() -> None:
-    """Run the command line: exit 0 done, 1 the work failed, 2 the request was wrong; one message, no traceback."""
+    """Run the command line: exit 0 done, 1 the work failed, 2 the request was wrong, 130 stopped by Ctrl-C.
+
+    One message, no traceback.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     # The sentence alone: the place in the code says nothing to who wrote the config.
-    warnings.showwarning = lambda message, *_: typer.echo(printable(f"saetool: warning: {message}"), err=True)
+    warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     keep_heap()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal in latin-1 has no arrow, and that is no failure
     try:
-        app()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer turns Ctrl-C into this
-            typer.echo("saetool: stopped. What was finished is kept; the same command resumes.", err=True)
-        if end.code:
-            leave(end.code if isinstance(end.code, int) else 1)
-    except SaetoolError as error:
-        typer.echo(printable(f"saetool: {error}"), err=True)
-        leave(error.exit_code)
-    except Exception as error:
-        typer.echo(
-            f"saetool: unexpected failure: {type(error).__name__}: {printable(str(error))}\n"
-            f"This is a bug; {_keep_traceback()} says where. What was finished is kept.",
-            err=True,
-        )
-        leave(1)
+        with _noticing_interrupts() as interrupt:
+            code = _run_command(interrupt)
+        if code:
+            leave(code)
     finally:
         _leave_group()
+
+
+def _run_command(interrupt: _Interrupt) -> int:
+    """Run the command of this process's arguments and say how it failed, if it did; return the exit code."""
+    try:
+        try:
+            app()
+            return 0
+        except SystemExit as end:
+            if end.code != INTERRUPTED and not (interrupt.came and end.code):  # typer turns Ctrl-C into this
+                return end.code if isinstance(end.code, int) else int(end.code is not None)
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            if interrupt.came:
+                raise KeyboardInterrupt from None
+            return _say_failure(error)
+    except KeyboardInterrupt:
+        _tell("stopped. What was finished is kept; the same command resumes.")
+        return INTERRUPTED
+
+
+def _say_failure(error: Exception) -> int:
+    """Say in one message what went wrong, and return the exit code."""
+    from saetool.artifacts.files import explain
+
+    known = error if isinstance(error, SaetoolError) else explain(error, Path.cwd())
+    if known is None:
+        _tell(
+            f"unexpected failure: {type(error).__name__}: {error}\n"
+            f"This is a bug; {_keep_traceback()} says where. What was finished is kept."
+        )
+        return 1
+    _tell(str(known))
+    return known.exit_code
+
+
+def _tell(message: str) -> None:
+    typer.echo(printable(f"saetool: {message}"), err=True)
 
 
 def _keep_traceback() -> str:

@@ -90,9 +90,27 @@ def load_config(source: str, overrides: list[str] | None = None) -> RunConfig:
 def build_config(values: dict[str, Any], name: str) -> RunConfig:
     """Check a config given as nested dictionaries; `name` is used in messages."""
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
+        _refuse_unwritable(config.model_dump(), name, "", set())
+        return config
     except ValidationError as error:
         raise RequestError(f"{name}: " + "\n".join(_explain_all(error.errors()))) from None
+
+
+_UNWRITABLE = re.compile("[\\0\\ud800-\\udfff]")
+
+
+def _refuse_unwritable(value: Any, name: str, key: str, seen: set[int]) -> None:
+    """Raise RequestError for a text that no file system or encoding takes; `seen` are the containers looked into."""
+    if isinstance(value, str):
+        if _UNWRITABLE.search(value):
+            raise RequestError(f"{name}: {key}: {value[:80]!r} holds a character that cannot be written.")
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        inner = value.items() if isinstance(value, dict) else [("", entry) for entry in value]
+        for part, entry in inner:
+            _refuse_unwritable(str(part), name, key or "a key", seen)
+            _refuse_unwritable(entry, name, f"{key}.{part}".strip("."), seen)
 
 
 def sweep_members(config: RunConfig) -> list[tuple[str, RunConfig]]:

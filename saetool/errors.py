@@ -6,11 +6,17 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that act on a terminal, or turn the direction of the text around, or that no encoding can write."""
+
 
 class SaetoolError(Exception):
     """A failure with a message a person can act on; the command line prints it without a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class RequestError(SaetoolError):
@@ -25,6 +31,16 @@ class WorkError(SaetoolError):
     exit_code = 1
 
 
+def printable(text: str) -> str:
+    """Return a text for a terminal: characters that would do something there, as file names may hold, are spelled."""
+
+    def spell(found: re.Match) -> str:
+        code = ord(found[0])  # bytes of a file name that are no UTF-8 come as surrogates from DC80 on
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
+
+    return _UNSEEN.sub(spell, text)
+
+
 _LONGEST_LINE = 200
 """Characters of another library's message that stand inside one of ours."""
 
@@ -35,14 +51,6 @@ def first_line(error: BaseException) -> str:
     if len(line) <= _LONGEST_LINE:
         return line
     return line[:_LONGEST_LINE].rsplit(" ", 1)[0] + " …"
-
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Return text for a terminal: what would steer it (escape codes in a file's name) is shown, and not done."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def leave(code: int) -> NoReturn:
@@ -66,6 +74,9 @@ def run_script(main: Callable[[], None]) -> None:
         distributed.start()
         main()
         distributed.stop()
+    except KeyboardInterrupt:
+        print("stopped. What was finished is kept; the same command resumes.", file=sys.stderr)
+        leave(130)
     except SaetoolError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         leave(error.exit_code)

@@ -194,15 +194,16 @@ class Member:
         """
         place = self.path("evaluation")
         cheap = self._evaluation(full=False)
-        if not full and not force and _answers(place, cheap):
+        standing = _standing(place)
+        if not full and not force and standing is not None and _answers(standing, cheap):
             say(f"{place}: done already")
-            return Artifact.open(place, "evaluation")
-        whole, found = self._evaluation(full=True), _recipe_at(place)
+            return standing
+        whole, found = self._evaluation(full=True), standing and standing.manifest["recipe"]
         if full:
             replaces = found == cheap.recipe or _differs_only_in(whole, place, "features")
             return run_stage(whole, place, force=force or replaces)
         # What costs minutes to hours is never replaced by what costs seconds: it is made again, or kept.
-        stage = whole if found == whole.recipe or _is_whole(place) else cheap
+        stage = whole if found == whole.recipe or (standing and _is_whole(standing)) else cheap
         return run_stage(stage, place, force=force or _differs_only_in(stage, place, "features"))
 
     def _evaluation(self, full: bool) -> Stage:
@@ -275,34 +276,35 @@ def _made(path: Path, kind: str) -> Artifact:
     return Artifact.open(path, kind)
 
 
-def _is_whole(evaluation: Path) -> bool:
-    """Say whether what stands at a place is an evaluation with the model's own effects."""
-    if not (evaluation / MANIFEST).is_file():
-        return False
-    settings = Artifact.open(evaluation, "evaluation").config["settings"]
+def _standing(path: Path) -> Artifact | None:
+    """Return the artifact at `path`; None where there is none or a damaged one, of which the stage loop speaks."""
+    try:
+        return Artifact.open(path)
+    except RequestError:
+        return None
+
+
+def _is_whole(evaluation: Artifact) -> bool:
+    """Say whether an evaluation has the model's own effects."""
+    settings = evaluation.config["settings"]
     return bool(settings["probing"] and settings["effect"])
 
 
-def _answers(evaluation: Path, cheap: Stage) -> bool:
-    """Say whether the full evaluation at a place, whatever its own settings, has all that the cheap one would have."""
-    if not _is_whole(evaluation):
+def _answers(found: Artifact, cheap: Stage) -> bool:
+    """Say whether a full evaluation, whatever its own settings, has all that the cheap one would have."""
+    if not _is_whole(found):
         return False
-    found = Artifact.open(evaluation, "evaluation")
     asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in cheap.inputs]
     settings = {key: value for key, value in cheap.config["settings"].items() if key not in ("probing", "effect")}
     same = all(found.config["settings"].get(key) == value for key, value in settings.items())
     return same and found.inputs == asked and found.config["seed"] == cheap.config["seed"]
 
 
-def _recipe_at(path: Path) -> str | None:
-    return Artifact.open(path).manifest["recipe"] if (path / MANIFEST).is_file() else None
-
-
 def _differs_only_in(stage: Stage, path: Path, *kinds: str) -> bool:
     """Say whether the artifact at `path` is the asked one but for some inputs, which came, went or were made again."""
-    if not (path / MANIFEST).is_file():
+    found = _standing(path)
+    if found is None:
         return False
-    found = Artifact.open(path)
 
     def others(entries: list[dict]) -> list[dict]:
         return [entry for entry in entries if entry["kind"] not in kinds]

@@ -22,6 +22,28 @@ def pieces(rows: Float[Tensor, "rows d_in"]) -> tuple[Tensor, ...]:
     return rows.split(max(1, values // max(rows.shape[1], 1)))
 
 
+_SQUARED = 1e15
+"""Rows of a hundred million values as large, or as small, as this (or its inverse) have a norm in float32."""
+
+
+def squarable(values: Tensor) -> Tensor:
+    """Return values whose squares and their sums neither overflow nor vanish: in float32, in float64 where needed."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    return values.float() if largest == 0 or 1 / _SQUARED <= largest <= _SQUARED else values.double()
+
+
+def unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return the rows at unit length, in float32, however long each of them is; rows of length 0 stay 0."""
+    unit = rows.float()
+    unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    largest = rows.abs().amax(dim=-1)
+    odd = ((largest > _SQUARED) | (largest < 1 / _SQUARED)) & (largest > 0)
+    if odd.any():
+        wide = rows[odd].double()
+        unit[odd] = (wide / wide.norm(dim=-1, keepdim=True)).float()
+    return unit
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Moments of some rows, in float64: count, mean [d_in], variance [d_in] (divided by the count)."""

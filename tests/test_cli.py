@@ -1,12 +1,16 @@
 """The commands: exit codes, one message, light starts."""
 
+import ctypes
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from saetool import cli
 from saetool.artifacts import Stage, run_stage
 from saetool.cli import app
 from saetool.errors import RequestError
@@ -97,3 +101,44 @@ def test_a_warning_is_one_sentence(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("saetool: warning: contractive with activation: relu")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_that_a_callback_swallows_comes_again(monkeypatch, capsys):
+    """Compiled code may take a Ctrl-C inside a callback, where no exception can leave."""
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))
+
+    def command() -> None:
+        callback()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(cli, "app", command)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "saetool: stopped. What was finished is kept; the same command resumes.\n"
+
+
+def test_an_interrupt_under_another_name_is_one(monkeypatch, capsys):
+    def command() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SystemError("returned a result with an exception set") from None
+
+    monkeypatch.setattr(cli, "app", command)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
+    assert "stopped" in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_weights_of_an_autoencoder_that_are_damaged(saetool, place, damage):
     for command in ("index", "evaluate"):
         ended = saetool(command, "config.yaml", "--force")
         assert ended.code == 2
-        assert "model.safetensors: damaged" in ended.said
+        assert "damaged: model.safetensors" in ended.said
     assert verify(place / "run/autoencoder")
 
 

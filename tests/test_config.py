@@ -140,6 +140,15 @@ def test_the_wheel_carries_the_configs(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "text"),
+    [("run", '"a\\0b"'), ("images.source", '"a\\ud800"'), ("report.title", '"\\udcff"'), ("index.embeddings", '"\\0"')],
+)
+def test_a_text_that_cannot_be_written_is_refused_by_its_key(key, text):
+    with pytest.raises(RequestError, match=f"{key}: .*(cannot be written|no folder can have this name)"):
+        load_config("demo", [f"{key}={text}"])
+
+
+@pytest.mark.parametrize(
     ("override", "line"),
     [
         ("backbone.image_size=abc", "backbone.image_size: should be a valid integer, .* or a valid tuple"),

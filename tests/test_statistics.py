@@ -1,10 +1,11 @@
 """Moments in pieces are the moments of the whole."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetool.statistics import Statistics
+from saetool.statistics import Statistics, unit_rows
 
 
 def plain(rows: torch.Tensor) -> Statistics:
@@ -51,3 +52,15 @@ def test_rows_in_float64_are_left_as_they_are():
     before = rows.clone()
     Statistics.of(rows)
     assert torch.equal(rows, before)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-18, 1.0, 1e18, 1e30, 1e38])
+def test_unit_rows_are_of_unit_length_however_long_they_were(scale):
+    rows = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    scaled = (rows.double() / rows.abs().max() * scale).float()
+    scaled[3], scaled[4] = 0, rows[4]
+    found = unit_rows(scaled)
+    wide = scaled.double()
+    expected = wide / wide.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-7)
+    assert found[3].tolist() == [0] * 5

@@ -12,7 +12,7 @@ from torch import Tensor
 from saetool.activations.moments import LARGEST, SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.store import KIND, ActivationStore
-from saetool.activations.writer import Plan, ShardContent, StoreWriter
+from saetool.activations.writer import Plan, ShardContent, StoreWriter, require_folder_name
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
 from saetool.errors import RequestError
 from saetool.images.source import require_text, stored_label
@@ -33,35 +33,39 @@ def write_store(
 
     `images`: a dictionary an image with any of path, width, height, digest (default: of its values) and the labels;
     `labels`: [{"name", "kind": "category" | "number", "classes"}]. Values are converted to `settings.dtype`.
-    Raises RequestError for values that are not finite or shapes that do not fit together.
+    Raises RequestError for values that are not finite, labels of no class, and shapes that do not fit together.
     """
     settings = settings or CacheSettings(dtype="float32")
-    sites = _sites(tokens)
+    sites = _sites(tokens, grid)
     n_images = len(next(iter(sites.values())))
     plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)
     stored = {folder: rows.detach().to(plan.dtype).contiguous() for folder, rows in sites.items()}
     contents = {folder: digest_bytes(_bytes(rows)) for folder, rows in stored.items()}
+    labels = _require_labels(labels)
     table = _table(images, next(iter(stored.values())), labels)
     facts = {"grid": list(grid) if grid else None, "token_kind": "rows", "geometry": geometry, "source": None}
 
     def build(partial: Partial) -> dict[str, Any]:
-        writer = StoreWriter(partial, plan, list(labels))
+        writer = StoreWriter(partial, plan, labels)
         for shard in range(plan.n_shards):
             _write(writer, shard, stored, table)
         return writer.finish(facts)
 
     config = {"source": "tensors", "sites": plan.sites, "contents": contents, **settings.content(), **facts}
-    config |= {"images": digest_json(table), "labels": list(labels)}
+    config |= {"images": digest_json(table), "labels": labels}
     return ActivationStore(run_stage(Stage(KIND, config, build), out, force=force))
 
 
-def _sites(tokens: Any) -> dict[str, Tensor]:
+def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
     """Return the tensors by site folder; RequestError where there is one that is no store's."""
     given = tokens if isinstance(tokens, dict) else {"rows": tokens}
     sites = {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in given.items()}
-    wrong = next((rows for rows in sites.values() if not isinstance(rows, Tensor)), None)
+    for name in sites:
+        require_folder_name(name)
+    wrong = next((rows for rows in sites.values() if not isinstance(rows, Tensor) or rows.is_complex()), None)
     if wrong is not None or not sites:
         kind = f"{type(wrong).__module__}.{type(wrong).__name__}" if sites else "nothing"
+        kind = str(wrong.dtype) if isinstance(wrong, Tensor) else kind
         raise RequestError(f"write_store takes tensors or numpy arrays [images, tokens, d], not {kind}.")
     n_images = len(next(iter(sites.values())))
     if any(rows.ndim != 3 or len(rows) != n_images for rows in sites.values()):
@@ -69,6 +73,9 @@ def _sites(tokens: Any) -> dict[str, Tensor]:
     empty = next((name for name, rows in sites.items() if 0 in rows.shape[1:]), None)
     if empty is not None:
         raise RequestError(f"{empty}: shape {list(sites[empty].shape)} has no tokens or no width.")
+    n_tokens = next(iter(sites.values())).shape[1]
+    if grid is not None and grid[0] * grid[1] != n_tokens:
+        raise RequestError(f"A grid of {grid[0]} × {grid[1]} has other than {n_tokens} tokens.")
     return sites
 
 
@@ -112,6 +119,17 @@ def _table(
             raise RequestError(f"Image {i}: {error}.") from None
         table.append(row)
     return table
+
+
+def _require_labels(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the label columns; raise RequestError unless each has a name, a kind, and its classes where it has any."""
+    for label in labels:
+        name, kind, classes = (label.get(key) for key in ("name", "kind", "classes"))
+        if not isinstance(name, str) or kind not in ("category", "number"):
+            raise RequestError(f"A label is {{name, kind: category or number, classes}}, not {label}.")
+        if kind == "category" and not (isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)):
+            raise RequestError(f"Label {name!r}: give its classes, a list of texts, not {classes!r}.")
+    return [dict(label) for label in labels]
 
 
 def _bytes(rows: Tensor) -> memoryview:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saetool.statistics import Statistics, pieces
+from saetool.statistics import Statistics, pieces, squarable
 
 LARGEST = 1e17
 """Of a stored value: the squares of a row of them still add up in float32, as every loss does."""
@@ -38,7 +38,7 @@ class SiteMoments:
             max_abs = max(abs(float(low)), abs(float(high)), max_abs)
             if not max_abs <= LARGEST:
                 return cls(Statistics.none(rows.shape[1]), 0.0, max_abs)
-            norm_sum += float(torch.linalg.vector_norm(piece.float(), dim=1).double().sum())
+            norm_sum += float(torch.linalg.vector_norm(squarable(piece), dim=1).double().sum())
         return cls(Statistics.of(rows), norm_sum, max_abs)
 
     @property

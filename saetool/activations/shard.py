@@ -8,11 +8,13 @@ import io
 import json
 import math
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
+import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,8 +26,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 _CODES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _LARGEST_HEADER = 1 << 20
 """Our headers have about a hundred bytes; a length beyond this is damage, not a header."""
-_FETCHED_HEADER = 4096
-"""Of a file behind an address: ours fit many times."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,32 @@ class Shard:
     begin: int
     shape: tuple[int, int, int]
     dtype: torch.dtype
+    written: tuple[int, int] | None = None
+    """Size and time of a file on a disk: one that another took the place of is not read."""
+    digests: list[int] | None = None
+    """Of each image, of a file behind an address: what a server sends later is compared with them."""
+    fetched: list[bytes] = field(default_factory=list, repr=False, compare=False)
+    """The whole file behind an address, from opening it to the first read, which takes it."""
 
     @classmethod
     def open(cls, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> "Shard":
         """Read the header of the shard at `path`; raises RequestError unless it holds `shape` and `dtype` exactly."""
-        header, begin, size = _read_header(path)
+        if isinstance(path, RemotePath):
+            data = _whole(path)
+            begin = _begin_of(path, io.BytesIO(data), len(data), shape, dtype)
+            return cls(path, begin, shape, dtype, digests=_digests(data, begin, shape[0]), fetched=[data])
         try:
-            entry = header[TENSOR]
-            found = tuple(int(n) for n in entry["shape"]), _CODES[entry["dtype"]], tuple(entry["data_offsets"])
-        except (TypeError, KeyError, ValueError):
-            raise RequestError(f"{path}: damaged: its header does not describe a tensor {TENSOR!r}.") from None
-        length = math.prod(shape) * dtype.itemsize
-        if found != (tuple(shape), dtype, (0, length)) or size != begin + length:
-            raise RequestError(
-                f"{path}: damaged: holds {found[1]} {list(found[0])} in {size} bytes; "
-                f"the manifest says {dtype} {list(shape)} ({begin + length} bytes). `saetool verify` tells more."
-            )
-        return cls(path, begin, shape, dtype)
+            status = path.stat()
+            with path.open("rb") as file:
+                begin = _begin_of(path, file, status.st_size, shape, dtype)
+        except OSError as error:
+            raise RequestError(f"{path}: cannot be read ({error.strerror}).") from None
+        return cls(path, begin, shape, dtype, written=_written(status))
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return self.shape[1] * self.shape[2] * self.dtype.itemsize
 
     def map(self) -> Float[Tensor, "images tokens d"]:
         """Return the tensor as a view of the file: nothing is read before it is touched, writes stay in memory.
@@ -61,64 +70,99 @@ class Shard:
         """
         if math.prod(self.shape) == 0:
             return torch.empty(self.shape, dtype=self.dtype)
-        end = self.begin + math.prod(self.shape) * self.dtype.itemsize
+        end = self.begin + self.shape[0] * self.image_bytes
         if isinstance(self.path, RemotePath):
-            data = bytearray(self._fetch(self.path, self.begin, end))  # a copy: tensors want to be writable
+            data = bytearray(self._fetch(self.path, 0, self.shape[0]))  # a copy: tensors want to be writable
             return torch.frombuffer(data, dtype=self.dtype).view(self.shape)
         if self.begin % self.dtype.itemsize:  # another writer's file: its header has no padding
             data = torch.from_file(str(self.path), size=end, dtype=torch.uint8)[self.begin :].clone()
-            return data.view(self.dtype).view(self.shape)
-        # torch's own mapping keeps no file descriptor, so that thousands of shards can be open.
-        words = torch.from_file(str(self.path), size=end // self.dtype.itemsize, dtype=self.dtype)
-        return words[self.begin // self.dtype.itemsize :].view(self.shape)
+            rows = data.view(self.dtype).view(self.shape)
+        else:
+            # torch's own mapping keeps no file descriptor, so that thousands of shards can be open.
+            words = torch.from_file(str(self.path), size=end // self.dtype.itemsize, dtype=self.dtype)
+            rows = words[self.begin // self.dtype.itemsize :].view(self.shape)
+        self._require_same(self.path.stat())
+        return rows
 
     def read_into(self, out: Float[Tensor, "images tokens d"], start: int) -> None:
         """Read the images from `start` on into `out`, without mapping the file."""
-        image_bytes = self.shape[1] * self.shape[2] * self.dtype.itemsize
         target = out.view(torch.uint8).reshape(-1).numpy().data
-        place = self.begin + start * image_bytes
         if isinstance(self.path, RemotePath):
-            target[:] = self._fetch(self.path, place, place + len(target))
+            target[:] = self._fetch(self.path, start, start + len(out))
             return
+        place = self.begin + start * self.image_bytes
         with self.path.open("rb") as file:
+            self._require_same(os.fstat(file.fileno()))
             while len(target):
                 count = os.preadv(file.fileno(), [target], place)
                 if count <= 0:
                     raise RequestError(f"{self.path}: ends too early; it has changed since it was opened.")
                 target, place = target[count:], place + count
 
-    @staticmethod
-    def _fetch(path: RemotePath, start: int, stop: int) -> bytes:
-        """Return bytes `start` to `stop` of a file behind an address."""
+    def _require_same(self, status: os.stat_result) -> None:
+        if self.written != _written(status):
+            raise RequestError(f"{self.path}: has changed since it was opened. Open its artifact again.")
+
+    def _fetch(self, path: RemotePath, first: int, stop: int) -> bytes:
+        """Return the bytes of images `first` to `stop` of a file behind an address."""
+        size = self.image_bytes
+        with suppress(IndexError):  # nothing is left, or another thread took it
+            return self.fetched.pop()[self.begin + first * size : self.begin + stop * size]
         try:
-            found = path.read_range(start, stop)
+            found = path.read_range(self.begin + first * size, self.begin + stop * size)
         except OSError as error:
             raise WorkError(f"{path}: cannot be read ({error.strerror}). The same command resumes.") from None
-        if len(found) != stop - start:
+        if len(found) != (stop - first) * size:
             raise RequestError(f"{path}: ends too early; it has changed since it was opened.")
+        if self.digests is not None and _digests(found, 0, stop - first) != self.digests[first:stop]:
+            raise RequestError(f"{path}: its server sends other bytes than before: it has changed, or the server errs.")
         return found
 
 
-def _read_header(path: Path) -> tuple[dict, int, int]:
-    """Return a safetensors header, the place of the first data byte, and the file's size."""
+def _written(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _digests(data: bytes, begin: int, images: int) -> list[int]:
+    """Return the digest of each of `images` equal pieces of the bytes from `begin` on."""
+    rows, size = memoryview(data)[begin:], (len(data) - begin) // max(images, 1)
+    return [xxhash.xxh3_64_intdigest(rows[i * size : (i + 1) * size]) for i in range(images)]
+
+
+def _whole(path: RemotePath) -> bytes:
+    """Return a whole file behind an address, compared with its digest on the way."""
     try:
-        size = path.stat().st_size
-        with _beginning(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-                raise RequestError(f"{path}: damaged: not a safetensors file.")
-            header = json.loads(file.read(length))
+        return path.read_bytes()
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise WorkError(f"{path}: cannot be read ({error.strerror}). The same command resumes.") from None
+
+
+def _begin_of(path: Path, file: BinaryIO, size: int, shape: tuple[int, int, int], dtype: torch.dtype) -> int:
+    """Return where the rows of a shard begin; raises RequestError unless it holds `shape` and `dtype` exactly."""
+    header, begin = _read_header(path, file, size)
+    try:
+        entry = header[TENSOR]
+        found = tuple(int(n) for n in entry["shape"]), _CODES[entry["dtype"]], tuple(entry["data_offsets"])
+    except (TypeError, KeyError, ValueError):
+        raise RequestError(f"{path}: damaged: its header does not describe a tensor {TENSOR!r}.") from None
+    length = math.prod(shape) * dtype.itemsize
+    if found != (tuple(shape), dtype, (0, length)) or size != begin + length:
+        raise RequestError(
+            f"{path}: damaged: holds {found[1]} {list(found[0])} in {size} bytes; "
+            f"the manifest says {dtype} {list(shape)} ({begin + length} bytes). `saetool verify` tells more."
+        )
+    return begin
+
+
+def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict, int]:
+    """Return a safetensors header and the place of the first data byte."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+        raise RequestError(f"{path}: damaged: not a safetensors file.")
+    try:
+        header = json.loads(file.read(length))
     except (ValueError, RecursionError):
         raise RequestError(f"{path}: damaged: its header is not JSON.") from None
     if not isinstance(header, dict):
         raise RequestError(f"{path}: damaged: its header is not a JSON object.")
-    return header, 8 + length, size
-
-
-def _beginning(path: Path | RemotePath) -> BinaryIO:
-    """Open a file at its beginning; behind an address, fetch what a header takes."""
-    if isinstance(path, RemotePath):
-        return io.BytesIO(path.read_range(0, min(path.stat().st_size, _FETCHED_HEADER)))
-    return path.open("rb")
+    return header, 8 + length

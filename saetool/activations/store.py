@@ -49,10 +49,7 @@ class ActivationStore:
     @cached_property
     def images(self) -> "pyarrow.Table":
         """The table of images: id, path, labels, width, height, digest, slice."""
-        import pyarrow.parquet as parquet
-
-        with self.artifact.file("images.parquet").open("rb") as file:
-            table = parquet.read_table(file)
+        table = self.artifact.read_table("images.parquet")
         if table.num_rows != self.n_images:
             raise RequestError(f"{self.artifact.path}: damaged: images.parquet has {table.num_rows} rows.")
         return table
@@ -141,7 +138,7 @@ class SiteStore:
     def _stored_statistics(self) -> Statistics:
         from safetensors.torch import load
 
-        found = load(self.store.artifact.file(f"{self.info['folder']}/stats.safetensors").read_bytes())
+        found = load(self.store.artifact.read_bytes(f"{self.info['folder']}/stats.safetensors"))
         return Statistics(int(found["count"]), found["mean"], found["variance"])
 
     def _read_statistics(self, images: np.ndarray) -> Statistics:

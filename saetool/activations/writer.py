@@ -17,15 +17,32 @@ from saetool.activations.moments import SiteMoments
 from saetool.activations.settings import CacheSettings
 from saetool.activations.shard import DTYPES, TENSOR
 from saetool.artifacts import Partial
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError, WorkError, printable
 
 if TYPE_CHECKING:
     import pyarrow
 
 _COLUMNS = ("id", "path", "width", "height", "digest", "slice", "image", "held_out")
 """Columns of images.parquet and of the index made from it."""
+_FILES = ("manifest.json", "images.parquet")
+"""What stands beside the sites' folders."""
+_LONGEST = 200
+"""Bytes of a folder's name: file systems take 255, and a suffix may be added."""
 _TABLE_ROWS = 65536
 """Images in a row group of images.parquet: what finishing holds in memory."""
+
+
+def require_folder_name(name: object) -> None:
+    """Raise RequestError unless a site's folder can have this name."""
+    if not _is_folder_name(name) or name in _FILES:
+        raise RequestError(f"{str(name)[:80]!r} cannot name a site's folder in a store: rename it.")
+
+
+def _is_folder_name(name: object) -> bool:
+    """Say whether a folder of this name lies where it is made, on any file system, and can be written down."""
+    if not isinstance(name, str) or not name or name.startswith(".") or printable(name) != name:
+        return False
+    return not any(sign in name for sign in "/\\\n\t") and len(name.encode()) <= _LONGEST
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,16 @@ class Plan:
     sites: list[dict[str, Any]]
     """Each with folder, n_tokens and d, as the manifest will hold them."""
     settings: CacheSettings
+
+    def __post_init__(self) -> None:
+        """Raise RequestError where a site has no values, or no name that a folder can have."""
+        names = [site["folder"] for site in self.sites]
+        for site, name in zip(self.sites, names, strict=True):
+            require_folder_name(name)
+            if names.count(name) > 1:
+                raise RequestError(f"{name!r} names two sites: a store keeps each in a folder of its own.")
+            if not site["n_tokens"] or not site["d"]:
+                raise RequestError(f"{name}: {site['n_tokens']} tokens of width {site['d']} hold nothing to store.")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,10 +127,9 @@ class StoreWriter:
         self.labels = labels
 
     def is_done(self, shard: int) -> bool:
-        """Say whether a shard was finished, by this attempt or an earlier one."""
-        record = self.partial.record_of(f"shards/{shard:05d}")
-        paths = [self.partial.path / self._name(site, shard) for site in self.plan.sites]
-        return record is not None and all(path.is_file() for path in paths)
+        """Say whether a shard was finished by an earlier attempt, and still has the bytes that it wrote."""
+        names = [self._name(site, shard) for site in self.plan.sites]
+        return self.partial.unit_of(f"shards/{shard:05d}") is not None and all(map(self.partial.is_whole, names))
 
     def write_shard(self, shard: int, tokens: dict[str, Tensor], content: ShardContent) -> None:
         """Write a shard of every site ({folder: [images, tokens, d]} in the stored dtype), then record it as done."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from saetool.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from saetool.artifacts.manifest import SCHEMA, Artifact, digest_bytes, digest_file, digest_json
+    from saetool.artifacts.artifact import Artifact
+    from saetool.artifacts.manifest import SCHEMA, digest_bytes, digest_file, digest_json
     from saetool.artifacts.partial import Partial
     from saetool.artifacts.stage import Stage, run_stage, run_stages
     from saetool.artifacts.verification import verify
@@ -30,7 +31,7 @@ __getattr__ = lazy_names(
     "saetool.artifacts",
     {
         "SCHEMA": "manifest",
-        "Artifact": "manifest",
+        "Artifact": "artifact",
         "Partial": "partial",
         "Stage": "stage",
         "digest_bytes": "manifest",

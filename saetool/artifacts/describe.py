@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from saetool.artifacts.manifest import MANIFEST, Artifact
+from saetool.artifacts.artifact import Artifact
+from saetool.artifacts.manifest import MANIFEST
 from saetool.errors import RequestError
 
 _LONGEST = 100

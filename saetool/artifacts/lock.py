@@ -1,12 +1,24 @@
-"""One writer a directory: an advisory lock beside it that a killed job frees by dying."""
+"""One writer a directory, and no replacement under a reader's hands.
 
+A writer holds NAME.lock, beside the directory; a killed job frees it by dying. A reader holds its manifest, shared;
+who puts another artifact in its place waits for that. Where the file system has no locks, both work without.
+"""
+
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from saetool.artifacts.artifact import Artifact
+from saetool.artifacts.manifest import MANIFEST, read_manifest
+from saetool.artifacts.remote import is_remote
 from saetool.errors import RequestError
+from saetool.progress import say
+
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+"""What flock says of a lock that another has; anything else means that there are no locks here."""
 
 
 @contextmanager
@@ -22,25 +34,77 @@ def locked(out: Path) -> Iterator[None]:
         os.close(file)
 
 
+def sweep(out: Path) -> None:
+    """Delete the NAME.lock that a kill left behind."""
+    if out.with_name(out.name + ".lock").exists():
+        with suppress(RequestError, OSError), locked(out):  # it is in use, or not ours to delete
+            pass
+
+
+@contextmanager
+def held(artifact: Artifact) -> Iterator[None]:
+    """Keep an artifact from being replaced; raise RequestError where that has happened since it was opened."""
+    if is_remote(artifact.path):
+        yield
+        return
+    file = os.open(artifact.path / MANIFEST, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # without locks, what is read is still compared with its digests
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if not _stands(file, artifact.path / MANIFEST) or read_manifest(artifact.path)["id"] != artifact.id:
+            raise RequestError(f"{artifact.path}: was replaced since this command began. Run it again.")
+        yield
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def unread(out: Path) -> Iterator[None]:
+    """Wait until nobody reads the artifact at `out`, and keep new readers waiting meanwhile."""
+    try:
+        file = os.open(out / MANIFEST, os.O_RDWR)  # over NFS only who could write may lock for himself alone
+    except PermissionError:
+        file = os.open(out / MANIFEST, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _HELD:
+                    raise
+                say(f"{out}: is being read; the new one, finished, waits to take its place.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
 def _acquire(path: Path, out: Path) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                say(f"{out}: no locks here ({error.strerror}): see to it that nothing else works on it.")
+                return file
             holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(file)
             raise RequestError(
                 f"{out}: another process (pid {holder}) is working on it. Wait for it, or choose another place (run=…)."
             ) from None
         # The former holder unlinks the file when it ends: a lock on an unlinked file protects nothing.
-        try:
-            current = os.stat(path).st_ino == os.fstat(file).st_ino
-        except FileNotFoundError:
-            current = False
-        if current:
+        if _stands(file, path):
             with suppress(OSError):  # the number is a courtesy: on a full disk the lock holds without it
                 os.truncate(file, 0)
                 os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
             return file
         os.close(file)
+
+
+def _stands(file: int, path: Path) -> bool:
+    """Say whether an open file is still the one at `path`."""
+    try:
+        return os.stat(path).st_ino == os.fstat(file).st_ino
+    except FileNotFoundError:
+        return False

@@ -8,20 +8,19 @@
 - `notes` (time, host, paths, rates, logs) stand outside the id; `seal` covers everything else in the file.
 """
 
+import errno
 import json
-import os
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
 
-from saetool.artifacts.remote import is_remote, place_of
 from saetool.errors import RequestError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_CHUNK = 8 << 20
+_CHUNK = 1 << 20
+"""Bytes hashed at a time: few enough to stay in a core's cache between reading and hashing."""
 
 
 def canonical(value: Any) -> bytes:
@@ -42,11 +41,25 @@ def digest_json(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     """Return the digest of a file's bytes, read a piece at a time."""
-    state = xxhash.xxh3_128()
+    _refuse_streams(path)
+    state, piece = xxhash.xxh3_128(), memoryview(bytearray(_CHUNK))
     with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            state.update(piece)
+        file.seek(0)  # a path like /dev/fd/3 may share its place with another reader
+        while count := file.readinto(piece):
+            state.update(piece[:count])
     return "xxh3-128:" + state.hexdigest()
+
+
+def manifest_bytes(path: Path) -> bytes:
+    """Return the bytes of the manifest of the artifact at `path`."""
+    _refuse_streams(path / MANIFEST)
+    return (path / MANIFEST).read_bytes()
+
+
+def _refuse_streams(path: Path) -> None:
+    """Raise OSError for what never ends or never answers: a pipe, a device."""
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def recipe_of(kind: str, config: dict, input_ids: list[str], listing: str | None) -> str:
@@ -85,126 +98,91 @@ def is_safe_name(name: str) -> bool:
     return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name and "\0" not in name
 
 
+class ManifestProblem(Exception):
+    """Says in words why a manifest cannot be believed."""
+
+
+def parse_manifest(data: bytes) -> dict:
+    """Return the manifest whose bytes are `data`; raises ManifestProblem unless it is whole and its digests follow."""
+    try:
+        manifest = json.loads(data, parse_constant=_refuse_constant)
+        if not isinstance(manifest, dict) or "schema" not in manifest:
+            raise ManifestProblem("not a saetool manifest")
+        if manifest["schema"] != SCHEMA:
+            raise ManifestProblem(
+                f"written in schema {manifest['schema']!r}; this saetool reads schema {SCHEMA}. Read it with the "
+                "version that wrote it, or build it again (--force)"
+            )
+        if manifest.get("seal") != seal_of(manifest) or render(manifest) != data:
+            raise ManifestProblem("damaged: its seal does not match")
+        if not _has_shape(manifest):
+            raise ManifestProblem("not a saetool manifest")
+        if manifest["id"] != id_of(manifest) or manifest["recipe"] != _recipe(manifest):
+            raise ManifestProblem("its id does not follow from its content: it was edited")
+    except (ValueError, RecursionError):  # not JSON, not a number, not Unicode, nested without end
+        raise ManifestProblem("damaged: not JSON") from None
+    return manifest
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _recipe(manifest: dict) -> str:
+    inputs = [entry["id"] for entry in manifest["inputs"]]
+    return recipe_of(manifest["kind"], manifest["config"], inputs, manifest["notes"].get("listing"))
+
+
+def _has_shape(manifest: dict) -> bool:
+    """Say whether every key that readers ask for is there and of its type."""
+    texts, objects = ("kind", "saetool", "id", "recipe"), ("config", "content", "files", "notes")
+    if not all(isinstance(manifest.get(key), str) for key in texts):
+        return False
+    if not all(isinstance(manifest.get(key), dict) for key in objects) or not isinstance(manifest.get("inputs"), list):
+        return False
+    files, notes = manifest["files"].values(), manifest["notes"]
+    return (
+        all(isinstance(f, dict) and type(f.get("bytes")) is int and isinstance(f.get("digest"), str) for f in files)
+        and all(
+            isinstance(i, dict) and isinstance(i.get("kind"), str) and isinstance(i.get("id"), str)
+            for i in manifest["inputs"]
+        )
+        and all(
+            isinstance(notes.get(key, []), list) and all(isinstance(text, str) for text in notes.get(key, []))
+            for key in ("logs", "input_paths")
+        )
+    )
+
+
 def read_manifest(path: Path) -> dict:
     """Return the manifest of the artifact at `path`; raise RequestError where there is none this version can read."""
     file = path / MANIFEST
     try:
-        data = file.read_bytes()
+        return parse_manifest(manifest_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise RequestError(_no_artifact(path)) from None
+        raise RequestError(no_artifact(path)) from None
     except OSError as error:
         raise RequestError(f"{file}: cannot be read ({error.strerror}).") from None
-    try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError):
-        raise RequestError(f"{file}: damaged (not JSON). Restore it from a copy, or build {path.name} again.") from None
-    if not isinstance(manifest, dict) or "schema" not in manifest:
-        raise RequestError(f"{file}: not a saetool manifest.")
-    if manifest["schema"] != SCHEMA:
-        raise RequestError(
-            f"{path}: written in schema {manifest['schema']!r}; this saetool reads schema {SCHEMA}. "
-            "Read it with the version that wrote it, or build it again."
-        )
-    if manifest.get("seal") != seal_of(manifest) or render(manifest) != data:
-        raise RequestError(f"{file}: damaged (its seal does not match). `saetool verify {path}` tells more.")
-    return manifest
+    except ValueError as error:  # a NUL in the path
+        raise RequestError(f"{path!s}: not a path ({error}).") from None
+    except ManifestProblem as problem:
+        raise RequestError(f"{file}: {problem}. {remedy(path)}") from None
 
 
-def _no_artifact(path: Path) -> str:
+def remedy(path: Path) -> str:
+    """Return what to do about a damaged artifact."""
+    return f"Restore it from a copy, or make {path.name} again with --force; `saetool verify {path}` tells more."
+
+
+def no_artifact(path: Path) -> str:
+    """Return why there is no artifact at `path`, as far as what stands beside it tells."""
     partial = path.with_name(path.name + ".partial")
     if path.name.endswith(".partial"):
         return f"{path}: unfinished work, not an artifact. Run the command that began it again: it resumes."
     if partial.is_dir():
         return f"{path}: not finished; its work so far is in {partial.name}. Run the same command again: it resumes."
+    if not path.exists() and (path.with_name(path.name + ".old") / MANIFEST).is_file():
+        return f"{path}: replacing it was interrupted; it waits as {path.name}.old. The same command puts it back."
     if path.exists():
         return f"{path}: not a saetool artifact (it has no {MANIFEST})."
     return f"{path}: no such artifact."
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A sealed directory, opened: its manifest has been read and every file has the size that it says."""
-
-    path: Path
-    manifest: dict
-
-    @classmethod
-    def open(cls, path: str | os.PathLike, kind: str | None = None) -> "Artifact":
-        """Open a sealed artifact, of one kind where `kind` is given; `path` may be an address that fsspec reads.
-
-        Raises RequestError for a missing, unfinished or damaged directory, another schema or another kind.
-        """
-        path = place_of(path)
-        manifest = read_manifest(path)
-        if kind is not None and manifest["kind"] != kind:
-            raise RequestError(f"{path}: holds {manifest['kind']}, but {kind} is needed here.")
-        for name, entry in manifest["files"].items():
-            try:
-                size = (path / name).stat().st_size if is_safe_name(name) else -1
-            except OSError:
-                size = -1
-            if size != entry["bytes"]:
-                problem = "is missing" if size < 0 else f"has {size} bytes instead of {entry['bytes']}"
-                raise RequestError(
-                    f"{path}: damaged: {name} {problem}. Restore it from a copy, or rebuild with --force."
-                )
-        return cls(path, manifest)
-
-    @property
-    def kind(self) -> str:
-        """What it is: activations, autoencoder, features, evaluation or report."""
-        return self.manifest["kind"]
-
-    @property
-    def id(self) -> str:
-        """The digest of its content."""
-        return self.manifest["id"]
-
-    @property
-    def config(self) -> dict:
-        """The resolved request that it answers."""
-        return self.manifest["config"]
-
-    @property
-    def content(self) -> dict:
-        """Facts found while building it."""
-        return self.manifest["content"]
-
-    @property
-    def inputs(self) -> list[dict]:
-        """What it was made from: [{"kind", "id"}]."""
-        return self.manifest["inputs"]
-
-    @property
-    def files(self) -> dict:
-        """Its files: {name: {"bytes", "digest"}}."""
-        return self.manifest["files"]
-
-    @property
-    def notes(self) -> dict:
-        """What stands outside its id: time, host, paths, rates."""
-        return self.manifest["notes"]
-
-    def file(self, name: str) -> Path:
-        """Return the path of one of its files; raise RequestError when it has no such file."""
-        if name not in self.files or not is_safe_name(name):
-            raise RequestError(f"{self.path}: has no file {name!r}.")
-        return self.path / name
-
-    def find_input(self, kind: str, hint: str | os.PathLike | None = None) -> "Artifact":
-        """Open the artifact of `kind` that this one was made from, at `hint` or where it stood (relative to this one).
-
-        Raises RequestError when it is not there any more, or another one stands in its place.
-        """
-        wanted = next((entry["id"] for entry in self.inputs if entry["kind"] == kind), None)
-        if wanted is None:
-            raise RequestError(f"{self.path}: was not made from {kind}.")
-        noted = self.notes.get("input_paths", ())
-        places = [place_of(hint)] if hint else [place_of(p) if is_remote(p) else self.path / p for p in noted]
-        for place in places:
-            if (place / MANIFEST).is_file():
-                found = Artifact.open(place)
-                if found.id == wanted:
-                    return found
-        looked = ", ".join(str(place) for place in places) or "nowhere"
-        raise RequestError(f"{self.path}: made from {kind} {wanted}, which is not at {looked}. Give its place.")

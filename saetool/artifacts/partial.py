@@ -7,45 +7,68 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saetool.artifacts.files import write_atomic
-from saetool.artifacts.manifest import canonical, digest_bytes
+from saetool.artifacts.files import sync_directory, write_atomic
+from saetool.artifacts.manifest import MANIFEST, canonical, digest_bytes, digest_file
+from saetool.errors import WorkError
+from saetool.progress import say
 
 if TYPE_CHECKING:
     import pyarrow
     from torch import Tensor
 
-SCRATCH = ("journal", "work", "checkpoint")
-"""Folders of a partial directory that never become part of the artifact."""
+SCRATCH = ".scratch"
+"""Folder of a partial directory that never becomes part of the artifact; no file of an artifact begins with a dot."""
+
+
+class DamagedRecord(WorkError):
+    """An entry of the journal is not what was written."""
 
 
 class Partial:
-    """The place where a stage builds. A killed stage finds its files, `journal` and records again and goes on.
+    """The place where a stage builds. A killed stage finds its files and records again and goes on.
 
-    `journal` is one JSON object for the main process; `record` keeps one small JSON file an entry, safe for several
-    processes. Everything outside the folders `journal/`, `work/` and `checkpoint/` becomes part of the artifact.
+    The journal keeps one small file an entry, safe for several processes. Everything outside the folder `.scratch/`
+    becomes part of the artifact.
     """
 
     def __init__(self, path: Path, out: Path):
         self.path = path
         self.out = out
-        self.logs: set[str] = set(self.record_of("logs") or ())
-        self.notes: dict[str, Any] = self.record_of("notes") or {}
-        self.journal: dict[str, Any] = self.record_of("main") or {}
+        self.logs: set[str] = set(self.unit_of("logs") or ())
+        self.notes: dict[str, Any] = self.unit_of("notes") or {}
 
-    def save_journal(self) -> None:
-        """Make the journal durable."""
-        self.record("main", self.journal)
-
-    def record(self, key: str, value: Any) -> None:
-        """Keep a JSON value under `key` (which may hold slashes), durably."""
-        write_atomic(self.path / "journal" / f"{key}.json", canonical(value))
+    def record(self, key: str, value: Any) -> Any:
+        """Keep a JSON value under `key` (which may hold slashes), durably; return it as it will be read again."""
+        data = canonical(value)
+        self.write_scratch(f"journal/{key}", digest_bytes(data).encode() + b"\n" + data)
+        return json.loads(data)
 
     def record_of(self, key: str) -> Any:
-        """Return the value recorded under `key`, or None."""
+        """Return the value recorded under `key`, or None; raises DamagedRecord where it is not what was written."""
+        path = self.path / SCRATCH / "journal" / key
         try:
-            return json.loads((self.path / "journal" / f"{key}.json").read_bytes())
+            digest, _, data = path.read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
+        if digest != digest_bytes(data).encode():
+            raise DamagedRecord(f"{path}: damaged. Give --force to begin {self.out.name} anew.")
+        return json.loads(data)
+
+    def unit_of(self, key: str) -> Any:
+        """Return what is recorded of work that can be made again, or None; a damaged entry counts as none."""
+        try:
+            return self.record_of(key)
+        except DamagedRecord:
+            say(f"{self.path / SCRATCH / 'journal' / key}: damaged; what it stands for is made again.")
+            return None
+
+    def settle(self) -> None:
+        """Make durable that records are there: before something that an older one names is deleted."""
+        sync_directory(self.path / SCRATCH / "journal")
+
+    def forget(self, key: str) -> None:
+        """Drop what is recorded under `key`."""
+        (self.path / SCRATCH / "journal" / key).unlink(missing_ok=True)
 
     def note(self, key: str, value: Any) -> None:
         """Say something in the manifest's notes, outside the id: a rate, a time, a place."""
@@ -59,13 +82,38 @@ class Partial:
         return path
 
     def scratch(self, name: str) -> Path:
-        """Return a path under `work/`, which is deleted when the artifact is sealed."""
-        return self.file(f"work/{name}")
+        """Return the path of a file that is deleted when the artifact is sealed."""
+        return self.file(f"{SCRATCH}/work/{name}")
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a file that goes on where a killed start stopped, deleted when the artifact is sealed."""
+        return self.file(f"{SCRATCH}/checkpoint/{name}")
+
+    def write_scratch(self, name: str, data: bytes) -> None:
+        """Write a file that is deleted when the artifact is sealed, atomically."""
+        write_atomic(self.path / SCRATCH / name, data, self._temporary(f"{SCRATCH}/{name}"))
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Write a file atomically and remember its digest."""
-        write_atomic(self.path / name, data)
+        write_atomic(self.path / name, data, self._temporary(name))
         self.record(f"files/{name}", {"bytes": len(data), "digest": digest_bytes(data)})
+
+    def is_whole(self, name: str) -> bool:
+        """Say whether a file that `write_bytes` wrote, perhaps in an earlier start, still has those bytes."""
+        record, path = self.unit_of(f"files/{name}"), self.path / name
+        if record is None or not path.is_file():
+            return False
+        if digest_file(path) == record["digest"]:
+            return True
+        say(f"{path}: damaged; it is made again.")
+        return False
+
+    def write_manifest(self, data: bytes) -> None:
+        """Write the manifest, the last file of all."""
+        write_atomic(self.path / MANIFEST, data, self._temporary(MANIFEST))
+
+    def _temporary(self, name: str) -> Path:
+        return self.path / SCRATCH / "new" / name
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, indented, keys sorted."""
@@ -120,15 +168,12 @@ class Partial:
 
     def holds_work(self) -> bool:
         """Say whether anything is in it that would have to be made again; a request that failed at once leaves none."""
-        scratch = [self.path / name for name in SCRATCH if name != "journal"]
+        scratch = [self.path / SCRATCH / name for name in ("work", "checkpoint")]
         return bool(self.product_names()) or any(path.is_file() for at in scratch for path in at.rglob("*"))
 
     def remove_scratch(self) -> None:
         """Delete what is not part of the artifact."""
-        for name in SCRATCH:
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        for path in self.path.rglob("*.tmp"):
-            path.unlink()
+        shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
 
     def product_names(self) -> list[str]:
         """Return the names of the files that make up the artifact, sorted."""
@@ -136,6 +181,6 @@ class Partial:
         for folder, folders, files in os.walk(self.path):
             here = Path(folder).relative_to(self.path)
             if here == Path("."):
-                folders[:] = [name for name in folders if name not in SCRATCH]
-            names += [(here / name).as_posix() for name in files if not name.endswith(".tmp")]
-        return sorted(name for name in names if name != "manifest.json")
+                folders[:] = [name for name in folders if name != SCRATCH]
+            names += [(here / name).as_posix() for name in files]
+        return sorted(name for name in names if name != MANIFEST)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from saetool.artifacts.manifest import digest_bytes
 from saetool.errors import RequestError, first_line
 
 
@@ -25,6 +26,8 @@ class RemotePath:
     """The fsspec file system."""
     inside: str
     """The path within it."""
+    digest: str | None = None
+    """Of a file: what its bytes are compared with when it is fetched whole."""
 
     def __str__(self) -> str:
         return self.files.unstrip_protocol(self.inside)
@@ -58,8 +61,14 @@ class RemotePath:
         return SimpleNamespace(st_size=self._ask(self.files.size))
 
     def read_bytes(self) -> bytes:
-        """Return the whole file."""
-        return self._ask(self.files.cat_file)
+        """Return the whole file; raises RequestError where it has another digest than it should."""
+        data = self._ask(self.files.cat_file)
+        if self.digest is not None and digest_bytes(data) != self.digest:
+            raise RequestError(
+                f"{self}: damaged: its bytes have changed since it was sealed, or its server sends other bytes. "
+                "Try again, or copy the artifact anew."
+            )
+        return data
 
     def read_range(self, start: int, stop: int) -> bytes:
         """Return some bytes of the file, in one request."""

@@ -4,12 +4,7 @@ A stage is settings, inputs and `build(partial) -> content`. Until it is sealed 
 `force` is False (never replace), True (build anew and replace), or "different" (replace only what was made otherwise).
 """
 
-import importlib.metadata
 import os
-import platform
-import shutil
-import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,27 +12,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saetool import distributed
-from saetool.artifacts.files import explain, sync_directory, sync_file, write_atomic
-from saetool.artifacts.lock import locked
+from saetool.artifacts.artifact import Artifact
+from saetool.artifacts.files import explain
+from saetool.artifacts.lock import held, locked, sweep
 from saetool.artifacts.manifest import (
     MANIFEST,
-    SCHEMA,
-    Artifact,
-    digest_file,
-    id_of,
+    ManifestProblem,
+    manifest_bytes,
+    parse_manifest,
     read_manifest,
     recipe_of,
-    render,
-    seal_of,
 )
-from saetool.artifacts.partial import Partial
-from saetool.artifacts.remote import where_from
+from saetool.artifacts.partial import DamagedRecord, Partial
+from saetool.artifacts.sealing import discard, is_left_over, move_into_place, old_path, partial_path, recover, seal
+from saetool.artifacts.verification import check_files
 from saetool.errors import RequestError, SaetoolError, WorkError, printable
 from saetool.progress import say
 
 Force = bool | Literal["different"]
-
-_VERSIONS = ("saetool", "torch", "timm", "transformers", "pyarrow", "numba")
 
 
 @dataclass(frozen=True)
@@ -91,16 +83,16 @@ def run_stages(
     with ExitStack() as locks:
         todo = _agree(lambda: _prepare(members, locks, force))
         if todo:
-            partials = [Partial(_partial_path(outs[i]), outs[i]) for i in todo]
+            partials = [Partial(partial_path(outs[i]), outs[i]) for i in todo]
             try:
                 contents = _build(build_all, partials)
                 distributed.barrier()
                 if distributed.is_main():
                     for i, partial, content in zip(todo, partials, contents, strict=True):
                         # Other processes may have recorded files and notes since this one began.
-                        _seal(members[i][0], Partial(partial.path, partial.out), content)
-            except OSError as error:
-                explained = explain(error, outs[todo[0]])
+                        seal(members[i][0], Partial(partial.path, partial.out), content)
+            except Exception as error:
+                explained = None if isinstance(error, SaetoolError) else explain(error, outs[todo[0]])
                 if explained is None:
                     raise
                 raise explained from error
@@ -113,7 +105,7 @@ def place_beside(out: str | os.PathLike) -> Path:
     out = Path(out).expanduser()
     if printable(str(out)) != str(out):
         raise RequestError(f"{printable(str(out))}: a name that no manifest can hold; choose another (run=…).")
-    return Path(os.path.realpath(out)) if out.is_symlink() else out
+    return Path(os.path.realpath(out)) if os.path.islink(out) else out
 
 
 def _build(build_all: Callable[[list[Partial]], list[dict[str, Any]]], partials: list[Partial]) -> list[dict[str, Any]]:
@@ -136,7 +128,7 @@ def _agree(decide: Callable[[], list[int]]) -> list[int]:
         except SaetoolError as error:
             answer = {"error": str(error), "exit_code": error.exit_code}
         except OSError as error:
-            explained = explain(error, Path(error.filename or "."))
+            explained = explain(error, Path(os.fsdecode(error.filename or ".")))
             if explained is None:
                 raise
             answer = {"error": str(explained), "exit_code": explained.exit_code}
@@ -147,76 +139,48 @@ def _agree(decide: Callable[[], list[int]]) -> list[int]:
 
 
 def _prepare(members: list[tuple[Stage, Path]], locks: ExitStack, force: Force) -> list[int]:
-    """Lock what must be built and return its positions."""
+    """Lock what must be built, hold what it is made from, and return its positions."""
     todo = []
     for i, (stage, out) in enumerate(members):
-        left_over = _old_path(out).exists() or _doomed_path(_old_path(out)).exists()
-        if not left_over and _can_skip(stage, out, force):
+        if not is_left_over(out) and _can_skip(stage, out, force):
+            sweep(out)
             say(f"{out}: done already")
             continue
         locks.enter_context(locked(out))
-        _recover(out)
+        recover(out)
         if not _can_skip(stage, out, force) and _begin(stage, out, force):
+            for artifact in stage.inputs:
+                locks.enter_context(held(artifact))
             todo.append(i)
     return todo
-
-
-def _partial_path(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
-
-
-def _old_path(out: Path) -> Path:
-    return out.with_name(out.name + ".old")
-
-
-def _discard(path: Path) -> None:
-    """Delete a directory of ours, under a name that says so: what a kill leaves of it is deleted at the next start."""
-    doomed = _doomed_path(path)
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _doomed_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.deleted")
-
-
-def _recover(out: Path) -> None:
-    """Finish or undo a swap that was interrupted: the old artifact comes back unless the new one is in place.
-
-    A NAME.old that no swap of ours made is left alone.
-    """
-    old, partial = _old_path(out), _partial_path(out)
-    shutil.rmtree(_doomed_path(old), ignore_errors=True)
-    if not (old / MANIFEST).is_file():
-        return
-    newer = out if out.exists() else partial
-    if not (newer / MANIFEST).is_file() or read_manifest(newer)["notes"].get("replaces") != read_manifest(old)["id"]:
-        return
-    if newer is out:
-        _discard(old)
-    else:
-        os.rename(old, out)
 
 
 def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
     """Say whether `out` is sealed with this recipe; raise RequestError when something else stands there."""
     if not out.exists():
         return False
-    if not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
+    if not (out / MANIFEST).exists():
+        if out.is_dir() and not any(out.iterdir()):
+            return False
         raise RequestError(
             f"{out}: has no {MANIFEST}: damaged, or not the work of saetool. Restore it from a copy, move it away, "
             "or choose another place (run=…)."
         )
-    if force is True or not (out / MANIFEST).exists():
+    if force:
+        _refuse_strangers(out)
+    if force is True:
         return False
-    found = read_manifest(out)
-    if found["recipe"] == stage.recipe:
-        artifact = Artifact.open(out)
-        changed = stage.changed(artifact) if stage.changed else None
-        if changed and not force:
+    try:
+        found = read_manifest(out)
+        if found["recipe"] == stage.recipe:
+            artifact = Artifact.open(out)
+            changed = stage.changed(artifact) if stage.changed else None
+            if not changed:
+                return True
             raise RequestError(f"{out}: {changed}. Give --force to build it anew, or choose another place (run=…).")
-        return not changed
+    except RequestError:
+        if not force:
+            raise
     if force:
         return False
     raise RequestError(
@@ -225,33 +189,82 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
     )
 
 
+def _refuse_strangers(out: Path) -> None:
+    """Raise RequestError where a manifest cannot be read and nothing in it says that it was one of ours."""
+    data = manifest_bytes(out)
+    try:
+        parse_manifest(data)
+    except ManifestProblem as problem:
+        if b'"xxh3-128:' not in data:
+            raise RequestError(
+                f"{out / MANIFEST}: {problem}, and may not be the work of saetool, so it is not replaced. Move {out} "
+                "away, or choose another place (run=…)."
+            ) from None
+
+
 def _begin(stage: Stage, out: Path, force: Force) -> bool:
     """Make or find the partial directory; return False when a finished one only had to be moved into place."""
-    path = _partial_path(out)
-    if out.exists() and _old_path(out).exists():
-        raise RequestError(f"{_old_path(out)} stands where {out.name} has to wait while it is replaced: move it away.")
+    path = partial_path(out)
+    if out.exists() and old_path(out).exists():
+        raise RequestError(f"{old_path(out)} stands where {out.name} has to wait while it is replaced: move it away.")
     if path.exists():
-        begun = Partial(path, out).record_of("stage")
         if (path / MANIFEST).exists():
-            found = read_manifest(path)
-            if found["recipe"] == stage.recipe:
-                _move_into_place(Partial(path, out))
+            if _finish(stage, out, force):
                 return False
-            _refuse_partial(path, _manifest_differences(found, stage), force)
-        elif begun is None and Partial(path, out).product_names():
-            raise RequestError(f"{path}: not the work of saetool. Choose another place (run=…).")
-        elif begun is not None and begun["recipe"] != stage.recipe and Partial(path, out).holds_work():
-            _refuse_partial(path, _differences(begun["request"], stage.request()), force)
-        anew = force is True and not (begun and begun["forced"] and not Partial(path, out).record_of("failed"))
-        if begun is None or begun["recipe"] != stage.recipe or anew:
-            shutil.rmtree(path)
+            anew = True
+        else:
+            anew = not _can_resume(stage, Partial(path, out), force)
+        if anew:
+            discard(path)
         else:
             say(f"{out}: going on where it stopped")
     path.mkdir(parents=True, exist_ok=True)
-    (path / "journal" / "failed.json").unlink(missing_ok=True)
-    request = {"recipe": stage.recipe, "request": stage.request(), "forced": force is True}
-    Partial(path, out).record("stage", request)
+    partial = Partial(path, out)
+    partial.forget("failed")
+    partial.record("stage", {"recipe": stage.recipe, "request": stage.request(), "forced": force is True})
     return True
+
+
+def _finish(stage: Stage, out: Path, force: Force) -> bool:
+    """Move a partial directory that has its manifest into place; return False where it is to be thrown away."""
+    path = partial_path(out)
+    try:
+        found = parse_manifest(manifest_bytes(path))
+    except ManifestProblem as problem:
+        if not force:
+            raise RequestError(f"{path / MANIFEST}: {problem}. Give --force to begin {out.name} anew.") from None
+        return False
+    if found["recipe"] == stage.recipe:
+        if damaged := check_files(path, found):
+            if not force:
+                raise RequestError(f"{path}: {damaged[0]}. Give --force to begin {out.name} anew.")
+            return False
+        move_into_place(Partial(path, out))
+        return True
+    _refuse_partial(path, _manifest_differences(found, stage), force)
+    return False
+
+
+def _can_resume(stage: Stage, partial: Partial, force: Force) -> bool:
+    """Say whether the work in a partial directory goes on; RequestError where it is not ours to throw away."""
+    try:
+        begun = partial.record_of("stage")
+    except DamagedRecord as damage:
+        if not force:
+            raise RequestError(str(damage)) from None
+        return False
+    if begun is None:
+        if partial.product_names():
+            raise RequestError(
+                f"{partial.path}: not the work of saetool. Move it away, or choose another place (run=…)."
+            )
+        return False
+    if begun["recipe"] != stage.recipe:
+        if partial.holds_work():
+            _refuse_partial(partial.path, _differences(begun["request"], stage.request()), force)
+        return False
+    # A forced start that was killed goes on; one that failed would meet the same failure again.
+    return force is not True or (begun["forced"] and not partial.unit_of("failed"))
 
 
 def _refuse_partial(path: Path, differences: str, force: Force) -> None:
@@ -295,72 +308,3 @@ def _differences(there: dict, asked: dict) -> str:
             name = "the source's list of files" if key == "listing" else key.removeprefix("config.")
             lines.append(f"  {name}: {a} there, {b} asked")
     return "\n".join(lines) or "  (the difference is in a version)"
-
-
-def _seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
-    """Write the manifest and move the directory into place."""
-    files = {name: _file_entry(partial, name) for name in partial.product_names()}
-    manifest: dict[str, Any] = {
-        "kind": stage.kind,
-        "schema": SCHEMA,
-        "saetool": importlib.metadata.version("saetool"),
-        "recipe": stage.recipe,
-        "config": stage.config,
-        "content": content,
-        "inputs": [{"kind": artifact.kind, "id": artifact.id} for artifact in stage.inputs],
-        "files": files,
-        "notes": {
-            **partial.notes,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "host": platform.node(),
-            "command": printable(" ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv))),
-            "versions": {name: _version(name) for name in _VERSIONS},
-            "input_paths": [where_from(artifact.path, partial.out) for artifact in stage.inputs],
-            "listing": stage.listing,
-            "listed": stage.listed,
-            "replaces": read_manifest(partial.out)["id"] if (partial.out / MANIFEST).is_file() else None,
-            "logs": sorted(partial.logs),
-        },
-    }
-    manifest["id"] = id_of(manifest)
-    manifest["seal"] = seal_of(manifest)
-    write_atomic(partial.path / MANIFEST, render(manifest))
-    _move_into_place(partial)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _file_entry(partial: Partial, name: str) -> dict[str, Any]:
-    """Return size and digest of a file: as recorded when it was written, or read back from the disk."""
-    path = partial.path / name
-    size = path.stat().st_size
-    recorded = partial.record_of(f"files/{name}")
-    if recorded:
-        if recorded["bytes"] != size:
-            raise WorkError(
-                f"{path}: has {size} bytes where {recorded['bytes']} were written: something else changed it. "
-                f"Delete {partial.path} and run the same command again."
-            )
-        return recorded
-    sync_file(path)
-    return {"bytes": size, "digest": digest_file(path)}
-
-
-def _move_into_place(partial: Partial) -> None:
-    """Turn a partial directory with a manifest into the artifact, in steps that can each be the last."""
-    partial.remove_scratch()
-    for folder, _, _ in os.walk(partial.path):
-        sync_directory(Path(folder))
-    out, old = partial.out, _old_path(partial.out)
-    replaced = out.exists()
-    if replaced:
-        os.rename(out, old)
-    os.rename(partial.path, out)
-    sync_directory(out.parent)
-    if replaced:
-        _discard(old)

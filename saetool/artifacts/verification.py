@@ -1,39 +1,76 @@
 """Is it intact? Recompute every size and digest of an artifact, and its manifest's own."""
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from saetool.artifacts.manifest import MANIFEST, SCHEMA, digest_file, id_of, is_safe_name, render, seal_of
+from saetool.artifacts.manifest import (
+    MANIFEST,
+    ManifestProblem,
+    digest_file,
+    is_safe_name,
+    manifest_bytes,
+    no_artifact,
+    parse_manifest,
+)
 from saetool.artifacts.remote import is_remote, place_of
 from saetool.errors import RequestError
 
 KINDS = ("activations", "autoencoder", "features", "evaluation", "report", "sweep")
-"""A folder of this name with files but no manifest is an artifact that has lost it."""
+"""A folder of this name without a manifest is an artifact that has lost it."""
 
 
 def find_artifacts(given: str | os.PathLike) -> list[Path]:
-    """Return the artifact at a path, or all those below it, those without their manifest too; unfinished ones not.
+    """Return the artifact at a path, or all those below it: behind links too, those that have lost their manifest,
+    those that an interrupted replacement left as NAME.old, and folders that cannot be read; unfinished ones not.
 
     Of an address only the artifact itself. Raises RequestError when there is none.
     """
     path = place_of(given)
-    if (path / MANIFEST).exists():
-        return [path]
     if is_remote(path):
-        raise RequestError(f"{path}: no saetool artifact (it has no {MANIFEST}). Name the artifact itself.")
-    if not path.exists():
-        raise RequestError(f"{path}: no such file or directory.")
-    found = []
-    for folder, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.endswith((".partial", ".old")))
-        if MANIFEST in files or (files and Path(folder).name in KINDS):
-            found.append(Path(folder))
-            folders.clear()
+        if not (path / MANIFEST).exists():
+            raise RequestError(f"{path}: no saetool artifact (it has no {MANIFEST}). Name the artifact itself.")
+        return [path]
+    if not os.path.lexists(path):
+        interrupted = path.with_name(f"{path.name}.old").is_dir()
+        raise RequestError(no_artifact(path) if interrupted else f"{path}: no such file or directory.")
+    folders = list(_walk(path))
+    certain = [folder for folder in folders if _ends_here(folder)]
+    found = [folder for folder in folders if folder in certain or _has_lost_it(folder, certain)]
     if not found:
         raise RequestError(f"{path}: holds no saetool artifact (no {MANIFEST} in it or below it).")
     return found
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Yield every folder from `path` down, links followed, each once, none inside an artifact."""
+    waiting, seen = [path], set()
+    while waiting:
+        folder = waiting.pop()
+        place = os.path.realpath(folder)
+        if place in seen:
+            continue
+        seen.add(place)
+        yield folder
+        if not _ends_here(folder) and folder.is_dir():
+            below = [folder / name for name in os.listdir(folder) if not name.endswith(".partial")]
+            waiting += sorted(filter(_is_folder, below), reverse=True)
+
+
+def _is_folder(path: Path) -> bool:
+    """Say whether a path is a folder, or a link of an artifact's name that leads nowhere."""
+    return os.path.isdir(path) or (path.is_symlink() and path.name in KINDS)
+
+
+def _ends_here(folder: Path) -> bool:
+    """Say whether a folder has a manifest, or cannot be looked into."""
+    return not os.access(folder, os.R_OK | os.X_OK) or (folder / MANIFEST).exists()
+
+
+def _has_lost_it(folder: Path, artifacts: list[Path]) -> bool:
+    """Say whether a folder has an artifact's name, but neither a manifest nor an artifact below it."""
+    named = folder.name.removesuffix(".old") in KINDS and os.path.isdir(folder)
+    return named and not any(folder in artifact.parents for artifact in artifacts)
 
 
 def bytes_of(path: Path) -> int:
@@ -45,43 +82,57 @@ def bytes_of(path: Path) -> int:
 def verify(path: str | os.PathLike, advance: Callable[[int], None] = lambda size: None) -> list[str]:
     """Return what is wrong with the artifact at `path`, in words; an empty list when it is intact.
 
-    Finds any flipped bit, truncation, missing or extra file. `advance(bytes)` is called as files are read.
+    Finds any flipped bit, truncation, missing or extra file or folder, and what cannot be read. `advance(bytes)` is
+    called as files are read.
     """
     path = place_of(path)
-    manifest, problems = _check_manifest(path)
+    manifest, problem = _check_manifest(path)
     if manifest is None:
-        return problems
-    for name, entry in sorted(manifest["files"].items()):
-        problem = _check_file(path, name, entry)
-        if problem:
-            problems.append(problem)
-        advance(entry["bytes"])
-    listed = {MANIFEST, *manifest["files"]}
-    for folder, _, files in () if is_remote(path) else os.walk(path):
-        for file in files:
-            name = (Path(folder) / file).relative_to(path).as_posix()
-            if name not in listed:
-                problems.append(f"{name}: does not belong to it")
+        return [problem]
+    problems = check_files(path, manifest, advance)
+    if not is_remote(path):
+        problems += _strangers(path, {MANIFEST, *manifest["files"]})
+        if path.name.endswith(".old") and not path.with_name(path.name.removesuffix(".old")).exists():
+            problems.append("a replacement was interrupted: the command that began it puts this one back")
     return problems
 
 
-def _check_manifest(path: Path) -> tuple[dict | None, list[str]]:
+def check_files(path: Path, manifest: dict, advance: Callable[[int], None] = lambda size: None) -> list[str]:
+    """Return what is wrong with the files of a manifest, in words."""
+    problems = []
+    for name, entry in sorted(manifest["files"].items()):
+        if problem := _check_file(path, name, entry):
+            problems.append(problem)
+        advance(entry["bytes"])
+    return problems
+
+
+def _strangers(path: Path, files: set[str]) -> Iterator[str]:
+    """Yield what is in the directory and no file of the artifact, nor a folder that holds one."""
+    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            yield f"{folder.relative_to(path).as_posix()}: {error.strerror}"
+            continue
+        for entry in entries:
+            name = (folder / entry.name).relative_to(path).as_posix()
+            if name in folders and entry.is_dir():
+                waiting.append(folder / entry.name)
+            elif name not in files:
+                yield f"{name}: does not belong to it"
+
+
+def _check_manifest(path: Path) -> tuple[dict | None, str]:
     try:
-        data = (path / MANIFEST).read_bytes()
+        return parse_manifest(manifest_bytes(path)), ""
     except OSError as error:
-        return None, [f"{MANIFEST}: {error.strerror}"]
-    try:
-        manifest = json.loads(data)
-        if manifest["schema"] != SCHEMA:
-            return None, [f"{MANIFEST}: schema {manifest['schema']!r}, not {SCHEMA}"]
-        intact = manifest["seal"] == seal_of(manifest) and render(manifest) == data
-        if not intact:
-            return None, [f"{MANIFEST}: damaged: its seal does not match"]
-        if manifest["id"] != id_of(manifest):
-            return manifest, [f"{MANIFEST}: its id does not follow from its content"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None, [f"{MANIFEST}: damaged: not a saetool manifest"]
-    return manifest, []
+        return None, f"{MANIFEST}: {error.strerror}"
+    except ManifestProblem as problem:
+        return None, f"{MANIFEST}: {problem}"
 
 
 def _check_file(path: Path, name: str, entry: dict) -> str | None:

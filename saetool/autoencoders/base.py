@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saetool.errors import RequestError
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import DeferredGradient
 from saetool.statistics import Statistics
@@ -129,7 +130,13 @@ class Normalizer(nn.Module):
         else:
             square = square + statistics.mean.double().square().sum()
         if float(square) > 0:
-            self.factor.fill_(math.sqrt(self.mean.numel() / float(square)))
+            factor = math.sqrt(self.mean.numel() / float(square))
+            if factor > torch.finfo(self.factor.dtype).max:
+                raise RequestError(
+                    f"The training rows differ by {math.sqrt(float(square)):.1e} only, too little for float32: "
+                    f"autoencoder.normalize {self.kind} cannot bring them to unit size. Multiply the rows first."
+                )
+            self.factor.fill_(factor)
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Map raw activations into the model's units."""

@@ -6,13 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saetool.statistics import squarable, unit_rows
+
 BLOCK = 1024
 """Rows of the cosine matrix held at once: 100 MB at 24,576 latents."""
-
-
-def unit_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-    """Return the rows at unit length; rows of length 0 stay 0."""
-    return torch.nn.functional.normalize(directions.float(), dim=-1)
 
 
 def cosine_blocks(
@@ -30,7 +27,7 @@ def coherence(directions: Float[Tensor, "n_latents d_in"], block: int = BLOCK) -
     `rms` is the root mean square cosine of all pairs; `welch` its lower bound √((m − d) / (d (m − 1))) for m > d
     unit vectors (Welch 1974). Directions of length 0 are left out; fewer than two give None.
     """
-    directions = directions[directions.float().norm(dim=-1) > 0]
+    directions = directions[squarable(directions).norm(dim=-1) > 0]
     n, d = directions.shape
     if n < 2:
         return None

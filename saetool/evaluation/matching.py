@@ -8,6 +8,7 @@ from torch import Tensor
 from saetool import seeding
 from saetool.errors import RequestError
 from saetool.evaluation.geometry import cosine_blocks
+from saetool.statistics import squarable
 
 MATCHED = 1024
 """Latents of the first dictionary that are matched one to one: the assignment's time grows with their square."""
@@ -25,7 +26,7 @@ def stability(a: Float[Tensor, "n d_in"], b: Float[Tensor, "m d_in"], seed: int 
             f"two autoencoders of different input widths cannot be compared: {a.shape[1]} and {b.shape[1]}; "
             "compare autoencoders trained on the same site"
         )
-    a, b = a[a.float().norm(dim=-1) > 0], b[b.float().norm(dim=-1) > 0]
+    a, b = a[squarable(a).norm(dim=-1) > 0], b[squarable(b).norm(dim=-1) > 0]
     if not len(a) or not len(b):
         raise RequestError("an autoencoder without decoder directions cannot be compared: every direction has length 0")
     forward, backward = torch.empty(len(a)), torch.full((len(b),), -2.0)

@@ -40,7 +40,7 @@ def mark_frontier(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def read_evaluation(artifact: Artifact) -> dict[str, Any]:
     """Return the evaluation.json of an evaluation artifact."""
-    return json.loads(artifact.file("evaluation.json").read_bytes())
+    return json.loads(artifact.read_bytes("evaluation.json"))
 
 
 def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def sweep_stability(autoencoders: dict[str, Artifact]) -> list[dict[str, Any]]:
 
     rows = []
     for pair in seed_pairs(autoencoders):
-        a, b = (load(autoencoders[name].path).decoder_directions() for name in pair)
+        a, b = (load(autoencoders[name]).decoder_directions() for name in pair)
         if a is not None and b is not None:
             rows.append({"members": list(pair), **stability(a.detach(), b.detach())})
     return rows

@@ -69,9 +69,7 @@ def _sums(subject: Subject, model: torch.nn.Module, name: str):
 
 def features(subject: Subject, artifact: Artifact) -> dict[str, Any]:
     """Return the distribution of the latents' monosemanticity, read from an index of the same autoencoder."""
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(artifact.file("latents.parquet"))
+    table = artifact.read_table("latents.parquet")
     scores = [score for score in table["monosemanticity"].to_pylist() if score is not None]
     edges = np.linspace(-1, 1, 41)
     counts, _ = np.histogram(scores, edges)
@@ -147,7 +145,7 @@ def other_seeds(subject: Subject, others: list[Artifact]) -> list[dict[str, Any]
     mine = subject.autoencoder.decoder_directions()
     rows = []
     for artifact in others:
-        theirs = load(artifact.path).decoder_directions()
+        theirs = load(artifact).decoder_directions()
         if mine is None or theirs is None:
             raise RequestError(f"{artifact.path}: stability compares linear decoders, and one of the two has none")
         found = stability(mine.detach().cpu(), theirs.detach().cpu(), subject.seed)

@@ -122,10 +122,9 @@ class Journal:
 
     def __call__(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the section, from the journal or made now."""
-        kept = self.partial.record_of(f"section/{name}")
-        if kept is None:
-            kept = {"found": make()}
-            self.partial.record(f"section/{name}", kept)
+        kept = self.partial.unit_of(f"section/{name}")
+        if kept is None:  # a new section is taken as it will be read again, in the journal's order of keys
+            kept = self.partial.record(f"section/{name}", {"found": make()})
         return kept["found"]
 
 

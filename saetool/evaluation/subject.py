@@ -61,7 +61,7 @@ class Subject:
                 "so nothing can be measured on images it has not seen; train with held_out above 0"
             )
         held_out = np.flatnonzero(mask)
-        model = load(autoencoder.path).to(distributed.default_device())
+        model = load(autoencoder).to(distributed.default_device())
         measured = spread(held_out, settings.max_images)
         return cls(model, content, opened, site, held_out, np.flatnonzero(~mask), measured, seed)
 

@@ -20,7 +20,7 @@ from saetool import distributed, progress
 from saetool.activations import SiteStore
 from saetool.artifacts import Partial
 from saetool.autoencoders.base import Autoencoder
-from saetool.features.spill import PartWriter, Spill
+from saetool.features.spill import PartWriter, Spill, is_whole
 from saetool.features.tally import Tally, firing, strongest, unit_for
 from saetool.features.workers import in_order, worker_count
 from saetool.sparse.codes import Codes
@@ -98,24 +98,33 @@ def encode_store(pass_: Pass, partial: Partial, k: int) -> tuple[Spill, Tally]:
     """
     folders = [partial.scratch(f"part-{number:05d}") for number in range(len(pass_.parts))]
     unit = _unit(pass_)
-    todo = [(n, chunks) for n, chunks in pass_.mine() if partial.record_of(f"parts/{n:05d}") is None]
+    todo = [(n, chunks) for n, chunks in pass_.mine() if not _is_done(partial, n, folders[n])]
     tokens = sum(len(chunk) for _, chunks in todo for chunk in chunks) * pass_.site.tokens
     with progress.bar("encode", tokens, "tokens") as advance:
         for number, chunks in todo:
             started = time.monotonic()
-            tally = _encode_part(
+            tally, digests = _encode_part(
                 pass_, chunks, PartWriter(folders[number], pass_.autoencoder.n_latents), k, unit, advance
             )
             done = {"images": tally.images, "largest": tally.largest, "seconds": time.monotonic() - started}
-            partial.record(f"parts/{number:05d}", done)
+            partial.record(f"parts/{number:05d}", {**done, "digests": digests})
     distributed.barrier()
     return _gather(pass_, partial, folders, unit)
 
 
+def _is_done(partial: Partial, number: int, folder: Path) -> bool:
+    """Say whether a part was made by an earlier start and is still what it wrote."""
+    record = partial.unit_of(f"parts/{number:05d}")
+    if record is None or is_whole(folder, record["digests"]):
+        return record is not None
+    progress.say(f"{folder}: damaged; it is made again.")
+    return False
+
+
 def _encode_part(
     pass_: Pass, chunks: list[range], writer: PartWriter, k: int, unit: float, advance: Callable[[int], None]
-) -> Tally:
-    """Encode and write one part; return its sums."""
+) -> tuple[Tally, dict[str, str]]:
+    """Encode and write one part; return its sums, and the digests of its files."""
     n_latents, tokens = pass_.autoencoder.n_latents, pass_.site.tokens
     tallies = [Tally.empty(n_latents, tokens, unit, pass_.counted_on) for _ in range(pass_.workers)]
 
@@ -127,8 +136,7 @@ def _encode_part(
         advance(len(chunk) * tokens)
     for other in tallies[1:]:
         tallies[0].merge(other)
-    writer.close(tallies[0])
-    return tallies[0]
+    return tallies[0], writer.close(tallies[0])
 
 
 def _unit(pass_: Pass) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from saetool import distributed, progress
-from saetool.artifacts import Partial
+from saetool.artifacts import Partial, digest_file
 from saetool.features.encoding import Pass
 from saetool.sparse.codes import Codes
 
@@ -54,14 +54,15 @@ def draw(pass_: Pass, wanted: Wanted, partial: Partial) -> np.ndarray | None:
     Each process draws its own parts, a file each: over a network, two writers of one file can lose what is between
     them. A byte is value / scale · 255, rounded, at least 1 where the latent fires.
     """
-    todo = [(n, chunks) for n, chunks in pass_.mine() if partial.record_of(f"heat/{n:05d}") is None]
+    todo = [(n, chunks) for n, chunks in pass_.mine() if not _is_done(partial, n)]
     with progress.bar("heat maps", sum(len(c) for _, chunks in todo for c in chunks), "images") as advance:
         for number, chunks in todo:
             started = time.monotonic()
             with _part_file(partial, number).open("wb") as file:
                 _draw_part(pass_, chunks, wanted, file, advance)
                 os.fsync(file.fileno())
-            partial.record(f"heat/{number:05d}", {"seconds": time.monotonic() - started})
+            digest = digest_file(_part_file(partial, number))
+            partial.record(f"heat/{number:05d}", {"seconds": time.monotonic() - started, "digest": digest})
     distributed.barrier()
     if not distributed.is_main():
         return None
@@ -73,6 +74,12 @@ def draw(pass_: Pass, wanted: Wanted, partial: Partial) -> np.ndarray | None:
         file.write(b"\0")  # an empty file cannot be mapped
     shape = (len(wanted.image), pass_.site.tokens)
     return np.memmap(path, np.uint8, mode="r")[: math.prod(shape)].reshape(shape)
+
+
+def _is_done(partial: Partial, number: int) -> bool:
+    """Say whether a part was drawn by an earlier start and is still what it wrote."""
+    record, path = partial.unit_of(f"heat/{number:05d}"), _part_file(partial, number)
+    return record is not None and path.is_file() and digest_file(path) == record["digest"]
 
 
 def _part_file(partial: Partial, number: int) -> Path:
@@ -90,7 +97,7 @@ def _draw_part(
         return _draw_chunk(codes, pass_.site.tokens, chunk, wanted, spans[chunk.start])
 
     for chunk, drawn in zip(filled, pass_.map(work, filled), strict=True):
-        drawn.tofile(file)
+        file.write(drawn.data)  # numpy's own way of writing does not say why it fails
         advance(len(chunk))
     advance(sum(map(len, chunks)) - sum(map(len, filled)))
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from saetool.activations import SiteStore
 from saetool.features.maxima import Maxima
+from saetool.statistics import squarable, unit_rows
 
 
 def monosemanticity(maxima: Maxima, embeddings: Float[np.ndarray, "images d"]) -> Float[np.ndarray, "latents"]:
@@ -67,6 +68,6 @@ def image_embeddings(site: SiteStore, block: int = 256) -> Float[np.ndarray, "im
     out = np.empty((site.n_images, site.d), np.float32)
     for start in range(0, site.n_images, block):
         stop = min(start + block, site.n_images)
-        mean = site.rows(start, stop).float().mean(1)
-        out[start:stop] = torch.nn.functional.normalize(mean, dim=1).numpy()
+        mean = squarable(site.rows(start, stop)).mean(1)
+        out[start:stop] = unit_rows(mean).numpy()
     return out

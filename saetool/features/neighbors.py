@@ -11,6 +11,7 @@ from torch import Tensor
 from saetool import progress
 from saetool.features.blocks import largest_in_rows
 from saetool.features.spill import Spill
+from saetool.statistics import unit_rows
 
 BLOCK = 1024
 """Latents compared with all others at a time."""
@@ -23,10 +24,8 @@ Neighbors = tuple[Int[Tensor, "n_latents k"], Float[Tensor, "n_latents k"]]
 
 def by_decoder(directions: Float[Tensor, "n_latents d_in"], k: int) -> Neighbors:
     """Return each latent's neighbors by cosine of decoder directions; a latent without direction has none."""
-    directions = directions.float()
-    norms = directions.norm(dim=1, keepdim=True)
-    unit = directions / norms.clamp_min(torch.finfo(torch.float32).tiny)
-    without = norms.squeeze(1) == 0
+    unit = unit_rows(directions)
+    without = (unit == 0).all(1)
     found = []
     for start in range(0, len(unit), BLOCK):
         cosine = (unit[start : start + BLOCK] @ unit.T).clamp_(-1, 1)

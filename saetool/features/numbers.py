@@ -6,6 +6,7 @@ import torch
 from saetool.autoencoders.base import Autoencoder
 from saetool.features.maxima import Maxima
 from saetool.features.ranking import largest
+from saetool.statistics import squarable
 
 
 def block_numbers(block: Maxima, held_out: np.ndarray) -> dict[str, np.ndarray]:
@@ -40,10 +41,12 @@ def directions(model: Autoencoder) -> dict[str, np.ndarray]:
     none = np.full(model.n_latents, np.nan, np.float32)
     if decoder is None:
         return {"decoder_norm": none, "encoder_decoder_cosine": none}
-    norm = decoder.float().norm(dim=1)
+    decoder = squarable(decoder)
+    norm = decoder.norm(dim=1)
     if encoder is None:
-        return {"decoder_norm": norm.cpu().numpy(), "encoder_decoder_cosine": none}
-    lengths = norm * encoder.float().norm(dim=1)
-    cosine = (decoder.float() * encoder.float()).sum(1) / lengths
+        return {"decoder_norm": norm.float().cpu().numpy(), "encoder_decoder_cosine": none}
+    encoder = squarable(encoder)
+    lengths = norm * encoder.norm(dim=1)
+    cosine = (decoder * encoder).sum(1) / lengths
     cosine = torch.where(lengths > 0, cosine.clamp(-1, 1), torch.nan)
-    return {"decoder_norm": norm.cpu().numpy(), "encoder_decoder_cosine": cosine.cpu().numpy()}
+    return {"decoder_norm": norm.float().cpu().numpy(), "encoder_decoder_cosine": cosine.float().cpu().numpy()}

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as parquet
 from safetensors import safe_open
 
 from saetool.artifacts import Artifact
-from saetool.errors import RequestError
+from saetool.artifacts.artifact import OpenArtifact
+from saetool.artifacts.remote import is_remote
+from saetool.errors import RequestError, printable
 
 _SHOWN = 40
 """Rows of a table that are printed."""
@@ -66,17 +67,18 @@ class Rows:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 class Features:
-    """A sealed features artifact, opened for reading.
+    """A sealed features artifact, opened for reading: it stays what it was when another takes its place.
 
     `latents`, `label_statistics`, `images` are the tables of docs/tables.md. Images are named by row or by path.
     """
 
     def __init__(self, path: Artifact | str | os.PathLike):
-        self.artifact = path if isinstance(path, Artifact) else Artifact.open(path, kind="features")
+        artifact = path if isinstance(path, Artifact) else Artifact.open(path, kind="features")
+        self.artifact = artifact if is_remote(artifact.path) else OpenArtifact.of(artifact)
         self.content = self.artifact.content
         self.n_latents: int = self.content["n_latents"]
         self.grid: list[int] | None = self.content["grid"]
@@ -84,19 +86,19 @@ class Features:
     @cached_property
     def latents(self) -> pa.Table:
         """One row a latent: every number there is."""
-        return parquet.read_table(self.artifact.file("latents.parquet"))
+        return self.artifact.read_table("latents.parquet")
 
     @cached_property
     def images(self) -> pa.Table:
         """One row an image: path, size, digest, held_out, labels."""
-        return parquet.read_table(self.artifact.file("images.parquet"))
+        return self.artifact.read_table("images.parquet")
 
     @cached_property
     def label_statistics(self) -> pa.Table:
         """One row a latent and class; raises RequestError where the images have no labels."""
         if "label_statistics.parquet" not in self.artifact.files:
             raise RequestError(f"{self.artifact.path}: its images have no labels.")
-        return parquet.read_table(self.artifact.file("label_statistics.parquet"))
+        return self.artifact.read_table("label_statistics.parquet")
 
     def latent(self, latent: int) -> dict[str, Any]:
         """Return everything latents.parquet says of one latent."""
@@ -109,7 +111,7 @@ class Features:
     def examples(self, latent: int, group: str = "top", count: int | None = None) -> Rows:
         """Return a latent's examples of one group (top, interval, random), with the images' paths."""
         filters = [("latent", "=", self._checked(latent)), ("group", "=", group)]
-        table = parquet.read_table(self.artifact.file("examples.parquet"), filters=filters)
+        table = self.artifact.read_table("examples.parquet", filters=filters)
         table = table if count is None else table.slice(0, count)
         paths = self.images["path"].take(table["image"])
         return Rows(table.add_column(table.schema.get_field_index("image") + 1, "path", paths))

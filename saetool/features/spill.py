@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from saetool.artifacts import digest_file
 from saetool.artifacts.files import sync_file
 from saetool.features.maxima import RECORD, Maxima
 from saetool.features.tally import Tally
@@ -27,6 +28,7 @@ BLOCK_CELLS = 1 << 20
 """Cells of the tables [latents, classes] of a block (8 MiB each, a few dozen at a time), unless one stripe has more."""
 
 _FILES = {"maxima": "maxima.bin", "latents": "latents.bin", "values": "values.bin"}
+_SUMS = "sums.safetensors"
 
 
 def stripe_width(n_latents: int) -> int:
@@ -49,20 +51,33 @@ class PartWriter:
         """Append one chunk: its maxima, and the strongest latents of its rows."""
         self._stripes.append(self._written + np.searchsorted(records["latent"], self.bounds))
         self._written += len(records)
-        records.tofile(self._files["maxima"])
-        latents.cpu().numpy().tofile(self._files["latents"])
-        values.cpu().numpy().tofile(self._files["values"])
+        parts = {"maxima": records, "latents": latents.cpu().numpy(), "values": values.cpu().numpy()}
+        for name, array in parts.items():  # numpy's own way of writing does not say why it fails
+            self._files[name].write(np.ascontiguousarray(array).data)
 
-    def close(self, tally: Tally) -> None:
-        """Write the sums and make everything durable."""
+    def close(self, tally: Tally) -> dict[str, str]:
+        """Write the sums, make everything durable, and return the files' digests."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
             file.close()
         sums = {"histogram": tally.histogram.cpu(), "profile": tally.profile.cpu()}
         stripes = torch.from_numpy(np.stack(self._stripes))
-        save_file({**sums, "stripes": stripes}, self.folder / "sums.safetensors")
-        sync_file(self.folder / "sums.safetensors")
+        save_file({**sums, "stripes": stripes}, self.folder / _SUMS)
+        sync_file(self.folder / _SUMS)
+        return _digests(self.folder)
+
+
+def is_whole(folder: Path, digests: dict[str, str]) -> bool:
+    """Say whether a part's files have the digests that `PartWriter.close` returned."""
+    try:
+        return _digests(folder) == digests
+    except OSError:
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: digest_file(folder / name) for name in (*_FILES.values(), _SUMS)}
 
 
 class Spill:
@@ -72,7 +87,7 @@ class Spill:
         self.folders = folders
         self.n_latents = n_latents
         self.width = stripe_width(n_latents)
-        self._stripes = [load_file(folder / "sums.safetensors")["stripes"].numpy() for folder in folders]
+        self._stripes = [load_file(folder / _SUMS)["stripes"].numpy() for folder in folders]
         self._maps = [_map(folder / _FILES["maxima"]) for folder in folders]
         widths = [np.diff(stripes, axis=1).sum(0) for stripes in self._stripes]
         self.stripe_records: np.ndarray = np.sum(widths, axis=0)
@@ -80,7 +95,7 @@ class Spill:
 
     def sums(self, part: int) -> dict[str, Tensor]:
         """Return the integer sums of one part: histogram and profile."""
-        return load_file(self.folders[part] / "sums.safetensors")
+        return load_file(self.folders[part] / _SUMS)
 
     def blocks(self, columns: int = 1) -> Iterator[Maxima]:
         """Yield the maxima of consecutive blocks of latents, together all of them.

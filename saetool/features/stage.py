@@ -179,7 +179,7 @@ class Index:
     def build(self, partial: Partial) -> dict[str, Any]:
         """Build the artifact; every process encodes and draws its parts, the main one does the rest."""
         device = distributed.default_device()
-        model = load(self.autoencoder.path).to(device)
+        model = load(self.autoencoder).to(device)
         pass_ = Pass(model, self.site, device)
         self._say_where(model.n_latents, device, partial)
         started = time.monotonic()

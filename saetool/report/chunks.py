@@ -6,7 +6,8 @@
 
 with named little-endian arrays, one after the other, deflated (zlib) and in base64, and JSON values beside them.
 Arrays stand in the order of their item size, largest first, so that each one is aligned. A chunk is ASCII and holds
-no `<`, whatever the data says: it cannot end a script element.
+holds no `<`, whatever the data says: it cannot end a script element. The key "__proto__" stands in brackets, as in a
+script it would otherwise not be a key.
 """
 
 import base64
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 DTYPES = ("float64", "float32", "int32", "uint32", "int16", "uint16", "int8", "uint8")
+_PROTO, _PROTO_KEY = '"__proto__":', '["__proto__"]:'
 _FORM = re.compile(r'\Asaetool\.define\(("[^\n]*?"), (\{[^\n]*\}), "([A-Za-z0-9+/=]*)"\);\n\Z')
 
 
@@ -36,7 +38,8 @@ def pack(name: str, arrays: dict[str, np.ndarray], values: dict[str, Any] | None
     body = b"".join(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder("<")).tobytes() for _, a in ordered)
     header = {"arrays": [[key, a.dtype.name, a.size] for key, a in ordered], "values": values or {}}
     encoded = base64.b64encode(zlib.compress(body, 6)).decode()
-    return f'saetool.define({script_json(name)}, {script_json(header)}, "{encoded}");\n'.encode("ascii")
+    literal = script_json(header).replace(_PROTO, _PROTO_KEY)
+    return f'saetool.define({script_json(name)}, {literal}, "{encoded}");\n'.encode("ascii")
 
 
 def unpack(script: bytes) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
@@ -44,7 +47,7 @@ def unpack(script: bytes) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
     found = _FORM.match(script.decode("ascii"))
     if found is None or b"<" in script:
         raise ValueError("not a chunk")
-    header = json.loads(found[2])
+    header = json.loads(found[2].replace(_PROTO_KEY, _PROTO))
     body, start, arrays = zlib.decompress(base64.b64decode(found[3], validate=True)), 0, {}
     for key, dtype, size in header["arrays"]:
         if dtype not in DTYPES:

@@ -109,7 +109,7 @@ def _letter(place: int) -> str:
 def _link(run: Path, runs: Path) -> str | None:
     """Return the address of a run's report from the overview, None where there is no report."""
     report = run / "report" / "index.html"
-    return quote(Path(os.path.relpath(report, runs / FOLDER)).as_posix()) if report.is_file() else None
+    return quote(os.fsencode(Path(os.path.relpath(report, runs / FOLDER)).as_posix())) if report.is_file() else None
 
 
 def _sweeps(runs: Path) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def _sweeps(runs: Path) -> list[dict[str, Any]]:
     for place in sorted([runs / "sweep", *runs.glob("*/sweep")]):
         if not (place / MANIFEST).is_file():
             continue
-        summary = json.loads(Artifact.open(place, "sweep").file("sweep.json").read_bytes())
+        summary = json.loads(Artifact.open(place, "sweep").read_bytes("sweep.json"))
         run = place.parent
         points = [{**point, "link": _link(run / point["name"], runs)} for point in summary["points"]]
         sites = list(dict.fromkeys(point.get("site") for point in points))

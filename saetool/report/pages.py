@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from saetool import progress
 from saetool.artifacts import Artifact, Partial
@@ -29,8 +28,7 @@ class FeaturePages:
 
     def write(self, partial: Partial) -> dict[str, Any]:
         """Write everything and return how much there is of it."""
-        with self.store.file("images.parquet").open("rb") as file:
-            images = pq.read_table(file)
+        images = self.store.read_table("images.parquet")
         budget = _Budget(partial, int(self.settings.max_mb * 1e6))
         self._write_tables(images, budget)
         with_page = self._write_latents(budget)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,8 +112,10 @@ class Thumbnails:
     def make(self, order: np.ndarray, folder: Path, budget: int) -> np.ndarray:
         """Write thumbnails below `folder` in `order` while `budget` bytes last; return the rows that have one.
 
-        A thumbnail already there is kept. Raises WorkError when an image is gone, unreadable or not the cached one.
+        What an earlier start left is made again: nobody knows whether it is whole. Raises WorkError when an image is
+        gone, unreadable or not the cached one.
         """
+        shutil.rmtree(folder / "thumbs", ignore_errors=True)
         made, spent = [], 0
         workers = min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool, progress.bar("thumbnails", len(order), "images") as advance:
@@ -137,14 +140,10 @@ class Thumbnails:
 
     def _one(self, row: int, folder: Path) -> int:
         path = folder / thumbnail_name(row)
-        if not path.exists():
-            picture = self._read(row)
-            small = picture.copy()
-            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            small.save(temporary, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
-            os.replace(temporary, path)
+        small = self._read(row).copy()
+        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small.save(path, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
         return path.stat().st_size
 
     def _read(self, row: int) -> Image.Image:

@@ -60,7 +60,7 @@ class FeatureFiles:
     @cached_property
     def latents(self) -> pa.Table:
         """`latents.parquet`, one row a latent; and for each label the lower end of its best class's AUROC."""
-        table = pq.read_table(self.artifact.file("latents.parquet"))
+        table = self.artifact.read_table("latents.parquet")
         return with_lower_ends(table, self.label_statistics, [label["name"] for label in self.content["labels"]])
 
     @cached_property
@@ -68,12 +68,12 @@ class FeatureFiles:
         """`label_statistics.parquet` in order of latent, where there are labels."""
         if "label_statistics.parquet" not in self.artifact.files:
             return None
-        return pq.read_table(self.artifact.file("label_statistics.parquet")).sort_by("latent")
+        return self.artifact.read_table("label_statistics.parquet").sort_by("latent")
 
     @cached_property
     def example_places(self) -> pa.Table:
         """Which images serve as examples: latent, group, rank, image; without the heat maps."""
-        return pq.read_table(self.artifact.file("examples.parquet"), columns=["latent", "group", "rank", "image"])
+        return self.artifact.read_table("examples.parquet", columns=["latent", "group", "rank", "image"])
 
     def examples(self, block: int) -> Iterator[tuple[int, Examples]]:
         """Yield (first latent, examples) for every `block` latents; the file is read a piece at a time."""

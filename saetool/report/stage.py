@@ -95,8 +95,8 @@ class _Builder:
 
     def _write_curves(self, partial: Partial, run: dict[str, Any]) -> int:
         """Write what the charts of the landing page draw; return how many curves there are."""
-        log = self.autoencoder.path / "metrics.jsonl"
-        charts = read_curves(log) if log.is_file() else []
+        log = "metrics.jsonl"
+        charts = read_curves(self.autoencoder.file(log)) if log in self.autoencoder.files else []
         partial.write_bytes(
             "data/curves.js", pack("curves", {}, {"charts": charts, "pareto": run["evaluation"]["pareto"]})
         )

@@ -5,6 +5,9 @@ from typing import Any
 
 from saetool.artifacts import Artifact
 
+_POINT = ("name", "kind", "l0", "fvu", "fvu_interval", "frontier")
+"""What the plane draws of a point; links are the overview's own."""
+
 
 def summarize(features: Artifact | None, store: Artifact, autoencoder: Artifact, evaluation: Artifact | None) -> dict:
     """Return what the pages say about the run, as JSON."""
@@ -110,13 +113,9 @@ def _evaluation(evaluation: Artifact | None) -> dict[str, list[dict]]:
     """Return an evaluation's ready-made tables, and its models and baselines in the plane of L0 and FVU."""
     if evaluation is None or "evaluation.json" not in evaluation.files:
         return {"tables": [], "pareto": []}
-    found = json.loads(evaluation.file("evaluation.json").read_bytes())
-    # A link would be followed by a click, whatever it says: these points have no page of their own.
-    pareto = [
-        {key: value for key, value in point.items() if key != "link"}
-        for point in found.get("pareto") or []
-        if _drawable(point)
-    ]
+    found = json.loads(evaluation.read_bytes("evaluation.json"))
+    drawn = [point for point in found.get("pareto") or [] if _drawable(point)]
+    pareto = [{key: point[key] for key in _POINT if key in point} for point in drawn]
     return {"tables": found.get("tables") or [], "pareto": pareto}
 
 

@@ -79,7 +79,7 @@ class StoreSource:
         """Open the store and shuffle the chosen site."""
         from saetool.activations import ActivationStore, StoreStream, held_out_mask
 
-        store = ActivationStore.open(self.artifact.path)
+        store = ActivationStore(self.artifact)
         mask = held_out_mask(store.digests, seed, settings.held_out)
         site = store.site(self.site(settings)["folder"])
         return StoreStream(site, settings.batch_size, settings.pool_rows, seed, mask, device)

@@ -13,7 +13,7 @@ from saetool.artifacts import Artifact, Partial, Stage, run_stages
 from saetool.artifacts.stage import Force, place_beside
 from saetool.autoencoders.base import Stream
 from saetool.autoencoders.families import AutoencoderSettings
-from saetool.errors import RequestError
+from saetool.errors import RequestError, WorkError
 from saetool.progress import say
 from saetool.sparse.backends import describe
 from saetool.training.estimate import estimate
@@ -136,6 +136,12 @@ def _train(plans: list[Plan], partials: list[Partial]) -> list[dict[str, Any]]:
 def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
     """Write the weights and return the artifact's content."""
     autoencoder, settings = run.learner.autoencoder, plan.settings
+    for name, tensor in autoencoder.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WorkError(
+                f"{run.partial.out}: {name} is not finite after training, so nothing is sealed. The activations may "
+                "be too large for float32: look at max_abs in the store's stats.safetensors."
+            )
     if distributed.is_main():
         run.partial.write_tensors("model.safetensors", autoencoder.state_dict())
     return {

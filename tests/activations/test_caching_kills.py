@@ -138,11 +138,11 @@ def test_killed_while_replacing_many_times(server, pictures, tmp_path, whole):
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        ("fsync", "*/layer-01/00004.safetensors.tmp"),
-        ("fsync", "*/layer-03/00004.safetensors.tmp"),
-        ("fsync", "*/journal/shards/00004.json.tmp"),
+        ("fsync", "*/new/layer-01/00004.safetensors"),
+        ("fsync", "*/new/layer-03/00004.safetensors"),
+        ("fsync", "*/journal/shards/00004"),
         ("fsync", "*/images.parquet"),
-        ("fsync", "*/manifest.json.tmp"),
+        ("fsync", "*/new/manifest.json"),
         ("rename", "*/store.partial"),
         ("rename", "*/store"),
         ("rename", "*/store.old"),

@@ -97,8 +97,25 @@ def test_a_server_that_gives_whole_files_for_parts_is_named(both, monkeypatch):
     files, (_, remote, _) = fsspec.filesystem("memory"), both
     whole = type(files).cat_file
     monkeypatch.setattr(type(files), "cat_file", lambda self, path, start=None, end=None: whole(self, path))
+    site = remote.site()
+    site.read_into(torch.empty(2, 6, 8), 3, 5)
     with pytest.raises(WorkError, match=r"00000\.safetensors: cannot be read \(its server answers.*whole file"):
-        remote.site().read_into(torch.empty(2, 6, 8), 3, 5)
+        site.read_into(torch.empty(2, 6, 8), 3, 5)
+
+
+def test_a_wrong_range_of_the_right_length_is_noticed(both, monkeypatch):
+    files, (_, remote, values) = fsspec.filesystem("memory"), both
+    site, out, right = remote.site(), torch.empty(2, 6, 8), type(files).cat_file
+    site.read_into(out, 3, 5)
+    site.read_into(out, 3, 5)
+    assert torch.equal(out, values[3:5])
+
+    def shifted(self, path, start=None, end=None):
+        return right(self, path, start and start - 4, end and end - 4)
+
+    monkeypatch.setattr(type(files), "cat_file", shifted)
+    with pytest.raises(RequestError, match=r"00000\.safetensors: its server sends other bytes"):
+        site.read_into(out, 3, 5)
 
 
 def test_an_artifact_at_an_address_can_be_described_and_verified(both):

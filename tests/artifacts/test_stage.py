@@ -71,7 +71,7 @@ def test_a_failed_build_keeps_its_work_and_is_not_an_artifact(tmp_path):
     assert calls == []
 
 
-@pytest.mark.parametrize("name", ["work/half", "checkpoint/step", "site/0.safetensors"])
+@pytest.mark.parametrize("name", [".scratch/work/half", ".scratch/checkpoint/step", "work/0.safetensors"])
 def test_unfinished_work_on_something_else_is_not_thrown_away_without_force(tmp_path, name):
     def fail(partial: Partial) -> dict:
         partial.file(name).write_bytes(b"work")
@@ -86,7 +86,7 @@ def test_unfinished_work_on_something_else_is_not_thrown_away_without_force(tmp_
 
 def test_a_request_that_failed_before_any_work_is_forgotten(tmp_path):
     def fail(partial: Partial) -> dict:
-        partial.file("work/half").unlink(missing_ok=True)
+        partial.scratch("half").unlink(missing_ok=True)
         raise RequestError("there is no such model")
 
     with pytest.raises(RequestError):
@@ -294,6 +294,29 @@ def test_finished_work_on_something_else_is_not_thrown_away(tmp_path, monkeypatc
     with pytest.raises(RequestError, match="lr: 1 there, 2 asked"):
         run_stage(stage(lr=2), tmp_path / "a")
     assert run_stage(stage(lr=1), tmp_path / "a").config["lr"] == 1
+
+
+def test_a_kill_while_unfinished_work_is_thrown_away_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    def fail(partial: Partial) -> dict:
+        stage().build(partial)
+        raise WorkError("no")
+
+    with pytest.raises(WorkError):
+        run_stage(Stage("activations", {"size": 3, "lr": 1}, fail), tmp_path / "a")
+    real = shutil.rmtree
+
+    def half(path, **kwargs) -> None:
+        if (Path(path) / ".scratch").exists():
+            real(Path(path) / ".scratch")
+            raise Crash
+        real(path, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(Crash):
+        run_stage(stage(lr=2), tmp_path / "a", force=True)
+    monkeypatch.undo()
+    assert run_stage(stage(lr=2), tmp_path / "a").config["lr"] == 2
+    assert os.listdir(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("name", ["caf\udce9", "red\x1b[31m"])

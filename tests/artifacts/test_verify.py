@@ -111,13 +111,20 @@ def test_any_missing_file_is_found(whole, copy):
 
 
 @pytest.mark.parametrize(
-    "name", ["extra.bin", "layer-01/00001.safetensors", "new/folder/x", ".hidden", "images.parquet.tmp"]
+    ("name", "said"),
+    [
+        ("extra.bin", "extra.bin"),
+        ("layer-01/00001.safetensors", "layer-01/00001.safetensors"),
+        ("new/folder/x", "new"),
+        (".hidden", ".hidden"),
+        ("images.parquet.tmp", "images.parquet.tmp"),
+    ],
 )
-def test_any_extra_file_is_found(copy, name):
+def test_any_extra_file_is_found(copy, name, said):
     path = copy()
     (path / name).parent.mkdir(parents=True, exist_ok=True)
     (path / name).write_bytes(b"")
-    assert any(name in problem for problem in verify(path))
+    assert verify(path) == [f"{said}: does not belong to it"]
 
 
 def test_two_files_of_one_size_exchanged_are_found(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 
 from saetool.activations import write_store
-from saetool.artifacts import Artifact, Stage, run_stage
+from saetool.artifacts import Artifact, Partial, Stage, run_stage
 from saetool.autoencoders.families import AutoencoderSettings, load
 from saetool.errors import RequestError
 from saetool.evaluation import (
@@ -24,6 +24,7 @@ from saetool.evaluation import (
 )
 from saetool.evaluation.pareto import mark_frontier, seed_pairs
 from saetool.evaluation.reconstruction import held_out_sums, numbers
+from saetool.evaluation.stage import Journal
 from saetool.evaluation.tables import all_tables
 from saetool.features import index
 from saetool.training import TrainingSettings, train
@@ -284,3 +285,41 @@ def test_effect_without_a_backbone_and_a_foreign_index_are_refused(store, autoen
         evaluation_stage(autoencoder, store, EvaluationSettings(effect=True))
     with pytest.raises(RequestError, match="index of another autoencoder"):
         evaluation_stage(autoencoder, store, EvaluationSettings(), features=Artifact.open(store.path))
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def test_a_section_is_the_same_whether_it_was_made_now_or_by_an_earlier_start(tmp_path):
+    journal = Journal(Partial(tmp_path / "x.partial", tmp_path / "x"))
+    made = {"b": {"z": (1, 2), "a": 0.1}, "a": {10: 1, 9: None}}
+    first = journal("section", lambda: made)
+    again = Journal(Partial(tmp_path / "x.partial", tmp_path / "x"))("section", lambda: 1 / 0)
+    assert json.dumps(first) == json.dumps(again)
+    assert type(first["b"]["z"]) is list
+
+
+@pytest.mark.parametrize("sections_done", range(1, 6))
+def test_an_evaluation_killed_after_any_section_ends_with_the_same_id(
+    tmp_path, place, store, autoencoder, monkeypatch, sections_done
+):
+    features = index(autoencoder, store, place / "index-of-killed")
+    other = trained(store, place / "other-seed", tokens=2_000, seed=1)
+    settings = EvaluationSettings(bootstrap=20, clusters=8, probing=True, stability=(str(other.path),))
+    stage = evaluation_stage(autoencoder, store, settings, features=features)
+    whole = run_stage(stage, place / "whole-of-killed")
+    record, done = Partial.record, []
+
+    def killing(self, key, value):
+        found = record(self, key, value)
+        done.extend([key] if key.startswith("section/") else [])
+        if len(done) == sections_done:
+            raise Killed
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Partial, "record", killing)
+        with pytest.raises(Killed):
+            run_stage(stage, tmp_path / "killed")
+    assert run_stage(stage, tmp_path / "killed").id == whole.id

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from saetool.activations import ActivationStore, held_out_mask
+from saetool.activations import ActivationStore, held_out_mask, write_store
 from saetool.features import IndexSettings
+from saetool.features.monosemanticity import image_embeddings
 
 LABELS = [
     {"name": "kind", "kind": "category", "classes": ["a", "b", "c"]},
@@ -231,3 +232,16 @@ def test_every_label_number_equals_scikit_learn_and_scipy(planted):
         for j, row in enumerate(latents):
             assert row[f"{label}.q_value"] == (pytest.approx(wanted[j]) if j in wanted else None)
     assert len(p_values["kind"]) >= 4
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e16])
+def test_an_embedding_counts_by_its_direction_however_long_it_is(tmp_path, length):
+    """Squares of values far from 1 leave float32: such an image was like no other."""
+    rows = torch.randn(6, 1, 4, generator=torch.Generator().manual_seed(0)).sign()
+    scaled = rows.clone()
+    scaled[2] *= length
+    found = [
+        image_embeddings(write_store(tmp_path / name, given).site()) for name, given in (("a", rows), ("b", scaled))
+    ]
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found[1], axis=1), 1, atol=1e-6)

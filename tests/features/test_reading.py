@@ -1,6 +1,8 @@
 """The few questions one asks of an index, answered from its files."""
 
+import os
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,36 @@ def test_browsing_from_a_terminal(features, capsys, monkeypatch, question, answe
     monkeypatch.setattr("sys.argv", ["browse_features.py", str(features.artifact.path), *question])
     runpy.run_path(str(ROOT / "scripts" / "browse_features.py"), run_name="__main__")
     assert answer in capsys.readouterr().out
+
+
+def test_what_is_open_stays_what_it_was_when_another_takes_its_place(build_index, tmp_path):
+    z = torch.zeros(6, 4, 3)
+    z[:3, 1, 0] = torch.tensor([1.0, 3.0, 2.0])
+    opened = Features(build_index(z, where=tmp_path / "x", grid=(2, 2)))
+    replaced = build_index(z.flip(0), where=tmp_path / "y", grid=(2, 2)).path
+    shutil.rmtree(tmp_path / "x/features")
+    os.rename(replaced, tmp_path / "x/features")
+    assert opened.top(0).column("image") == [1, 2, 0]
+    assert opened.firing(1).column("latent") == [0]
+    assert opened.latents.num_rows == 3
+    assert opened.histogram(0)[0].sum() == 3
+    assert Features(tmp_path / "x/features").top(0).column("image") == [4, 3, 5]
+
+
+def test_a_flipped_bit_in_any_table_is_noticed_before_it_is_read(build_index, tmp_path):
+    z = torch.rand(6, 4, 3)
+    path = build_index(z, where=tmp_path / "x", grid=(2, 2)).path
+    questions = {
+        "latents.parquet": lambda f: f.latents,
+        "images.parquet": lambda f: f.images,
+        "examples.parquet": lambda f: f.top(0),
+        "patches.safetensors": lambda f: f.firing(0),
+        "tensors.safetensors": lambda f: f.similar(0),
+    }
+    for name, ask in questions.items():
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
+        with pytest.raises(RequestError, match=f"damaged: {name}"):
+            ask(Features(path))
+        (path / name).write_bytes(whole)
+        ask(Features(path))

@@ -214,6 +214,17 @@ def test_hostile_text_stays_text(reader):
     assert "</script><script>" in page.locator("#facts").inner_text()
 
 
+def test_no_point_of_a_forged_plane_is_a_script(open_site, reader, run, tmp_path):
+    shutil.copytree(run.autoencoder.path, tmp_path / "one" / "autoencoder")
+    page = open_site(write_overview(tmp_path).parent).open("index.html")
+    links = ["javascript:alert(1)", " java\nscript:alert(1)", "https://example.org/", "data:text/html,x", "http://["]
+    point = {"kind": "x", "fvu": 0.5, "interval": [0.4, 0.6], "frontier": True}
+    points = [{**point, "name": link, "l0": i, "link": link} for i, link in enumerate([*links, "../one.html"])]
+    drawn = page.evaluate("points => saetool.plane(points).outerHTML", points)
+    assert drawn.count("<circle") == 6
+    assert re.findall('href="([^"]*)"', drawn) == ["../one.html"]
+
+
 def test_a_label_may_have_any_name(reader, run):
     page = reader.open("image.html#image=3")
     page.wait_for_selector("body[data-ready='3']")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from saetool.artifacts import Stage, run_stage
 from saetool.errors import RequestError, WorkError
-from saetool.report import check
+from saetool.report import ReportSettings, check, report_stage
 from saetool.report.chunks import unpack
 from saetool.report.pictures import patches_chunks
 
@@ -214,3 +214,18 @@ def test_a_source_without_the_images_is_an_error(run, tmp_path):
     other = dataclasses.replace(run, pictures=type(run.pictures)(10))
     with pytest.raises(WorkError, match="not in the image source"):
         run_stage(other.stage(), tmp_path / "report")
+
+
+def test_a_link_in_a_forged_evaluation_does_not_reach_the_page(run, tmp_path):
+    point = {"name": "x", "kind": "baseline", "l0": 1.0, "fvu": 0.5, "fvu_interval": [0.4, 0.6], "frontier": True}
+
+    def build(partial):
+        table = {"title": "t", "note": "n", "columns": ["latent", "x"], "rows": [["a", 3]]}
+        partial.write_json("evaluation.json", {"pareto": [{**point, "link": "javascript:alert(1)"}], "tables": [table]})
+        return {}
+
+    evaluation = run_stage(Stage("evaluation", {}, build, (run.autoencoder,)), tmp_path / "evaluation")
+    stage = report_stage(run.features, run.store, run.autoencoder, evaluation, run.pictures, ReportSettings())
+    made = run_stage(stage, tmp_path / "report")
+    assert unpack(made.read_bytes("data/curves.js"))[2]["pareto"] == [point]
+    assert not any(b"javascript:" in made.read_bytes(name) for name in made.files)

@@ -91,10 +91,12 @@ def test_a_crash_anywhere_changes_nothing(toy, make_run, make_stream, run_to_end
 def test_a_training_that_began_on_another_kind_of_device_is_not_resumed(toy, make_run, make_stream, settings):
     with pytest.raises(Crash):
         learn([make_run(toy(), settings)], crash_after(make_stream(), 12))
-    latest = make_run(toy(), settings).partial.path / "checkpoint" / "latest.json"
-    latest.write_text(latest.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    run = make_run(toy(), settings)
+    record = run.partial.record_of("checkpoint")
+    record["rest"]["learner"]["device"] = "cuda"
+    run.partial.record("checkpoint", record)
     with pytest.raises(RequestError, match="began on cuda and cannot go on on cpu"):
-        learn([make_run(toy(), settings)], make_stream())
+        learn([run], make_stream())
 
 
 def test_a_crash_in_the_last_evaluation_takes_no_step_again(toy, make_run, make_stream, settings, monkeypatch):
@@ -124,7 +126,7 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(
     whole = run_to_end(toy(), settings, name="whole")
     from saetool.training import checkpoints
 
-    originals = {name: getattr(checkpoints, name) for name in ("save_file", "sync_file", "write_atomic")}
+    originals = {name: getattr(checkpoints, name) for name in ("save_file", "sync_file", "sync_directory")}
     for broken, original in originals.items():
         calls = []
 
@@ -148,9 +150,9 @@ def test_a_damaged_checkpoint_is_named(toy, make_run, make_stream, settings):
     with pytest.raises(Crash):
         learn([make_run(toy(), settings)], crash_after(make_stream(), 12))
     run = make_run(toy(), settings)
-    (file,) = (run.partial.path / "checkpoint").glob("step-*")
+    (file,) = (run.partial.path / ".scratch/checkpoint").glob("step-*")
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(WorkError, match=r"checkpoint cannot be read.*Delete .*toy.partial"):
+    with pytest.raises(WorkError, match=r"step-\d+.safetensors: the checkpoint is damaged.*--force"):
         learn([run], make_stream())
 
 
@@ -239,7 +241,7 @@ def test_kills_at_random_times_change_nothing(tmp_path):
     draw = random.Random(0)
     for _ in range(8):
         process = start(tmp_path / "killed")
-        while not (tmp_path / "killed.partial" / "checkpoint").exists() and process.poll() is None:
+        while not (tmp_path / "killed.partial" / ".scratch/checkpoint").exists() and process.poll() is None:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.4))
         with contextlib.suppress(ProcessLookupError):

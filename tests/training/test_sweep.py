@@ -87,7 +87,7 @@ def test_a_crash_that_left_members_at_different_steps_is_made_good(stream, tmp_p
     with pytest.raises(KeyboardInterrupt):
         train_together(members())
     monkeypatch.undo()
-    done = [next((tmp_path / f"{i}.partial" / "checkpoint").glob("step-*")).name for i in range(3)]
+    done = [next((tmp_path / f"{i}.partial" / ".scratch/checkpoint").glob("step-*")).name for i in range(3)]
     assert len(set(done)) == 2
     found = train_together(members())
     for i, (settings, changes) in enumerate(VARIANTS):

@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_loss_and_advice(toy, make_run
     with pytest.raises(WorkError, match=r"diverged at step 17: loss nan.*lower training.lr.*clip_norm") as caught:
         learn([run], make_stream())
     assert "last good checkpoint" in str(caught.value)
-    kept = list((run.partial.path / "checkpoint").glob("step-*.safetensors"))
+    kept = list((run.partial.path / ".scratch/checkpoint").glob("step-*.safetensors"))
     assert [path.name for path in kept] == ["step-00000010.safetensors"]
 
 

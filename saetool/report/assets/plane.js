@@ -26,6 +26,15 @@ saetool.plane = (() => {
     return h("div", {}, area.svg, h("ul.legend", {}, ...keys));
   }
 
+  /** Say whether a link leads into this site or beside it: an address with another scheme, or a script, does not. */
+  function isPlace(link) {
+    try {
+      return Boolean(link) && new URL(link, location.href).protocol === location.protocol;
+    } catch {
+      return false;
+    }
+  }
+
   /** Return every height at which a point is drawn: itself and the ends of its interval. */
   const reach = ({ fvu, interval }) => [fvu, ...(interval ?? []).filter((end) => end !== null)];
 
@@ -37,7 +46,7 @@ saetool.plane = (() => {
     name.textContent = one.name.slice(0, 60);
     const title = s("title");
     title.textContent = `${one.name}: L0 ${format("value", one.l0)}, FVU ${format("unit", one.fvu)}`;
-    const link = one.link ? s("a", { href: one.link }) : s("g");
+    const link = isPlace(one.link) ? s("a", { href: one.link }) : s("g");
     link.append(title);
     const [low, high] = one.interval ?? [null, null];
     if (low !== null && high !== null) link.append(s("line.whisker", { x1: x, x2: x, y1: area.y(low), y2: area.y(high) }));

@@ -1,0 +1,195 @@
+"""A sealed directory, opened for reading."""
+
+import os
+import weakref
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from saetool.artifacts.manifest import MANIFEST, digest_bytes, digest_file, is_safe_name, read_manifest, remedy
+from saetool.artifacts.reading import check_file, damaged, require_unchanged
+from saetool.artifacts.remote import RemotePath, is_remote, place_of
+from saetool.errors import RequestError, first_line
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_ATTEMPTS = 3
+"""Looks at an artifact that is being replaced."""
+
+
+def _missing(path: Path, manifest: dict) -> str | None:
+    """Return which file is missing or has another size than the manifest says; None where all is well."""
+    for name, entry in manifest["files"].items():
+        try:
+            size = (path / name).stat().st_size if is_safe_name(name) else -1
+        except (OSError, ValueError):
+            size = -1
+        if size != entry["bytes"]:
+            return f"{name} is missing" if size < 0 else f"{name} has {size} bytes instead of {entry['bytes']}"
+    return None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A sealed directory, opened: its manifest has been read and every file has the size that it says."""
+
+    path: Path
+    manifest: dict
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, kind: str | None = None) -> "Artifact":
+        """Open a sealed artifact, of one kind where `kind` is given; `path` may be an address that fsspec reads.
+
+        Raises RequestError for a missing, unfinished or damaged directory, another schema or another kind.
+        """
+        path = place_of(path)
+        for attempt in range(_ATTEMPTS):
+            manifest = read_manifest(path)
+            problem = _missing(path, manifest)
+            # One that is replaced at this moment is neither the old one nor the new one: look again.
+            if problem is None or attempt == _ATTEMPTS - 1 or read_manifest(path) == manifest:
+                break
+        if kind is not None and manifest["kind"] != kind:
+            raise RequestError(f"{path}: holds {manifest['kind']}, but {kind} is needed here.")
+        if problem:
+            raise RequestError(f"{path}: damaged: {problem}. {remedy(path)}")
+        return cls(path, manifest)
+
+    @property
+    def kind(self) -> str:
+        """What it is: activations, autoencoder, features, evaluation or report."""
+        return self.manifest["kind"]
+
+    @property
+    def id(self) -> str:
+        """The digest of its content."""
+        return self.manifest["id"]
+
+    @property
+    def config(self) -> dict:
+        """The resolved request that it answers."""
+        return self.manifest["config"]
+
+    @property
+    def content(self) -> dict:
+        """Facts found while building it."""
+        return self.manifest["content"]
+
+    @property
+    def inputs(self) -> list[dict]:
+        """What it was made from: [{"kind", "id"}]."""
+        return self.manifest["inputs"]
+
+    @property
+    def files(self) -> dict:
+        """Its files: {name: {"bytes", "digest"}}."""
+        return self.manifest["files"]
+
+    @property
+    def notes(self) -> dict:
+        """What stands outside its id: time, host, paths, rates."""
+        return self.manifest["notes"]
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of its files, whose bytes were compared with their digest in this process.
+
+        Raises RequestError when it has no such file, or the bytes are not those that were sealed.
+        """
+        entry = self._entry(name)
+        if isinstance(self.path, RemotePath):  # it compares what it fetches
+            return cast(Path, replace(self.path / name, digest=entry["digest"]))
+        check_file(self.path, name, entry)
+        return self.path / name
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the bytes of one of its files, for small ones; raises as `file` does."""
+        entry = self._entry(name)
+        if isinstance(self.path, RemotePath):
+            return self.file(name).read_bytes()
+        data = (self.path / name).read_bytes()
+        if digest_bytes(data) != entry["digest"]:
+            raise damaged(self.path, name)
+        return data
+
+    def read_table(self, name: str, **options: Any) -> "pyarrow.Table":
+        """Return one of its tables, `options` as `pyarrow.parquet.read_table` takes them; raises as `file` does."""
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        with self.file(name).open("rb") as file:
+            try:
+                return parquet.read_table(file, **options)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise RequestError(f"{self.path}: {name} is not a table ({first_line(error)}).") from None
+
+    def require_unchanged(self) -> None:
+        """Raise RequestError unless the same artifact still stands there, and no file that was read has changed."""
+        found = Artifact.open(self.path)
+        if found.id != self.id:
+            raise RequestError(f"{self.path}: was replaced since it was opened ({self.id} then, {found.id} now).")
+        require_unchanged(self.path, self.files)
+
+    def _entry(self, name: str) -> dict:
+        if name not in self.files or not is_safe_name(name):
+            raise RequestError(f"{self.path}: has no file {name!r}.")
+        return self.files[name]
+
+    def find_input(self, kind: str, hint: str | os.PathLike | None = None) -> "Artifact":
+        """Open the artifact of `kind` that this one was made from, at `hint` or where it stood (relative to this one).
+
+        Raises RequestError when it is not there any more, or another one stands in its place.
+        """
+        wanted = next((entry["id"] for entry in self.inputs if entry["kind"] == kind), None)
+        if wanted is None:
+            raise RequestError(f"{self.path}: was not made from {kind}.")
+        noted = self.notes.get("input_paths", ())
+        places = [place_of(hint)] if hint else [place_of(p) if is_remote(p) else self.path / p for p in noted]
+        for place in places:
+            if (place / MANIFEST).is_file():
+                found = Artifact.open(place)
+                if found.id == wanted:
+                    return found
+        looked = ", ".join(str(place) for place in places) or "nowhere"
+        raise RequestError(f"{self.path}: made from {kind} {wanted}, which is not at {looked}. Give its place.")
+
+
+@dataclass(frozen=True)
+class OpenArtifact(Artifact):
+    """A local artifact whose files are all open: it is read to its end, whatever takes its place meanwhile."""
+
+    descriptors: dict[str, int] = field(default_factory=dict)
+    compared: set[str] = field(default_factory=set)
+    """Names of the files whose bytes were compared with their digests."""
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "OpenArtifact":
+        """Open the files of an artifact, of those kinds that have few; they close with the last reference."""
+        descriptors: dict[str, int] = {}
+        held = cls(artifact.path, artifact.manifest, descriptors)
+        weakref.finalize(held, _close, descriptors)
+        try:
+            for name in artifact.files:
+                descriptors[name] = os.open(artifact.path / name, os.O_RDONLY)
+        except OSError as error:
+            raise RequestError(f"{artifact.path}: {name} cannot be opened ({error.strerror}).") from None
+        return held
+
+    def file(self, name: str) -> Path:
+        """Return a path that leads to the open file; raises as `Artifact.file` does."""
+        entry = self._entry(name)
+        path = Path(f"/dev/fd/{self.descriptors[name]}")
+        if name not in self.compared:
+            if digest_file(path) != entry["digest"]:
+                raise damaged(self.path, name)
+            self.compared.add(name)
+        return path
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the bytes of one of its files; raises as `Artifact.file` does."""
+        return self.file(name).read_bytes()
+
+
+def _close(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
