@@ -31,7 +31,8 @@ def variants():
     floor = [HALF, FLOAT, FLOAT, FLOAT, WHOLE, WHOLE, WHOLE, NUMBER]
     yield kernels.mark, "", [HALF, FLOAT, FLOAT, BYTE, LONG, WHOLE, WHOLE, NUMBER], bits, 4
     yield kernels.topk_floor, "", floor, {**bits, "PRECISION": launch.BITS}, 4
-    yield kernels.expand, "", [BYTE, LONG, HALF, FLOAT, LONG, LONG, FLOAT, WHOLE, WHOLE], bits, 4
+    yield kernels.expand, "", [BYTE, LONG, LONG, LONG, WHOLE], bits, 4
+    yield kernels.entry_values, "", [LONG, LONG, HALF, FLOAT, FLOAT, WHOLE, WHOLE], {"BLOCK": 1024}, 4
     for width in (64, 128, launch.WIDEST):
         kept = [LONG, LONG, FLOAT, LONG, FLOAT, WHOLE]
         yield kernels.keep_largest, f"{width} a row", kept, {"WIDTH": width, "STEP": 16}, max(1, width // 64)

@@ -78,8 +78,11 @@ def topk_floor(PRE, BIAS, MARGIN, FLOOR, n_latents, n_bytes, k, rounding, BYTES:
 
 
 @triton.jit
-def expand(BITS, OFFSETS, PRE, BIAS, ROWS, LATENTS, VALUES, n_latents, n_bytes, BYTES: tl.constexpr):
-    """Write the row, the latent and pre + bias of every marked entry, latents ascending, from the row's offset on."""
+def expand(BITS, OFFSETS, ROWS, LATENTS, n_bytes, BYTES: tl.constexpr):
+    """Write the row and the latent of every marked entry, latents ascending, from the row's offset on.
+
+    Nothing is loaded inside the loop: it would wait for memory at every turn. See `entry_values`.
+    """
     row = tl.program_id(0).to(tl.int64)
     byte = tl.arange(0, BYTES)
     end = tl.load(OFFSETS + row)
@@ -92,12 +95,20 @@ def expand(BITS, OFFSETS, PRE, BIAS, ROWS, LATENTS, VALUES, n_latents, n_bytes, 
             on = bits > 0
             lowest = bits & -bits
             latent = ((start + byte) * 8 + _ones(lowest - 1)).to(tl.int64)
-            value = tl.load(PRE + row * n_latents + latent, mask=on, other=0.0).to(tl.float32)
             tl.store(ROWS + place, tl.zeros([BYTES], tl.int64) + row, mask=on)
             tl.store(LATENTS + place, latent, mask=on)
-            tl.store(VALUES + place, value + tl.load(BIAS + latent, mask=on, other=0.0), mask=on)
             bits = bits ^ lowest
             place += 1
+
+
+@triton.jit
+def entry_values(ROWS, LATENTS, PRE, BIAS, VALUES, n_entries, n_latents, BLOCK: tl.constexpr):
+    """Write pre + bias of every entry."""
+    entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = entry < n_entries
+    row, latent = tl.load(ROWS + entry, mask=inside, other=0), tl.load(LATENTS + entry, mask=inside, other=0)
+    pre = tl.load(PRE + row * n_latents + latent, mask=inside, other=0.0).to(tl.float32)
+    tl.store(VALUES + entry, pre + tl.load(BIAS + latent, mask=inside, other=0.0), mask=inside)
 
 
 @triton.jit

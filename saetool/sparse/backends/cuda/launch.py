@@ -93,17 +93,17 @@ class Cuda:
 
     def encode_threshold(self, x: Tensor, encoder: Weight, bias, cut, precision: str) -> tuple[Support, Tensor]:
         product = _Product(x, encoder, bias, precision == "exact")
-        support, values = product.entries((bias - cut).contiguous(), product.margin.neg())
-        return support, product.outputs(support, values)
+        support = product.entries((bias - cut).contiguous(), product.margin.neg())
+        return support, product.outputs(support)
 
     def encode_topk(self, x: Tensor, encoder: Weight, bias, k: int, precision: str) -> tuple[Support, Tensor]:
         k = min(k, len(bias))
         product = _Product(x, encoder, bias, precision == "exact")
-        support, values, widest = product.candidates(k)
+        support, widest = product.candidates(k)
         if widest > WIDEST:  # equal outputs by the thousand: a degenerate model
             parts = plain.slices(x, encoder.tensor.detach(), bias, half=precision == "bf16")
             return plain.joined([plain.entries_largest(pre, k) for pre in parts])
-        values = product.outputs(support, values)
+        values = product.outputs(support)
         latents = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
         kept = torch.zeros(len(x), k, device=x.device)
         width = max(16, _power_of_two(widest))
@@ -221,11 +221,11 @@ class _Product:
     def _bytes(self) -> int:
         return _blocks(self.pre.shape[1], 8)
 
-    def entries(self, offset: Tensor, floor: Tensor) -> tuple[Support, Tensor]:
+    def entries(self, offset: Tensor, floor: Tensor) -> Support:
         """Return the entries whose output with this offset [n_latents] exceeds the row's floor."""
         return self._found(*self._mark(offset, floor))
 
-    def candidates(self, k: int) -> tuple[Support, Tensor, int]:
+    def candidates(self, k: int) -> tuple[Support, int]:
         """Return entries among which are each row's k largest positive ones, and the most of them in a row."""
         rows, n_latents = self.pre.shape
         floor = torch.empty(rows, device=self.x.device)
@@ -237,14 +237,20 @@ class _Product:
         # The one wait of a step, for two numbers.
         total, widest = torch.stack([counts.sum(), counts.amax()]).tolist()
         if widest > WIDEST:
-            return Support(counts.new_zeros(rows + 1), counts.new_zeros(0), n_latents), self.bias[:0], widest
-        return *self._found(bits, counts, total), widest
+            return Support(counts.new_zeros(rows + 1), counts.new_zeros(0), n_latents), widest
+        return self._found(bits, counts, total), widest
 
-    def outputs(self, support: Support, values: Tensor) -> Tensor:
-        """Return the outputs on a support: in exact mode computed in float32, else as they were read."""
-        if not self.exact:
-            return values
-        return _row_products(support, self.encoder.tensor.detach(), self.x, self.bias)
+    def outputs(self, support: Support) -> Tensor:
+        """Return the outputs on a support: in exact mode computed in float32, else the product's."""
+        if self.exact:
+            return _row_products(support, self.encoder.tensor.detach(), self.x, self.bias)
+        entries, block = len(support.latents), 1024
+        values = torch.empty(entries, device=self.x.device)
+        with _on(self.x):
+            kernels.entry_values[(max(1, _blocks(entries, block)),)](
+                support.rows, support.latents, self.pre, self.bias, values, entries, self.pre.shape[1], block
+            )
+        return values
 
     @property
     def _groups(self) -> int:
@@ -260,19 +266,16 @@ class _Product:
             )
         return bits, counts
 
-    def _found(self, bits: Tensor, counts: Tensor, total: int | None = None) -> tuple[Support, Tensor]:
+    def _found(self, bits: Tensor, counts: Tensor, total: int | None = None) -> Support:
         rows, n_latents = self.pre.shape
         offsets = torch.zeros(rows + 1, dtype=torch.int64, device=self.x.device)
         torch.cumsum(counts, 0, out=offsets[1:])
         if total is None:
             total = int(offsets[-1])  # the one wait of a step
         row, latents = (torch.empty(total, dtype=torch.int64, device=self.x.device) for _ in range(2))
-        values = torch.empty(total, device=self.x.device)
         with _on(self.x):
-            kernels.expand[(rows,)](
-                bits, offsets, self.pre, self.bias, row, latents, values, n_latents, self._bytes, self._groups
-            )
-        return Support(offsets, latents, n_latents, row), values
+            kernels.expand[(rows,)](bits, offsets, row, latents, self._bytes, self._groups)
+        return Support(offsets, latents, n_latents, row)
 
 
 def _weighted_sums(
