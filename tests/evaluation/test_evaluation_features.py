@@ -68,7 +68,7 @@ def store(tmp_path):
     images = [{"kind": kind, "one": "same", "size": float(i)} for i, kind in enumerate(kinds)]
     columns = [
         {"name": "kind", "kind": "category", "classes": ["c", "b", "a", "never"]},
-        {"name": "one", "kind": "category", "classes": None},
+        {"name": "one", "kind": "category", "classes": ["same"]},
         {"name": "size", "kind": "number", "classes": None},
     ]
     cache = CacheSettings(dtype="float32", batch_size=3, shard_mb=1e-4)
