@@ -30,7 +30,9 @@ def variants():
     bits = {"BYTES": launch.BYTES}
     floor = [HALF, FLOAT, FLOAT, FLOAT, WHOLE, WHOLE, WHOLE, NUMBER]
     yield kernels.mark, "", [HALF, FLOAT, FLOAT, BYTE, LONG, WHOLE, WHOLE, NUMBER], bits, 4
-    yield kernels.topk_floor, "", floor, {**bits, "PRECISION": launch.BITS}, 4
+    for fine in (False, True):
+        constants = {**bits, "PRECISION": launch.BITS, "FINE": fine}
+        yield kernels.topk_floor, "large k" if fine else "", floor, constants, 4
     yield kernels.expand, "", [BYTE, LONG, LONG, LONG, WHOLE], bits, 4
     yield kernels.entry_values, "", [LONG, LONG, HALF, FLOAT, FLOAT, WHOLE, WHOLE], {"BLOCK": 1024}, 4
     for width in (64, 128, launch.WIDEST):
@@ -49,7 +51,7 @@ def variants():
     center = [HALF, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, WHOLE, WHOLE]
     yield kernels.center, "", center, {"BLOCK": 1024, "HAS_MEAN": True}, 4
     yield kernels.round_rows, "", [FLOAT, HALF, FLOAT, FLOAT, WHOLE], {"COLUMNS": launch.COLUMNS}, 1
-    adam = [*[FLOAT] * 4, HALF, FLOAT, FLOAT, WHOLE, WHOLE, *[NUMBER] * 5]
+    adam = [*[FLOAT] * 4, HALF, WHOLE, WHOLE, *[NUMBER] * 5]
     for unit in (False, True):
         constants = {"COLUMNS": 1024, "UNIT_ROWS": unit, "COPY": True}
         yield kernels.adam_rows, "decoder" if unit else "encoder", adam, constants, 4

@@ -40,7 +40,8 @@ def on_device(pools: Iterator[Pool], device: torch.device) -> Iterator[Pool]:
         if transfers is not None:
             torch.cuda.current_stream(device).wait_event(current.came)
         yield current.rows, current.order
-        current.left.record()
+        if transfers is not None:
+            current.left.record(torch.cuda.current_stream(device))
         current = following
 
 
@@ -54,13 +55,17 @@ def _upload(
     rows, order = pool
     if number < 2:
         slots.append(_Slot(torch.empty_like(rows, device=device), _event(device), _event(device)))
+        if transfers is not None:
+            transfers.wait_stream(torch.cuda.current_stream(device))  # whoever had this memory before is done
+            slots[-1].rows.record_stream(transfers)
     slot = slots[number % 2]
     with torch.cuda.stream(transfers) if transfers is not None else nullcontext():
         if transfers is not None and number >= 2:
             transfers.wait_event(slot.left)
         slot.rows.copy_(rows, non_blocking=True)
         slot.order = _pinned(order, device).to(device, non_blocking=True)
-        slot.came.record()
+        if transfers is not None:
+            slot.came.record(transfers)
     if transfers is not None:
         slot.order.record_stream(torch.cuda.current_stream(device))
     return slot
@@ -76,9 +81,6 @@ def _event(device: torch.device) -> Any:
 
 class _Nothing:
     """An event where the host's order is the device's."""
-
-    def record(self) -> None:
-        """Do nothing."""
 
     def synchronize(self) -> None:
         """Do nothing."""

@@ -7,6 +7,7 @@ one row a latent: [n_latents, d_in].
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -92,6 +93,11 @@ class SparseAutoencoder(Autoencoder):
         """Forget what was read off buffers that have changed since."""
         self._dense = None
         self.silence.forget_count()
+        self._encoder.tensor, self._decoder.tensor = self.encoder, self.decoder  # they may have been exchanged
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was compiled for this model alone: a copy compiles its own."""
+        return self.__dict__ | {"_compiled": None}
 
     @property
     def unit_decoder(self) -> bool:
@@ -109,9 +115,7 @@ class SparseAutoencoder(Autoencoder):
             return Codes.from_dense(self.encoder.new_zeros(0, self.n_latents))
         if self._dense_only():
             return Codes.from_dense(self.encode(x), self.active_above)
-        mean = None if self.normalizer.kind == "none" else self.normalizer.mean
-        backend = backend_for(self.encoder)
-        _, centered = backend.center(x, mean, self.normalizer.factor, self.decoder_bias)
+        _, centered = self._in_units(x)
         support, a = self.activation.select(self._encoder, centered, self.encoder_bias, "exact")
         view = SparseView(a, support)
         return support.codes(self.activation.values(a, view.gather, self.encoder_bias, training=False))
@@ -167,11 +171,16 @@ class SparseAutoencoder(Autoencoder):
         with torch.autocast(kind, enabled=False):
             return self._loss(x, step, half, optimizer)
 
+    @torch.no_grad()
+    def _in_units(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
+        """Return raw activations in the model's units, and what the encoder sees of them: less the decoder's bias."""
+        mean = None if self.normalizer.kind == "none" else self.normalizer.mean
+        x = x.to(self.encoder.device)
+        return backend_for(self.encoder).center(x, mean, self.normalizer.factor, self.decoder_bias)
+
     def _loss(self, x: Float[Tensor, "batch d_in"], step: int, half: bool, optimizer: Deferring | None) -> Loss:
         deferred = (optimizer.deferred(self.encoder), optimizer.deferred(self.decoder)) if optimizer else (None, None)
-        mean = None if self.normalizer.kind == "none" else self.normalizer.mean
-        with torch.no_grad():
-            x, centered = backend_for(self.encoder).center(x, mean, self.normalizer.factor, self.decoder_bias)
+        x, centered = self._in_units(x)
         view = None if self._is_dense() else self._sparse_view(centered, deferred[0])
         if view is not None:
             z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)

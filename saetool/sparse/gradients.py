@@ -37,7 +37,7 @@ class Outer:
         """Return the rows `start` to `stop`."""
         from saetool.sparse.backends import backend_for
 
-        return backend_for(self.table).latent_gradient(self.support, self.weights, self.table, start, stop)
+        return backend_for(self.weights).latent_gradient(self.support, self.weights, self.table, start, stop)
 
     def whole(self) -> Float[Tensor, "n_latents d_in"]:
         """Return all rows."""

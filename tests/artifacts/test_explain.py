@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -22,15 +23,20 @@ def failing(error: BaseException) -> Stage:
     return Stage("activations", {}, build)
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """Let no file grow beyond 4,000 bytes: a refusal that needs no file system of its own."""
+    """Let no file grow beyond 4,000 bytes: a refusal that needs no file system of its own.
+
+    Not as a fixture: what pytest itself writes to a file between setup and teardown would be refused too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 ROWS = torch.zeros(2000)
@@ -52,12 +58,12 @@ def _write_table(partial: Partial) -> None:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_every_writer_says_that_a_file_may_not_grow(tmp_path, small_files, writer):
+def test_every_writer_says_that_a_file_may_not_grow(tmp_path, writer):
     def build(partial: Partial) -> dict:
         WRITERS[writer](partial)
         return {}
 
-    with pytest.raises(WorkError, match=r"larger than a file may be here.*resumes"):
+    with pytest.raises(WorkError, match=r"larger than a file may be here.*resumes"), small_files():
         run_stage(Stage("activations", {}, build), tmp_path / "a")
 
 

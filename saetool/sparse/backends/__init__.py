@@ -8,6 +8,7 @@
 """
 
 import os
+import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def backend_for(*tensors: Tensor) -> Backend:
 
     Compiled backends serve float32 (and the whole numbers of a support); everything else is the reference's.
     """
-    plain = any(t.is_floating_point() and t.dtype not in (torch.float32, torch.bfloat16) for t in tensors)
+    plain = any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors)
     return _named("reference" if plain else choice(tensors[0].device).name)
 
 
@@ -191,7 +192,28 @@ def describe(device: torch.device) -> str:
 
 def compiled_dense(function: Callable, device: torch.device) -> Callable:
     """Return a dense computation as `torch.compile` makes it on a GPU with Triton; elsewhere as it is."""
-    return torch.compile(function) if choice(device).name == "cuda" and device.type == "cuda" else function
+    return fresh_compile(function) if choice(device).name == "cuda" and device.type == "cuda" else function
+
+
+def fresh_compile(function: Callable) -> Callable:
+    """Return `torch.compile(function)` with a memory of its own.
+
+    What was compiled is kept by code object, only a few for each: the models of a large sweep share their code, and the
+    ninth would silently not be compiled.
+    """
+
+    def call(*arguments: Tensor | bool) -> object:
+        return function(*arguments)
+
+    own = types.FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
+    return torch.compile(own)
+
+
+def kth_largest(values: Float[Tensor, "n"], k: int) -> Float[Tensor, ""]:
+    """Return the k-th largest value; on a GPU by sorting, as torch looks for it with one block of threads only."""
+    if values.device.type == "cuda":
+        return values.sort(descending=True).values[k - 1]
+    return values.kthvalue(values.numel() - k + 1).values
 
 
 def count_later(mask: Bool[Tensor, "n"]) -> Callable[[], int] | None:
@@ -200,7 +222,7 @@ def count_later(mask: Bool[Tensor, "n"]) -> Callable[[], int] | None:
         return None
     answer, asked = torch.empty((), dtype=torch.int64, pin_memory=True), torch.cuda.Event()
     answer.copy_(mask.sum(), non_blocking=True)
-    asked.record()
+    asked.record(torch.cuda.current_stream(mask.device))
 
     def read() -> int:
         asked.synchronize()

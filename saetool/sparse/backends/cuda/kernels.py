@@ -36,7 +36,7 @@ def _outputs(PRE, OFFSET, row, start, n_latents, rounding, BYTES: tl.constexpr):
     return latents, inside, pre + rounding * tl.abs(pre) + offset
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_bytes"])
 def mark(PRE, OFFSET, FLOOR, BITS, COUNTS, n_latents, n_bytes, rounding, BYTES: tl.constexpr):
     """Mark which outputs of a row exceed its floor, one bit a latent, and count them. A NaN exceeds nothing.
 
@@ -55,29 +55,36 @@ def mark(PRE, OFFSET, FLOOR, BITS, COUNTS, n_latents, n_bytes, rounding, BYTES: 
     tl.store(COUNTS + row, tl.sum(count, 0).to(tl.int64))
 
 
-@triton.jit
-def topk_floor(PRE, BIAS, MARGIN, FLOOR, n_latents, n_bytes, k, rounding, BYTES: tl.constexpr, PRECISION: tl.constexpr):
+@triton.jit(do_not_specialize=["n_bytes", "k"])
+def topk_floor(
+    PRE, BIAS, MARGIN, FLOOR, n_latents, n_bytes, k, rounding,
+    BYTES: tl.constexpr, PRECISION: tl.constexpr, FINE: tl.constexpr,
+):  # fmt: skip
     """Write a floor that each of a row's k largest positive outputs exceeds: just below the k-th largest of the maxima
     of BYTES groups of latents, less twice the margin; at least −margin, as only positive outputs count.
 
-    `rounding` is that of bounds from below. The k-th largest is found by bisection, on the first PRECISION bits.
+    FINE: eight times as many groups, for a k that is not small beside BYTES. `rounding` is that of bounds from below.
+    The k-th largest is found by bisection, on the first PRECISION bits.
     """
     row = tl.program_id(0).to(tl.int64)
-    top = tl.zeros([BYTES], tl.float32)
+    top = tl.zeros([BYTES, 8] if FINE else [BYTES], tl.float32)
     for start in range(0, n_bytes, BYTES):
         _, inside, outputs = _outputs(PRE, BIAS, row, start, n_latents, rounding, BYTES)
-        top = tl.maximum(top, tl.max(tl.where(inside & (outputs > 0), outputs, 0.0), 1))
+        outputs = tl.where(inside & (outputs > 0), outputs, 0.0)
+        top = tl.maximum(top, outputs if FINE else tl.max(outputs, 1))
     bits = top.to(tl.int32, bitcast=True)  # of numbers that are not negative: ordered as these are
     found = 0
     for place in tl.static_range(PRECISION):
         trial = found | (1 << (30 - place))
-        found = tl.where(tl.sum((bits >= trial).to(tl.int32), 0) >= k, trial, found)
+        reached = (bits >= trial).to(tl.int32)
+        reached = tl.sum(reached, 1) if FINE else reached
+        found = tl.where(tl.sum(reached, 0) >= k, trial, found)
     below = (tl.maximum(found, 1) - 1).to(tl.float32, bitcast=True)
     margin = tl.load(MARGIN + row)
     tl.store(FLOOR + row, tl.maximum(below - 2 * margin, -margin))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_bytes"])
 def expand(BITS, OFFSETS, ROWS, LATENTS, n_bytes, BYTES: tl.constexpr):
     """Write the row and the latent of every marked entry, latents ascending, from the row's offset on.
 
@@ -101,7 +108,7 @@ def expand(BITS, OFFSETS, ROWS, LATENTS, n_bytes, BYTES: tl.constexpr):
             place += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_entries"])
 def entry_values(ROWS, LATENTS, PRE, BIAS, VALUES, n_entries, n_latents, BLOCK: tl.constexpr):
     """Write pre + bias of every entry."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -111,7 +118,7 @@ def entry_values(ROWS, LATENTS, PRE, BIAS, VALUES, n_entries, n_latents, BLOCK: 
     tl.store(VALUES + entry, pre + tl.load(BIAS + latent, mask=inside, other=0.0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def keep_largest(OFFSETS, LATENTS, VALUES, KEPT_LATENTS, KEPT_VALUES, k, WIDTH: tl.constexpr, STEP: tl.constexpr):
     """Write each row's k largest positive entries, latents ascending; of equals the lowest latents.
 
@@ -275,13 +282,13 @@ def round_rows(X, HALF, NORMS, ERRORS, d, COLUMNS: tl.constexpr):
 
 @triton.jit
 def adam_rows(
-    WEIGHT, GRAD, MOMENT, SQUARE, HALF, NORMS, ERRORS, size, d, step_size, beta1, beta2, correction, eps,
+    WEIGHT, GRAD, MOMENT, SQUARE, HALF, size, d, step_size, beta1, beta2, correction, eps,
     COLUMNS: tl.constexpr, UNIT_ROWS: tl.constexpr, COPY: tl.constexpr,
 ):  # fmt: skip
     """Take Adam's step for each row of a weight: `step_size` is lr / (1 − β₁ᵗ), `correction` √(1 − β₂ᵗ).
 
     UNIT_ROWS: the gradient's part along the row is left out, and rows end at norm 1. COPY: the row is written in
-    bfloat16 too, with the norm of the rounded row and of what rounding changed.
+    bfloat16 too.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
@@ -300,8 +307,4 @@ def adam_rows(
     tl.store(MOMENT + at, moment, mask=inside)
     tl.store(SQUARE + at, square, mask=inside)
     if COPY:
-        half = weight.to(tl.bfloat16)
-        rounded = half.to(tl.float32)
-        tl.store(HALF + at, half, mask=inside)
-        tl.store(NORMS + row, tl.sqrt(tl.sum(rounded * rounded, 0)))
-        tl.store(ERRORS + row, tl.sqrt(tl.sum((weight - rounded) * (weight - rounded), 0)))
+        tl.store(HALF + at, weight.to(tl.bfloat16), mask=inside)

@@ -25,9 +25,9 @@ from saetool.sparse.weight import Weight
 kernels: Any = compiled_at_launch
 """Called as kernels[grid](…), which their signatures do not say."""
 
-BYTES = 1024
+BYTES, FEW_BYTES = 1024, 32
 """Bytes of marks that a program of selection makes at a time, 8,192 latents; also the groups whose maxima tell how far
-down a row's largest can be."""
+down a row's largest can be. Few, where there are few latents."""
 
 CHUNK = 256
 """Entries of one latent that another program sums first: what fires on every row would else take as long as all."""
@@ -49,10 +49,10 @@ INT16_LATENTS = 2**15 - 1
 
 
 class HalfCopy:
-    """A weight in bfloat16, the norms of its rounded rows and of what rounding changed in each."""
+    """A weight in bfloat16; where it was `measured`, the norms of its rounded rows and of what rounding changed."""
 
     def __init__(self, half: Tensor, norms: Tensor, errors: Tensor):
-        self.half, self.norms, self.errors = half, norms, errors
+        self.half, self.norms, self.errors, self.measured = half, norms, errors, False
 
     @classmethod
     def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
@@ -67,6 +67,7 @@ class HalfCopy:
     def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
         """Copy the rows `start` to `stop`."""
         _round(weight[start:stop], self.half[start:stop], self.norms[start:stop], self.errors[start:stop])
+        self.measured = self.measured or (start == 0 and stop == len(weight))
 
 
 @dataclass(frozen=True)
@@ -175,15 +176,15 @@ class Cuda:
         assert grad is not None
         width = values.shape[1] if values.dim() == 2 else min(1024, max(1, values.numel()))
         copy = weight.copy if isinstance(weight.copy, HalfCopy) else None
-        half, norms, errors = (copy.half, copy.norms, copy.errors) if copy else (values, values, values)
         numbers = (step.lr / (1 - beta1**step.count), beta1, beta2, (1 - beta2**step.count) ** 0.5, step.eps)
         with _on(values):
             kernels.adam_rows[(_blocks(values.numel(), width),)](
-                values, grad.contiguous(), *moments, half, norms, errors, values.numel(), width, *numbers,
+                values, grad.contiguous(), *moments, copy.half if copy else values, values.numel(), width, *numbers,
                 _power_of_two(width), unit_rows, copy is not None,
             )  # fmt: skip
         torch.autograd.graph.increment_version(weight.tensor)
         if copy is not None:
+            copy.measured = False  # exact mode measures it again, in the same order of sums whenever it resumes
             weight.mark_current()
 
     def step_context(self) -> AbstractContextManager[None]:
@@ -209,6 +210,8 @@ class _Product:
             self.pre = torch.mm(half, copy.half.T)
         self.rounding = ROUNDING if exact else 0.0
         if exact:
+            if not copy.measured:
+                copy.refresh(encoder.tensor.detach(), 0, len(bias))
             size, wrong = (norm.nan_to_num(0.0).amax() for norm in (copy.norms, copy.errors))  # NaN is found nowhere
             rounding = (x.shape[1] + 16) * 2.0**-23
             self.margin = 1.01 * (
@@ -231,8 +234,9 @@ class _Product:
         floor = torch.empty(rows, device=self.x.device)
         with _on(self.x):
             kernels.topk_floor[(rows,)](
-                self.pre, self.bias, self.margin, floor, n_latents, self._bytes, k, -self.rounding, self._groups, BITS
-            )
+                self.pre, self.bias, self.margin, floor, n_latents, self._bytes, k, -self.rounding, self._groups, BITS,
+                8 * k > min(self._bytes, BYTES),
+            )  # fmt: skip
         bits, counts = self._mark(self.bias, floor)
         # The one wait of a step, for two numbers.
         total, widest = torch.stack([counts.sum(), counts.amax()]).tolist()
@@ -254,7 +258,8 @@ class _Product:
 
     @property
     def _groups(self) -> int:
-        return min(BYTES, _power_of_two(self._bytes))
+        # Two sizes only: among dead latents their number changes all the time, and each size is compiled.
+        return BYTES if self._bytes > FEW_BYTES else FEW_BYTES
 
     def _mark(self, offset: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
         rows, n_latents = self.pre.shape
