@@ -1,5 +1,6 @@
 """What happens around the steps: initialization, warm-up, steering, thresholds, dead latents, evaluation."""
 
+import copy
 import math
 
 import pytest
@@ -448,3 +449,31 @@ def test_penalty_weight_of_a_steered_model_stays_within_its_limits():
     for _ in range(5000):
         weight.after_update(10_000, torch.tensor(0.0), torch.tensor(0.0))
     assert math.isclose(float(weight.weight), 1e-6, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("keys", [{"penalty": L1}, {"activation": {"kind": "topk", "k": 5}}], ids=["relu", "topk"])
+def test_a_model_in_bfloat16_encodes_decodes_and_learns(keys):
+    model, x = started(**keys)
+    wanted = model.encode(x[:32])
+    model = model.to(torch.bfloat16)
+    z = model.encode(x[:32])
+    assert z.dtype == torch.bfloat16
+    assert ((z.float() - wanted).abs() < 0.2).float().mean() > 0.99  # at the border bfloat16 may choose another
+    loss = model.loss(x[:32], 0, torch.Generator()).total
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(model.encoder.grad).all()
+
+
+def test_a_copy_and_exchanged_weights_compute_with_their_own():
+    model, x = started(penalty=L1)
+    model._compiled = lambda *arguments: None  # stands for what is compiled for this model alone
+    other = copy.deepcopy(model)
+    assert other._compiled is None
+    with torch.no_grad():
+        other.encoder.zero_()
+    other.encoder_bias.data.fill_(-1.0)
+    assert other.encode(x[:4]).sum() == 0
+    assert model.encode(x[:4]).sum() > 0
+    model.load_state_dict({name: value.clone() for name, value in other.state_dict().items()}, assign=True)
+    assert model.encode(x[:4]).sum() == 0
