@@ -10,12 +10,13 @@ from torch.nn.functional import normalize
 from saetool import distributed
 from saetool.activations import TensorStream
 from saetool.autoencoders import sparse_activations, sparse_penalties
-from saetool.autoencoders.base import Training
+from saetool.autoencoders.base import Normalizer, Training
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_dead import due, resample_directions
 from saetool.autoencoders.sparse_penalties import kl_bernoulli, kl_penalty
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
+from saetool.statistics import Statistics
 
 L1 = {"kind": "l1", "weight": 0.15, "warmup_steps": 0}
 
@@ -477,3 +478,11 @@ def test_a_copy_and_exchanged_weights_compute_with_their_own():
     assert model.encode(x[:4]).sum() > 0
     model.load_state_dict({name: value.clone() for name, value in other.state_dict().items()}, assign=True)
     assert model.encode(x[:4]).sum() == 0
+
+
+@pytest.mark.parametrize("normalize", ["center_scale", "scale"])
+def test_rows_too_small_for_float32_are_refused_in_a_sentence(normalize):
+    rows = torch.full((10, 4), 1e-40)
+    rows[::2] = 2e-40
+    with pytest.raises(RequestError, match=r"differ by .* only, too little for float32.*Multiply the rows first"):
+        Normalizer(4, normalize).fit(Statistics.of(rows))
