@@ -70,9 +70,9 @@ def test_a_killed_process_ends_the_others_and_any_number_resumes(begun_with, res
             assert process.returncode == 1
             assert "Run the same command again: it resumes" in words
     assert not out.exists()
-    parts = tmp_path / "features.partial/journal/parts"
-    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
-    assert "00001.json" in done
-    assert f"{last:05d}.json" not in done
+    parts = tmp_path / "features.partial/.scratch/journal/parts"
+    done = {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}
+    assert "00001" in done
+    assert f"{last:05d}" not in done
     run(resumed_with, whole, out)
     check(whole, out)
