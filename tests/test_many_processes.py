@@ -132,7 +132,7 @@ def test_a_killed_process_ends_the_job_and_another_number_of_processes_resumes(a
     assert "SIGKILL" in ended.stderr or "lost another one of the job" in ended.stderr
     assert not out.exists()
     partial = out.parent / "activations.partial"
-    finished = [f"layer-03/{record.stem}.safetensors" for record in (partial / "journal/shards").glob("*.json")]
+    finished = [f"layer-03/{record.name}.safetensors" for record in (partial / ".scratch/journal/shards").iterdir()]
     times = [(partial / name).stat().st_mtime_ns for name in finished]
     assert "layer-03/00001.safetensors" in finished
     made(resumed_with, "cache", config, f"run={tmp_path / 'run'}")

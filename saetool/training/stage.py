@@ -166,12 +166,13 @@ def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
     closed = getattr(plan.autoencoder, "solver", None) == "closed_form"
     work = "closed form" if closed else f"{settings.steps:,} steps of {settings.batch_size:,} rows{pieces}"
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
+    sparse = ""
+    if plan.autoencoder.kind == "sparse":
+        sparse = f"{plan.autoencoder.codes} codes, {describe(learner.device)}, "
     line = (
         f"{plan.autoencoder.kind} {autoencoder.d_in} → {autoencoder.n_latents} ({parameters:,} parameters), "
-        f"{work}, {settings.precision}, {distributed.where(learner.device)}"
+        f"{work}, {settings.precision}, {sparse}{distributed.where(learner.device)}"
     )
-    if plan.autoencoder.kind == "sparse":
-        line += f", {plan.autoencoder.codes} codes, {describe(learner.device)}"
     say(f"{partial.out}: {line}")
     if distributed.is_main():
         partial.note("where", line)
