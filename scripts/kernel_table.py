@@ -33,8 +33,9 @@ def variants():
     for fine in (False, True):
         constants = {**bits, "PRECISION": launch.BITS, "FINE": fine}
         yield kernels.topk_floor, "large k" if fine else "", floor, constants, 4
-    yield kernels.expand, "", [BYTE, LONG, LONG, LONG, WHOLE], bits, 4
-    yield kernels.entry_values, "", [LONG, LONG, HALF, FLOAT, FLOAT, WHOLE, WHOLE], {"BLOCK": 1024}, 4
+    yield kernels.expand, "", [BYTE, LONG, LONG, LONG, SHORT, WHOLE], bits, 4
+    values = [LONG, LONG, LONG, HALF, FLOAT, FLOAT, WHOLE, WHOLE, NUMBER]
+    yield kernels.entry_values, "", values, {"BLOCK": 1024}, 4
     for width in (64, 128, launch.WIDEST):
         kept = [LONG, LONG, FLOAT, LONG, FLOAT, WHOLE]
         yield kernels.keep_largest, f"{width} a row", kept, {"WIDTH": width, "STEP": 16}, max(1, width // 64)
@@ -51,7 +52,7 @@ def variants():
     center = [HALF, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, WHOLE, WHOLE]
     yield kernels.center, "", center, {"BLOCK": 1024, "HAS_MEAN": True}, 4
     yield kernels.round_rows, "", [FLOAT, HALF, FLOAT, FLOAT, WHOLE], {"COLUMNS": launch.COLUMNS}, 1
-    adam = [*[FLOAT] * 4, HALF, WHOLE, WHOLE, *[NUMBER] * 5]
+    adam = [*[FLOAT] * 4, HALF, FLOAT, WHOLE, WHOLE]
     for unit in (False, True):
         constants = {"COLUMNS": 1024, "UNIT_ROWS": unit, "COPY": True}
         yield kernels.adam_rows, "decoder" if unit else "encoder", adam, constants, 4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.sparse_settings import Activation, JumpReluActivation
-from saetool.sparse.backends import Found, Precision, backend_for, kth_largest
+from saetool.sparse.backends import Found, Precision, Search, backend_for, kth_largest
 from saetool.sparse.weight import Weight
 
 Gather = Callable[[Tensor], Tensor]
@@ -42,6 +42,10 @@ class SparseActivation(nn.Module):
     def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         """Do what `select` does, as training does."""
         return self.select(encoder, x, bias, precision)
+
+    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+        """Begin what `select_training` does; None where that cannot be done apart from the rest."""
+        return backend_for(encoder.tensor).search(x, encoder, bias, precision, cut=self.cut(bias))
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         """Return which of all pre-activations [batch, n_latents] are selected; None: the values say it."""
@@ -80,6 +84,9 @@ class TopK(SparseActivation):
 
     def select(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         return backend_for(encoder.tensor).encode_topk(x, encoder, bias, self.k, precision)
+
+    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+        return backend_for(encoder.tensor).search(x, encoder, bias, precision, k=self.k)
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         places = a.topk(min(self.k, a.shape[1]), dim=1, sorted=False).indices
@@ -125,6 +132,9 @@ class BatchTopK(SparseActivation):
                 break
             guess = guess * LOWER if tries < TRIES else torch.zeros_like(guess)
         return backend.keep(support, a, self._largest(a, wanted))
+
+    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> None:
+        return None  # it may have to look several times
 
     def _enough(self, a: Tensor, guess: Tensor, wanted: int, precision: Precision) -> bool:
         """Say whether every process has enough outputs above the guess: then the batch's largest are all among them.

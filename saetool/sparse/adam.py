@@ -44,6 +44,7 @@ class SparseAdam(torch.optim.Optimizer):
     ):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
         self.rules = rules
+        self.placed: Tensor | None = None
 
     def deferred(self, parameter: nn.Parameter) -> DeferredGradient:
         """Return where this parameter's gradient can be left as a recipe."""
@@ -59,12 +60,32 @@ class SparseAdam(torch.optim.Optimizer):
                     continue
                 state = self._state(parameter)
                 state["step"] += 1
-                numbers = AdamStep(group["lr"], group["betas"], group["eps"], int(state["step"]))
+                numbers = AdamStep(group["lr"], group["betas"], group["eps"], int(state["step"]), self.placed)
                 moments = state["exp_avg"], state["exp_avg_sq"]
                 rule = rule or RowRule(Weight(parameter))
                 gradient = DeferredGradient(rule.deferred.terms, grad)
                 backend_for(parameter).update(rule.weight, gradient, moments, numbers, rule.unit_rows)
                 rule.deferred.terms.clear()
+
+    def upcoming(self) -> AdamStep | None:
+        """Return the numbers of the next step; None where it is the first, or parameters differ in them."""
+        (group,) = self.param_groups
+        counts = {int(self.state[p]["step"]) if self.state[p] else 0 for p in group["params"]}
+        if len(counts) != 1 or counts == {0}:
+            return None
+        return AdamStep(group["lr"], group["betas"], group["eps"], counts.pop() + 1)
+
+    def count(self) -> None:
+        """Count a step that was taken without `step`: by a recording of it."""
+        for state in self.state.values():
+            state["step"] += 1
+        self.copies_changed()
+
+    def copies_changed(self) -> None:
+        """Let what was measured of the weights' copies be measured again."""
+        for rule in self.rules.values():
+            if rule.weight.copy is not None:
+                rule.weight.copy.changed()
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state = self.state[parameter]

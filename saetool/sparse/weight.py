@@ -22,6 +22,10 @@ class Copy(Protocol):
         """Copy the rows `start` to `stop`."""
         ...
 
+    def changed(self) -> None:
+        """Take note that an update wrote new rows into the copy: what was measured of the old ones is void."""
+        ...
+
 
 C = TypeVar("C", bound=Copy)
 

@@ -85,10 +85,11 @@ def topk_floor(
 
 
 @triton.jit(do_not_specialize=["n_bytes"])
-def expand(BITS, OFFSETS, ROWS, LATENTS, n_bytes, BYTES: tl.constexpr):
+def expand(BITS, OFFSETS, ROWS, LATENTS, KEYS, n_bytes, BYTES: tl.constexpr):
     """Write the row and the latent of every marked entry, latents ascending, from the row's offset on.
 
-    Nothing is loaded inside the loop: it would wait for memory at every turn. See `entry_values`.
+    KEYS: the latent once more, as narrow as sorting wants it. Nothing is loaded inside the loop: it would wait for
+    memory at every turn. See `entry_values`.
     """
     row = tl.program_id(0).to(tl.int64)
     byte = tl.arange(0, BYTES)
@@ -101,21 +102,23 @@ def expand(BITS, OFFSETS, ROWS, LATENTS, n_bytes, BYTES: tl.constexpr):
         while tl.max(bits, 0) > 0:
             on = bits > 0
             lowest = bits & -bits
-            latent = ((start + byte) * 8 + _ones(lowest - 1)).to(tl.int64)
+            latent = (start + byte) * 8 + _ones(lowest - 1)
             tl.store(ROWS + place, tl.zeros([BYTES], tl.int64) + row, mask=on)
-            tl.store(LATENTS + place, latent, mask=on)
+            tl.store(LATENTS + place, latent.to(tl.int64), mask=on)
+            tl.store(KEYS + place, latent.to(KEYS.dtype.element_ty), mask=on)
             bits = bits ^ lowest
             place += 1
 
 
-@triton.jit(do_not_specialize=["n_entries"])
-def entry_values(ROWS, LATENTS, PRE, BIAS, VALUES, n_entries, n_latents, BLOCK: tl.constexpr):
-    """Write pre + bias of every entry."""
+@triton.jit(do_not_specialize=["room"])
+def entry_values(ROWS, LATENTS, END, PRE, BIAS, VALUES, room, n_latents, missing, BLOCK: tl.constexpr):
+    """Write pre + bias of every entry, and from END, their number, on `missing`."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry < n_entries
+    inside = entry < tl.load(END)
     row, latent = tl.load(ROWS + entry, mask=inside, other=0), tl.load(LATENTS + entry, mask=inside, other=0)
     pre = tl.load(PRE + row * n_latents + latent, mask=inside, other=0.0).to(tl.float32)
-    tl.store(VALUES + entry, pre + tl.load(BIAS + latent, mask=inside, other=0.0), mask=inside)
+    value = pre + tl.load(BIAS + latent, mask=inside, other=0.0)
+    tl.store(VALUES + entry, tl.where(inside, value, missing), mask=entry < room)
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -282,10 +285,10 @@ def round_rows(X, HALF, NORMS, ERRORS, d, COLUMNS: tl.constexpr):
 
 @triton.jit
 def adam_rows(
-    WEIGHT, GRAD, MOMENT, SQUARE, HALF, size, d, step_size, beta1, beta2, correction, eps,
+    WEIGHT, GRAD, MOMENT, SQUARE, HALF, NUMBERS, size, d,
     COLUMNS: tl.constexpr, UNIT_ROWS: tl.constexpr, COPY: tl.constexpr,
 ):  # fmt: skip
-    """Take Adam's step for each row of a weight: `step_size` is lr / (1 − β₁ᵗ), `correction` √(1 − β₂ᵗ).
+    """Take Adam's step for each row of a weight. NUMBERS: lr / (1 − β₁ᵗ), β₁, β₂, √(1 − β₂ᵗ), ε.
 
     UNIT_ROWS: the gradient's part along the row is left out, and rows end at norm 1. COPY: the row is written in
     bfloat16 too.
@@ -294,6 +297,8 @@ def adam_rows(
     column = tl.arange(0, COLUMNS)
     at = row * d + column
     inside = (column < d) & (at < size)
+    step_size, beta1, beta2 = tl.load(NUMBERS), tl.load(NUMBERS + 1), tl.load(NUMBERS + 2)
+    correction, eps = tl.load(NUMBERS + 3), tl.load(NUMBERS + 4)
     weight, grad = tl.load(WEIGHT + at, mask=inside, other=0.0), tl.load(GRAD + at, mask=inside, other=0.0)
     moment, square = tl.load(MOMENT + at, mask=inside, other=0.0), tl.load(SQUARE + at, mask=inside, other=0.0)
     if UNIT_ROWS:
