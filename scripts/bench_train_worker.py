@@ -101,6 +101,10 @@ class Saetool(Program):
 class Overcomplete(Program):
     def __init__(self, args):
         super().__init__(args)
+        import matplotlib
+
+        if not hasattr(matplotlib.cm, "get_cmap"):  # overcomplete asks for it when imported; gone since 3.9
+            matplotlib.cm.get_cmap = matplotlib.colormaps.get_cmap  # type: ignore[attr-defined]
         from overcomplete.sae import SAE, TopKSAE
 
         self.model = (

@@ -195,7 +195,7 @@ class SparseAutoencoder(Autoencoder):
     def repeats(self, step: int) -> bool:
         """Say whether this step does the same as the next ones, but for the batch and the number of its entries."""
         cure, settled = self.settings.dead, step + 1 >= self.penalty_weight.warmup_steps
-        if self.prefixes or self._is_dense() or (step + 1) % DENSITY_EVERY == 0 or not settled:
+        if self._is_dense() or (step + 1) % DENSITY_EVERY == 0 or not settled:
             return False
         if isinstance(cure, Resample):
             every = resample_every(cure, self._training.steps)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saetool.sparse.backends import backend_for
 from saetool.sparse.backends.plain import AdamStep
 from saetool.sparse.gradients import DeferredGradient
-from saetool.sparse.weight import Weight
+from saetool.sparse.weight import Copy, Weight
 
 
 @dataclass
@@ -75,17 +75,18 @@ class SparseAdam(torch.optim.Optimizer):
             return None
         return AdamStep(group["lr"], group["betas"], group["eps"], counts.pop() + 1)
 
-    def count(self) -> None:
-        """Count a step that was taken without `step`: by a recording of it."""
+    def copies(self) -> list[tuple[Weight, Copy]]:
+        """Return the weights with the copies that steps renew: those that were asked for last."""
+        return [(rule.weight, rule.weight.copy) for rule in self.rules.values() if rule.weight.copy is not None]
+
+    def count(self, copies: list[tuple[Weight, Copy]]) -> None:
+        """Count a step that was taken without `step`, by a recording of it, and that renewed these copies."""
         for state in self.state.values():
             state["step"] += 1
-        self.copies_changed()
-
-    def copies_changed(self) -> None:
-        """Let what was measured of the weights' copies be measured again."""
-        for rule in self.rules.values():
-            if rule.weight.copy is not None:
-                rule.weight.copy.changed()
+        for weight, copy in copies:
+            torch.autograd.graph.increment_version(weight.tensor)
+            weight.mark_current(copy)
+            copy.changed()
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state = self.state[parameter]

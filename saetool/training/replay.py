@@ -7,12 +7,14 @@ a training that resumes ends with the same bits.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saetool.sparse.adam import SparseAdam
+from saetool.sparse.weight import Copy, Weight
 
 PLAIN_STEPS = 3
 """Steps taken without recording first: every kernel is compiled by then."""
@@ -22,6 +24,16 @@ MOST_SHAPES = 64
 
 Body = Callable[[Any], dict[str, Tensor]]
 """All that follows the search: takes what was found, updates the model, and returns the step's scalars."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded step behind the search: its graph, its scalars in one tensor, and the copies of weights it renews."""
+
+    graph: Any
+    names: list[str]
+    scalars: Tensor
+    copies: list[tuple[Weight, Copy]]
 
 
 class Recordings:
@@ -34,7 +46,7 @@ class Recordings:
         self.numbers = torch.empty(5, device=device)
         self.begun: Any = None
         self.search: Any = None
-        self.rest: dict[tuple[int, ...], tuple[Any, list[str], Tensor]] = {}
+        self.rest: dict[tuple[int, ...], Recording] = {}
 
     def step(self, batch: Tensor, step: int) -> dict[str, Tensor] | None:
         """Take a step and return its scalars; None, with nothing done, where it must be taken otherwise."""
@@ -53,33 +65,34 @@ class Recordings:
             return self.body(begun.found(numbers, shape[0]))
         self.numbers.copy_(torch.tensor(upcoming.values(), dtype=torch.float32), non_blocking=True)
         if shape in self.rest:
-            self.optimizer.count()
+            self.optimizer.count(self.rest[shape].copies)
         else:
             self.rest[shape] = self._record(numbers, shape[0])
-        graph, names, scalars = self.rest[shape]
-        graph.replay()
-        return dict(zip(names, scalars.clone().unbind(), strict=True))
+        recording = self.rest[shape]
+        recording.graph.replay()
+        return dict(zip(recording.names, recording.scalars.clone().unbind(), strict=True))
 
     def _begin(self, batch: Tensor) -> Any:
         if self.plain_steps < PLAIN_STEPS or self.device.type != "cuda":
             return self.autoencoder.begin(batch)
         if self.search is None or self.batch.shape != batch.shape or self.batch.dtype != batch.dtype:
-            self._record_search(batch)
+            self.search = self._record_search(batch)
         self.batch.copy_(batch, non_blocking=True)
         self.search.replay()
         return self.begun
 
-    def _record_search(self, batch: Tensor) -> None:
+    def _record_search(self, batch: Tensor) -> Any:
         self.rest.clear()
         self.begun = self.search = None
         self.batch = torch.empty(batch.shape, dtype=batch.dtype, device=self.device)
-        self.optimizer.copies_changed()  # what a search measures of them, the recorded one does every time
+        for _, copy in self.optimizer.copies():
+            copy.changed()  # what a search measures of them, the recorded one measures every time
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.begun = self.autoencoder.begin(self.batch)
-        self.search = graph
+        return graph
 
-    def _record(self, numbers: list[int], room: int) -> tuple[Any, list[str], Tensor]:
+    def _record(self, numbers: list[int], room: int) -> Recording:
         graph = torch.cuda.CUDAGraph()
         self.optimizer.placed = self.numbers
         with torch.cuda.graph(graph, pool=self.search.pool(), capture_error_mode="thread_local"):
@@ -87,4 +100,4 @@ class Recordings:
             together = torch.stack([value.float() for value in scalars.values()])
         self.optimizer.placed = None
         self.optimizer.zero_grad(set_to_none=True)  # gradients lie in the graphs' memory
-        return graph, list(scalars), together
+        return Recording(graph, list(scalars), together, self.optimizer.copies())

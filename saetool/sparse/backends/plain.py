@@ -40,7 +40,7 @@ def entries_above(
 ) -> tuple[Support, Float[Tensor, "entries"]]:
     """Return where each latent exceeds its cut, and its outputs there; a number that is none (NaN) exceeds nothing."""
     rows, latents = (pre > cut).nonzero(as_tuple=True)
-    return Support.from_rows(rows, latents, *pre.shape), pre[rows, latents]
+    return Support.from_rows(rows, latents, len(pre), pre.shape[1]), pre[rows, latents]
 
 
 def entries_largest(pre: Float[Tensor, "rows n_latents"], k: int) -> tuple[Support, Float[Tensor, "entries"]]:
@@ -57,7 +57,7 @@ def entries_where(
 ) -> tuple[Support, Float[Tensor, "entries"]]:
     """Return the entries that `kept` marks."""
     rows, latents = kept.nonzero(as_tuple=True)
-    return Support.from_rows(rows, latents, *pre.shape), pre[rows, latents]
+    return Support.from_rows(rows, latents, len(pre), pre.shape[1]), pre[rows, latents]
 
 
 def largest_of_entries(values: Float[Tensor, "entries"], support: Support, k: int) -> Bool[Tensor, "entries"]:

@@ -26,8 +26,8 @@ def _ones(byte):
 def _outputs(PRE, OFFSET, row, start, n_latents, rounding, BYTES: tl.constexpr):
     """Return (latents, inside, outputs) of 8 · BYTES neighboring latents of a row, as [BYTES, 8].
 
-    An output is pre + rounding · |pre| + offset: with a rounding of 2⁻⁸ a bound from above of what `pre` was before it
-    was rounded to bfloat16, with −2⁻⁸ one from below.
+    An output is pre + rounding · |pre| + offset: with a rounding of 2⁻¹¹ a bound from above of what `pre` was before it
+    was rounded to float16, with −2⁻¹¹ one from below.
     """
     latents = (start + tl.arange(0, BYTES)[:, None]) * 8 + tl.arange(0, 8)[None, :]
     inside = latents < n_latents
@@ -40,7 +40,7 @@ def _outputs(PRE, OFFSET, row, start, n_latents, rounding, BYTES: tl.constexpr):
 def mark(PRE, OFFSET, FLOOR, BITS, COUNTS, n_latents, n_bytes, rounding, BYTES: tl.constexpr):
     """Mark which outputs of a row exceed its floor, one bit a latent, and count them. A NaN exceeds nothing.
 
-    PRE [rows, n_latents] bfloat16, OFFSET [n_latents] and FLOOR [rows] float32; BITS [rows, n_bytes], COUNTS [rows].
+    PRE [rows, n_latents] in 16 bits, OFFSET [n_latents] and FLOOR [rows] float32; BITS [rows, n_bytes], COUNTS [rows].
     """
     row = tl.program_id(0).to(tl.int64)
     byte = tl.arange(0, BYTES)
@@ -159,15 +159,17 @@ def _add_rows(total, first, last, INDEX, WEIGHTS, TABLE, columns, d, ENTRIES: tl
 
 @triton.jit
 def chunk_sums(
-    GROUP, INDEX, WEIGHTS, TABLE, CHUNKS, d, CHUNK: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr
-):
+    GROUP, INDEX, WEIGHTS, TABLE, CHUNKS, end, d,
+    CHUNK: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Write Σ weights[e] · table[index[e]] over each whole chunk of entries that belongs to one group; others stay.
 
-    GROUP [entries] ascends. CHUNKS [whole chunks, d] float32.
+    GROUP [entries] ascends; from `end` on it is only room. CHUNKS [whole chunks, d] float32.
     """
     chunk = tl.program_id(0).to(tl.int64)
     first, last = chunk * CHUNK, (chunk + 1) * CHUNK
-    if tl.load(GROUP + first) == tl.load(GROUP + last - 1):
+    group = tl.load(GROUP + first).to(tl.int32)
+    if (group == tl.load(GROUP + last - 1).to(tl.int32)) & (group < end):
         columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         total = _add_rows(tl.zeros([COLUMNS], tl.float32), first, last, INDEX, WEIGHTS, TABLE, columns, d, ENTRIES)
         tl.store(CHUNKS + chunk * d + columns, total, mask=columns < d)
@@ -268,14 +270,22 @@ def center(X, MEAN, FACTOR, BIAS, UNITS, CENTERED, size, d, BLOCK: tl.constexpr,
 
 
 @triton.jit
+def _half(x, HALF):
+    """Return numbers as HALF holds them; what float16 has no room for becomes its largest number, NaN stays."""
+    if HALF.dtype.element_ty == tl.float16:
+        x = tl.where(x > 65504.0, 65504.0, tl.where(x < -65504.0, -65504.0, x))
+    return x.to(HALF.dtype.element_ty)
+
+
+@triton.jit
 def round_rows(X, HALF, NORMS, ERRORS, d, COLUMNS: tl.constexpr):
-    """Write rows in bfloat16, the norm of each rounded row, and that of what rounding changed."""
+    """Write rows in bfloat16 or float16, the norm of each rounded row, and that of what rounding changed."""
     row = tl.program_id(0).to(tl.int64)
     square, error = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
     for left in range(0, d, COLUMNS):
         columns = left + tl.arange(0, COLUMNS)
         x = tl.load(X + row * d + columns, mask=columns < d, other=0.0)
-        half = x.to(tl.bfloat16)
+        half = _half(x, HALF)
         tl.store(HALF + row * d + columns, half, mask=columns < d)
         square += half.to(tl.float32) * half.to(tl.float32)
         error += (x - half.to(tl.float32)) * (x - half.to(tl.float32))
@@ -291,7 +301,7 @@ def adam_rows(
     """Take Adam's step for each row of a weight. NUMBERS: lr / (1 − β₁ᵗ), β₁, β₂, √(1 − β₂ᵗ), ε.
 
     UNIT_ROWS: the gradient's part along the row is left out, and rows end at norm 1. COPY: the row is written in
-    bfloat16 too.
+    HALF too, bfloat16 or float16.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
@@ -312,4 +322,4 @@ def adam_rows(
     tl.store(MOMENT + at, moment, mask=inside)
     tl.store(SQUARE + at, square, mask=inside)
     if COPY:
-        tl.store(HALF + at, weight.to(tl.bfloat16), mask=inside)
+        tl.store(HALF + at, _half(weight, HALF), mask=inside)

@@ -25,9 +25,12 @@ from saetool.sparse.weight import Weight
 kernels: Any = compiled_at_launch
 """Called as kernels[grid](…), which their signatures do not say."""
 
-BYTES, FEW_BYTES = 1024, 32
-"""Bytes of marks that a program of selection makes at a time, 8,192 latents; also the groups whose maxima tell how far
+BYTES, FEW_BYTES = 512, 32
+"""Bytes of marks that a program of selection makes at a time, 4,096 latents; also the groups whose maxima tell how far
 down a row's largest can be. Few, where there are few latents."""
+
+ROOM_ROW = 2**40
+"""The row of what is no entry and only fills room: behind all others."""
 
 MISSING = -1e30
 """The output of what is no entry and only fills room: below everything."""
@@ -36,7 +39,10 @@ CHUNK = 256
 """Entries of one latent that another program sums first: what fires on every row would else take as long as all."""
 
 ENTRIES, COLUMNS = 8, 256
-"""The tile of a gathered sum: 256 bfloat16 columns are 16 bytes a thread of one warp."""
+"""The tile of entries gathered for a row: 256 bfloat16 columns are 16 bytes a thread of one warp."""
+
+LATENT_ENTRIES = 4
+"""The same for a latent: half as many are a sixth faster there, measured."""
 
 BITS = 18
 """The k-th largest of maxima is known to so many bits: a factor of 1.001, so hardly more candidates."""
@@ -44,15 +50,18 @@ BITS = 18
 WIDEST = 1024
 """The most candidates in a row among which the k largest are ranked one against the other."""
 
-ROUNDING = 2.0**-8
-"""A number rounded to bfloat16 changed by at most half of this share; the rest pays for the float32 sums around it."""
+ROUNDING, SUBNORMAL = 2.0**-11, 2.0**-24
+"""A number rounded to float16 changed by at most half of this share, or by half of that where it is tiny; the rest pays
+for the float32 sums around it."""
 
 INT16_LATENTS = 2**15 - 1
 """So many latents sort by int16 keys, twice as fast as by int32 ones."""
 
 
 class HalfCopy:
-    """A weight in bfloat16; where it was `measured`, the norms of its rounded rows and of what rounding changed."""
+    """A weight in bfloat16, as most kernels read it."""
+
+    dtype = torch.bfloat16
 
     def __init__(self, half: Tensor, norms: Tensor, errors: Tensor):
         self.half, self.norms, self.errors, self.measured = half, norms, errors, False
@@ -61,7 +70,7 @@ class HalfCopy:
     def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
         """Return one with room for a weight."""
         norms = torch.empty(len(weight), device=weight.device)
-        return cls(torch.empty_like(weight, dtype=torch.bfloat16), norms, torch.empty_like(norms))
+        return cls(torch.empty_like(weight, dtype=cls.dtype), norms, torch.empty_like(norms))
 
     def fits(self, weight: Float[Tensor, "n_latents d_in"]) -> bool:
         """Say whether it has room for a weight, on its device."""
@@ -75,6 +84,15 @@ class HalfCopy:
     def changed(self) -> None:
         """Measure again, in the same order of sums whenever a training resumes."""
         self.measured = False
+
+
+class FineCopy(HalfCopy):
+    """A weight in float16, eight times as fine, as exact mode searches by; what is out of its range is cut off there.
+
+    Where it was `measured`, with the norms of its rounded rows and of what rounding (and cutting off) changed.
+    """
+
+    dtype = torch.float16
 
 
 @dataclass(frozen=True)
@@ -149,7 +167,7 @@ class Cuda:
         assert isinstance(by_latent, SortedByLatent)
         offsets = by_latent.offsets[start : stop + 1]
         ordered = by_latent.to_latent_order(weights)
-        return _weighted_sums(offsets, by_latent.rows, ordered, table.bfloat16(), by_latent.latents)
+        return _weighted_sums(offsets, by_latent.rows, ordered, table.bfloat16(), by_latent.latents, support.n_latents)
 
     def latent_sums(self, support: Support, values: Tensor) -> Tensor:
         by_latent, sums = support.by_latent, torch.empty(support.n_latents, device=values.device)
@@ -190,20 +208,21 @@ class Cuda:
 
 
 class _Product:
-    """The bfloat16 product of a batch with the encoder, and what is found in it.
+    """The product of a batch with the encoder in 16 bits, and what is found in it.
 
-    In exact mode entries are taken that might be wanted, by a bound of what the product can be off, and their outputs
-    are then computed in float32. With x and w rounded to x' and w', and K terms added in float32, it is off by at most
+    In exact mode it is made in float16, entries are taken that might be wanted, by a bound of what it can be off, and
+    their outputs are then computed in float32. With x and w rounded to x' and w', and K terms added in float32, it is
+    off by at most
 
         ‖x − x'‖ ‖w‖ + ‖x'‖ ‖w − w'‖ + K 2⁻²³ ‖x'‖ ‖w‖
 
-    (Cauchy–Schwarz, Higham 2002 §3.1) and its own rounding to bfloat16; norms of weights are the largest of all rows.
+    (Cauchy–Schwarz, Higham 2002 §3.1) and its own rounding; norms of weights are the largest of all rows.
     """
 
     def __init__(self, x: Tensor, encoder: Weight, bias: Tensor, exact: bool):
-        copy = encoder.copied(HalfCopy)
+        copy = encoder.copied(FineCopy if exact else HalfCopy)
         self.x, self.encoder, self.bias, self.exact = x, encoder, bias.detach(), exact
-        half, norms, errors = _rounded(x)
+        half, norms, errors = _rounded(x, copy.dtype)
         with _full_accumulation():
             self.pre = torch.mm(half, copy.half.T)
         self.rounding = ROUNDING if exact else 0.0
@@ -212,7 +231,7 @@ class _Product:
                 copy.refresh(encoder.tensor.detach(), 0, len(bias))
             size, wrong = (norm.nan_to_num(0.0).amax() for norm in (copy.norms, copy.errors))  # NaN is found nowhere
             rounding = (x.shape[1] + 16) * 2.0**-23
-            self.margin = 1.01 * (
+            self.margin = SUBNORMAL + 1.01 * (
                 errors * (size + wrong) + norms * wrong + rounding * (norms + errors) * (size + wrong)
             )
         else:
@@ -269,10 +288,11 @@ class _Product:
         device, wide = self.x.device, torch.int64
         offsets = torch.zeros(rows + 1, dtype=wide, device=device)
         torch.cumsum(counts, 0, out=offsets[1:])
-        row, latents = (torch.zeros(room, dtype=wide, device=device) for _ in range(2))
+        row = torch.full((room,), ROOM_ROW, dtype=wide, device=device)
+        latents = torch.zeros(room, dtype=wide, device=device)
         keys = torch.full((room,), n_latents, dtype=_key_type(n_latents), device=device)
         with _on(self.x):
-            kernels.expand[(rows,)](bits, offsets, row, latents, keys, self._bytes, self._groups)
+            kernels.expand[(rows,)](bits, offsets, row, latents, keys, self._bytes, self._groups, num_warps=1)
         return Support(offsets, latents, n_latents, row, keys)
 
 
@@ -342,10 +362,10 @@ def _key_type(n_latents: int) -> torch.dtype:
 
 
 def _weighted_sums(
-    offsets: Tensor, index: Tensor, weights: Tensor, table: Tensor, groups: Tensor | None = None
+    offsets: Tensor, index: Tensor, weights: Tensor, table: Tensor, groups: Tensor | None = None, end: int = 0
 ) -> Tensor:
     """Return, for group g, Σ over its entries e of weights[e] · table[index[e]]; with the group of each entry in order,
-    long groups are summed in chunks first."""
+    long groups are summed in chunks first; from the group `end` on there is only room."""
     d_in, n_groups, weights = table.shape[1], len(offsets) - 1, weights.contiguous()
     blocks, n_chunks = _blocks(d_in, COLUMNS), 0 if groups is None else len(index) // CHUNK
     chunks = torch.empty(n_chunks, d_in, device=table.device)
@@ -354,28 +374,28 @@ def _weighted_sums(
     with _on(table):
         if n_chunks:
             kernels.chunk_sums[(n_chunks, blocks)](
-                groups, index, weights, table, chunks, d_in, CHUNK, ENTRIES, COLUMNS, **rest
+                groups, index, weights, table, chunks, end, d_in, CHUNK, LATENT_ENTRIES, COLUMNS, **rest
             )
         kernels.weighted_sums[(n_groups, blocks)](
-            offsets, index, weights, table, chunks, out, d_in, CHUNK, n_chunks > 0, ENTRIES, COLUMNS, **rest
+            offsets, index, weights, table, chunks, out, d_in, CHUNK, n_chunks > 0, LATENT_ENTRIES, COLUMNS, **rest
         )
     return out
 
 
 def _row_products(support: Support, weight: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return weight[latent] · table[row] (+ bias[latent]) of every entry."""
-    products = torch.full((len(support.latents),), MISSING, device=table.device)
+    products = torch.full((len(support.latents),), 0.0 if bias is None else MISSING, device=table.device)
     with _on(table):
         kernels.row_products[(support.n_rows,)](
             support.offsets, support.latents, weight, table.contiguous(), products if bias is None else bias, products,
-            table.shape[1], ENTRIES, COLUMNS, bias is not None, num_warps=1,
+            table.shape[1], ENTRIES, COLUMNS, bias is not None, num_warps=1 if weight.dtype == torch.bfloat16 else 4,
         )  # fmt: skip
     return products
 
 
-def _rounded(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows in bfloat16, the norms of the rounded rows, and of what rounding changed."""
-    half, norms = torch.empty_like(x, dtype=torch.bfloat16), torch.empty(len(x), device=x.device)
+def _rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows in 16 bits, the norms of the rounded rows, and of what rounding changed."""
+    half, norms = torch.empty_like(x, dtype=dtype), torch.empty(len(x), device=x.device)
     errors = torch.empty_like(norms)
     _round(x, half, norms, errors)
     return half, norms, errors
@@ -403,10 +423,11 @@ def _on(tensor: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _full_accumulation() -> Iterator[None]:
-    """Let bfloat16 products add their terms in float32 throughout: the bound of exact mode needs that."""
-    before = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    """Let products in 16 bits add their terms in float32 throughout: the bound of exact mode needs that."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = before
+        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction = before
