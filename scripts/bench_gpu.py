@@ -34,7 +34,7 @@ from saetool.training.heldout import evaluate
 from saetool.training.learner import Learner
 
 K, TARGET_L0 = 32, 50.0
-SETTLE, TIMED, TURNS = 60, 16, 2
+SETTLE, TIMED, TURNS = 200, 16, 2
 """Steps before the stopwatch, steps of a turn, and turns."""
 GATES = {"l1": 1.75, "topk": 2.3, "exact": 0.85, "rows": 4.5e6}
 """Times the compiled dense loop on L1 and TopK, exact mode's share of the rate, and rows a second, at batch 16,384."""

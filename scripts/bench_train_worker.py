@@ -108,7 +108,9 @@ class Overcomplete(Program):
         from overcomplete.sae import SAE, TopKSAE
 
         self.model = (
-            SAE(args.d_in, args.n_latents) if args.method == "l1" else TopKSAE(args.d_in, args.n_latents, args.k)
+            SAE(args.d_in, args.n_latents, device=self.device)
+            if args.method == "l1"
+            else TopKSAE(args.d_in, args.n_latents, args.k, device=self.device)
         )
         self.optimizer = self.adam(self.model.parameters())
 
@@ -123,7 +125,7 @@ class Overcomplete(Program):
             return loss
 
         with self.autocast():
-            train_sae(self.model, [x], criterion, self.optimizer, nb_epochs=1, monitoring=0)
+            train_sae(self.model, [x], criterion, self.optimizer, nb_epochs=1, monitoring=0, device=self.device)
 
     def reconstruct(self, x):
         _, z, x_hat = self.model.eval()(x)
