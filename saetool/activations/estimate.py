@@ -1,11 +1,15 @@
 """What a caching job will take, before it starts."""
 
+import contextlib
+import itertools
 import shutil
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saetool.activations.decoding import Decoder
+from saetool.activations.forward import Forward, Landed
 from saetool.activations.writer import Plan
 from saetool.errors import RequestError
 from saetool.vision import Backbone
@@ -13,7 +17,8 @@ from saetool.vision import Backbone
 if TYPE_CHECKING:
     from saetool.activations.caching import CachingJob
 
-_TIMED_SLICES = 2
+_TIMED_SLICES, _TIMED_SECONDS = 2, 2.0
+"""At least so many slices, and so long, are timed."""
 
 
 def estimate(job: "CachingJob") -> dict[str, Any]:
@@ -54,14 +59,21 @@ def require_space(out: Path, needed: int) -> None:
 
 
 def _images_per_second(job: "CachingJob", backbone: Backbone, plan: Plan) -> float:
-    decoder = Decoder(job.source, backbone.transform, plan, job.on_error)
-    numbers = [min(i, plan.n_slices - 1) for i in range(_TIMED_SLICES + 1)]
-    start, images = time.monotonic(), 0
-    for i, decoded in enumerate(decoder.slices(numbers)):
-        # The result has to arrive before the clock is read: on a GPU the call itself returns at once.
-        [output.float().sum().item() for output in backbone.forward_to(decoded.batch, job.stored(backbone))]
-        if i == 0:
-            start = time.monotonic()  # the first batch warms up
-        else:
+    """Return the rate of decoding and the model side by side, once what was decoded ahead has been used up."""
+    decoder, forward = job.decoder(backbone, plan), Forward(backbone, job.stored(backbone), plan.dtype)
+    first = decoder.slices_ahead + 1
+    slices = decoder.slices(number % plan.n_slices for number in itertools.count())
+    with contextlib.closing(slices):
+        finishing: deque[Callable[[], Landed]] = deque()
+        begun, images = time.monotonic(), 0
+        for number, decoded in enumerate(slices):
+            finishing.append(forward.launch(decoded))
+            if len(finishing) > 1:  # as in the job, a GPU computes while the result before is on its way
+                finishing.popleft()()
+            if number < first:
+                begun = time.monotonic()
+                continue
             images += len(plan.images_of(decoded.number))
-    return images / max(time.monotonic() - start, 1e-9)
+            if number >= first + _TIMED_SLICES - 1 and time.monotonic() - begun > _TIMED_SECONDS:
+                break
+        return images / max(time.monotonic() - begun, 1e-9)

@@ -90,7 +90,8 @@ def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: li
                 f"{folder}: some values are not finite and below {LARGEST:g} (in {writer.plan.settings.dtype})."
             )
     rows = [{**table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
-    writer.write_shard(shard, tokens, ShardContent(rows, [len(part) for part in parts], moments))
+    pieces = {folder: [piece.cpu()] for folder, piece in tokens.items()}
+    writer.write_shard(shard, pieces, ShardContent(rows, [len(part) for part in parts], moments))
 
 
 def _site(folder: str, rows: Tensor) -> dict[str, Any]:

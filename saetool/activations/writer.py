@@ -7,6 +7,7 @@ layer, module, d, n_tokens, digest, …}], grid, token_kind, geometry, labels [{
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from saetool.activations.moments import SiteMoments
 from saetool.activations.settings import CacheSettings
-from saetool.activations.shard import DTYPES, TENSOR
+from saetool.activations.shard import DTYPES, shard_bytes
 from saetool.artifacts import Partial
 from saetool.errors import RequestError, WorkError, printable
 
@@ -131,10 +132,13 @@ class StoreWriter:
         names = [self._name(site, shard) for site in self.plan.sites]
         return self.partial.unit_of(f"shards/{shard:05d}") is not None and all(map(self.partial.is_whole, names))
 
-    def write_shard(self, shard: int, tokens: dict[str, Tensor], content: ShardContent) -> None:
-        """Write a shard of every site ({folder: [images, tokens, d]} in the stored dtype), then record it as done."""
+    def write_shard(self, shard: int, tokens: Mapping[str, Sequence[Tensor]], content: ShardContent) -> None:
+        """Write a shard of every site, then record it as done; from any thread.
+
+        tokens: by site folder, pieces [images, tokens, d] in the stored dtype on the CPU, which follow one another.
+        """
         for site in self.plan.sites:
-            self.partial.write_tensors(self._name(site, shard), {TENSOR: tokens[site["folder"]]})
+            self.partial.write_bytes(self._name(site, shard), *shard_bytes(tokens[site["folder"]]))
         self.partial.record(
             f"shards/{shard:05d}",
             {

@@ -1,0 +1,34 @@
+"""What a GPU computes of a slice, on the CPU: the same rows and moments, whichever way they are taken."""
+
+import pytest
+import torch
+
+from saetool.activations.moments import LARGEST, SiteMoments
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_moments_taken_at_once_agree_with_those_taken_in_pieces(dtype):
+    rows = (torch.randn(500, 24, generator=torch.Generator().manual_seed(0)) * 3 + 5).to(dtype)
+    found, wanted = SiteMoments.landed(SiteMoments.launch(rows), len(rows)), SiteMoments.of(rows)
+    exact = rows.double()
+    assert found.statistics.count == 500
+    assert torch.allclose(found.statistics.mean, exact.mean(0), rtol=1e-13)
+    assert torch.allclose(found.statistics.variance, exact.var(0, correction=0), rtol=1e-12)
+    assert found.norm_sum == pytest.approx(float(exact.norm(dim=1).sum()), rel=1e-13)
+    assert found.norm_sum == pytest.approx(wanted.norm_sum, rel=1e-6)
+    assert found.max_abs == wanted.max_abs == float(exact.abs().max())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10 * LARGEST])
+def test_moments_taken_at_once_see_values_that_are_no_numbers_or_too_large(value):
+    rows = torch.randn(30, 4)
+    assert SiteMoments.landed(SiteMoments.launch(rows), 30).finite
+    rows[17, 2] = value
+    assert not SiteMoments.landed(SiteMoments.launch(rows), 30).finite
+
+
+def test_rows_are_not_changed():
+    rows = torch.randn(30, 4, dtype=torch.float64)
+    before = rows.clone()
+    SiteMoments.launch(rows)
+    assert torch.equal(rows, before)
