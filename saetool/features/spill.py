@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -44,6 +45,7 @@ class PartWriter:
         self.folder = folder
         self.bounds = np.arange(0, n_latents + stripe_width(n_latents), stripe_width(n_latents))
         self._files = {name: (folder / file).open("wb") for name, file in _FILES.items()}
+        self._digests = {file: xxhash.xxh3_128() for file in _FILES.values()}
         self._stripes: list[np.ndarray] = []
         self._written = 0
 
@@ -51,9 +53,11 @@ class PartWriter:
         """Append one chunk: its maxima, and the strongest latents of its rows."""
         self._stripes.append(self._written + np.searchsorted(records["latent"], self.bounds))
         self._written += len(records)
-        parts = {"maxima": records, "latents": latents.cpu().numpy(), "values": values.cpu().numpy()}
-        for name, array in parts.items():  # numpy's own way of writing does not say why it fails
-            self._files[name].write(np.ascontiguousarray(array).data)
+        parts = {"maxima": records, "latents": latents.numpy(), "values": values.numpy()}
+        for name, array in parts.items():
+            data = np.ascontiguousarray(array).view(np.uint8).data
+            self._files[name].write(data)  # numpy's own way of writing does not say why it fails
+            self._digests[_FILES[name]].update(data)
 
     def close(self, tally: Tally) -> dict[str, str]:
         """Write the sums, make everything durable, and return the files' digests."""
@@ -65,7 +69,8 @@ class PartWriter:
         stripes = torch.from_numpy(np.stack(self._stripes))
         save_file({**sums, "stripes": stripes}, self.folder / _SUMS)
         sync_file(self.folder / _SUMS)
-        return _digests(self.folder)
+        found = {name: f"xxh3-128:{state.hexdigest()}" for name, state in self._digests.items()}
+        return {**found, _SUMS: digest_file(self.folder / _SUMS)}
 
 
 def is_whole(folder: Path, digests: dict[str, str]) -> bool:

@@ -3,7 +3,29 @@
 import pytest
 import torch
 
+from saetool.activations import CacheSettings
+from saetool.activations.decoding import Decoder
+from saetool.activations.forward import Forward
 from saetool.activations.moments import LARGEST, SiteMoments
+from saetool.activations.writer import Plan
+from saetool.images import ImageSettings, open_source
+from saetool.lanes import Lanes
+
+
+def test_what_is_queued_for_a_gpu_comes_back_as_what_a_cpu_computes_at_once(tiny, pictures):
+    for path in (*sorted(pictures.rglob("*.png"))[4:8], sorted(pictures.rglob("*.png"))[9]):
+        path.write_bytes(b"not a picture")
+    backbone, source = tiny(), open_source(ImageSettings(source=str(pictures)))
+    plan = Plan(23, [{"folder": "a", "n_tokens": 16, "d": 12}], CacheSettings(batch_size=4))
+    decoder = Decoder(source, backbone.transform, plan, "skip", threads=1)
+    at_once, queued = (Forward(backbone, backbone.sites, torch.bfloat16) for _ in range(2))
+    queued._lanes = Lanes(torch.device("cpu"))
+    finishing = [(at_once.launch(decoded), queued.launch(decoded)) for decoded in decoder.slices(range(plan.n_slices))]
+    for now, later in finishing:
+        for (rows, moments), (same, near) in zip(now(), later(), strict=True):
+            assert torch.equal(rows, same)
+            assert moments.statistics.count == near.statistics.count
+            assert torch.allclose(moments.statistics.mean, near.statistics.mean, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
