@@ -103,19 +103,24 @@ class Spill:
         return load_file(self.folders[part] / _SUMS)
 
     def blocks(self, columns: int = 1) -> Iterator[Maxima]:
-        """Yield the maxima of consecutive blocks of latents, together all of them.
+        """Yield the maxima of consecutive blocks of latents, together all of them; `columns` as in `spans`."""
+        return (self.block(*span) for span in self.spans(columns))
 
-        `columns` numbers are to be held for each latent: of many, fewer latents are yielded at a time.
+    def spans(self, columns: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield the stripes, first and end, of consecutive blocks of latents, for `block`.
+
+        `columns` numbers are to be held for each latent: of many, fewer latents are in a block.
         """
         widest = max(1, BLOCK_CELLS // (columns * self.width))
         first = 0
         while first < len(self.stripe_records):
             ends = np.cumsum(self.stripe_records[first : first + widest])
             stop = first + max(1, int(np.searchsorted(ends, BLOCK_RECORDS, side="right")))
-            yield self._block(first, stop)
+            yield first, stop
             first = stop
 
-    def _block(self, first: int, stop: int) -> Maxima:
+    def block(self, first: int, stop: int) -> Maxima:
+        """Return the maxima of some stripes of latents; from any thread."""
         pieces = [
             records[begin:end]
             for records, stripes in zip(self._maps, self._stripes, strict=True)
