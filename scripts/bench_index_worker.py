@@ -32,10 +32,42 @@ def run_saetool(autoencoder: str, store: str, out: str) -> dict:
     codes = model.encode_sparse(torch.zeros(1, model.d_in, device=device))  # loads what is compiled once for a machine
     Tally.empty(model.n_latents, 1, 1.0, device).add(codes, 0)
     strongest(codes, 1)
+    busy = stopwatches()
     before, started = peak_mb(), time.perf_counter()
     seconds = index(autoencoder, store, out).notes["seconds"]
-    found = {**seconds, "whole": time.perf_counter() - started, "peak_mb": peak_mb() - before}
+    found = {**seconds, "whole": time.perf_counter() - started, "peak_mb": peak_mb() - before, "busy": busy}
     return found | ({"gpu_peak_mb": torch.cuda.max_memory_allocated() / 2**20} if device.type == "cuda" else {})
+
+
+def stopwatches() -> dict[str, float]:
+    """Add up the seconds inside parts of the encoding pass, over all threads, in the dict that is returned."""
+    from saetool.features import encoding, spill
+
+    busy: dict[str, float] = {}
+
+    def timed(owner, name: str) -> None:
+        function = getattr(owner, name)
+
+        def call(*given, **named):
+            started = time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                label = f"{owner.__name__.rsplit('.', 1)[-1]}.{name}"
+                busy[label] = busy.get(label, 0.0) + time.perf_counter() - started
+
+        setattr(owner, name, call)
+
+    for owner, name in (
+        (encoding.Pass, "read"),
+        (encoding.Pass, "encode"),
+        (encoding.Tally, "add"),
+        (encoding, "strongest"),
+        (spill.PartWriter, "add"),
+        (spill.PartWriter, "close"),
+    ):
+        timed(owner, name)
+    return busy
 
 
 def run_bare(autoencoder: str, store: str) -> dict:
