@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")
     given = parser.parse_args()
     if torch.cuda.is_available():
-        finish(on_a_gpu(4_096 if given.quick else 16_384), given.json)
+        finish(on_a_gpu(4_096 if given.quick else 8_192), given.json)
         return
     images, saev_images = (512, 48) if given.quick else (2048, 192)
     with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import shutil
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetool.activations.forward import Forward, Landed
+from saetool.activations.shard_keeper import WRITERS
 from saetool.activations.writer import Plan
 from saetool.errors import RequestError
 from saetool.vision import Backbone
@@ -28,11 +30,11 @@ def estimate(job: "CachingJob") -> dict[str, Any]:
     itemsize = plan.dtype.itemsize
     by_site = {site["folder"]: plan.n_images * site["n_tokens"] * site["d"] * itemsize for site in plan.sites}
     rate = _images_per_second(job, backbone, plan)
-    image = backbone.transform.geometry.crop
     shard = plan.slices_per_shard * plan.settings.batch_size
-    # Two shards (one filling, one being written) at each site, and the decoded slices.
-    memory = 2 * shard * sum(by_site.values()) // max(plan.n_images, 1)
-    memory += 4 * plan.settings.batch_size * 3 * image[0] * image[1] * 4
+    # A shard that fills and those being written, at each site; the decoded slices, and one of them as the input.
+    memory = (1 + WRITERS) * shard * sum(by_site.values()) // max(plan.n_images, 1)
+    pixels = plan.settings.batch_size * math.prod(backbone.transform.pixel_shape)
+    memory += (job.decoder(backbone, plan).slices_ahead + 2) * pixels + 4 * pixels
     return {
         "images": plan.n_images,
         **{f"rows at {site['folder']}": plan.n_images * site["n_tokens"] for site in plan.sites},

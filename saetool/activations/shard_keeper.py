@@ -18,7 +18,7 @@ from saetool.vision import Site
 
 _SLICES = 2
 """Slices of outputs that may wait to be kept: enough to hide a write, few enough for a GPU's memory."""
-_WRITERS = 2
+WRITERS = 2
 """Shards written at once: one is handed to the system while another is being made durable."""
 
 
@@ -33,7 +33,7 @@ class ShardKeeper:
         self._waiting: deque[Future] = deque()
         self._writing: deque[Future] = deque()
         self._collector = ThreadPoolExecutor(1, thread_name_prefix="saetool-keep")
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="saetool-write")
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="saetool-write")
         self._begin()
 
     @classmethod
@@ -72,7 +72,7 @@ class ShardKeeper:
         shard = decoded.number // self._writer.plan.slices_per_shard
         if decoded.number == self._writer.plan.slices_of(shard)[-1]:
             with self._waits.disk():
-                self._drain(self._writing, _WRITERS - 1)
+                self._drain(self._writing, WRITERS - 1)
             self._writing.append(self._writers.submit(self._writer.write_shard, shard, self._tokens, self._content))
             self._begin()
         self._broken = False

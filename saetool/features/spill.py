@@ -5,7 +5,6 @@ latent, then image; `stripes` (in sums.safetensors) says where in the file each 
 so that a block of latents is read without reading the rest.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saetool.artifacts import digest_file
-from saetool.artifacts.files import sync_file
 from saetool.features.maxima import RECORD, Maxima
 from saetool.features.tally import Tally
 
@@ -60,15 +58,12 @@ class PartWriter:
             self._digests[_FILES[name]].update(data)
 
     def close(self, tally: Tally) -> dict[str, str]:
-        """Write the sums, make everything durable, and return the files' digests."""
+        """Write the sums; return the files' digests, by which a start after a power failure finds what is missing."""
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
         sums = {"histogram": tally.histogram.cpu(), "profile": tally.profile.cpu()}
         stripes = torch.from_numpy(np.stack(self._stripes))
         save_file({**sums, "stripes": stripes}, self.folder / _SUMS)
-        sync_file(self.folder / _SUMS)
         found = {name: f"xxh3-128:{state.hexdigest()}" for name, state in self._digests.items()}
         return {**found, _SUMS: digest_file(self.folder / _SUMS)}
 
