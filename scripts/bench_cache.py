@@ -55,6 +55,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_480 if gpu else 1_600)
     parser.add_argument("--batch", type=int, default=256 if gpu else 32)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--compiled", action="store_true", help="also time the model's blocks as torch.compile makes them"
+    )
     given = parser.parse_args()
     images, turns = (given.images // 5, 1) if given.quick else (given.images, given.turns)
     settings = BackboneSettings(
@@ -64,6 +67,8 @@ def main() -> None:
         source = open_source(ImageSettings(source=pictures(given.source, images, Path(folder)), limit=images))
         store = CacheSettings(batch_size=given.batch, shard_mb=256 if gpu else 64)
         figures = measure(settings, source, store, Path(folder), turns)
+        if given.compiled:
+            figures |= ways_of_the_forward_pass(settings, given.batch)
     for name, value in figures.items():
         print(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value}")
     if given.json:
@@ -126,8 +131,6 @@ def measure(
     predicted = estimate(job)["images_per_second"]
     figures |= {"dry_run": predicted, "dry_run_vs_cache": predicted / float(figures["cache"])}
     figures |= beside_pillow(source, backbone, float(figures["decode_milliseconds"]))
-    if backbone.device.type == "cuda":
-        figures |= ways_of_the_forward_pass(backbone, plan)
     scale = 2**20 if sys.platform == "darwin" else 2**10  # where ru_maxrss counts bytes, not KiB
     memory = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}
     where = {"precision": backbone.precision, "device": distributed.where(backbone.device), "images": str(len(source))}
@@ -213,11 +216,13 @@ def beside_pillow(source: ImageSource, backbone: Backbone, ours: float) -> dict[
     return {"pillow_milliseconds": bare, "decode_vs_pillow": ours / bare}
 
 
-def ways_of_the_forward_pass(backbone: Backbone, plan: Plan) -> dict[str, float]:
+def ways_of_the_forward_pass(settings: BackboneSettings, batch: int) -> dict[str, float]:
     """Return images a second through the model's blocks alone as they are, and compiled, and what compiling takes."""
+    backbone = load_backbone(settings, device=distributed.default_device())
+    site = backbone.sites[0]
     blocks = [backbone.model.get_submodule(path) for path in backbone.blocks[:-1]]
-    tokens = 1 + plan.sites[0]["n_tokens"]
-    x = torch.randn(plan.settings.batch_size, tokens, plan.sites[0]["d"], device=backbone.device, dtype=backbone.dtype)
+    tokens = backbone.prefix_tokens + backbone.tokens_at(site)
+    x = torch.randn(batch, tokens, site.d, device=backbone.device, dtype=backbone.dtype)
 
     def through(modules: list) -> torch.Tensor:
         out = x

@@ -27,6 +27,7 @@ from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images import ImageSource
 from saetool.images.picture import take_turns
 from saetool.images.source import Label, SourceError, stored_label
+from saetool.images.thumbnail import thumbnail_of
 from saetool.vision import Transform
 
 _SLICES_AHEAD = 2
@@ -56,10 +57,18 @@ class DecodedSlice:
     """{"index", "path"} of images that could not be read."""
     reasons: list[str]
     """Why, in words that may name places on this machine."""
+    thumbnails: list[bytes]
+    """Of each image kept, a WebP file, where the plan asks for them."""
 
 
-Found = dict[str, Any] | str
-"""A row of images.parquet, without id; or why the image cannot be read."""
+@dataclass(frozen=True)
+class _Answer:
+    """What is known of an image that was decoded, or why it was not, and the processor time it took."""
+
+    found: dict[str, Any] | str
+    """A row of images.parquet, without id; or why the image cannot be read."""
+    seconds: float
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ class Decoder:
         return max(_SLICES_AHEAD, ahead)
 
     def _by_threads(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
-        waiting: deque[tuple[int, Tensor, list[Future[tuple[Found, float]]]]] = deque()
+        waiting: deque[tuple[int, Tensor, list[Future[_Answer]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="saetool-decode") as executor:
             try:
                 for number in numbers:
@@ -141,7 +150,7 @@ class Decoder:
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
 
-    def _collect(self, number: int, pixels: Tensor, futures: list[Future[tuple[Found, float]]]) -> DecodedSlice:
+    def _collect(self, number: int, pixels: Tensor, futures: list[Future[_Answer]]) -> DecodedSlice:
         return self._slice(number, pixels, [future.result() for future in futures])
 
     def _by_processes(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
@@ -186,19 +195,20 @@ class Decoder:
         shape = (self.plan.settings.batch_size, *self.transform.pixel_shape)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
 
-    def _decode(self, i: int, slice_: int, out: np.ndarray) -> tuple[Found, float]:
-        """Write an image's pixels into `out`; return its row, and the processor time it took."""
+    def _decode(self, i: int, slice_: int, out: np.ndarray) -> _Answer:
+        """Write an image's pixels into `out` and return what is known of it."""
         start = time.thread_time()
         try:
             picture = self.source.read(i)
         except WorkError as error:
             if self.on_error == "fail" or isinstance(error, SourceError):
                 raise
-            return str(error), time.thread_time() - start
+            return _Answer(str(error), time.thread_time() - start)
         labels = self._labels(i)
         self.transform.fill_pixels(picture.image, out)
+        thumbnail = thumbnail_of(picture.image) if self.plan.settings.thumbnails else None
         row = {"path": self.source.path(i), "width": picture.width, "height": picture.height, "digest": picture.digest}
-        return {**row, "slice": slice_, **labels}, time.thread_time() - start
+        return _Answer({**row, "slice": slice_, **labels}, time.thread_time() - start, thumbnail)
 
     def _labels(self, i: int) -> dict[str, Label]:
         """Return an image's labels as they are stored; RequestError where a source of one's own gives another kind."""
@@ -209,18 +219,20 @@ class Decoder:
         except ValueError as error:
             raise RequestError(f"{self.source.path(i)}: {error}") from None
 
-    def _slice(self, number: int, pixels: Tensor, answers: Sequence[tuple[Found, float]]) -> DecodedSlice:
-        result = DecodedSlice(number, pixels, [], [], [], [])
+    def _slice(self, number: int, pixels: Tensor, answers: Sequence[_Answer]) -> DecodedSlice:
+        result = DecodedSlice(number, pixels, [], [], [], [], [])
         empty = list(range(len(answers), len(pixels)))
-        for place, (i, (found, seconds)) in enumerate(zip(self.plan.images_of(number), answers, strict=True)):
-            self.seconds += seconds
-            if isinstance(found, str):
+        for place, (i, answer) in enumerate(zip(self.plan.images_of(number), answers, strict=True)):
+            self.seconds += answer.seconds
+            if isinstance(answer.found, str):
                 empty.append(place)
                 result.skipped.append({"index": i, "path": self.source.path(i)})
-                result.reasons.append(found)
+                result.reasons.append(answer.found)
             else:
                 result.kept.append(place)
-                result.images.append(found)
+                result.images.append(answer.found)
+                if answer.thumbnail is not None:
+                    result.thumbnails.append(answer.thumbnail)
         pixels.numpy()[empty] = 0
         return result
 
@@ -231,7 +243,7 @@ class _Pieces:
     def __init__(self, decoder: Decoder, shared: np.ndarray):
         self._decoder, self._shared = decoder, shared
 
-    def __getitem__(self, piece: _Piece) -> tuple[_Piece, list[tuple[Found, float]] | SaetoolError]:
+    def __getitem__(self, piece: _Piece) -> tuple[_Piece, list[_Answer] | SaetoolError]:
         room = self._shared[piece.room]
         try:
             return piece, [self._decoder._decode(i, piece.slice_, room[n]) for n, i in enumerate(piece.images)]
@@ -248,7 +260,7 @@ def _begin(lock: Any, worker: int) -> None:
     take_turns(lock)
 
 
-def _words_of_death(answers: Iterator[tuple[_Piece, Any]]) -> Iterator[tuple[_Piece, list[tuple[Found, float]]]]:
+def _words_of_death(answers: Iterator[tuple[_Piece, Any]]) -> Iterator[tuple[_Piece, list[_Answer]]]:
     """Yield DataLoader's answers; raise a process's own error, and WorkError where one of them has died."""
     while True:
         try:

@@ -19,6 +19,8 @@ from saetool.vision import Backbone
 if TYPE_CHECKING:
     from saetool.activations.caching import CachingJob
 
+_THUMBNAIL_BYTES = 8_000
+"""Of a picture's, at most, about."""
 _TIMED_SLICES, _TIMED_SECONDS = 2, 2.0
 """At least so many slices, and so long, are timed."""
 
@@ -29,6 +31,7 @@ def estimate(job: "CachingJob") -> dict[str, Any]:
     plan = job.plan(backbone)
     itemsize = plan.dtype.itemsize
     by_site = {site["folder"]: plan.n_images * site["n_tokens"] * site["d"] * itemsize for site in plan.sites}
+    thumbnails = plan.n_images * _THUMBNAIL_BYTES if plan.settings.thumbnails else 0
     rate = _images_per_second(job, backbone, plan)
     shard = plan.slices_per_shard * plan.settings.batch_size
     # A shard that fills and those being written, at each site; the decoded slices, and one of them as the input.
@@ -39,7 +42,8 @@ def estimate(job: "CachingJob") -> dict[str, Any]:
         "images": plan.n_images,
         **{f"rows at {site['folder']}": plan.n_images * site["n_tokens"] for site in plan.sites},
         **{f"bytes at {folder}": size for folder, size in by_site.items()},
-        "bytes_on_disk": sum(by_site.values()),
+        **({"bytes of thumbnails": thumbnails} if thumbnails else {}),
+        "bytes_on_disk": sum(by_site.values()) + thumbnails,
         "shards": plan.n_shards,
         "memory_bytes": memory + sum(p.numel() * p.element_size() for p in backbone.model.parameters()),
         "images_per_second": round(rate, 2),

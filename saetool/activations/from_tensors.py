@@ -36,6 +36,8 @@ def write_store(
     Raises RequestError for values that are not finite, labels of no class, and shapes that do not fit together.
     """
     settings = settings or CacheSettings(dtype="float32")
+    if settings.thumbnails:
+        raise RequestError("cache.thumbnails: a store made from tensors has no pictures to keep; leave it out.")
     sites = _sites(tokens, grid)
     n_images = len(next(iter(sites.values())))
     plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)

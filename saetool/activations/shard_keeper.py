@@ -89,6 +89,7 @@ class ShardKeeper:
         self._content.slices.append(len(decoded.kept))
         self._content.skipped += decoded.skipped
         self._content.reasons += decoded.reasons
+        self._content.thumbnails += decoded.thumbnails
 
 
 def _not_finite(decoded: DecodedSlice, rows: Tensor, site: Site, dtype: str) -> str:

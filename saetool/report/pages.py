@@ -23,7 +23,7 @@ class FeaturePages:
 
     files: FeatureFiles
     store: Artifact
-    source: pictures.ReadsImages
+    source: pictures.ReadsImages | None
     settings: ReportSettings
 
     def write(self, partial: Partial) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class FeaturePages:
         ranked = _ranked_images(self.files)
         image_pages = self._write_patches(ranked[: self.settings.max_images], budget)
         order = np.concatenate([ranked[np.isin(ranked, image_pages)], ranked[~np.isin(ranked, image_pages)]])
-        thumbnails = pictures.Thumbnails(images, self.source).make(order, partial.path, budget.left(1.0))
+        thumbnails = pictures.Thumbnails(self.store, images, self.source).make(order, partial.path, budget.left(1.0))
         partial.write_bytes("data/site.js", self._site(with_page, image_pages, thumbnails))
         return {
             "n_latents": self.files.n_latents,
