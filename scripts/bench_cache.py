@@ -47,7 +47,7 @@ def main() -> None:
     """Time the limits and caching; print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
-    parser.add_argument("--quick", action="store_true", help="one turn in three, a fifth of the images")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the images")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--backbone", default="timm/vit_base_patch16_224" if gpu else "demo/vits14")
     parser.add_argument("--layer", type=int, default=11 if gpu else 10)
@@ -59,14 +59,14 @@ def main() -> None:
         "--compiled", action="store_true", help="also time the model's blocks as torch.compile makes them"
     )
     given = parser.parse_args()
-    images, turns = (given.images // 5, 1) if given.quick else (given.images, given.turns)
+    images = given.images // 5 if given.quick else given.images
     settings = BackboneSettings(
         name=given.backbone, layers=[given.layer], pretrained=given.backbone.startswith("demo/")
     )
     with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:
         source = open_source(ImageSettings(source=pictures(given.source, images, Path(folder)), limit=images))
         store = CacheSettings(batch_size=given.batch, shard_mb=256 if gpu else 64)
-        figures = measure(settings, source, store, Path(folder), turns)
+        figures = measure(settings, source, store, Path(folder), given.turns)
         if given.compiled:
             figures |= ways_of_the_forward_pass(settings, given.batch)
     for name, value in figures.items():
@@ -128,6 +128,8 @@ def measure(
         print(f"turn {turn + 1}: " + ", ".join(f"{name} {value:,.4g}" for name, value in row.items()), flush=True)
         before = after
     figures: dict[str, float | str] = {name: statistics.median(values) for name, values in found.items()}
+    if backbone.precision != "fp32":
+        figures |= beside_float32(settings, plan, float(figures["cache"]))
     predicted = estimate(job)["images_per_second"]
     figures |= {"dry_run": predicted, "dry_run_vs_cache": predicted / float(figures["cache"])}
     figures |= beside_pillow(source, backbone, float(figures["decode_milliseconds"]))
@@ -137,6 +139,15 @@ def measure(
     return (
         figures | memory | where | {"cores": str(distributed.cores()), "workers": job.decoder(backbone, plan).workers}
     )
+
+
+def beside_float32(settings: BackboneSettings, plan: Plan, rate: float) -> dict[str, float]:
+    """Return images a second of the bare pass in float32, and caching's rate over it."""
+    exact = load_backbone(settings.model_copy(update={"precision": "fp32"}), device=distributed.default_device())
+    shape = (plan.settings.batch_size, *exact.transform.pixel_shape)
+    prepared = exact.inputs(torch.zeros(shape, dtype=torch.uint8))
+    forward = len(prepared) / seconds_of(lambda: exact.forward_to(prepared), exact.device)
+    return {"fp32_forward": forward, "cache_vs_fp32_forward": rate / forward}
 
 
 def processor_seconds() -> float:
