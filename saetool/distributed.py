@@ -104,6 +104,12 @@ def all_gather(value: object) -> list:
     return gathered
 
 
+def cores() -> int:
+    """Return how many processor cores this process may count on: its own, shared with the job's others beside it."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def where(device: torch.device) -> str:
     """Say in words what runs where: `2 processes on cpu (1 thread each)`."""
     processes, threads = world_size(), torch.get_num_threads()

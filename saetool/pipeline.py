@@ -12,6 +12,7 @@ from typing import Any
 
 from saetool import distributed
 from saetool.activations import LiveSource, caching_stage, require_space
+from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact, Stage, run_stage
 from saetool.artifacts.manifest import MANIFEST
 from saetool.artifacts.remote import place_of
@@ -229,7 +230,8 @@ class Member:
         )
         model = _made(self.path("autoencoder"), "autoencoder")
         report, command = self.config.report, self.run.command
-        stage = report_stage(features, self.run.store, model, evaluation, self.run.source, report, command)
+        source = None if StoredThumbnails.are_in(self.run.store) else self.run.source
+        stage = report_stage(features, self.run.store, model, evaluation, source, report, command)
         place = self.path("report")
         if not force and _differs_only_in(stage, place, "evaluation", "features"):
             say(f"{place}: the evaluation or the index is newer; writing the page again.")

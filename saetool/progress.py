@@ -27,20 +27,27 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def bar(description: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)`: report that n more of `total` units are done. `done` of them were done by an earlier run."""
+def bar(
+    description: str, total: int, unit: str, done: int = 0, remark: Callable[[], str] | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`: report that n more of `total` units are done. `done` of them were done by an earlier run.
+
+    `remark` is asked what else there is to say of the work.
+    """
     description = printable(description)
     if not _is_main():
         yield lambda n: None
     elif sys.stderr.isatty():
-        with _rich_bar(description, total, unit, done) as advance:
+        with _rich_bar(description, total, unit, done, remark) as advance:
             yield advance
     else:
-        yield _plain_lines(description, total, unit, done)
+        yield _plain_lines(description, total, unit, done, remark)
 
 
 @contextmanager
-def _rich_bar(description: str, total: int, unit: str, done: int) -> Iterator[Callable[[int], None]]:
+def _rich_bar(
+    description: str, total: int, unit: str, done: int, remark: Callable[[], str] | None
+) -> Iterator[Callable[[int], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,12 +65,15 @@ def _rich_bar(description: str, total: int, unit: str, done: int) -> Iterator[Ca
             nonlocal fresh
             fresh += n
             rate = fresh / max(time.monotonic() - start, 1e-9)
-            progress.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s")
+            words = f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
+            progress.update(task, advance=n, rate=words if remark is None else f"{words}, {remark()}")
 
         yield advance
 
 
-def _plain_lines(description: str, total: int, unit: str, done: int) -> Callable[[int], None]:
+def _plain_lines(
+    description: str, total: int, unit: str, done: int, remark: Callable[[], str] | None
+) -> Callable[[int], None]:
     start = last = time.monotonic()
     count, fresh = done, 0
 
@@ -77,6 +87,7 @@ def _plain_lines(description: str, total: int, unit: str, done: int) -> Callable
         last = now
         rate = fresh / max(now - start, 1e-9)
         left = (total - count) / max(rate, 1e-9)
-        say(f"{description}: {count:,} of {total:,} {unit}, {rate:,.1f} {unit}/s, {left:,.0f} s left")
+        more = "" if remark is None else f"; {remark()}"
+        say(f"{description}: {count:,} of {total:,} {unit}, {rate:,.1f} {unit}/s, {left:,.0f} s left{more}")
 
     return advance

@@ -1,100 +1,254 @@
-"""How near caching comes to the bare forward pass: decode, round, measure and write included.
+"""How near caching comes to the least it could take: the bare forward pass, or decoding, or writing alone.
 
-    python scripts/bench_cache.py [--quick] [--json FILE] [--backbone NAME] [--layer N] [--source NAME]
+    python scripts/bench_cache.py [--quick] [--json FILE] [--backbone NAME] [--layer N] [--source NAME] [--images N]
 
-The bare pass runs on batches that are decoded already, in the same precision and batch size, before and after each
-caching job: a turn's ratio is to their mean, and the median turn counts, as machines drift. `fp32` is the bare pass in
-float32.
+Limits are measured before and after each caching job, and the median turn counts, as machines drift. `forward` is the
+bare pass over pixels that are decoded (and on a GPU already there), in the same precision and batch size; `decode` is
+all decoding, no model; `write` is making shards durable. `--source 256x256` makes JPEGs of that size: a GPU gets them
+unless told otherwise, and a ViT-B/16 of random weights; a CPU gets the demo's model and pictures.
 """
 
 import argparse
+import io
 import json
 import os
+import re
 import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
 
 from saetool import distributed
 from saetool.activations import CacheSettings, cache
-from saetool.activations.decoding import Decoder
+from saetool.activations.caching import CachingJob
+from saetool.activations.estimate import estimate
 from saetool.activations.writer import Plan
+from saetool.artifacts import Partial
 from saetool.images import ImageSettings, ImageSource, open_source
+from saetool.images.picture import read_picture
 from saetool.vision import Backbone, BackboneSettings, load_backbone
 
-TURNS = 5
+DISTINCT = 512
+"""Pictures that are made; the others are links to them: what counts is decoding, not the disk they come from."""
+QUALITY = 90
+BARE = 64
+"""Pictures that bare Pillow decodes."""
 
 
 def main() -> None:
-    """Time the bare pass, the float32 pass and caching; print and write the figures."""
+    """Time the limits and caching; print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="320 images a turn (default: 1,600)")
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--quick", action="store_true", help="a fifth of the images")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--backbone", default="demo/vits14")
-    parser.add_argument("--layer", type=int, default=10)
-    parser.add_argument("--source", default="elpv")
-    arguments = parser.parse_args()
-    source = open_source(ImageSettings(source=arguments.source, limit=320 if arguments.quick else 1600))
-    settings = BackboneSettings(name=arguments.backbone, layers=[arguments.layer])
-    figures = measure(settings, source, CacheSettings())
+    parser.add_argument("--backbone", default="timm/vit_base_patch16_224" if gpu else "demo/vits14")
+    parser.add_argument("--layer", type=int, default=11 if gpu else 10)
+    parser.add_argument("--source", default="256x256" if gpu else "elpv", help="WIDTHxHEIGHT makes JPEGs of that size")
+    parser.add_argument("--images", type=int, default=20_480 if gpu else 1_600)
+    parser.add_argument("--batch", type=int, default=256 if gpu else 32)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--compiled", action="store_true", help="also time the model's blocks as torch.compile makes them"
+    )
+    given = parser.parse_args()
+    images = given.images // 5 if given.quick else given.images
+    settings = BackboneSettings(
+        name=given.backbone, layers=[given.layer], pretrained=given.backbone.startswith("demo/")
+    )
+    with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:
+        source = open_source(ImageSettings(source=pictures(given.source, images, Path(folder)), limit=images))
+        store = CacheSettings(batch_size=given.batch, shard_mb=256 if gpu else 64)
+        figures = measure(settings, source, store, Path(folder), given.turns)
+        if given.compiled:
+            figures |= ways_of_the_forward_pass(settings, given.batch)
     for name, value in figures.items():
         print(f"{name}: {value:,.4g}" if isinstance(value, float) else f"{name}: {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def measure(settings: BackboneSettings, source: ImageSource, store: CacheSettings) -> dict[str, float | str]:
-    """Return images a second of each, their ratios, the share of decoding, the peak memory."""
+def pictures(source: str, images: int, folder: Path) -> str:
+    """Return a source by its name; make a folder of JPEGs where a size is given instead."""
+    size = re.fullmatch(r"(\d+)x(\d+)", source)
+    if size is None:
+        return source
+    width, height = int(size[1]), int(size[2])
+    place = folder / "pictures"
+    place.mkdir()
+    with ThreadPoolExecutor(distributed.cores()) as pool:
+        made = list(pool.map(lambda seed: jpeg(seed, width, height), range(min(DISTINCT, images))))
+    for i in range(images):
+        path = place / f"{i:06d}.jpg"
+        if i < len(made):
+            path.write_bytes(made[i])
+        else:
+            os.link(place / f"{i % len(made):06d}.jpg", path)
+    return str(place)
+
+
+def jpeg(seed: int, width: int, height: int) -> bytes:
+    """Return a JPEG of coarse blobs and fine noise, about as large as a photograph's."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    noisy = np.clip(pixels + draw.integers(-12, 13, pixels.shape, dtype=np.int16), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noisy).save(file, "jpeg", quality=QUALITY)
+    return file.getvalue()
+
+
+def measure(
+    settings: BackboneSettings, source: ImageSource, store: CacheSettings, folder: Path, turns: int
+) -> dict[str, float | str]:
+    """Return the rates in images a second, caching's share of the lowest limit, processor time, the peak memory."""
     backbone = load_backbone(settings, device=distributed.default_device())
+    job = CachingJob(lambda: backbone, lambda b: b.sites, source, store, "fail")
+    plan = job.plan(backbone)
+    found: dict[str, list[float]] = {}
+    before = limits(job, backbone, plan, folder)
+    for turn in range(turns):
+        began, busy = time.perf_counter(), processor_seconds()
+        cache(backbone, source, None, folder / "store", store, force=True)
+        rate = len(source) / (time.perf_counter() - began)
+        spent = (processor_seconds() - busy) / len(source)
+        after = limits(job, backbone, plan, folder)
+        bare = {name: (before[name] + after[name]) / 2 for name in before}
+        least = min(bare[name] for name in ("forward", "decode", "write"))
+        row = {**bare, "cache": rate, "cache_vs_forward": rate / bare["forward"], "cache_vs_limit": rate / least}
+        for name, value in {**row, "processor_milliseconds": spent * 1e3}.items():
+            found.setdefault(name, []).append(value)
+        print(f"turn {turn + 1}: " + ", ".join(f"{name} {value:,.4g}" for name, value in row.items()), flush=True)
+        before = after
+    figures: dict[str, float | str] = {name: statistics.median(values) for name, values in found.items()}
+    if backbone.precision != "fp32":
+        figures |= beside_float32(settings, plan, float(figures["cache"]))
+    predicted = estimate(job)["images_per_second"]
+    figures |= {"dry_run": predicted, "dry_run_vs_cache": predicted / float(figures["cache"])}
+    figures |= beside_pillow(source, backbone, float(figures["decode_milliseconds"]))
+    scale = 2**20 if sys.platform == "darwin" else 2**10  # where ru_maxrss counts bytes, not KiB
+    memory = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}
+    where = {"precision": backbone.precision, "device": distributed.where(backbone.device), "images": str(len(source))}
+    return (
+        figures | memory | where | {"cores": str(distributed.cores()), "workers": job.decoder(backbone, plan).workers}
+    )
+
+
+def beside_float32(settings: BackboneSettings, plan: Plan, rate: float) -> dict[str, float]:
+    """Return images a second of the bare pass in float32, and caching's rate over it."""
     exact = load_backbone(settings.model_copy(update={"precision": "fp32"}), device=distributed.default_device())
-    turns: dict[str, list[float]] = {"cache": [], "forward": [], "fp32": [], "vs_forward": [], "vs_fp32": []}
-    before, decode_seconds = forward_rate(backbone, source, store, images=128)
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(TURNS):
-            start = time.perf_counter()
-            cache(backbone, source, None, Path(folder) / str(turn), store)
-            caching = len(source) / (time.perf_counter() - start)
-            after, decode_seconds = forward_rate(backbone, source, store, images=128)
-            single, _ = forward_rate(exact, source, store, images=32)
-            bare = (before + after) / 2
-            found = (caching, bare, single, caching / bare, caching / single)
-            for values, value in zip(turns.values(), found, strict=True):
-                values.append(value)
-            print(f"turn {turn + 1}: bare {bare:.1f}, caching {caching:.1f} images/s, {caching / bare:.2f}", flush=True)
-            before = after
-    middle = {name: statistics.median(values) for name, values in turns.items()}
-    macos = sys.platform == "darwin"  # where ru_maxrss counts bytes, not KiB
+    shape = (plan.settings.batch_size, *exact.transform.pixel_shape)
+    prepared = exact.inputs(torch.zeros(shape, dtype=torch.uint8))
+    forward = len(prepared) / seconds_of(lambda: exact.forward_to(prepared), exact.device)
+    return {"fp32_forward": forward, "cache_vs_fp32_forward": rate / forward}
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of those it has waited for."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, kinds))
+
+
+def limits(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> dict[str, float]:
+    """Return images a second of decoding, of the bare forward pass and of writing, each alone."""
+    slices = range(plan.n_slices)
+    slices = slices[: max(1, 4_096 // plan.settings.batch_size)] if backbone.device.type == "cuda" else slices[:10]
+    decoder = job.decoder(backbone, plan)
+    began, pixels = time.perf_counter(), None
+    for decoded in decoder.slices(slices):
+        pixels = decoded.pixels
+    images = sum(len(plan.images_of(number)) for number in slices)
+    decode = images / (time.perf_counter() - began)
+    assert pixels is not None
+    prepared = backbone.inputs(pixels)
+    forward = len(pixels) / seconds_of(lambda: backbone.forward_to(prepared), backbone.device)
+    write, gigabytes = written(job, backbone, plan, folder)
     return {
-        "images_per_second": middle["cache"],
-        "forward_images_per_second": middle["forward"],
-        "fp32_forward_images_per_second": middle["fp32"],
-        "cache_vs_forward": middle["vs_forward"],
-        "cache_vs_fp32_forward": middle["vs_fp32"],
-        "decode_milliseconds": decode_seconds * 1e3,
-        "decode_share_of_processors": decode_seconds * middle["cache"] / (os.cpu_count() or 1),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if macos else 2**10),
-        "precision": backbone.precision,
-        "images": str(len(source)),
+        "decode": decode,
+        "forward": forward,
+        "write": write,
+        "write_gigabytes": gigabytes,
+        "decode_milliseconds": decoder.seconds / images * 1e3,
     }
 
 
-def forward_rate(backbone: Backbone, source: ImageSource, store: CacheSettings, images: int) -> tuple[float, float]:
-    """Return images a second of the bare pass over decoded batches, and the seconds it takes to decode one image."""
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that `work` takes, once warm, on average over at least a second."""
+    work()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began, count = time.perf_counter(), 0
+    while count < 2 or time.perf_counter() - began < 1:
+        for _ in range(5 if device.type == "cuda" else 1):
+            work()
+            count += 1
+        wait()
+    return (time.perf_counter() - began) / count
+
+
+def written(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> tuple[float, float]:
+    """Return images and gigabytes a second of making shards durable, two at a time as the job does."""
+    from saetool.activations.shard import shard_bytes
+
     site = backbone.sites[0]
-    plan = Plan(len(source), [{"folder": site.folder, "n_tokens": backbone.tokens_at(site), "d": site.d}], store)
-    decoder = Decoder(source, backbone.transform, plan, "fail", threads=1)
-    count = min(images, len(source))
-    batches = [decoded.batch for decoded in decoder.slices(range(count // store.batch_size))]
-    backbone.forward_to(batches[0])  # warm up
-    start = time.perf_counter()
-    for batch in batches:
-        # The result has to arrive before the clock is read: on a GPU the call itself returns at once.
-        outputs = [output.cpu() for output in backbone.forward_to(batch)]
-        del outputs
-    seconds = time.perf_counter() - start
-    return len(batches) * store.batch_size / seconds, decoder.seconds / (len(batches) * store.batch_size)
+    images = plan.slices_per_shard * plan.settings.batch_size
+    rows = torch.zeros(images, backbone.tokens_at(site), site.d, dtype=plan.dtype)
+    partial, count = Partial(folder / "written", folder / "written"), 8
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: partial.write_bytes(f"{i}.safetensors", *shard_bytes([rows])), range(count)))
+    seconds = time.perf_counter() - began
+    for i in range(count):
+        (folder / "written" / f"{i}.safetensors").unlink()
+    return count * images / seconds, count * rows.nbytes / seconds / 1e9
+
+
+def beside_pillow(source: ImageSource, backbone: Backbone, ours: float) -> dict[str, float]:
+    """Return the processor time an image of decoding, resizing and cutting with Pillow alone, and ours over it."""
+    transform = backbone.transform
+    method = Image.Resampling[transform.interpolation.upper()]
+    contents = [Path(str(source.root), source.path(i)).read_bytes() for i in range(min(BARE, len(source)))]
+    read_picture(contents[0], "warm")
+    began = time.process_time()
+    for content in contents:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        image = image.resize(transform.geometry.resized(*image.size), method)
+        left, top = transform.geometry.crop_corner(*image.size)
+        height, width = transform.geometry.crop
+        np.asarray(image.crop((left, top, left + width, top + height)))
+    bare = (time.process_time() - began) / len(contents) * 1e3
+    return {"pillow_milliseconds": bare, "decode_vs_pillow": ours / bare}
+
+
+def ways_of_the_forward_pass(settings: BackboneSettings, batch: int) -> dict[str, float]:
+    """Return images a second through the model's blocks alone as they are, and compiled, and what compiling takes."""
+    backbone = load_backbone(settings, device=distributed.default_device())
+    site = backbone.sites[0]
+    blocks = [backbone.model.get_submodule(path) for path in backbone.blocks[:-1]]
+    tokens = backbone.prefix_tokens + backbone.tokens_at(site)
+    x = torch.randn(batch, tokens, site.d, device=backbone.device, dtype=backbone.dtype)
+
+    def through(modules: list) -> torch.Tensor:
+        out = x
+        for module in modules:
+            out = module(out)
+        return out
+
+    with torch.no_grad():
+        eager = len(x) / seconds_of(lambda: through(blocks), backbone.device)
+        compiled = [torch.compile(block) for block in blocks]
+        began = time.perf_counter()
+        through(compiled)
+        start = time.perf_counter() - began
+        fast = len(x) / seconds_of(lambda: through(compiled), backbone.device)
+    return {"blocks": eager, "blocks_compiled": fast, "compile_seconds": start}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One job under the stopwatch of bench_index.py, in a process of its own so that its peak memory can be read.
 
 saetool AUTOENCODER STORE OUT     the whole index            → {"encode", "statistics", "heat", "tables", "peak_mb"}
-bare AUTOENCODER STORE            the bfloat16 encoder product alone, in slices      → {"tokens_per_second"}
+bare AUTOENCODER STORE            the bfloat16 encoder product alone → {"tokens_per_second"}; on a GPU other limits too
 saev DATA.npz OUT K               saev 0.1.0's visuals, in its own environment → {"seconds", "tokens"}; OUT: top_i.npy
 """
 
@@ -22,37 +22,110 @@ def peak_mb() -> float:
 
 
 def run_saetool(autoencoder: str, store: str, out: str) -> dict:
+    from saetool import distributed
     from saetool.autoencoders.families import load
     from saetool.features import index
     from saetool.features.tally import Tally, strongest
 
-    model = load(autoencoder)
-    codes = model.encode_sparse(torch.zeros(1, model.d_in))  # loads what is compiled once for a machine
-    Tally.empty(model.n_latents, 1, 1.0).add(codes, 0)
+    device = distributed.default_device()
+    model = load(autoencoder).to(device)
+    codes = model.encode_sparse(torch.zeros(1, model.d_in, device=device))  # loads what is compiled once for a machine
+    Tally.empty(model.n_latents, 1, 1.0, device).add(codes, 0)
     strongest(codes, 1)
+    busy = stopwatches()
     before, started = peak_mb(), time.perf_counter()
     seconds = index(autoencoder, store, out).notes["seconds"]
-    return {**seconds, "whole": time.perf_counter() - started, "peak_mb": peak_mb() - before}
+    found = {**seconds, "whole": time.perf_counter() - started, "peak_mb": peak_mb() - before, "busy": busy}
+    return found | ({"gpu_peak_mb": torch.cuda.max_memory_allocated() / 2**20} if device.type == "cuda" else {})
+
+
+def stopwatches() -> dict[str, float]:
+    """Add up the seconds inside parts of the encoding pass, over all threads, in the dict that is returned."""
+    from saetool.features import encoding, spill
+
+    busy: dict[str, float] = {}
+
+    def timed(owner, name: str) -> None:
+        function = getattr(owner, name)
+
+        def call(*given, **named):
+            started = time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                label = f"{owner.__name__.rsplit('.', 1)[-1]}.{name}"
+                busy[label] = busy.get(label, 0.0) + time.perf_counter() - started
+
+        setattr(owner, name, call)
+
+    for owner, name in (
+        (encoding.Pass, "read"),
+        (encoding.Pass, "encode"),
+        (encoding.Tally, "add"),
+        (encoding, "strongest"),
+        (spill.PartWriter, "add"),
+        (spill.PartWriter, "close"),
+    ):
+        timed(owner, name)
+    return busy
 
 
 def run_bare(autoencoder: str, store: str) -> dict:
-    """The least an index can cost here: the encoder's product, in the slices that stay in cache."""
+    """The least an index can cost here: the encoder's product; on a GPU also exact codes, and reading, each alone."""
+    from saetool import distributed
     from saetool.activations import ActivationStore
     from saetool.autoencoders.families import load
 
-    model = load(autoencoder)
+    device = distributed.default_device()
+    model = load(autoencoder).to(device)
     weight, bias = model.encoder.detach().bfloat16().T, model.encoder_bias.detach().bfloat16()
     site = ActivationStore.open(store).site()
-    rows = site.rows(0, min(site.n_images, 64)).flatten(0, 1).bfloat16()
-    out = torch.empty(SLICE_ROWS, weight.shape[1], dtype=torch.bfloat16)
-    best = 0.0
+    rows = site.rows(0, min(site.n_images, 64)).flatten(0, 1).bfloat16().to(device)
+    size = SLICE_ROWS if device.type == "cpu" else len(rows)
+    out = torch.empty(size, weight.shape[1], dtype=torch.bfloat16, device=device)
+
+    def product() -> None:
+        for part in rows.split(size):
+            torch.addmm(bias, part, weight, out=out[: len(part)])
+
     with torch.inference_mode():
-        for _ in range(6):
-            started = time.perf_counter()
-            for part in rows.split(SLICE_ROWS):
-                torch.addmm(bias, part, weight, out=out[: len(part)])
-            best = max(best, len(rows) / (time.perf_counter() - started))
-    return {"tokens_per_second": best}
+        found = {"tokens_per_second": len(rows) / seconds_of(product)}
+        if device.type == "cuda":
+            del out
+            found |= limits_of_a_gpu(model, site, device)
+    return found
+
+
+def limits_of_a_gpu(model, site, device: torch.device) -> dict:
+    """Return tokens a second of exact codes from rows that are there, and of reading rows onto the GPU."""
+    from saetool.features.encoding import Pass
+
+    pass_ = Pass(model, site, device)
+    chunks = pass_.cut(range(min(site.n_images, 16 * pass_.chunk_images)))
+    rows = pass_.read(chunks[0]).to(device)
+
+    def read() -> None:
+        for chunk in chunks:
+            pass_.read(chunk).to(device, non_blocking=True)
+
+    tokens = sum(map(len, chunks)) * site.tokens
+    return {
+        "exact_codes_per_second": len(rows) * site.tokens / seconds_of(lambda: pass_.encode(rows)),
+        "read_by_one_thread_per_second": tokens / seconds_of(read),
+    }
+
+
+def seconds_of(work) -> float:
+    """Return the least of several times that `work` takes, once warm."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    best = float("inf")
+    for _ in range(6):
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - started)
+    return best
 
 
 def run_saev(data: str, out: str, k: str) -> dict:

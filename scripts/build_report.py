@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact, run_stage
 from saetool.errors import run_script
 from saetool.images import open_cached
@@ -24,7 +25,7 @@ def main() -> None:
     store = features.find_input("activations", given.store)
     autoencoder = features.find_input("autoencoder", given.autoencoder)
     evaluation = Artifact.open(given.evaluation, "evaluation") if given.evaluation else None
-    source = open_cached(store, given.images)
+    source = None if StoredThumbnails.are_in(store) else open_cached(store, given.images)
     stage = report_stage(features, store, autoencoder, evaluation, source, ReportSettings(title=given.title))
     print(Path(run_stage(stage, given.out).path, "index.html").resolve().as_uri())
 

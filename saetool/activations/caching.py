@@ -1,35 +1,31 @@
 """The caching job: images in, sealed store out, at the speed of the forward pass.
 
-Decoding runs in threads ahead of the model; rounding, statistics and writing run in one thread behind it. A shard is
-finished by one process and recorded; whatever happens, another start does only the shards that are missing.
+Decoding runs in processes or threads ahead of the model; rounding and statistics (on a CPU) and writing run in threads
+behind it. A shard is finished by one process and recorded; whatever happens, another start does only the shards that
+are missing.
 """
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from saetool import distributed
-from saetool.activations.decoding import DecodedSlice, Decoder
-from saetool.activations.moments import LARGEST, SiteMoments
+from saetool.activations.decoding import Decoder, decoding_processes
+from saetool.activations.forward import Forward
 from saetool.activations.settings import CacheSettings
+from saetool.activations.shard_keeper import ShardKeeper
 from saetool.activations.store import KIND
 from saetool.activations.unchanged import changed_since, first_changed, times_of
-from saetool.activations.writer import Plan, ShardContent, StoreWriter
+from saetool.activations.waits import Waits
+from saetool.activations.writer import Plan, StoreWriter
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError
 from saetool.images import ImageSettings, ImageSource, open_source
 from saetool.images.settings import is_named
 from saetool.progress import bar, say
 from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
 from saetool.vision.weights import digest_weights_file, resolve_precision
-
-_KEEPING = 2
-"""Slices of outputs that may wait to be kept: enough to hide a write, few enough for a GPU's memory."""
 
 
 @dataclass(frozen=True)
@@ -98,25 +94,30 @@ class CachingJob:
             raise RequestError(f"{partial.path}: {changed}. Give --force to begin anew.")
 
     def _fill(self, writer: StoreWriter, backbone: Backbone, mine: Sequence[int], missing: list[int]) -> None:
-        plan, sites = writer.plan, self.stored(backbone)
-        decoder = Decoder(self.source, backbone.transform, plan, self.on_error)
+        plan, sites, waits = writer.plan, self.stored(backbone), Waits()
+        decoder, forward = self.decoder(backbone, plan), Forward(backbone, sites, plan.dtype)
         numbers = [number for shard in missing for number in plan.slices_of(shard)]
         total = sum(len(plan.images_of(number)) for shard in mine for number in plan.slices_of(shard))
         left = sum(len(plan.images_of(number)) for number in numbers)
         with (
-            ThreadPoolExecutor(1, thread_name_prefix="saetool-keep") as keeper,
-            bar("caching", total, "images", done=total - left) as advance,
+            ShardKeeper.of(writer, sites, waits) as keeper,
+            bar("caching", total, "images", done=total - left, remark=waits.words) as advance,
         ):
-            waiting: list[Future] = []
-            shards = ShardKeeper(writer, sites)
-            for decoded in decoder.slices(numbers):
-                outputs = backbone.forward_to(decoded.batch, sites)
-                while len(waiting) >= _KEEPING:
-                    waiting.pop(0).result()
-                waiting.append(keeper.submit(shards.keep, decoded, outputs))
+            for decoded in waits.decoded(decoder.slices(numbers)):
+                keeper.keep(decoded, forward.launch(decoded))
                 advance(len(plan.images_of(decoded.number)))
-            for future in waiting:
-                future.result()
+        waits.advise(decoder.workers)
+
+    def decoder(self, backbone: Backbone, plan: Plan) -> Decoder:
+        """Return what decodes the images, with as many processes or threads as suit this machine."""
+        return Decoder(
+            self.source,
+            backbone.transform,
+            plan,
+            self.on_error,
+            processes=decoding_processes(self.source),
+            pinned=backbone.device.type == "cuda",
+        )
 
     def _say_where(self, partial: Partial, backbone: Backbone, plan: Plan) -> None:
         """Say in one line what runs where, and keep it in the notes."""
@@ -145,62 +146,8 @@ class CachingJob:
         from saetool.activations.precision import measure_errors
 
         if "errors" not in partial.notes:
-            decoder = Decoder(self.source, backbone.transform, plan, self.on_error)
-            first = next(iter(decoder.slices([0])))
+            first = next(iter(Decoder(self.source, backbone.transform, plan, self.on_error).slices([0])))
             partial.note("errors", measure_errors(backbone, self.reference, self.stored(backbone), first, plan.dtype))
-
-
-class ShardKeeper:
-    """Collects slices of outputs, in order, until a shard is whole, and writes it. Runs in one thread."""
-
-    def __init__(self, writer: StoreWriter, sites: Sequence[Site]):
-        self._writer = writer
-        self._sites = sites
-        self._broken = False
-        self._begin()
-
-    def _begin(self) -> None:
-        self._content = ShardContent([], [], {site.folder: SiteMoments.none(site.d) for site in self._sites})
-        self._tokens: dict[str, Tensor] = {}
-
-    def keep(self, decoded: DecodedSlice, outputs: list[Tensor]) -> None:
-        """Round, measure and keep a slice's outputs at every site; write the shard after its last slice.
-
-        After an error nothing more is kept: slices that wait already would be taken for another shard's.
-        """
-        if self._broken:
-            return
-        self._broken = True
-        self._keep(decoded, outputs)
-        self._broken = False
-
-    def _keep(self, decoded: DecodedSlice, outputs: list[Tensor]) -> None:
-        plan = self._writer.plan
-        for path, reason in zip(decoded.skipped, decoded.reasons, strict=True):
-            say(f"skipped {path['path']}: {reason}")
-        filled = len(self._content.images)
-        for site, output in zip(self._sites, outputs, strict=True):
-            if output.device.type == "mps":  # it has no float64, in which moments are taken
-                output = output.cpu()
-            rows = (output if len(decoded.kept) == len(output) else output[decoded.kept]).to(plan.dtype)
-            moments = SiteMoments.of(rows.flatten(0, 1))
-            if not moments.finite:
-                raise WorkError(_not_finite(decoded, rows, site, self._writer.plan.settings.dtype))
-            self._content.moments[site.folder] = self._content.moments[site.folder].merge(moments)
-            if site.folder not in self._tokens:
-                images = sum(len(plan.images_of(n)) for n in plan.slices_of(decoded.number // plan.slices_per_shard))
-                self._tokens[site.folder] = torch.empty(images, *rows.shape[1:], dtype=plan.dtype)
-            self._tokens[site.folder][filled : filled + len(rows)] = rows
-        self._content.images += decoded.images
-        self._content.slices.append(len(decoded.kept))
-        self._content.skipped += decoded.skipped
-        self._content.reasons += decoded.reasons
-        shard = decoded.number // plan.slices_per_shard
-        if decoded.number == plan.slices_of(shard)[-1]:
-            kept = len(self._content.images)
-            tokens = {folder: rows[:kept] for folder, rows in self._tokens.items()}
-            self._writer.write_shard(shard, tokens, self._content)
-            self._begin()
 
 
 def caching_stage(
@@ -306,13 +253,3 @@ def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
             f"{partial.path}: begun with other weights or preprocessing than this model has now ({begun} there, "
             f"{sites} now). Take the former, or give --force to begin anew."
         )
-
-
-def _not_finite(decoded: DecodedSlice, rows: Tensor, site: Site, dtype: str) -> str:
-    bad = ~(rows.float().abs() <= LARGEST).flatten(1).all(1)
-    image = decoded.images[int(bad.nonzero()[0])]
-    hint = " (float16 ends at 65,504: try cache.dtype=bfloat16)" if dtype == "float16" else ""
-    return (
-        f"{image['path']}: the values at {site.label} are not all finite and below {LARGEST:g}{hint}. Remove the image "
-        "or check the weights."
-    )

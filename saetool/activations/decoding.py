@@ -1,26 +1,45 @@
-"""Decode images in threads, ahead of the model, and hand them over in slices of one fixed shape."""
+"""Decode images ahead of the model, in processes or in threads, and hand them over in slices of one fixed shape.
 
-import os
+Where there are many cores, torch's DataLoader runs the processes: a thread that decodes waits for the interpreter
+half of the time. A process writes its pixels into memory that all of them share, so that only what is known of an
+image goes through a pipe. Which of the two ways it was makes no difference to the pixels.
+"""
+
+import mmap
+import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from saetool import distributed
 from saetool.activations.writer import Plan
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images import ImageSource
+from saetool.images.picture import take_turns
 from saetool.images.source import Label, SourceError, stored_label
+from saetool.images.thumbnail import thumbnail_of
 from saetool.vision import Transform
 
 _SLICES_AHEAD = 2
 _MOST_THREADS = 32
 """More threads than this wait for the interpreter, not for images."""
+_FEW_CORES = 4
+"""Up to so many cores, threads: the model computes on the same cores, and pauses of the interpreter cost little."""
+_MOST_PROCESSES = 64
+_PIECE = 16
+"""Images that a process decodes at a time: few enough to spread a slice, many enough for a message."""
+_PIECES_AHEAD = 2
+"""Pieces that each process has before it: DataLoader's own default."""
 
 
 @dataclass
@@ -28,7 +47,7 @@ class DecodedSlice:
     """A slice ready for the model."""
 
     number: int
-    batch: Float[Tensor, "batch channels height width"]
+    pixels: UInt8[Tensor, "batch height width channels"]
     """Always `batch_size` images; places without an image (skipped, or beyond the last) are zero."""
     kept: list[int]
     """Places in the batch that hold an image."""
@@ -38,16 +57,46 @@ class DecodedSlice:
     """{"index", "path"} of images that could not be read."""
     reasons: list[str]
     """Why, in words that may name places on this machine."""
+    thumbnails: list[bytes]
+    """Of each image kept, a WebP file, where the plan asks for them."""
 
 
-@dataclass
-class _Decoded:
-    row: dict[str, Any]
-    tensor: Tensor
+@dataclass(frozen=True)
+class _Answer:
+    """What is known of an image that was decoded, or why it was not, and the processor time it took."""
+
+    found: dict[str, Any] | str
+    """A row of images.parquet, without id; or why the image cannot be read."""
+    seconds: float
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive images of one slice, and which room of the shared memory their pixels go to."""
+
+    slice_: int
+    images: range
+    room: int
+
+
+def decoding_processes(source: ImageSource) -> int:
+    """Return how many processes should decode a source's images here; 0: threads do it.
+
+    A source is read in forked processes only where it says that it may be (`forkable`).
+    """
+    cores = distributed.cores()
+    forks = "fork" in multiprocessing.get_all_start_methods() and getattr(source, "forkable", False)
+    # One core is left for who hands pictures to the model and results to the disk.
+    return min(_MOST_PROCESSES, cores - 1) if forks and cores > _FEW_CORES else 0
 
 
 class Decoder:
-    """Reads and transforms the images of a plan's slices; `seconds` adds up the threads' processor time."""
+    """Reads and transforms the images of a plan's slices; `seconds` adds up the processor time of decoding.
+
+    processes: how many decode; 0: so many `threads` do (as many as there are cores). pinned: pixels lie in memory from
+    which a GPU copies by itself.
+    """
 
     def __init__(
         self,
@@ -55,23 +104,45 @@ class Decoder:
         transform: Transform,
         plan: Plan,
         on_error: Literal["fail", "skip"],
+        *,
+        processes: int = 0,
         threads: int | None = None,
+        pinned: bool = False,
     ):
         self.source = source
         self.transform = transform
         self.plan = plan
         self.on_error = on_error
-        self.threads = threads or min(_MOST_THREADS, os.cpu_count() or 1)
+        self.processes = processes
+        self.threads = threads or min(_MOST_THREADS, distributed.cores())
+        self.pinned = pinned
         self.seconds = 0.0
 
-    def slices(self, numbers: Iterable[int]) -> Iterator[DecodedSlice]:
+    def slices(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
         """Yield the slices `numbers`, in order; WorkError names an image that cannot be read (unless skipping)."""
-        waiting: deque[tuple[int, list[Future[_Decoded | str]]]] = deque()
+        return self._by_processes(numbers) if self.processes else self._by_threads(numbers)
+
+    @property
+    def workers(self) -> str:
+        """Who decodes, in words."""
+        return f"{self.processes} decoding processes" if self.processes else f"{self.threads} decoding threads"
+
+    @property
+    def slices_ahead(self) -> int:
+        """How many slices, about, are decoded before they are asked for."""
+        ahead = self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size
+        return max(_SLICES_AHEAD, ahead)
+
+    def _by_threads(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
+        waiting: deque[tuple[int, Tensor, list[Future[_Answer]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="saetool-decode") as executor:
             try:
                 for number in numbers:
-                    futures = [executor.submit(self._decode, i, number) for i in self.plan.images_of(number)]
-                    waiting.append((number, futures))
+                    pixels = self._empty()
+                    out = pixels.numpy()
+                    images = enumerate(self.plan.images_of(number))
+                    futures = [executor.submit(self._decode, i, number, out[place]) for place, i in images]
+                    waiting.append((number, pixels, futures))
                     if len(waiting) > _SLICES_AHEAD:
                         yield self._collect(*waiting.popleft())
                 while waiting:
@@ -79,19 +150,65 @@ class Decoder:
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
 
-    def _decode(self, i: int, slice_: int) -> _Decoded | str:
+    def _collect(self, number: int, pixels: Tensor, futures: list[Future[_Answer]]) -> DecodedSlice:
+        return self._slice(number, pixels, [future.result() for future in futures])
+
+    def _by_processes(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
+        rooms = self.processes * _PIECES_AHEAD + 1
+        shape = (rooms, _PIECE, *self.transform.pixel_shape)
+        shared = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
+        context = multiprocessing.get_context("fork")
+        loader = DataLoader(
+            _Pieces(self, shared),  # pyright: ignore[reportArgumentType]
+            batch_size=None,
+            sampler=self._pieces(numbers, rooms),
+            num_workers=self.processes,
+            prefetch_factor=_PIECES_AHEAD,
+            collate_fn=_as_it_is,
+            multiprocessing_context=context,
+            worker_init_fn=partial(_begin, context.Lock()),
+            generator=torch.Generator(),  # it draws a seed, which nobody needs, and not from the caller's numbers
+        )
+        pixels, found, last = self._empty(), [], None
+        for piece, answers in _words_of_death(iter(loader)):
+            if last is not None and piece.slice_ != last:
+                yield self._slice(last, pixels, found)
+                pixels, found = self._empty(), []
+            last = piece.slice_
+            place, count = len(found), len(piece.images)
+            np.copyto(pixels.numpy()[place : place + count], shared[piece.room, :count])
+            found += answers
+        if last is not None:
+            yield self._slice(last, pixels, found)
+
+    def _pieces(self, numbers: Iterable[int], rooms: int) -> Iterator[_Piece]:
+        """Yield the pieces of slices, in order. A room is used again once the piece before in it was taken: DataLoader
+        has at most one piece fewer under way than there are rooms."""
+        room = 0
+        for number in numbers:
+            images = self.plan.images_of(number)
+            for start in range(images.start, images.stop, _PIECE):
+                yield _Piece(number, range(start, min(start + _PIECE, images.stop)), room)
+                room = (room + 1) % rooms
+
+    def _empty(self) -> Tensor:
+        shape = (self.plan.settings.batch_size, *self.transform.pixel_shape)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
+
+    def _decode(self, i: int, slice_: int, out: np.ndarray) -> _Answer:
+        """Write an image's pixels into `out` and return what is known of it."""
         start = time.thread_time()
         try:
             picture = self.source.read(i)
         except WorkError as error:
             if self.on_error == "fail" or isinstance(error, SourceError):
                 raise
-            return str(error)
+            return _Answer(str(error), time.thread_time() - start)
         labels = self._labels(i)
+        self.transform.fill_pixels(picture.image, out)
+        thumbnail = thumbnail_of(picture.image) if self.plan.settings.thumbnails else None
         row = {"path": self.source.path(i), "width": picture.width, "height": picture.height, "digest": picture.digest}
-        decoded = _Decoded({**row, "slice": slice_, **labels}, self.transform(picture.image))
-        self.seconds += time.thread_time() - start
-        return decoded
+        return _Answer({**row, "slice": slice_, **labels}, time.thread_time() - start, thumbnail)
 
     def _labels(self, i: int) -> dict[str, Label]:
         """Return an image's labels as they are stored; RequestError where a source of one's own gives another kind."""
@@ -102,16 +219,61 @@ class Decoder:
         except ValueError as error:
             raise RequestError(f"{self.source.path(i)}: {error}") from None
 
-    def _collect(self, number: int, futures: list[Future[_Decoded | str]]) -> DecodedSlice:
-        batch = torch.zeros(self.plan.settings.batch_size, self.transform.channels, *self.transform.geometry.crop)
-        result = DecodedSlice(number, batch, [], [], [], [])
-        for place, (i, future) in enumerate(zip(self.plan.images_of(number), futures, strict=True)):
-            decoded = future.result()
-            if isinstance(decoded, str):
+    def _slice(self, number: int, pixels: Tensor, answers: Sequence[_Answer]) -> DecodedSlice:
+        result = DecodedSlice(number, pixels, [], [], [], [], [])
+        empty = list(range(len(answers), len(pixels)))
+        for place, (i, answer) in enumerate(zip(self.plan.images_of(number), answers, strict=True)):
+            self.seconds += answer.seconds
+            if isinstance(answer.found, str):
+                empty.append(place)
                 result.skipped.append({"index": i, "path": self.source.path(i)})
-                result.reasons.append(decoded)
+                result.reasons.append(answer.found)
             else:
-                batch[place] = decoded.tensor
                 result.kept.append(place)
-                result.images.append(decoded.row)
+                result.images.append(answer.found)
+                if answer.thumbnail is not None:
+                    result.thumbnails.append(answer.thumbnail)
+        pixels.numpy()[empty] = 0
         return result
+
+
+class _Pieces:
+    """What the processes ask for a piece of; `shared` [rooms, piece, height, width, channels] takes the pixels."""
+
+    def __init__(self, decoder: Decoder, shared: np.ndarray):
+        self._decoder, self._shared = decoder, shared
+
+    def __getitem__(self, piece: _Piece) -> tuple[_Piece, list[_Answer] | SaetoolError]:
+        room = self._shared[piece.room]
+        try:
+            return piece, [self._decoder._decode(i, piece.slice_, room[n]) for n, i in enumerate(piece.images)]
+        except SaetoolError as error:  # DataLoader would put a traceback around its message
+            return piece, error
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _begin(lock: Any, worker: int) -> None:
+    """Prepare a decoding process, in which DataLoader has set torch to one thread."""
+    take_turns(lock)
+
+
+def _words_of_death(answers: Iterator[tuple[_Piece, Any]]) -> Iterator[tuple[_Piece, list[_Answer]]]:
+    """Yield DataLoader's answers; raise a process's own error, and WorkError where one of them has died."""
+    while True:
+        try:
+            piece, found = next(answers)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkError(
+                f"a decoding process has ended ({first_line(error)}): often there was too little memory for it. "
+                "The same command resumes."
+            ) from None
+        if isinstance(found, SaetoolError):
+            raise found
+        yield piece, found

@@ -1,11 +1,17 @@
 """What a caching job will take, before it starts."""
 
+import contextlib
+import itertools
+import math
 import shutil
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saetool.activations.decoding import Decoder
+from saetool.activations.forward import Forward, Landed
+from saetool.activations.shard_keeper import WRITERS
 from saetool.activations.writer import Plan
 from saetool.errors import RequestError
 from saetool.vision import Backbone
@@ -13,7 +19,10 @@ from saetool.vision import Backbone
 if TYPE_CHECKING:
     from saetool.activations.caching import CachingJob
 
-_TIMED_SLICES = 2
+_THUMBNAIL_BYTES = 8_000
+"""Of a picture's, at most, about."""
+_TIMED_SLICES, _TIMED_SECONDS = 2, 2.0
+"""At least so many slices, and so long, are timed."""
 
 
 def estimate(job: "CachingJob") -> dict[str, Any]:
@@ -22,17 +31,19 @@ def estimate(job: "CachingJob") -> dict[str, Any]:
     plan = job.plan(backbone)
     itemsize = plan.dtype.itemsize
     by_site = {site["folder"]: plan.n_images * site["n_tokens"] * site["d"] * itemsize for site in plan.sites}
+    thumbnails = plan.n_images * _THUMBNAIL_BYTES if plan.settings.thumbnails else 0
     rate = _images_per_second(job, backbone, plan)
-    image = backbone.transform.geometry.crop
     shard = plan.slices_per_shard * plan.settings.batch_size
-    # Two shards (one filling, one being written) at each site, and the decoded slices.
-    memory = 2 * shard * sum(by_site.values()) // max(plan.n_images, 1)
-    memory += 4 * plan.settings.batch_size * 3 * image[0] * image[1] * 4
+    # A shard that fills and those being written, at each site; the decoded slices, and one of them as the input.
+    memory = (1 + WRITERS) * shard * sum(by_site.values()) // max(plan.n_images, 1)
+    pixels = plan.settings.batch_size * math.prod(backbone.transform.pixel_shape)
+    memory += (job.decoder(backbone, plan).slices_ahead + 2) * pixels + 4 * pixels
     return {
         "images": plan.n_images,
         **{f"rows at {site['folder']}": plan.n_images * site["n_tokens"] for site in plan.sites},
         **{f"bytes at {folder}": size for folder, size in by_site.items()},
-        "bytes_on_disk": sum(by_site.values()),
+        **({"bytes of thumbnails": thumbnails} if thumbnails else {}),
+        "bytes_on_disk": sum(by_site.values()) + thumbnails,
         "shards": plan.n_shards,
         "memory_bytes": memory + sum(p.numel() * p.element_size() for p in backbone.model.parameters()),
         "images_per_second": round(rate, 2),
@@ -54,14 +65,21 @@ def require_space(out: Path, needed: int) -> None:
 
 
 def _images_per_second(job: "CachingJob", backbone: Backbone, plan: Plan) -> float:
-    decoder = Decoder(job.source, backbone.transform, plan, job.on_error)
-    numbers = [min(i, plan.n_slices - 1) for i in range(_TIMED_SLICES + 1)]
-    start, images = time.monotonic(), 0
-    for i, decoded in enumerate(decoder.slices(numbers)):
-        # The result has to arrive before the clock is read: on a GPU the call itself returns at once.
-        [output.float().sum().item() for output in backbone.forward_to(decoded.batch, job.stored(backbone))]
-        if i == 0:
-            start = time.monotonic()  # the first batch warms up
-        else:
+    """Return the rate of decoding and the model side by side, once what was decoded ahead has been used up."""
+    decoder, forward = job.decoder(backbone, plan), Forward(backbone, job.stored(backbone), plan.dtype)
+    first = decoder.slices_ahead + 1
+    slices = decoder.slices(number % plan.n_slices for number in itertools.count())
+    with contextlib.closing(slices):
+        finishing: deque[Callable[[], Landed]] = deque()
+        begun, images = time.monotonic(), 0
+        for number, decoded in enumerate(slices):
+            finishing.append(forward.launch(decoded))
+            if len(finishing) > 1:  # as in the job, a GPU computes while the result before is on its way
+                finishing.popleft()()
+            if number < first:
+                begun = time.monotonic()
+                continue
             images += len(plan.images_of(decoded.number))
-    return images / max(time.monotonic() - start, 1e-9)
+            if number >= first + _TIMED_SLICES - 1 and time.monotonic() - begun > _TIMED_SECONDS:
+                break
+        return images / max(time.monotonic() - begun, 1e-9)

@@ -36,6 +36,8 @@ def write_store(
     Raises RequestError for values that are not finite, labels of no class, and shapes that do not fit together.
     """
     settings = settings or CacheSettings(dtype="float32")
+    if settings.thumbnails:
+        raise RequestError("cache.thumbnails: a store made from tensors has no pictures to keep; leave it out.")
     sites = _sites(tokens, grid)
     n_images = len(next(iter(sites.values())))
     plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)
@@ -90,7 +92,8 @@ def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: li
                 f"{folder}: some values are not finite and below {LARGEST:g} (in {writer.plan.settings.dtype})."
             )
     rows = [{**table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
-    writer.write_shard(shard, tokens, ShardContent(rows, [len(part) for part in parts], moments))
+    pieces = {folder: [piece.cpu()] for folder, piece in tokens.items()}
+    writer.write_shard(shard, pieces, ShardContent(rows, [len(part) for part in parts], moments))
 
 
 def _site(folder: str, rows: Tensor) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Images:
         waiting: list[Tensor] = []
         for decoded in decoder.slices(slices):
             kept = zip(decoded.kept, decoded.images, strict=True)
-            waiting += [decoded.batch[place] for place, row in kept if wanted(row["digest"])]
+            waiting += [decoded.pixels[place] for place, row in kept if wanted(row["digest"])]
             while len(waiting) >= self.cache.batch_size:
                 yield self._forward(waiting[: self.cache.batch_size])
                 waiting = waiting[self.cache.batch_size :]
@@ -93,8 +93,8 @@ class Images:
 
     def _forward(self, images: list[Tensor]) -> Tensor:
         missing = self.cache.batch_size - len(images)
-        batch = torch.stack([*images, *[torch.zeros_like(images[0])] * missing])
-        (tokens,) = self.backbone.forward_to(batch, [self.site])
+        pixels = torch.stack([*images, *[torch.zeros_like(images[0])] * missing])
+        (tokens,) = self.backbone.forward_to(self.backbone.inputs(pixels), [self.site])
         rows = tokens[: len(images)].flatten(0, 1).to(DTYPES[self.cache.dtype]).cpu()
         if not torch.isfinite(rows).all():
             raise WorkError(f"the values at {self.site.label} are not all finite as {self.cache.dtype}")

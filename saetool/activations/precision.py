@@ -27,7 +27,7 @@ def measure_errors(
     """
     if not first.kept:
         return {}
-    batch = first.batch[first.kept[:_IMAGES]]
+    batch = backbone.inputs(first.pixels[first.kept[:_IMAGES]])
     outputs = backbone.forward_to(batch, sites)
     exacts = outputs if reference is None else reference().forward_to(batch, sites)
     errors = {}

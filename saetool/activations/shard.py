@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,24 @@ from saetool.errors import RequestError, WorkError
 TENSOR = "tokens"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _CODES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_ALIGNMENT = 8
+"""Bytes: a header is filled up with spaces to a multiple."""
 _LARGEST_HEADER = 1 << 20
 """Our headers have about a hundred bytes; a length beyond this is damage, not a header."""
+
+
+def shard_bytes(rows: Sequence[Float[Tensor, "images tokens d"]]) -> list[bytes | memoryview]:
+    """Return the bytes of a shard's file in pieces, nothing copied: the header, then rows on the CPU, in their order.
+
+    They are those of `safetensors.torch.save`.
+    """
+    shape = [sum(map(len, rows)), *rows[0].shape[1:]]
+    code = next(code for code, dtype in _CODES.items() if dtype == rows[0].dtype)
+    size = math.prod(shape) * rows[0].dtype.itemsize
+    header = json.dumps({TENSOR: {"dtype": code, "shape": shape, "data_offsets": [0, size]}}, separators=(",", ":"))
+    text = header.encode() + b" " * (-len(header) % _ALIGNMENT)
+    views = (part.detach().contiguous().view(-1).view(torch.uint8).numpy().data for part in rows if part.numel())
+    return [len(text).to_bytes(8, "little") + text, *views]
 
 
 @dataclass(frozen=True)

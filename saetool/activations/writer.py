@@ -7,15 +7,17 @@ layer, module, d, n_tokens, digest, …}], grid, token_kind, geometry, labels [{
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from saetool.activations import thumbnails
 from saetool.activations.moments import SiteMoments
 from saetool.activations.settings import CacheSettings
-from saetool.activations.shard import DTYPES, TENSOR
+from saetool.activations.shard import DTYPES, shard_bytes
 from saetool.artifacts import Partial
 from saetool.errors import RequestError, WorkError, printable
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("id", "path", "width", "height", "digest", "slice", "image", "held_out")
 """Columns of images.parquet and of the index made from it."""
-_FILES = ("manifest.json", "images.parquet")
+_FILES = ("manifest.json", "images.parquet", thumbnails.FOLDER)
 """What stands beside the sites' folders."""
 _LONGEST = 200
 """Bytes of a folder's name: file systems take 255, and a suffix may be added."""
@@ -113,6 +115,8 @@ class ShardContent:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     """Why, for each that was skipped."""
+    thumbnails: list[bytes] = field(default_factory=list)
+    """Of each image, where `cache.thumbnails` asks for them."""
 
 
 class StoreWriter:
@@ -129,12 +133,18 @@ class StoreWriter:
     def is_done(self, shard: int) -> bool:
         """Say whether a shard was finished by an earlier attempt, and still has the bytes that it wrote."""
         names = [self._name(site, shard) for site in self.plan.sites]
+        names += [thumbnails.file_name(shard)] if self.plan.settings.thumbnails else []
         return self.partial.unit_of(f"shards/{shard:05d}") is not None and all(map(self.partial.is_whole, names))
 
-    def write_shard(self, shard: int, tokens: dict[str, Tensor], content: ShardContent) -> None:
-        """Write a shard of every site ({folder: [images, tokens, d]} in the stored dtype), then record it as done."""
+    def write_shard(self, shard: int, tokens: Mapping[str, Sequence[Tensor]], content: ShardContent) -> None:
+        """Write a shard of every site, then record it as done; from any thread.
+
+        tokens: by site folder, pieces [images, tokens, d] in the stored dtype on the CPU, which follow one another.
+        """
         for site in self.plan.sites:
-            self.partial.write_tensors(self._name(site, shard), {TENSOR: tokens[site["folder"]]})
+            self.partial.write_bytes(self._name(site, shard), *shard_bytes(tokens[site["folder"]]))
+        if self.plan.settings.thumbnails:
+            self.partial.write_tensors(thumbnails.file_name(shard), thumbnails.tensors_of(content.thumbnails))
         self.partial.record(
             f"shards/{shard:05d}",
             {
@@ -181,6 +191,7 @@ class StoreWriter:
             "slices": slices,
             "shards": shards,
             "skipped": skipped,
+            **({"thumbnails": True} if self.plan.settings.thumbnails else {}),
             **facts,
         }
 

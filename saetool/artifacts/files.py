@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
@@ -15,12 +16,15 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 """torch's words for it on a CPU and on a GPU."""
 
 
-def write_atomic(path: Path, data: bytes | memoryview, temporary: Path) -> None:
-    """Write `data` to `path`: another name on the same disk, fsync, rename. The caller fsyncs the directory."""
+def write_atomic(path: Path, pieces: Iterable[bytes | memoryview], temporary: Path) -> None:
+    """Write pieces, one after the other, to `path`: another name on the same disk, fsync, rename. The caller fsyncs the
+    directory.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -20,18 +20,41 @@ from saetool.progress import say
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 """What flock says of a lock that another has; anything else means that there are no locks here."""
 
+_locks: set[int] = set()
+"""Open files that carry a lock of this process. Forked children let go of them: a lock ends with who took it."""
+
+
+def _let_go() -> None:
+    for file in _locks:
+        os.close(file)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def _carrying(file: int) -> Iterator[None]:
+    """While the block runs, `file` carries a lock; then it is closed."""
+    _locks.add(file)
+    try:
+        yield
+    finally:
+        if file in _locks:  # not in a forked child
+            _locks.remove(file)
+            os.close(file)
+
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold NAME.lock while working on NAME; raise RequestError when another process holds it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(out.name + ".lock")
-    file = _acquire(path, out)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(file)
+    with _carrying(_acquire(path, out)):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def sweep(out: Path) -> None:
@@ -48,14 +71,12 @@ def held(artifact: Artifact) -> Iterator[None]:
         yield
         return
     file = os.open(artifact.path / MANIFEST, os.O_RDONLY)
-    try:
+    with _carrying(file):
         with suppress(OSError):  # without locks, what is read is still compared with its digests
             fcntl.flock(file, fcntl.LOCK_SH)
         if not _stands(file, artifact.path / MANIFEST) or read_manifest(artifact.path)["id"] != artifact.id:
             raise RequestError(f"{artifact.path}: was replaced since this command began. Run it again.")
         yield
-    finally:
-        os.close(file)
 
 
 @contextmanager

@@ -29,9 +29,12 @@ def canonical(value: Any) -> bytes:
     return text.encode()
 
 
-def digest_bytes(data: bytes | memoryview) -> str:
-    """Return the tagged xxh3-128 digest of some bytes."""
-    return "xxh3-128:" + xxhash.xxh3_128_hexdigest(data)
+def digest_bytes(*pieces: bytes | memoryview) -> str:
+    """Return the tagged xxh3-128 digest of some bytes, or of pieces of them in their order."""
+    state = xxhash.xxh3_128()
+    for piece in pieces:
+        state.update(piece)
+    return "xxh3-128:" + state.hexdigest()
 
 
 def digest_json(value: Any) -> str:

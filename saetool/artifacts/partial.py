@@ -91,12 +91,13 @@ class Partial:
 
     def write_scratch(self, name: str, data: bytes) -> None:
         """Write a file that is deleted when the artifact is sealed, atomically."""
-        write_atomic(self.path / SCRATCH / name, data, self._temporary(f"{SCRATCH}/{name}"))
+        write_atomic(self.path / SCRATCH / name, [data], self._temporary(f"{SCRATCH}/{name}"))
 
-    def write_bytes(self, name: str, data: bytes | memoryview) -> None:
-        """Write a file atomically and remember its digest."""
-        write_atomic(self.path / name, data, self._temporary(name))
-        self.record(f"files/{name}", {"bytes": len(data), "digest": digest_bytes(data)})
+    def write_bytes(self, name: str, *pieces: bytes | memoryview) -> None:
+        """Write a file atomically, of pieces one after the other, and remember its digest."""
+        write_atomic(self.path / name, pieces, self._temporary(name))
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        self.record(f"files/{name}", {"bytes": size, "digest": digest_bytes(*pieces)})
 
     def is_whole(self, name: str) -> bool:
         """Say whether a file that `write_bytes` wrote, perhaps in an earlier start, still has those bytes."""
@@ -110,7 +111,7 @@ class Partial:
 
     def write_manifest(self, data: bytes) -> None:
         """Write the manifest, the last file of all."""
-        write_atomic(self.path / MANIFEST, data, self._temporary(MANIFEST))
+        write_atomic(self.path / MANIFEST, [data], self._temporary(MANIFEST))
 
     def _temporary(self, name: str) -> Path:
         return self.path / SCRATCH / "new" / name

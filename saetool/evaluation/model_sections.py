@@ -1,6 +1,7 @@
 """The sections of evaluation.json that run the backbone: splicing and the latents with the largest effects."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saetool import distributed
 from saetool.errors import RequestError
 from saetool.evaluation.attribution import class_effects
 from saetool.evaluation.effect import CONDITIONS, measure_effect, summarize
@@ -21,6 +23,7 @@ from saetool.vision.backbone import Backbone
 
 IMAGES_AT_ONCE = 16
 """Images in a forward pass."""
+GPU_IMAGES_AT_ONCE = 128
 
 CONFIRM_IMAGES = 32
 """Images of a class on which the strongest latents are really ablated."""
@@ -40,13 +43,15 @@ class Pictures:
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Return prepared images [batch, channels, height, width]; RequestError where one is missing or changed."""
-        return torch.stack([self.transform(self.originals.read(int(row))) for row in rows])
+        with ThreadPoolExecutor(distributed.cores()) as pool:
+            return torch.stack(list(pool.map(lambda row: self.transform(self.originals.read(int(row))), rows)))
 
     def batches(self, rows: np.ndarray, title: str) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield (rows, prepared images) of IMAGES_AT_ONCE images."""
+        """Yield (rows, prepared images) of some images at a time."""
+        at_once = GPU_IMAGES_AT_ONCE if distributed.default_device().type == "cuda" else IMAGES_AT_ONCE
         with bar(title, len(rows), "images") as advance:
-            for start in range(0, len(rows), IMAGES_AT_ONCE):
-                chosen = rows[start : start + IMAGES_AT_ONCE]
+            for start in range(0, len(rows), at_once):
+                chosen = rows[start : start + at_once]
                 yield chosen, self.read(chosen)
                 advance(len(chosen))
 

@@ -59,8 +59,12 @@ class HeldOutSums:
         x_hat: Float[Tensor, "rows d_in"],
         z: Float[Tensor, "rows n_latents"] | None = None,
     ) -> None:
-        """Take in whole images with their tokens' active latents and reconstructions; `z` where small values count."""
+        """Take in whole images with their tokens' active latents and reconstructions; `z` where small values count.
+
+        What is summed over a row is summed where it lies; what is summed in the order of entries, on the CPU.
+        """
         n_images, tokens, _ = x.shape
+        codes = codes.to(torch.device("cpu"))
         rows = _row_numbers(x.flatten(0, 1), codes, x_hat, self.mean)
         if not bool(rows.isfinite().all()):
             raise WorkError(
@@ -68,7 +72,7 @@ class HeldOutSums:
                 "holds values that are not numbers; see `saetool verify` and the training log"
             )
         self.images.append(rows.view(n_images, tokens, -1).sum(1))
-        latents, values = codes.latents.cpu(), codes.values.cpu().double()
+        latents, values = codes.latents, codes.values.double()
         self.firing += torch.bincount(latents, minlength=self.n_latents)
         if z is None:
             self.first += torch.bincount(latents, values, minlength=self.n_latents)
@@ -85,24 +89,25 @@ class HeldOutSums:
 def _row_numbers(
     x: Float[Tensor, "rows d_in"], codes: Codes, x_hat: Float[Tensor, "rows d_in"], mean: Float[Tensor, "d_in"]
 ) -> Float[Tensor, "rows columns"]:
-    """Return COLUMNS for every row, in float64 on the CPU."""
-    x, x_hat = x.cpu().double(), x_hat.cpu().double()
+    """Return COLUMNS for every row, in float64 on the CPU; codes are there."""
+    device = torch.device("cpu") if x_hat.device.type == "mps" else x_hat.device  # MPS has no float64
+    x, x_hat, mean = x.to(device).double(), x_hat.to(device).double(), mean.to(device)
     error, centered, hat_centered = x - x_hat, x - mean, x_hat - mean
     magnitudes = torch.zeros(codes.rows, dtype=torch.float64)
-    magnitudes.index_add_(0, codes.row_of_entry().cpu(), codes.values.abs().cpu().double())
+    magnitudes.index_add_(0, codes.row_of_entry(), codes.values.abs().double())
     columns = {
-        "tokens": torch.ones(x.shape[0], dtype=torch.float64),
+        "tokens": torch.ones(x.shape[0], dtype=torch.float64, device=device),
         "sse": error.square().sum(-1),
         "variance": centered.square().sum(-1),
-        "active": codes.offsets.diff().cpu().double(),
-        "l1": magnitudes,
+        "active": codes.offsets.diff().double().to(device),
+        "l1": magnitudes.to(device),
         "cosine": torch.nn.functional.cosine_similarity(x, x_hat, dim=-1),
         "hat_square": x_hat.square().sum(-1),
         "dot": (x_hat * x).sum(-1),
         "hat_centered": hat_centered.square().sum(-1),
         "dot_centered": (hat_centered * centered).sum(-1),
     }
-    return torch.stack([columns[name] for name in COLUMNS], dim=-1)
+    return torch.stack([columns[name] for name in COLUMNS], dim=-1).cpu()
 
 
 @torch.no_grad()

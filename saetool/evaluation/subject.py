@@ -20,6 +20,8 @@ from saetool.evaluation.sites import find_site
 
 ROWS_AT_ONCE = 2048
 """Rows encoded together; whole images, at least one."""
+GPU_ROWS_AT_ONCE = 16_384
+"""The same on a GPU: some milliseconds of work, 0.8 GB of outputs of 24,576 latents."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Subject:
 
     def batches(self, images: Int[np.ndarray, "images"]) -> Iterator[Float[Tensor, "images tokens d_in"]]:
         """Yield the tokens of some images, whole images at a time, in order, as stored."""
-        at_once = max(1, ROWS_AT_ONCE // self.site.tokens)
+        rows = GPU_ROWS_AT_ONCE if distributed.default_device().type == "cuda" else ROWS_AT_ONCE
+        at_once = max(1, rows // self.site.tokens)
         for start in range(0, len(images), at_once):
             mask = np.zeros(images[start : start + at_once].max() + 1, dtype=bool)
             mask[images[start : start + at_once]] = True

@@ -7,13 +7,16 @@ were made.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial as with_given
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saetool import distributed, progress
@@ -21,74 +24,151 @@ from saetool.activations import SiteStore
 from saetool.artifacts import Partial
 from saetool.autoencoders.base import Autoencoder
 from saetool.features.spill import PartWriter, Spill, is_whole
-from saetool.features.tally import Tally, firing, strongest, unit_for
+from saetool.features.tally import Tally, firing, records_of, strongest, unit_for
 from saetool.features.workers import in_order, worker_count
+from saetool.lanes import Lanes
 from saetool.sparse.codes import Codes
 
-Result = TypeVar("Result")
+Work = Callable[[int, Codes, Sequence[int]], list[Tensor]]
+"""From a worker's number, a chunk's codes and its image rows to tensors, on whatever device the codes are."""
 
 CHUNK_ROWS = 2048
 """Rows encoded at a time, as whole images: a dense family's [rows, n_latents] stays in the hundreds of megabytes."""
+GPU_CELLS = 1 << 29
+"""Cells of [rows, n_latents] encoded at a time on a GPU: 1 GiB in bfloat16, and some milliseconds of work."""
 PART_ROWS = 1 << 17
 """Rows of a part, at least: what a kill costs, a second or so."""
+GPU_PART_ROWS = 1 << 21
 MAX_PARTS = 64
 """Parts of a store, at most: each keeps its own sums on disk until the end."""
+_READERS = 4
+"""Threads that read for a GPU: each copies some 5 GB/s from the page cache."""
+_AHEAD = 3
+"""Chunks on their way through reading, encoding and counting."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """An autoencoder over one site of a store, in its fixed chunks and parts."""
+    """An autoencoder over one site of a store, in its fixed chunks and parts.
+
+    How large they are follows from the kind of device and the sizes of model and store alone.
+    """
 
     autoencoder: Autoencoder
     site: SiteStore
     device: torch.device
 
     @property
-    def chunks(self) -> list[range]:
-        """The image rows of each chunk."""
-        images = max(1, CHUNK_ROWS // self.site.tokens)
-        stops = range(0, self.site.n_images, images)
-        return [range(start, min(start + images, self.site.n_images)) for start in stops]
+    def staged(self) -> bool:
+        """Whether chunks are read, encoded and counted in threads of their own, which a GPU is fed by."""
+        return self.device.type == "cuda"
 
     @property
-    def parts(self) -> list[list[range]]:
-        """The chunks of each part."""
-        chunks = self.chunks
-        rows = self.site.n_images * self.site.tokens
-        count = min(max(1, rows // PART_ROWS), MAX_PARTS, len(chunks))
-        bounds = [len(chunks) * i // count for i in range(count + 1)]
-        return [chunks[a:b] for a, b in itertools.pairwise(bounds)]
+    def chunk_images(self) -> int:
+        """Images of a chunk."""
+        rows = GPU_CELLS // self.autoencoder.n_latents if self.staged else CHUNK_ROWS
+        return max(1, rows // self.site.tokens)
 
-    def encode(self, chunk: range, autoencoder: Autoencoder | None = None) -> Codes:
-        """Return the positive codes of a chunk's tokens, image by image; by another copy of the model where given."""
+    def cut(self, images: Sequence[int]) -> list[Sequence[int]]:
+        """Return image rows in chunks."""
+        return [images[start : start + self.chunk_images] for start in range(0, len(images), self.chunk_images)]
+
+    @property
+    def parts(self) -> list[range]:
+        """The image rows of each part, whole chunks."""
+        chunks = -(-self.site.n_images // self.chunk_images)
+        rows = self.site.n_images * self.site.tokens
+        count = min(max(1, rows // (GPU_PART_ROWS if self.staged else PART_ROWS)), MAX_PARTS, chunks)
+        bounds = [min(chunks * i // count * self.chunk_images, self.site.n_images) for i in range(count + 1)]
+        return [range(a, b) for a, b in itertools.pairwise(bounds)]
+
+    def read(self, images: Sequence[int]) -> Float[Tensor, "images tokens d"]:
+        """Return images' tokens on the CPU: a view of the store where that is possible; for a GPU in pinned memory."""
+        spans = _runs(images)
+        if not self.staged:
+            pieces = [self.site.rows(start, stop) for start, stop in spans]
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        size = (len(images), self.site.tokens, self.site.d)
+        rows, place = torch.empty(size, dtype=self.site.dtype, pin_memory=self.device.type == "cuda"), 0
+        for start, stop in spans:
+            self.site.read_into(rows[place : place + stop - start], start, stop)
+            place += stop - start
+        return rows
+
+    def encode(self, rows: Float[Tensor, "images tokens d"], autoencoder: Autoencoder | None = None) -> Codes:
+        """Return the positive codes of tokens, image by image; by another copy of the model where given."""
         with torch.inference_mode():
-            rows = self.site.rows(chunk.start, chunk.stop).flatten(0, 1)
-            codes = firing((autoencoder or self.autoencoder).encode_sparse(rows.to(self.device).float()))
-            return codes.to(self.counted_on)
+            x = rows.flatten(0, 1).to(self.device).float()
+            return firing((autoencoder or self.autoencoder).encode_sparse(x)).to(self.counted_on)
 
     @property
     def counted_on(self) -> torch.device:
         """Where codes are counted: MPS has no float64, and less of what integers need."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
-    def map(self, work: Callable[[int, Codes, range], Result], chunks: list[range]) -> Iterator[Result]:
-        """Yield work(worker, codes, chunk) for every chunk, in order, several at a time."""
+    def map(self, work: Work, chunks: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
+        """Yield what work(worker, codes, images) makes of every chunk, on the CPU, in order; several are under way."""
+        if self.staged:
+            return self._staged(work, chunks)
 
-        def one(worker: int, autoencoder: Autoencoder, chunk: range) -> Result:
-            return work(worker, self.encode(chunk, autoencoder), chunk)
+        def one(worker: int, autoencoder: Autoencoder, images: Sequence[int]) -> list[Tensor]:
+            return [made.cpu() for made in work(worker, self.encode(self.read(images), autoencoder), images)]
 
         return in_order(self.autoencoder, self.workers, one, chunks)
 
+    def _staged(self, work: Work, chunks: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
+        """Read, upload and encode, count: a chunk in each of them, while the one before is on its way back."""
+        lanes = Lanes(self.device)
+
+        def encode(rows: Future[Tensor]) -> Codes:
+            return self.encode(lanes.up(rows.result()))
+
+        def count(codes: Future[Codes], images: Sequence[int]) -> Callable[[], list[Tensor]]:
+            return lanes.down(work(0, codes.result(), images))
+
+        stage = with_given(ThreadPoolExecutor, initializer=_use, initargs=(self.device,))
+        waiting: deque[Future[Callable[[], list[Tensor]]]] = deque()
+        with stage(_READERS) as reading, stage(1) as encoding, stage(1) as counting:
+            try:
+                for images in chunks:
+                    codes = encoding.submit(encode, reading.submit(self.read, images))
+                    waiting.append(counting.submit(count, codes, images))
+                    if len(waiting) > _AHEAD:
+                        yield waiting.popleft().result()()
+                while waiting:
+                    yield waiting.popleft().result()()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
     @property
     def workers(self) -> int:
-        """How many chunks are worked on at once."""
+        """How many chunks are counted at once, each in sums of its own."""
         return worker_count(self.device)
 
-    def mine(self) -> Iterator[tuple[int, list[range]]]:
-        """Yield this process's parts: number, chunks."""
-        for number, chunks in enumerate(self.parts):
-            if number % distributed.world_size() == distributed.rank():
-                yield number, chunks
+    def mine(self) -> Iterator[range]:
+        """Yield this process's parts."""
+        yield from self.parts[distributed.rank() :: distributed.world_size()]
+
+
+def _use(device: torch.device) -> None:
+    """Let a new thread work on the process's own GPU, not on the first."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _runs(images: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (start, stop) of each run of consecutive numbers among ascending ones."""
+    if isinstance(images, range):
+        return [(images.start, images.stop)]
+    given = np.asarray(images)
+    cuts = np.flatnonzero(np.diff(given) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(given, cuts)]
+
+
+def part_name(images: range) -> str:
+    """Return a part's name: by its images, since another kind of device cuts the store in another way."""
+    return f"{images.start:08d}-{images.stop:08d}"
 
 
 def encode_store(pass_: Pass, partial: Partial, k: int) -> tuple[Spill, Tally]:
@@ -96,25 +176,29 @@ def encode_store(pass_: Pass, partial: Partial, k: int) -> tuple[Spill, Tally]:
 
     Every process makes its own parts; all of them return the same.
     """
-    folders = [partial.scratch(f"part-{number:05d}") for number in range(len(pass_.parts))]
+    folders = [partial.scratch(f"part-{part_name(images)}") for images in pass_.parts]
     unit = _unit(pass_)
-    todo = [(n, chunks) for n, chunks in pass_.mine() if not _is_done(partial, n, folders[n])]
-    tokens = sum(len(chunk) for _, chunks in todo for chunk in chunks) * pass_.site.tokens
-    with progress.bar("encode", tokens, "tokens") as advance:
-        for number, chunks in todo:
-            started = time.monotonic()
-            tally, digests = _encode_part(
-                pass_, chunks, PartWriter(folders[number], pass_.autoencoder.n_latents), k, unit, advance
-            )
-            done = {"images": tally.images, "largest": tally.largest, "seconds": time.monotonic() - started}
-            partial.record(f"parts/{number:05d}", {**done, "digests": digests})
+    todo = [images for images in pass_.mine() if not _is_done(partial, images)]
+    tokens = sum(map(len, todo)) * pass_.site.tokens
+    with (
+        progress.bar("encode", tokens, "tokens") as advance,
+        ThreadPoolExecutor(1, thread_name_prefix="saetool-part") as behind,
+    ):
+        finishing: Future | None = None
+        for images in todo:
+            finish = _encode_part(pass_, images, partial, k, unit, advance)
+            if finishing is not None:
+                finishing.result()
+            finishing = behind.submit(finish)
+        if finishing is not None:
+            finishing.result()
     distributed.barrier()
     return _gather(pass_, partial, folders, unit)
 
 
-def _is_done(partial: Partial, number: int, folder: Path) -> bool:
+def _is_done(partial: Partial, images: range) -> bool:
     """Say whether a part was made by an earlier start and is still what it wrote."""
-    record = partial.unit_of(f"parts/{number:05d}")
+    record, folder = partial.unit_of(f"parts/{part_name(images)}"), partial.scratch(f"part-{part_name(images)}")
     if record is None or is_whole(folder, record["digests"]):
         return record is not None
     progress.say(f"{folder}: damaged; it is made again.")
@@ -122,26 +206,34 @@ def _is_done(partial: Partial, number: int, folder: Path) -> bool:
 
 
 def _encode_part(
-    pass_: Pass, chunks: list[range], writer: PartWriter, k: int, unit: float, advance: Callable[[int], None]
-) -> tuple[Tally, dict[str, str]]:
-    """Encode and write one part; return its sums, and the digests of its files."""
-    n_latents, tokens = pass_.autoencoder.n_latents, pass_.site.tokens
+    pass_: Pass, images: range, partial: Partial, k: int, unit: float, advance: Callable[[int], None]
+) -> Callable[[], None]:
+    """Encode one part; return what makes it durable and records it, in any thread."""
+    started, n_latents, tokens = time.monotonic(), pass_.autoencoder.n_latents, pass_.site.tokens
+    writer = PartWriter(partial.scratch(f"part-{part_name(images)}"), n_latents)
     tallies = [Tally.empty(n_latents, tokens, unit, pass_.counted_on) for _ in range(pass_.workers)]
 
-    def count(worker: int, codes: Codes, chunk: range) -> tuple[np.ndarray, Tensor, Tensor]:
-        return tallies[worker].add(codes, chunk.start), *strongest(codes, k)
+    def count(worker: int, codes: Codes, chunk: Sequence[int]) -> list[Tensor]:
+        return [tallies[worker].add(codes, chunk[0]), *strongest(codes, k)]
 
-    for chunk, found in zip(chunks, pass_.map(count, chunks), strict=True):
-        writer.add(*found)
+    chunks = pass_.cut(images)
+    for chunk, (words, latents, values) in zip(chunks, pass_.map(count, chunks), strict=True):
+        writer.add(records_of(words), latents, values)
         advance(len(chunk) * tokens)
     for other in tallies[1:]:
         tallies[0].merge(other)
-    return tallies[0], writer.close(tallies[0])
+
+    def finish() -> None:
+        digests = writer.close(tallies[0])
+        done = {"images": tallies[0].images, "largest": tallies[0].largest, "seconds": time.monotonic() - started}
+        partial.record(f"parts/{part_name(images)}", {**done, "digests": digests})
+
+    return finish
 
 
 def _unit(pass_: Pass) -> float:
     """Return the unit of the sums, from the codes of the store's first image."""
-    codes = pass_.encode(pass_.chunks[0])
+    codes = pass_.encode(pass_.read(pass_.cut(pass_.parts[0])[0]))
     end = int(codes.offsets[pass_.site.tokens])
     first = Codes(codes.offsets[: pass_.site.tokens + 1], codes.latents[:end], codes.values[:end], codes.n_latents)
     return unit_for(first)
@@ -150,8 +242,8 @@ def _unit(pass_: Pass) -> float:
 def _gather(pass_: Pass, partial: Partial, folders: list[Path], unit: float) -> tuple[Spill, Tally]:
     spill = Spill(folders, pass_.autoencoder.n_latents)
     total = Tally.empty(pass_.autoencoder.n_latents, pass_.site.tokens, unit)
-    for number in range(len(folders)):
-        sums, done = spill.sums(number), partial.record_of(f"parts/{number:05d}")
-        total.merge(Tally(sums["histogram"], sums["profile"], unit, done["images"], done["largest"]))
+    for number, images in enumerate(pass_.parts):
+        sums, done = spill.sums(number), partial.record_of(f"parts/{part_name(images)}")
+        total.merge(Tally(sums["histogram"], sums["profile"], unit, done["images"], torch.tensor(done["largest"])))
     total.check()
     return spill, total

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saetool import progress
 from saetool.features.blocks import largest_in_rows
+from saetool.features.maxima import RECORD
 from saetool.features.spill import Spill
 from saetool.statistics import unit_rows
 
@@ -17,6 +18,10 @@ BLOCK = 1024
 """Latents compared with all others at a time."""
 _CELLS = 1 << 25
 """Cells of the images × latents matrix held at a time (128 MiB)."""
+
+_GPU_CELLS = 1 << 30
+"""Pairs of latents counted in one reading of the spill on a GPU (4 GiB): all pairs of 32,768."""
+_LATENT, _IMAGE = RECORD.names.index("latent"), RECORD.names.index("image")  # pyright: ignore[reportOptionalMemberAccess]
 
 Neighbors = tuple[Int[Tensor, "n_latents k"], Float[Tensor, "n_latents k"]]
 """Latents (int32, −1 pads) and similarities (0 pads), most similar first; ties go to the lowest latent."""
@@ -40,8 +45,9 @@ def by_coactivation(
 ) -> Neighbors:
     """Return each latent's neighbors by Jaccard index of the sets of images they fire on; only those above 0."""
     alive = np.flatnonzero(image_counts > 0)
-    place = np.full(len(image_counts), -1, dtype=np.int64)
-    place[alive] = np.arange(len(alive))
+    place = torch.full((len(image_counts),), -1, dtype=torch.int64)
+    place[alive] = torch.arange(len(alive))
+    place = place.to(device)
     counts = torch.from_numpy(image_counts[alive]).to(device).float()
     latents = torch.full((len(image_counts), k), -1, dtype=torch.int32)
     values = torch.zeros(len(image_counts), k)
@@ -53,30 +59,43 @@ def by_coactivation(
     if len(whole) > 1:
         whole = None
     with progress.bar("co-activation", len(alive), "latents") as advance:
-        for start in range(0, len(alive), BLOCK):
-            block = range(start, min(start + BLOCK, len(alive)))
+        step = _latents_at_once(len(alive), device)
+        for first in range(0, len(alive), step):
+            block = range(first, min(first + step, len(alive)))
             # A small store is one matrix, made once; of a large one that much is held, and made again for each block.
-            both = _counts_together(matrices() if whole is None else whole, len(alive), block, device)
-            either = (counts[start : start + len(both), None] + counts).sub_(both)
-            jaccard = both.div_(either).masked_fill_(both == 0, -torch.inf)
-            column, value = largest_in_rows(_without_self(jaccard, start), k)
-            rows = alive[start : start + len(both)]
-            known = column.cpu().long()
-            latents[rows] = torch.where(known < 0, -1, torch.from_numpy(alive)[known.clamp_min(0)]).int()
-            values[rows] = value.cpu()
-            advance(len(both))
+            together = _counts_together(matrices() if whole is None else whole, len(alive), block, device)
+            for start in range(first, block.stop, BLOCK):
+                both = together[start - first : start - first + BLOCK]
+                either = (counts[start : start + len(both), None] + counts).sub_(both)
+                jaccard = both.div_(either).masked_fill_(both == 0, -torch.inf)
+                column, value = largest_in_rows(_without_self(jaccard, start), k)
+                rows = alive[start : start + len(both)]
+                known = column.cpu().long()
+                latents[rows] = torch.where(known < 0, -1, torch.from_numpy(alive)[known.clamp_min(0)]).int()
+                values[rows] = value.cpu()
+                advance(len(both))
     return latents, values
+
+
+def _latents_at_once(n: int, device: torch.device) -> int:
+    """Return for how many latents images are counted in one reading of the spill."""
+    return max(BLOCK, _GPU_CELLS // max(n, 1)) if device.type == "cuda" else BLOCK
 
 
 def _counts_together(matrices: Iterable[Tensor], n: int, block: range, device: torch.device) -> Tensor:
     """Return the number of images on which latents of `block` and each of `n` fire together (exact below 2^24)."""
     both = torch.zeros(len(block), n, device=device)
-    for fires in matrices:
-        both.addmm_(fires[:, block.start : block.stop].T, fires)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True  # 0 and 1 are exact in it, and sums are float32's
+    try:
+        for fires in matrices:
+            both.addmm_(fires[:, block.start : block.stop].T, fires)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
     return both
 
 
-def _firing_matrices(spill: Spill, place: np.ndarray, n: int, device: torch.device) -> Iterator[Tensor]:
+def _firing_matrices(spill: Spill, place: Tensor, n: int, device: torch.device) -> Iterator[Tensor]:
     """Yield 0/1 matrices [images, n] that together cover all images on which anything fires."""
     waiting: list[np.ndarray] = []
     images = 0
@@ -91,14 +110,16 @@ def _firing_matrices(spill: Spill, place: np.ndarray, n: int, device: torch.devi
         yield _firing_matrix(waiting, place, n, device)
 
 
-def _firing_matrix(chunks: list[np.ndarray], place: np.ndarray, n: int, device: torch.device) -> Tensor:
-    image = np.concatenate([records["image"] for records in chunks])
-    latent = place[np.concatenate([records["latent"] for records in chunks])]
-    if len(image) == 0:
+def _firing_matrix(chunks: list[np.ndarray], place: Tensor, n: int, device: torch.device) -> Tensor:
+    """`place` [n_latents] is a latent's column."""
+    records = np.concatenate(chunks)
+    if len(records) == 0:
         return torch.zeros(0, n, device=device)
-    image = torch.from_numpy(image - image.min()).to(device).long()
-    fires = torch.zeros(int(image.max()) + 1, n, device=device)
-    fires[image, torch.from_numpy(latent).to(device)] = 1
+    first, last = int(records["image"].min()), int(records["image"].max())
+    words = torch.from_numpy(records.view(np.int32).reshape(len(records), -1)).to(device)
+    latent, image = words[:, _LATENT].long(), words[:, _IMAGE].long() - first
+    fires = torch.zeros(last - first + 1, n, device=device)
+    fires[image, place[latent]] = 1
     return fires
 
 

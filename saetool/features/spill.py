@@ -5,18 +5,17 @@ latent, then image; `stripes` (in sums.safetensors) says where in the file each 
 so that a block of latents is read without reading the rest.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saetool.artifacts import digest_file
-from saetool.artifacts.files import sync_file
 from saetool.features.maxima import RECORD, Maxima
 from saetool.features.tally import Tally
 
@@ -44,6 +43,7 @@ class PartWriter:
         self.folder = folder
         self.bounds = np.arange(0, n_latents + stripe_width(n_latents), stripe_width(n_latents))
         self._files = {name: (folder / file).open("wb") for name, file in _FILES.items()}
+        self._digests = {file: xxhash.xxh3_128() for file in _FILES.values()}
         self._stripes: list[np.ndarray] = []
         self._written = 0
 
@@ -51,21 +51,21 @@ class PartWriter:
         """Append one chunk: its maxima, and the strongest latents of its rows."""
         self._stripes.append(self._written + np.searchsorted(records["latent"], self.bounds))
         self._written += len(records)
-        parts = {"maxima": records, "latents": latents.cpu().numpy(), "values": values.cpu().numpy()}
-        for name, array in parts.items():  # numpy's own way of writing does not say why it fails
-            self._files[name].write(np.ascontiguousarray(array).data)
+        parts = {"maxima": records, "latents": latents.numpy(), "values": values.numpy()}
+        for name, array in parts.items():
+            data = np.ascontiguousarray(array).view(np.uint8).data
+            self._files[name].write(data)  # numpy's own way of writing does not say why it fails
+            self._digests[_FILES[name]].update(data)
 
     def close(self, tally: Tally) -> dict[str, str]:
-        """Write the sums, make everything durable, and return the files' digests."""
+        """Write the sums; return the files' digests, by which a start after a power failure finds what is missing."""
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
         sums = {"histogram": tally.histogram.cpu(), "profile": tally.profile.cpu()}
         stripes = torch.from_numpy(np.stack(self._stripes))
         save_file({**sums, "stripes": stripes}, self.folder / _SUMS)
-        sync_file(self.folder / _SUMS)
-        return _digests(self.folder)
+        found = {name: f"xxh3-128:{state.hexdigest()}" for name, state in self._digests.items()}
+        return {**found, _SUMS: digest_file(self.folder / _SUMS)}
 
 
 def is_whole(folder: Path, digests: dict[str, str]) -> bool:
@@ -98,19 +98,24 @@ class Spill:
         return load_file(self.folders[part] / _SUMS)
 
     def blocks(self, columns: int = 1) -> Iterator[Maxima]:
-        """Yield the maxima of consecutive blocks of latents, together all of them.
+        """Yield the maxima of consecutive blocks of latents, together all of them; `columns` as in `spans`."""
+        return (self.block(*span) for span in self.spans(columns))
 
-        `columns` numbers are to be held for each latent: of many, fewer latents are yielded at a time.
+    def spans(self, columns: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield the stripes, first and end, of consecutive blocks of latents, for `block`.
+
+        `columns` numbers are to be held for each latent: of many, fewer latents are in a block.
         """
         widest = max(1, BLOCK_CELLS // (columns * self.width))
         first = 0
         while first < len(self.stripe_records):
             ends = np.cumsum(self.stripe_records[first : first + widest])
             stop = first + max(1, int(np.searchsorted(ends, BLOCK_RECORDS, side="right")))
-            yield self._block(first, stop)
+            yield first, stop
             first = stop
 
-    def _block(self, first: int, stop: int) -> Maxima:
+    def block(self, first: int, stop: int) -> Maxima:
+        """Return the maxima of some stripes of latents; from any thread."""
         pieces = [
             records[begin:end]
             for records, stripes in zip(self._maps, self._stripes, strict=True)

@@ -19,7 +19,7 @@ from saetool.errors import RequestError
 from saetool.features import heat, neighbors, ranking, tables
 from saetool.features.columns import EXAMPLES, LABEL_STATISTICS
 from saetool.features.encoding import Pass, encode_store
-from saetool.features.labels import LabelColumn, label_statistics
+from saetool.features.labels import LabelColumn, LabelStatistics, label_statistics
 from saetool.features.maxima import Maxima
 from saetool.features.monosemanticity import all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
@@ -27,7 +27,8 @@ from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
 from saetool.features.tally import Tally, histogram_edges
-from saetool.progress import say
+from saetool.features.workers import block_workers, ordered
+from saetool.progress import bar, say
 
 KIND = "features"
 
@@ -113,14 +114,28 @@ def _same_site(autoencoder: Artifact, store: Artifact) -> str:
 
 
 @dataclass
+class _Block:
+    """What the maxima of a block of latents from `first` come to; `records` are those of the chosen examples."""
+
+    first: int
+    numbers: dict[str, np.ndarray]
+    labels: list[tuple[LabelColumn, LabelStatistics]]
+    records: np.ndarray
+    chosen: ranking.Chosen
+
+
+@dataclass
 class _Found:
     """What the statistics of all blocks of latents come to."""
 
     numbers: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    chosen: list[tuple[np.ndarray, ranking.Chosen]] = field(default_factory=list)
+    """Of each block: the records of the examples, and what they stand for."""
 
-    def add(self, numbers: dict[str, np.ndarray]) -> None:
-        for name, values in numbers.items():
+    def add(self, block: "_Block") -> None:
+        for name, values in block.numbers.items():
             self.numbers.setdefault(name, []).append(values)
+        self.chosen.append((block.records, block.chosen))
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(self.numbers[name])
@@ -193,7 +208,7 @@ class Index:
         drawn = time.monotonic()
         if not distributed.is_main():
             return {}
-        self._write_examples(spill, found.column("max"), maps, partial)
+        self._write_examples(found, maps, partial)
         content = self._write(found, spill, tally, model, partial)
         if embeddings is not None and self.embedding_site is not None:
             info = self.embedding_site.info
@@ -214,53 +229,51 @@ class Index:
         if distributed.is_main():
             partial.note("where", line)
 
-    def _choose(self, block: Maxima, descending: np.ndarray) -> ranking.Chosen:
-        return ranking.choose(block, descending, self.hashes, self.settings, self.seed)
-
     def _statistics(self, spill: Spill, embeddings: np.ndarray | None, partial: Partial) -> _Found:
         """Compute the numbers of every latent, and note the examples whose heat maps are wanted."""
-        found, images, latents = _Found(), [], []
+        found, labels = _Found(), self.labels
+
+        def of_block(span: tuple[int, int]) -> _Block:
+            return self._block(spill.block(*span), embeddings)
+
+        spans = list(spill.spans(max([1, *(len(column.names) for column in labels)])))
         with ExitStack() as stack:
             path = partial.file("label_statistics.parquet")
-            rows = stack.enter_context(tables.TableWriter(path, LABEL_STATISTICS)) if self.labels else None
-            for block in spill.blocks(max([1, *(len(column.names) for column in self.labels)])):
-                descending = ranking.by_value(block)
-                numbers = block_numbers(block, self.held_out)
-                score = np.full(block.n_latents, np.nan) if embeddings is None else monosemanticity(block, embeddings)
-                numbers["monosemanticity"] = np.where(block.counts > 0, score, np.nan)
-                found.add(numbers | self._label_numbers(block, descending, rows))
-                records = block.records[self._choose(block, descending).record]
-                images.append(records["image"])
-                latents.append(records["latent"])
-        wanted = heat.Wanted.of(np.concatenate(images), np.concatenate(latents), found.column("max"))
-        wanted.save(partial.scratch("wanted.npz"))
+            rows = stack.enter_context(tables.TableWriter(path, LABEL_STATISTICS)) if labels else None
+            advance = stack.enter_context(bar("statistics", len(spans), "blocks"))
+            for block in ordered(of_block, spans, block_workers()):
+                if rows is not None:
+                    rows.write(tables.label_table(block.labels, self.settings.label_classes, block.first))
+                for column, statistics in block.labels:
+                    block.numbers.update(tables.label_numbers(column, statistics))
+                found.add(block)
+                advance(1)
+        images, latents = (
+            np.concatenate([records[name] for records, _ in found.chosen]) for name in ("image", "latent")
+        )
+        heat.Wanted.of(images, latents, found.column("max")).save(partial.scratch("wanted.npz"))
         return found
 
-    def _label_numbers(
-        self, block: Maxima, descending: np.ndarray, rows: tables.TableWriter | None
-    ) -> dict[str, np.ndarray]:
-        """Write a block's rows of label_statistics.parquet; return its columns of latents.parquet."""
-        if rows is None:
-            return {}
-        found = [(column, label_statistics(block, descending, column)) for column in self.labels]
-        rows.write(tables.label_table(found, self.settings.label_classes, block.first))
-        numbers: dict[str, np.ndarray] = {}
-        for column, statistics in found:
-            numbers |= tables.label_numbers(column, statistics)
-        return numbers
+    def _block(self, block: Maxima, embeddings: np.ndarray | None) -> _Block:
+        """Compute what a block of latents comes to, in any thread."""
+        descending = ranking.by_value(block)
+        numbers = block_numbers(block, self.held_out)
+        score = np.full(block.n_latents, np.nan) if embeddings is None else monosemanticity(block, embeddings)
+        numbers["monosemanticity"] = np.where(block.counts > 0, score, np.nan)
+        labels = [(column, label_statistics(block, descending, column)) for column in self.labels]
+        chosen = ranking.choose(block, descending, self.hashes, self.settings, self.seed)
+        return _Block(block.first, numbers, labels, block.records[chosen.record], chosen)
 
     def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray | None:
         distributed.barrier()
         return heat.draw(pass_, heat.Wanted.load(partial.scratch("wanted.npz")), partial)
 
-    def _write_examples(self, spill: Spill, scale: np.ndarray, maps: np.ndarray | None, partial: Partial) -> None:
-        wanted = heat.Wanted.load(partial.scratch("wanted.npz"))
+    def _write_examples(self, found: _Found, maps: np.ndarray | None, partial: Partial) -> None:
+        wanted, scale = heat.Wanted.load(partial.scratch("wanted.npz")), found.column("max")
         with tables.TableWriter(partial.file("examples.parquet"), EXAMPLES) as writer:
-            for block in spill.blocks():
-                chosen = self._choose(block, ranking.by_value(block))
-                records = block.records[chosen.record]
+            for records, chosen in found.chosen:
                 drawn = None if maps is None else maps[wanted.find(records["image"], records["latent"])]
-                writer.write(tables.examples_table(block, chosen, scale, self.held_out, drawn))
+                writer.write(tables.examples_table(records, chosen, scale, self.held_out, drawn))
 
     def _write(self, found: _Found, spill: Spill, tally: Tally, model: Any, partial: Partial) -> dict[str, Any]:
         numbers = {name: found.column(name) for name in found.numbers}

@@ -10,7 +10,6 @@ import pyarrow.parquet as parquet
 
 from saetool.features.columns import EXAMPLES, IMAGES, LABEL_STATISTICS, LABELED, LATENTS, Column
 from saetool.features.labels import LabelColumn, LabelStatistics, benjamini_hochberg
-from saetool.features.maxima import Maxima
 from saetool.features.ranking import GROUPS, Chosen
 
 
@@ -120,10 +119,12 @@ def _label_rows(column: LabelColumn, found: LabelStatistics, keep: int, first: i
 
 
 def examples_table(
-    maxima: Maxima, chosen: Chosen, scale: np.ndarray, held_out: np.ndarray, heat: np.ndarray | None
+    records: np.ndarray, chosen: Chosen, scale: np.ndarray, held_out: np.ndarray, heat: np.ndarray | None
 ) -> pa.Table:
-    """Build the rows of examples.parquet for a block of latents; `heat` [rows, tokens] bytes, None without a grid."""
-    records = maxima.records[chosen.record]
+    """Build the rows of examples.parquet for a block of latents, of their chosen records.
+
+    heat: [rows, tokens] bytes, None without a grid.
+    """
     groups = pa.DictionaryArray.from_arrays(pa.array(chosen.group, pa.int8()), pa.array(GROUPS))
     nothing = pa.nulls(len(records))
     values = {

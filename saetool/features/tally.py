@@ -7,6 +7,7 @@ Sums that must merge exactly are integers: values are rounded to multiples of `u
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ def histogram_edges() -> Float[Tensor, "bins_plus_one"]:
     return torch.exp2(exponents).float()
 
 
+@cache
+def _edges_on(device: torch.device) -> Tensor:
+    return histogram_edges().to(device)
+
+
 def unit_for(first_image: Codes) -> float:
     """Return the unit of the fixed-point sums, from the codes of the store's first image: the same for every part."""
     largest = float(first_image.values.max()) if first_image.values.numel() else 0.0
@@ -53,31 +59,38 @@ def firing(codes: Codes) -> Codes:
 class Tally:
     """Sums over any set of images: histogram int64 [n_latents, bins], profile int64 [tokens, n_latents] in units.
 
-    `largest` is the largest value seen, `images` the number of images.
+    `peak` is the largest value seen, on the same device, `images` the number of images.
     """
 
     histogram: Int[Tensor, "n_latents bins"]
     profile: Int[Tensor, "tokens n_latents"]
     unit: float
-    images: int = 0
-    largest: float = 0.0
+    images: int
+    peak: Float[Tensor, ""]
 
     @classmethod
     def empty(cls, n_latents: int, tokens: int, unit: float, device: torch.device | str = "cpu") -> "Tally":
         """Return the tally of no images."""
         histogram = torch.zeros(n_latents, N_BINS, dtype=torch.int64, device=device)
-        return cls(histogram, torch.zeros(tokens, n_latents, dtype=torch.int64, device=device), unit)
+        profile = torch.zeros(tokens, n_latents, dtype=torch.int64, device=device)
+        return cls(histogram, profile, unit, 0, torch.zeros((), device=device))
 
-    def add(self, codes: Codes, first_image: int) -> np.ndarray:
-        """Count the codes of some whole images, rows in image order, and return their maxima.
+    @property
+    def largest(self) -> float:
+        """The largest value seen."""
+        return float(self.peak)
 
-        The records are sorted by latent, then image; `first_image` is the row of the first image in the store.
+    def add(self, codes: Codes, first_image: int) -> Int[Tensor, "pairs 6"]:
+        """Count the codes of some whole images, rows in image order, and return their maxima, for `records_of`.
+
+        They are sorted by latent, then image; `first_image` is the row of the first image in the store. Where codes
+        are on a GPU, so is what is returned.
         """
         tokens, n_latents = self.profile.shape
         images = codes.rows // tokens
         self.images += images
         if codes.values.numel() == 0:
-            return np.empty(0, RECORD)
+            return codes.latents.new_empty(0, 6, dtype=torch.int32)
         values = codes.values.float()
         if backend_for(values).name == "cpu":
             found = self._add_compiled(codes, values, images)
@@ -97,12 +110,12 @@ class Tally:
         arrays = [t.numpy() for t in (histogram_edges(), self.histogram, self.profile, cells)]
         entries = (codes.latents.numpy(), values.numpy(), codes.offsets.numpy())
         largest = count_entries(*entries, self.profile.shape[0], self.unit, *arrays)
-        self.largest = max(self.largest, float(largest))
+        self.peak.clamp_(min=float(largest))
         return _occupied(*cells.T)
 
     def _count(self, latents: Tensor, patch: Tensor, values: Tensor, units: Tensor) -> None:
-        self.largest = max(self.largest, float(values.max()))
-        edges = histogram_edges().to(values.device)
+        torch.maximum(self.peak, values.max(), out=self.peak)
+        edges = _edges_on(values.device)
         bins = (torch.bucketize(values, edges) - 1).clamp_(0, N_BINS - 1)
         ones = torch.ones((), dtype=torch.int64, device=values.device).expand_as(bins)
         self.histogram.view(-1).scatter_add_(0, latents * N_BINS + bins, ones)
@@ -115,7 +128,7 @@ class Tally:
         self.histogram += other.histogram
         self.profile += other.profile
         self.images += other.images
-        self.largest = max(self.largest, other.largest)
+        torch.maximum(self.peak, other.peak, out=self.peak)
 
     def check(self) -> None:
         """Raise WorkError when a sum may have left the range of the fixed-point numbers."""
@@ -136,9 +149,9 @@ def _maxima(cell: Tensor, patch: Tensor, values: Tensor, units: Tensor, cells: i
     # The larger packed number is the larger value, then the earlier patch: one reduction finds both.
     packed = (values.view(torch.int32).long() << 32) | (tokens - 1 - patch)
     best = torch.zeros(cells, dtype=torch.int64, device=cell.device).scatter_reduce_(0, place, packed, "amax")
-    # float64 sums of whole numbers below 2^53: exact in any order.
-    mass = torch.bincount(place, weights=units, minlength=cells).long()
-    count = torch.bincount(place, minlength=cells)
+    mass, count = torch.zeros_like(best), torch.zeros_like(best)
+    mass.scatter_add_(0, place, units.long())
+    count.scatter_add_(0, place, torch.ones((), dtype=torch.int64, device=cell.device).expand_as(place))
     if occupied is not None:
         return torch.stack([occupied, best, count, mass])
     return _occupied(best, count, mass)
@@ -153,17 +166,22 @@ def _occupied(best: Tensor, count: Tensor, mass: Tensor) -> Tensor:
 _CELLS_PER_ENTRY = 8
 
 
-def _records(found: Tensor, images: int, first_image: int, tokens: int, unit: float) -> np.ndarray:
-    """Unpack `_maxima` into records."""
-    cell, packed, count, mass = found.cpu().numpy()
-    records = np.empty(len(cell), RECORD)
-    records["latent"] = cell // images
-    records["image"] = cell % images + first_image
-    records["patch"] = tokens - 1 - (packed & 0xFFFFFFFF)
-    records["tokens"] = count
-    records["value"] = (packed >> 32).astype(np.int32).view(np.float32)
-    records["mass"] = mass * unit
-    return records
+def _records(found: Tensor, images: int, first_image: int, tokens: int, unit: float) -> Tensor:
+    """Unpack `_maxima` into the words of RECORD."""
+    cell, packed, count, mass = found
+    words = torch.empty(len(cell), 6, dtype=torch.int32, device=found.device)
+    words[:, 0] = cell // images
+    words[:, 1] = cell % images + first_image
+    words[:, 2] = tokens - 1 - (packed & 0xFFFFFFFF)
+    words[:, 3] = count
+    words[:, 4] = packed >> 32
+    words[:, 5] = (mass.double() * unit).float().view(torch.int32)
+    return words
+
+
+def records_of(words: Int[Tensor, "pairs 6"]) -> np.ndarray:
+    """Return what `Tally.add` found as records, once it is on the CPU; nothing is copied."""
+    return words.numpy().reshape(-1).view(RECORD)
 
 
 def strongest(codes: Codes, k: int) -> tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]:
@@ -180,10 +198,14 @@ def strongest(codes: Codes, k: int) -> tuple[Int[Tensor, "rows k"], Float[Tensor
     # value bits above, reversed latent below: one sort key, no ties
     packed = (codes.values.float().view(torch.int32).long() << 32) | (codes.n_latents - 1 - codes.latents)
     out = torch.full((codes.rows, k), -1, dtype=torch.int64, device=packed.device)
-    step = max(1, _RECTANGLE // width)
-    for start in range(0, codes.rows, step):
-        stop = min(start + step, codes.rows)
-        out[start:stop] = _strongest_in(codes.offsets[start : stop + 1], counts[start:stop], packed, k)
+    row, step = codes.row_of_entry(), max(1, _RECTANGLE // width)
+    column = torch.arange(len(row), device=row.device) - codes.offsets[row]
+    bounds = [*codes.offsets[::step].tolist(), len(row)]
+    for number, start in enumerate(range(0, codes.rows, step)):
+        some = slice(bounds[number], bounds[number + 1])
+        rectangle = packed.new_full((min(step, codes.rows - start), width), -1)
+        rectangle[row[some] - start, column[some]] = packed[some]
+        out[start : start + step] = rectangle.topk(k, dim=1).values
     latents = torch.where(out < 0, -1, codes.n_latents - 1 - (out & 0xFFFFFFFF)).int()
     values = torch.where(out < 0, 0, out >> 32).int().view(torch.float32)
     return latents, values
@@ -191,14 +213,3 @@ def strongest(codes: Codes, k: int) -> tuple[Int[Tensor, "rows k"], Float[Tensor
 
 _RECTANGLE = 1 << 22
 """Cells of the padded rectangle in which rows are ranked: 32 MiB."""
-
-
-def _strongest_in(offsets: Tensor, counts: Tensor, packed: Tensor, k: int) -> Tensor:
-    """Rank some rows in a rectangle padded with −1."""
-    begin, end = int(offsets[0]), int(offsets[-1])
-    width = max(int(counts.max()), k)
-    rectangle = packed.new_full((len(counts), width), -1)
-    column = torch.arange(end - begin, device=packed.device)
-    row = torch.repeat_interleave(torch.arange(len(counts), device=packed.device), counts, output_size=end - begin)
-    rectangle[row, column - (offsets[:-1] - begin)[row]] = packed[begin:end]
-    return rectangle.topk(k, dim=1).values

@@ -12,10 +12,13 @@ from typing import TypeVar
 
 import torch
 
+from saetool import distributed
 from saetool.autoencoders.base import Autoencoder
 
 MAX_WORKERS = 8
 """Each holds a copy of the model and its own sums; beyond this, a worker gets several cores."""
+
+_FEW_CORES = 4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,6 +27,12 @@ Result = TypeVar("Result")
 def worker_count(device: torch.device) -> int:
     """Return how many chunks are worked on at once: one on an accelerator, else up to one a core."""
     return min(torch.get_num_threads(), MAX_WORKERS) if device.type == "cpu" else 1
+
+
+def block_workers() -> int:
+    """Return how many blocks of latents are worked on at once, half a gigabyte each: one where there are few cores."""
+    cores = distributed.cores()
+    return 1 if cores <= _FEW_CORES else min(cores // 2, MAX_WORKERS)
 
 
 def in_order(
@@ -36,7 +45,6 @@ def in_order(
 
     Every worker has a model of its own, because models reuse buffers. An error of a worker is raised in its place.
     """
-    threads = torch.get_num_threads()
     free: SimpleQueue[tuple[int, Autoencoder]] = SimpleQueue()
     for number in range(workers):
         free.put((number, autoencoder if number == 0 else copy.deepcopy(autoencoder)))
@@ -48,12 +56,18 @@ def in_order(
         finally:
             free.put((number, model))
 
+    return ordered(one, items, workers)
+
+
+def ordered(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Yield work(item) for every item, in order, `workers` of them at a time, which share torch's threads."""
+    threads = torch.get_num_threads()
     # Threads of OpenMP are counted for each calling thread: inside a worker, a product uses the worker's share.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(one, item))
+            waiting.append(pool.submit(work, item))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:

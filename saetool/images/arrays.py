@@ -16,6 +16,7 @@ class ArraySource:
 
     root: str | None = None
     sequential = False
+    forkable = True
     attribution: str | None = None
 
     def __init__(self, name: str, images: np.ndarray, digits: np.ndarray, limit: int | None = None):

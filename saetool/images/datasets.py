@@ -76,6 +76,7 @@ class DatasetSource:
         rows = rows.cast_column(self._image_column, datasets.Image(decode=False))
         rows = rows.select_columns([self._image_column, *self._features])
         self.sequential = settings.streaming
+        self.forkable = not settings.streaming
         self._rows = _Stream(rows, name) if settings.streaming else _Table(rows)
         self._chosen = self._choose(rows, settings)
         self.label_columns = [made for column in self._features for made in self._label_columns(column)]

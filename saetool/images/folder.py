@@ -57,6 +57,7 @@ class FolderSource:
     """
 
     sequential = False
+    forkable = True
     attribution: str | None = None
     companions: frozenset[str] = frozenset()
     """Files that belong to the set and are no images: not worth a word."""

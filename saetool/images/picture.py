@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
 
@@ -21,7 +21,7 @@ LARGE = 33_554_432
 """Pixels from which images are decoded one at a time, so that memory does not grow with the number of threads."""
 _STRIP = 1 << 22
 """Pixels that are laid on the background at once: whole copies of a large image would be held four times."""
-_one_large = Lock()
+_one_large: AbstractContextManager = Lock()
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,6 +49,12 @@ class Picture:
     height: int
     digest: str
     """`xxh3-128:…` of the file's bytes."""
+
+
+def take_turns(lock: AbstractContextManager) -> None:
+    """Let large images be decoded one at a time among all processes that were given this lock."""
+    global _one_large
+    _one_large = lock
 
 
 def read_picture(content: bytes, name: str, max_pixels: int | None = MAX_PIXELS) -> Picture:

@@ -13,6 +13,9 @@ from saetool.images.picture import MAX_PIXELS
 class RemoteFolderSource(FolderSource):
     """Every image file below an address, in the order and with the labels that a local folder of them would have."""
 
+    forkable = False
+    """A driver's own thread does not outlive a fork."""
+
     def __init__(self, address: str, limit: int | None = None, max_pixels: int | None = MAX_PIXELS):
         import fsspec
 

@@ -81,7 +81,10 @@ class LabelColumn:
 
 
 class ImageSource(Protocol):
-    """Images in a fixed order (by the UTF-8 bytes of their paths), each read on its own, from any thread."""
+    """Images in a fixed order (by the UTF-8 bytes of their paths), each read on its own, from any thread.
+
+    One whose attribute `forkable` is true may be read in forked processes too: nothing that it has open is shared.
+    """
 
     name: str
     label_columns: list[LabelColumn]

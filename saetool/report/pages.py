@@ -23,7 +23,7 @@ class FeaturePages:
 
     files: FeatureFiles
     store: Artifact
-    source: pictures.ReadsImages
+    source: pictures.ReadsImages | None
     settings: ReportSettings
 
     def write(self, partial: Partial) -> dict[str, Any]:
@@ -32,10 +32,11 @@ class FeaturePages:
         budget = _Budget(partial, int(self.settings.max_mb * 1e6))
         self._write_tables(images, budget)
         with_page = self._write_latents(budget)
-        ranked = _ranked_images(self.files)
+        examples, others = _ranked_images(self.files)
+        ranked = np.concatenate([examples, others])
         image_pages = self._write_patches(ranked[: self.settings.max_images], budget)
-        order = np.concatenate([ranked[np.isin(ranked, image_pages)], ranked[~np.isin(ranked, image_pages)]])
-        thumbnails = pictures.Thumbnails(images, self.source).make(order, partial.path, budget.left(1.0))
+        order = np.concatenate([ranked[np.isin(ranked, image_pages)], examples[~np.isin(examples, image_pages)]])
+        thumbnails = pictures.Thumbnails(self.store, images, self.source).make(order, partial.path, budget.left(1.0))
         partial.write_bytes("data/site.js", self._site(with_page, image_pages, thumbnails))
         return {
             "n_latents": self.files.n_latents,
@@ -141,8 +142,7 @@ def _mask(size: int, rows: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _ranked_images(files: FeatureFiles) -> np.ndarray:
-    """Return all images, examples first."""
+def _ranked_images(files: FeatureFiles) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images that are examples, the best first, and the others."""
     examples = latents.example_images(files.example_places)
-    rest = np.setdiff1d(np.arange(files.n_images), examples)
-    return np.concatenate([examples, rest])
+    return examples, np.setdiff1d(np.arange(files.n_images), examples)

@@ -1,7 +1,6 @@
 """The chunks of the image pages, and one thumbnail an image."""
 
 import itertools
-import os
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -14,15 +13,16 @@ import pyarrow as pa
 from PIL import Image
 from safetensors import safe_open
 
-from saetool import progress
+from saetool import distributed, progress
+from saetool.activations.thumbnails import StoredThumbnails
+from saetool.artifacts import Artifact
 from saetool.errors import WorkError
 from saetool.images import Picture
+from saetool.images.thumbnail import thumbnail_of
 from saetool.report.chunks import pack, smallest_unsigned
 from saetool.vision.geometry import Geometry
 
-THUMBNAIL_PX = 240
-"""Longest side: the tiles of a latent page at their natural size on most screens, 2 to 8 kB each."""
-THUMBNAIL_QUALITY = 75
+_MOST_WORKERS = 32
 FACTS_BLOCK = 512
 PATCHES_BLOCK = 16
 SHARE_STEPS = 16_383
@@ -101,13 +101,17 @@ def patches_chunks(path: Path, chosen: np.ndarray, n_latents: int) -> Iterator[t
 
 
 class Thumbnails:
-    """Makes thumbnails of a store's images in threads, in a given order, until a budget is spent."""
+    """Writes thumbnails of a store's images in threads, in a given order, until a budget is spent.
 
-    def __init__(self, images: pa.Table, source: ReadsImages):
+    They are the store's own where it has them, else made from `source`.
+    """
+
+    def __init__(self, store: Artifact, images: pa.Table, source: ReadsImages | None):
+        self.stored = StoredThumbnails(store) if StoredThumbnails.are_in(store) else None
         self.paths = images["path"].to_pylist()
         self.digests = images["digest"].to_pylist() if "digest" in images.column_names else None
         self.source = source
-        self.place = {source.path(i): i for i in range(len(source))}
+        self.place = {} if source is None or self.stored else {source.path(i): i for i in range(len(source))}
 
     def make(self, order: np.ndarray, folder: Path, budget: int) -> np.ndarray:
         """Write thumbnails below `folder` in `order` while `budget` bytes last; return the rows that have one.
@@ -117,7 +121,7 @@ class Thumbnails:
         """
         shutil.rmtree(folder / "thumbs", ignore_errors=True)
         made, spent = [], 0
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(_MOST_WORKERS, distributed.cores())
         with ThreadPoolExecutor(workers) as pool, progress.bar("thumbnails", len(order), "images") as advance:
             waiting: deque = deque()
             rows = iter(order.tolist())
@@ -140,15 +144,14 @@ class Thumbnails:
 
     def _one(self, row: int, folder: Path) -> int:
         path = folder / thumbnail_name(row)
-        small = self._read(row).copy()
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+        data = self.stored.read(row) if self.stored else thumbnail_of(self._read(row))
         path.parent.mkdir(parents=True, exist_ok=True)
-        small.save(path, "WEBP", quality=THUMBNAIL_QUALITY, method=2)
-        return path.stat().st_size
+        path.write_bytes(data)
+        return len(data)
 
     def _read(self, row: int) -> Image.Image:
         place = self.place.get(self.paths[row])
-        if place is None:
+        if place is None or self.source is None:
             raise WorkError(
                 f"image {self.paths[row]!r} is in the store but not in the image source: "
                 "give the source that was cached, or its new place."
@@ -156,4 +159,4 @@ class Thumbnails:
         picture = self.source.read(place)
         if self.digests and picture.digest != self.digests[row]:
             raise WorkError(f"image {self.paths[row]!r} is not the one that was cached: its digest differs.")
-        return picture.image.convert("RGB")
+        return picture.image

@@ -22,15 +22,15 @@ def report_stage(
     store: Artifact,
     autoencoder: Artifact,
     evaluation: Artifact | None,
-    source: pictures.ReadsImages,
+    source: pictures.ReadsImages | None,
     settings: ReportSettings,
     command: str | None = None,
 ) -> Stage:
     """Return the stage that renders the site of `autoencoder`; without `features` it has the landing page only.
 
-    `source` gives the images of `store` again, for thumbnails; `command` is how a reader would make this again: a note,
-    which the page shows and no identity depends on. Raises RequestError when `settings.latents` names one that does
-    not exist, or the artifacts do not belong together.
+    `source` gives the images of `store` again, for thumbnails; a store that has its own needs none. `command` is how a
+    reader would make this again: a note, which the page shows and no identity depends on. Raises RequestError when
+    `settings.latents` names one that does not exist, or the artifacts do not belong together.
     """
     if features is not None:
         _require_made_from(features, autoencoder, "index")
@@ -64,7 +64,7 @@ class _Builder:
     store: Artifact
     autoencoder: Artifact
     evaluation: Artifact | None
-    source: pictures.ReadsImages
+    source: pictures.ReadsImages | None
     settings: ReportSettings
     command: str | None
 

@@ -13,7 +13,7 @@ def summarize(features: Artifact | None, store: Artifact, autoencoder: Artifact,
     """Return what the pages say about the run, as JSON."""
     content = features.content if features else {**store.content, **autoencoder.content}
     settings = autoencoder.content.get("settings", {})
-    source = store.content.get("source", {})
+    source = store.content.get("source") or {}  # a store made from tensors has none
     source_name = str(source.get("source", source.get("name", "images")))
     return {
         "n_latents": content["n_latents"],

@@ -10,7 +10,7 @@ from threading import RLock
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from saetool import seeding
@@ -164,6 +164,12 @@ class Backbone:
                 given = list(outputs[module].shape)
                 raise WorkError(f"module {module!r} gives shape {given} for {len(images)} images: name another module")
         return [self._select(outputs[site.module], site) for site in wanted]
+
+    def inputs(
+        self, pixels: UInt8[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return decoded pixels as the model's input, scaled and normalized on its device; nothing waits for it."""
+        return self.transform.normalize(pixels.to(self.device, non_blocking=True))
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs"]:
         """Return what the whole model says of each image, as `output` does; gradients may flow."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -34,14 +34,44 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
         """Return `image` (RGB, or L: three equal channels, resized once) as the model's float32 input."""
+        pixels = np.empty((1, *self.pixel_shape), np.uint8)
+        self.fill_pixels(image, pixels[0])
+        return self.normalize(torch.from_numpy(pixels))[0]
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the pixels that the model sees."""
+        return (*self.geometry.crop, self.channels)
+
+    def fill_pixels(self, image: Image.Image, out: UInt8[np.ndarray, "height width channels"]) -> None:
+        """Write the pixels that the model sees of `image`, resized and cut, into `out`. Calls nothing of torch."""
         if self.gray or (image.mode == "L" and len(set(self.fill)) > 1):
             image = image.convert("L" if self.gray else "RGB")
         pixels = np.asarray(self._cropped(self._resized(image)))
-        planes = [pixels] * self.channels if pixels.ndim == 2 else [pixels[..., channel] for channel in range(3)]
-        tensor = np.empty((len(planes), *self.geometry.crop), dtype=np.float32)
-        for plane, table, out in zip(planes, self._tables, tensor, strict=True):
-            np.take(table, plane, out=out, mode="clip")
-        return torch.from_numpy(tensor)
+        out[...] = pixels[..., None] if pixels.ndim == 2 else pixels
+
+    def normalize(
+        self, pixels: UInt8[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return pixels as the model's float32 input, on the device they are on: the same numbers on every device."""
+        if pixels.device.type == "cpu":
+            tensor = np.empty((len(pixels), self.channels, *self.geometry.crop), dtype=np.float32)
+            for channel, table in enumerate(self._tables):
+                np.take(table, pixels.numpy()[..., channel], out=tensor[:, channel], mode="clip")
+            return torch.from_numpy(tensor)
+        return self._look_up(pixels)
+
+    def _look_up(self, pixels: Tensor) -> Tensor:
+        tables, first = self._device_tables(pixels.device)
+        places = pixels.permute(0, 3, 1, 2).int().add_(first).contiguous()
+        return tables.index_select(0, places.view(-1)).view(places.shape)
+
+    def _device_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return all channels' tables as one on a device, and where each channel's begins; uploaded once."""
+        if device not in self._uploaded:
+            first = 256 * torch.arange(self.channels, dtype=torch.int32)[:, None, None]
+            self._uploaded[device] = torch.from_numpy(np.concatenate(self._tables)).to(device), first.to(device)
+        return self._uploaded[device]
 
     def describe(self) -> dict:
         """Return everything that determines the result, as JSON types."""
@@ -70,6 +100,10 @@ class Transform:
         values = torch.arange(256, dtype=torch.float32)
         scaled = values / 255 if self.scale == 1 / 255 else values * self.scale
         return [((scaled - mean) / std).numpy() for mean, std in zip(self.mean, self.std, strict=True)]
+
+    @cached_property
+    def _uploaded(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
 
     def _resized(self, image: Image.Image) -> Image.Image:
         size = self.geometry.resized(*image.size)

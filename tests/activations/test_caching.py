@@ -377,3 +377,13 @@ def test_pixels_are_float32_whatever_the_processor(pictures):
         images = ImageSettings(source=str(pictures))
         assert caching_stage(settings, open_source(images), images, SMALL).config["backbone"]["precision"] == "fp32"
         assert load_backbone(settings).precision == "fp32"
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_number_of_decoding_processes_is_no_part_of_the_store(tiny, pictures, tmp_path, monkeypatch):
+    threads = store_of(tiny, pictures, tmp_path / "threads").artifact
+    for processes in (1, 3):
+        monkeypatch.setattr("saetool.activations.caching.decoding_processes", lambda source, n=processes: n)
+        made = store_of(tiny, pictures, tmp_path / f"by-{processes}").artifact
+        assert made.id == threads.id
+        assert made.files == threads.files

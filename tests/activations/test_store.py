@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from saetool.activations import ActivationStore, CacheSettings, write_store
-from saetool.activations.shard import Shard
+from saetool.activations.shard import Shard, shard_bytes
 from saetool.activations.store import runs
 from saetool.artifacts import verify
 from saetool.errors import RequestError
@@ -255,3 +255,11 @@ def test_values_too_large_to_square_are_refused(tmp_path):
         write_store(tmp_path / "wrong", rows)
     rows[1, 0, 1] = 1e16
     assert write_store(tmp_path / "store", rows).site().statistics().mean.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("cuts", [[7], [3, 4], [0, 5, 2], [0]])
+def test_a_shard_written_in_pieces_has_the_bytes_that_safetensors_writes(dtype, cuts):
+    rows = torch.randn(sum(cuts), 5, 3).to(dtype)
+    pieces = [piece.transpose(1, 2).contiguous().transpose(1, 2) for piece in rows.split(cuts)]
+    assert b"".join(map(bytes, shard_bytes(pieces))) == save({"tokens": rows})

@@ -72,3 +72,22 @@ def test_a_reader_that_comes_after_a_replacement_is_told(tmp_path):
     made(tmp_path / "a", 2)
     with pytest.raises(RequestError, match="was replaced since this command began"), held(artifact):
         pass
+
+
+def test_a_forked_child_that_outlives_its_parent_holds_no_lock(tmp_path):
+    """As decoding processes do for a moment, when the job is killed."""
+    artifact = made(tmp_path / "read")
+    with locked(tmp_path / "a"), held(artifact):
+        ready, done = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+        with pytest.raises(RequestError, match="another process"), locked(tmp_path / "a"):
+            pass
+    with locked(tmp_path / "a"), unread(artifact.path):
+        pass
+    os.write(done[1], b"x")
+    assert os.waitpid(child, 0)[1] == 0

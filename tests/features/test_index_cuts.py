@@ -68,6 +68,64 @@ def test_one_worker_or_three_make_no_difference(build_index, whole, monkeypatch)
         assert digests(build_index(random_tokens(), **LABELED)) == digests(whole)
 
 
+@pytest.mark.parametrize("cells", [1, 6 * 8, 1 << 20])
+def test_the_stages_that_feed_a_gpu_make_no_difference(build_index, whole, monkeypatch, cells):
+    monkeypatch.setattr(encoding.Pass, "staged", True)
+    monkeypatch.setattr(encoding, "GPU_CELLS", cells)
+    monkeypatch.setattr(encoding, "GPU_PART_ROWS", 16)
+    with monkeypatch.context() as plain:
+        plain.setenv("SAETOOL_BACKEND", "reference")
+        assert digests(build_index(random_tokens(), **LABELED)) == digests(whole)
+
+
+def test_an_error_in_a_stage_is_raised(build_index, monkeypatch, tmp_path):
+    def broken(self, rows, *given):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("broken stage")
+        return encode(self, rows, *given)
+
+    encode, calls = encoding.Pass.encode, []
+    monkeypatch.setattr(encoding.Pass, "staged", True)
+    monkeypatch.setattr(encoding, "GPU_CELLS", 1)
+    monkeypatch.setattr(encoding.Pass, "encode", broken)
+    with pytest.raises(RuntimeError, match="broken stage"):
+        build_index(random_tokens(), where=tmp_path, **LABELED)
+    assert not (tmp_path / "features").exists()
+
+
+def test_work_begun_on_a_device_that_cuts_otherwise_is_not_taken_for_this_one_s(
+    build_index, whole, monkeypatch, tmp_path
+):
+    """Parts are told by their images: the first of four is not the first of two."""
+    with monkeypatch.context() as other:
+        other.setattr(encoding, "CHUNK_ROWS", 8)
+        other.setattr(encoding, "PART_ROWS", 12)
+        other.setattr(encoding, "_gather", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(random_tokens(), where=tmp_path, **LABELED)
+    monkeypatch.setattr(encoding, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(encoding, "PART_ROWS", 24)
+    assert digests(build_index(random_tokens(), where=tmp_path, **LABELED)) == digests(whole)
+
+
+def _stop(*given):
+    raise KeyboardInterrupt
+
+
+def test_only_images_of_which_something_is_drawn_are_encoded_again(build_index, monkeypatch, tmp_path):
+    """Latent 0 fires on two of thirteen images."""
+    z = torch.zeros(13, 4, 3)
+    z[[3, 9], 1, 0] = torch.tensor([2.0, 1.0])
+    encode, seen = encoding.Pass.encode, []
+    monkeypatch.setattr(
+        encoding.Pass, "encode", lambda self, rows, *g: seen.append(len(rows)) or encode(self, rows, *g)
+    )
+    features = Features(build_index(z, where=tmp_path, grid=(2, 2)))
+    assert seen == [13, 13, 2]  # for the unit, for the pass, for the heat maps
+    assert [features.heat(row).argmax() for row in features.top(0)] == [1, 1]
+
+
 @pytest.mark.parametrize("calls", [1, 3, 6, 9, 14])
 def test_a_killed_index_resumes_to_the_same_files(build_index, whole, monkeypatch, tmp_path, calls):
     monkeypatch.setattr(encoding, "CHUNK_ROWS", 8)
@@ -94,7 +152,7 @@ def test_a_killed_index_resumes_to_the_same_files(build_index, whole, monkeypatc
     assert len(seen) - first <= 2 * chunks + 1 - max(0, (calls - 1) // 2 * 2 - 1) + 1
 
 
-@pytest.mark.parametrize("cut", ["heat-00000.bin", "heat.bin"])
+@pytest.mark.parametrize("cut", ["heat-00000000-00000013.bin", "heat.bin"])
 def test_a_kill_that_leaves_an_empty_heat_file_is_survived(build_index, whole, monkeypatch, tmp_path, cut):
     opened, left = Path.open, []
 

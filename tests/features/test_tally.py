@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saetool.errors import WorkError
-from saetool.features.tally import N_BINS, Tally, firing, histogram_edges, strongest, unit_for
+from saetool.features.tally import N_BINS, Tally, firing, histogram_edges, records_of, strongest, unit_for
 from saetool.sparse import backends
 from saetool.sparse.codes import Codes
 
@@ -26,7 +26,7 @@ def test_both_ways_count_alike_at_every_edge_and_beside_it(monkeypatch):
     codes, found = Codes.from_dense(z.expand(-1, 3)), []
     for _ in range(2):
         tally = Tally.empty(3, 1, 2.0**-20)
-        records = tally.add(codes, 0)
+        records = records_of(tally.add(codes, 0))
         found.append((records.tolist(), tally.histogram, tally.largest, *strongest(codes, 2)))
         monkeypatch.setenv(backends.SWITCH, "reference")
     assert found[0][0] == found[1][0]
@@ -52,7 +52,7 @@ def random_codes(seed: int) -> tuple[torch.Tensor, Codes]:
 def test_maxima_equal_brute_force(seed):
     z, codes = random_codes(seed)
     tally = Tally.empty(z.shape[2], z.shape[1], 2.0**-20)
-    records = tally.add(codes, first_image=7)
+    records = records_of(tally.add(codes, first_image=7))
     wanted = []
     for latent in range(z.shape[2]):
         for image in range(z.shape[0]):

@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from saetool.activations import write_store
 from saetool.artifacts import Stage, run_stage
 from saetool.errors import RequestError, WorkError
 from saetool.report import ReportSettings, check, report_stage
 from saetool.report.chunks import unpack
 from saetool.report.pictures import patches_chunks
+from saetool.report.summary import summarize
 
 HOSTILE_MARKS = ("pwned", "<img", "onerror")
 
@@ -179,6 +181,20 @@ def test_max_images_keeps_the_strongest_examples(run, tmp_path):
     best = sorted({int(peaks[:, latent].argmax()) for latent in range(run.shape.n_latents) if peaks[:, latent].any()})
     assert members(arrays["image_page"]) == best[:3]
     assert check(site.path) == []
+
+
+def test_only_images_that_are_shown_have_a_thumbnail(run, tmp_path, monkeypatch):
+    """Examples, and images with a page."""
+    monkeypatch.setattr("saetool.report.latents.example_images", lambda places: np.array([7, 3, 11]))
+    site = run_stage(run.stage(max_images=5), tmp_path / "report")
+    assert members(chunk(site, "site")[0]["thumbnail"]) == [0, 1, 3, 7, 11]
+    site = run_stage(run.stage(max_images=2), tmp_path / "fewer")
+    assert members(chunk(site, "site")[0]["thumbnail"]) == [3, 7, 11]
+
+
+def test_a_store_made_from_tensors_is_summarized_too(run, tmp_path):
+    store = write_store(tmp_path / "store", np.zeros((2, 1, 3), np.float32)).artifact
+    assert summarize(None, store, run.autoencoder, None)["source"] == "images"
 
 
 def test_max_mb_leaves_out_pages_and_pictures_but_no_row(run, tmp_path):

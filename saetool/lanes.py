@@ -1,0 +1,52 @@
+"""Copies to a GPU and from it, beside what it computes; on other devices, plain copies."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Lanes:
+    """Two streams of a GPU: one to it, one from it, beside the current one, which computes.
+
+    Pinned memory that a copy still reads or writes is not given to anyone else: torch's allocator sees to that.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.queued = device.type == "cuda"
+        """Whether copies are queued: from pinned memory, and into it."""
+        if self.queued:
+            self._up, self._down = torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+    def up(self, tensor: Tensor) -> Tensor:
+        """Return a copy on the device, which whatever is computed from now on waits for there."""
+        if not self.queued:
+            return tensor.to(self.device)
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._up):
+            copy = tensor.to(self.device, non_blocking=True)
+        computing.wait_stream(self._up)
+        copy.record_stream(computing)  # its memory is the upward stream's: not free before computing has read it
+        return copy
+
+    def down(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Begin to copy what has been computed; what is returned waits for the copies, from any thread."""
+        if not self.queued:
+            copies = [tensor.cpu() for tensor in tensors]
+            return lambda: copies
+        self._down.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._down):
+            copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+            for copy, tensor in zip(copies, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+            done = torch.cuda.Event(blocking=True)
+            done.record(self._down)
+        held = list(tensors)  # their memory is the computing stream's: not free before it has been copied
+
+        def landed() -> list[Tensor]:
+            done.synchronize()
+            held.clear()
+            return copies
+
+        return landed

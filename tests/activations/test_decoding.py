@@ -1,0 +1,169 @@
+"""Decoding in processes or in threads: the same slices, whoever decodes them; failures that name the image."""
+
+import os
+import signal
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saetool.activations import CacheSettings
+from saetool.activations.decoding import _PIECE, Decoder, decoding_processes
+from saetool.activations.writer import Plan
+from saetool.errors import WorkError
+from saetool.images import ImageSettings, open_source
+from saetool.images.folder import FolderSource
+from saetool.images.source import LabelColumn, SourceError
+
+SITE = {"folder": "layer-01", "n_tokens": 16, "d": 12}
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+def decoder_of(source, backbone, batch_size=5, on_error="fail", **given):
+    plan = Plan(len(source), [SITE], CacheSettings(batch_size=batch_size))
+    return Decoder(source, backbone.transform, plan, on_error, **given)
+
+
+def told(decoder, numbers=None):
+    """Return everything that a decoder says of its slices."""
+    slices = decoder.slices(range(decoder.plan.n_slices) if numbers is None else numbers)
+    return [(s.number, s.pixels.tolist(), s.kept, s.images, s.skipped, s.reasons) for s in slices]
+
+
+class Watched(FolderSource):
+    """Says, as labels, how many threads there are where an image is read."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.label_columns = [LabelColumn(name, "number") for name in ("torch", "system", "pid")]
+
+    def labels(self, i):
+        return {"torch": torch.get_num_threads(), "system": len(os.listdir("/proc/self/task")), "pid": os.getpid()}
+
+
+@pytest.mark.parametrize("batch_size", [5, 2 * _PIECE + 1])
+def test_processes_and_threads_decode_the_same_slices(tiny, pictures, batch_size):
+    (pictures / "dogs/12.png").write_bytes(b"not a picture")
+    source = open_source(ImageSettings(source=str(pictures)))
+    given = {"batch_size": batch_size, "on_error": "skip"}
+    threads = told(decoder_of(source, tiny(), threads=2, **given))
+    assert threads == told(decoder_of(source, tiny(), threads=1, **given))
+    assert threads == told(decoder_of(source, tiny(), processes=1, **given))
+    assert threads == told(decoder_of(source, tiny(), processes=3, **given))
+    assert sum(len(kept) for _, _, kept, *_ in threads) == 22
+
+
+def test_slices_in_any_order_and_again_come_from_rooms_that_are_used_again(tiny, pictures):
+    """More pieces than rooms, and a consumer slower than the processes."""
+    source = open_source(ImageSettings(source=str(pictures)))
+    numbers = [3, 0, 4, 1] * 6
+    wanted = {number: pixels for number, pixels, *_ in told(decoder_of(source, tiny(), threads=1))}
+    for decoded in decoder_of(source, tiny(), processes=2).slices(numbers):
+        time.sleep(0.01)
+        assert decoded.pixels.tolist() == wanted[decoded.number]
+
+
+def test_a_decoding_process_uses_one_thread(tiny, pictures):
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        slices = list(decoder_of(Watched(pictures), tiny(), processes=2).slices(range(5)))
+    finally:
+        torch.set_num_threads(before)
+    rows = [row for decoded in slices for row in decoded.images]
+    assert len(rows) == 23
+    assert {row["torch"] for row in rows} == {1}
+    assert max(row["system"] for row in rows) <= 2  # its own, and the one that puts answers into the pipe
+    assert os.getpid() not in {row["pid"] for row in rows}
+
+
+def test_pixels_are_what_the_transform_makes_of_the_picture(tiny, pictures):
+    source, backbone = open_source(ImageSettings(source=str(pictures))), tiny()
+    for decoded in decoder_of(source, backbone, processes=2).slices(range(5)):
+        inputs = backbone.inputs(decoded.pixels)
+        for place, row in zip(decoded.kept, decoded.images, strict=True):
+            i = [source.path(i) for i in range(len(source))].index(row["path"])
+            assert torch.equal(inputs[place], backbone.transform(source.read(i).image))
+
+
+def test_a_process_says_which_image_cannot_be_read(tiny, pictures):
+    (pictures / "dogs/12.png").write_bytes(b"not a picture")
+    source = open_source(ImageSettings(source=str(pictures)))
+    with pytest.raises(WorkError, match=r"dogs/12\.png cannot be read as an image") as found:
+        told(decoder_of(source, tiny(), processes=2))
+    assert "Traceback" not in str(found.value)
+
+
+def test_a_source_that_is_gone_is_not_skipped_in_a_process(tiny, pictures):
+    class Broken(FolderSource):
+        def read(self, i):
+            raise SourceError("the stream broke off")
+
+    with pytest.raises(SourceError, match="broke off"):
+        told(decoder_of(Broken(pictures), tiny(), processes=2, on_error="skip"))
+
+
+@pytest.mark.slow  # DataLoader looks after its processes every five seconds
+def test_a_process_that_dies_ends_the_work_in_a_sentence(tiny, pictures):
+    class Deadly(FolderSource):
+        def read(self, i):
+            if i == 7:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(i)
+
+    with pytest.raises(WorkError, match=r"a decoding process has ended .*The same command resumes"):
+        told(decoder_of(Deadly(pictures), tiny(), processes=2))
+
+
+def test_processes_end_with_whoever_asked(tiny, pictures):
+    slices = decoder_of(Watched(pictures), tiny(), processes=2).slices(range(5))
+    pids = {int(row["pid"]) for decoded in islice(slices, 4) for row in decoded.images}
+    slices.close()
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_decoding_draws_no_random_number_of_the_callers(tiny, pictures):
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    told(decoder_of(open_source(ImageSettings(source=str(pictures))), tiny(), processes=1))
+    assert torch.equal(torch.rand(2), wanted)
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(1, 0), (4, 0), (5, 4), (16, 15), (256, 64)])
+def test_processes_decode_where_there_are_more_than_four_cores(pictures, monkeypatch, cores, processes):
+    monkeypatch.setattr("saetool.distributed.cores", lambda: cores)
+    assert decoding_processes(open_source(ImageSettings(source=str(pictures)))) == processes
+
+
+def test_sources_that_say_nothing_of_forks_are_read_by_threads(monkeypatch, pictures):
+    monkeypatch.setattr("saetool.distributed.cores", lambda: 16)
+    assert decoding_processes(open_source(ImageSettings(source=f"file://{pictures}"))) == 0
+    assert decoding_processes(object()) == 0
+
+
+def test_the_job_s_other_processes_share_the_cores(monkeypatch):
+    from saetool import distributed
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    assert distributed.cores() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert distributed.cores() == 2
+
+
+def test_the_gpu_way_of_normalizing_gives_the_same_numbers(tiny):
+    """It looks values up in one table of all channels: here on the CPU."""
+    transform = tiny().transform
+    values = torch.arange(256, dtype=torch.uint8)[:, None, None].expand(256, 16, 3)
+    pixels = torch.stack([values[i * 16 : (i + 1) * 16] for i in range(16)])
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
+    for given in (pixels, noise):
+        assert torch.equal(transform._look_up(given), transform.normalize(given))
+    assert transform.normalize(noise).is_contiguous()
+    assert transform._look_up(noise).is_contiguous()
