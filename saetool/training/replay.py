@@ -7,6 +7,7 @@ a training that resumes ends with the same bits.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from saetool.sparse.adam import SparseAdam
+from saetool.sparse.backends import AdamStep
 from saetool.sparse.weight import Copy, Weight
 
 PLAIN_STEPS = 3
@@ -53,6 +55,10 @@ class Recordings:
         upcoming = self.optimizer.upcoming()
         if upcoming is None or not self.autoencoder.repeats(step):
             return None
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._step(batch, upcoming)
+
+    def _step(self, batch: Tensor, upcoming: AdamStep) -> dict[str, Tensor] | None:
         begun = self._begin(batch)
         if begun is None:
             return None
