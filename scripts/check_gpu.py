@@ -262,7 +262,8 @@ def check_recorded(checks, keys, codes):
         learner = learner_of(keys, checks, checks.device, stream, 12, codes)
         for batch in rows.split(checks.rows):
             learner.step(batch.to(checks.device))
-        ended.append(learner.autoencoder.state_dict())
+            codes_between = learner.autoencoder.encode_sparse(batch[:16].to(checks.device))  # reads other copies
+        ended.append(learner.autoencoder.state_dict() | {"codes": codes_between.values})
         recorded = max(recorded, len(learner.recordings.rest))
     replay.PLAIN_STEPS = before
     for name, tensor in ended[0].items():
