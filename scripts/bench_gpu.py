@@ -10,6 +10,7 @@ rule.
 """
 
 import argparse
+import gc
 import json
 import math
 import statistics
@@ -33,7 +34,7 @@ from saetool.training.heldout import evaluate
 from saetool.training.learner import Learner
 
 K, TARGET_L0 = 32, 50.0
-SETTLE, TIMED, TURNS = 60, 16, 2
+SETTLE, TIMED, TURNS = 200, 16, 2
 """Steps before the stopwatch, steps of a turn, and turns."""
 GATES = {"l1": 1.75, "topk": 2.3, "exact": 0.85, "rows": 4.5e6}
 """Times the compiled dense loop on L1 and TopK, exact mode's share of the rate, and rows a second, at batch 16,384."""
@@ -61,6 +62,17 @@ PARTS = {
     "update": ("adam_rows",),
 }
 """Kernels of a step by parts of their names; the rest is small."""
+
+LAUNCHES = (
+    "cudaLaunchKernel",
+    "cudaLaunchKernelExC",
+    "cuLaunchKernel",
+    "cuLaunchKernelEx",
+    "cudaGraphLaunch",
+    "cudaMemcpyAsync",
+    "cudaMemsetAsync",
+)
+"""What a program asks the device to do: a recorded part of a step is one of them, however many kernels it has."""
 
 
 class Setting:
@@ -231,19 +243,26 @@ def installed(kind):
 
 
 def parts_of_a_step(setting, kind, codes):
-    """Return the ms of each part, launches and waits of a step, by torch's profiler, and its peak memory."""
+    """Return the ms of each part, kernels, launches and waits of a step, by torch's profiler, and its memory.
+
+    The memory is what torch took from the device for it: recorded steps keep some that no tensor holds.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
     program, batch = Ours(kind, codes, setting, setting.main_batch), setting.main_batch
     for number in range(setting.settle):
         program.step(setting.batch(number, batch))
     setting.wait()
-    torch.cuda.reset_peak_memory_stats()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         for number in range(4):
             program.learner.step(setting.batch(number, batch))
         setting.wait()
     events = profiler.key_averages()
-    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not e.key.startswith("Mem")]
+    device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in device if not e.key.startswith(("Mem", "Optimizer"))]
     waits = [e for e in events if e.key in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")]
     found = dict.fromkeys([*PARTS, "rest"], 0.0)
     for event in kernels:
@@ -252,9 +271,10 @@ def parts_of_a_step(setting, kind, codes):
     parameters = sum(p.numel() for p in program.learner.autoencoder.parameters())
     return {
         "ms": found,
-        "launches": sum(e.count for e in kernels) / 4,
-        "waits": sum(e.count for e in waits) / 4,
-        "peak_bytes": torch.cuda.max_memory_allocated() - setting.data.nbytes - setting.held_out.nbytes,
+        "kernels": sum(e.count for e in kernels) / 4,
+        "launches": sum(e.count for e in events if e.key in LAUNCHES) / 4,
+        "waits": (sum(e.count for e in waits) - 1) / 4,  # the one of this function
+        "peak_bytes": torch.cuda.max_memory_reserved() - before,
         "limit_bytes": 16 * parameters + 2 * batch * setting.n_latents + 10**9,
     }
 
@@ -331,9 +351,10 @@ def main():
         for kind, codes in (("l1", "bf16"), ("l1", "exact"), ("topk", "bf16")):
             result[f"parts {kind} {codes}"] = found = parts_of_a_step(setting, kind, codes)
             print(f"{kind} {codes}: " + ", ".join(f"{part} {ms:.2f} ms" for part, ms in found["ms"].items()))
-            print(
-                "  {launches:g} launches, {waits:g} waits, peak {peak_bytes:,} bytes of {limit_bytes:,}".format(**found)
+            counts = (
+                "  {kernels:g} kernels, {launches:g} launches, {waits:g} waits, {peak_bytes:,} bytes of {limit_bytes:,}"
             )
+            print(counts.format(**found), flush=True)
     print("the other kinds")
     for name in [name for name in KINDS if name not in ("l1", "topk")]:
         make = partial(Ours, name, "bf16", setting, setting.main_batch)

@@ -101,10 +101,16 @@ class Saetool(Program):
 class Overcomplete(Program):
     def __init__(self, args):
         super().__init__(args)
+        import matplotlib
+
+        if not hasattr(matplotlib.cm, "get_cmap"):  # overcomplete asks for it when imported; gone since 3.9
+            matplotlib.cm.get_cmap = matplotlib.colormaps.get_cmap  # type: ignore[attr-defined]
         from overcomplete.sae import SAE, TopKSAE
 
         self.model = (
-            SAE(args.d_in, args.n_latents) if args.method == "l1" else TopKSAE(args.d_in, args.n_latents, args.k)
+            SAE(args.d_in, args.n_latents, device=self.device)
+            if args.method == "l1"
+            else TopKSAE(args.d_in, args.n_latents, args.k, device=self.device)
         )
         self.optimizer = self.adam(self.model.parameters())
 
@@ -119,7 +125,7 @@ class Overcomplete(Program):
             return loss
 
         with self.autocast():
-            train_sae(self.model, [x], criterion, self.optimizer, nb_epochs=1, monitoring=0)
+            train_sae(self.model, [x], criterion, self.optimizer, nb_epochs=1, monitoring=0, device=self.device)
 
     def reconstruct(self, x):
         _, z, x_hat = self.model.eval()(x)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ARCHITECTURES = (80, 90, 100)
 D, K = 768, 32
-FLOAT, HALF, SHORT, LONG, BYTE = "*fp32", "*bf16", "*i16", "*i64", "*u8"
+FLOAT, HALF, FINE, SHORT, LONG, BYTE = "*fp32", "*bf16", "*fp16", "*i16", "*i64", "*u8"
 WHOLE, NUMBER = "i32", "fp32"
 
 HOT = ("mark", "weighted_sums", "row_products", "adam_rows")
@@ -25,20 +25,23 @@ def variants():
     from saetool.sparse.backends.cuda import kernels, launch
 
     tile = {"ENTRIES": launch.ENTRIES, "COLUMNS": launch.COLUMNS}
-    sums, chunk = [LONG, LONG, FLOAT], {"CHUNK": launch.CHUNK, **tile}
+    sums = [LONG, LONG, FLOAT]
+    chunk = {"CHUNK": launch.CHUNK, "ENTRIES": launch.LATENT_ENTRIES, "COLUMNS": launch.COLUMNS}
     both = {**chunk, "CHUNKED": True}
     bits = {"BYTES": launch.BYTES}
     floor = [HALF, FLOAT, FLOAT, FLOAT, WHOLE, WHOLE, WHOLE, NUMBER]
-    yield kernels.mark, "", [HALF, FLOAT, FLOAT, BYTE, LONG, WHOLE, WHOLE, NUMBER], bits, 4
+    for half, use in ((HALF, "bfloat16"), (FINE, "float16")):
+        yield kernels.mark, use, [half, FLOAT, FLOAT, BYTE, LONG, WHOLE, WHOLE, NUMBER], bits, 4
     for fine in (False, True):
         constants = {**bits, "PRECISION": launch.BITS, "FINE": fine}
         yield kernels.topk_floor, "large k" if fine else "", floor, constants, 4
-    yield kernels.expand, "", [BYTE, LONG, LONG, LONG, WHOLE], bits, 4
-    yield kernels.entry_values, "", [LONG, LONG, HALF, FLOAT, FLOAT, WHOLE, WHOLE], {"BLOCK": 1024}, 4
+    yield kernels.expand, "", [BYTE, LONG, LONG, LONG, SHORT, WHOLE], bits, 1
+    values = [LONG, LONG, LONG, HALF, FLOAT, FLOAT, WHOLE, WHOLE, NUMBER]
+    yield kernels.entry_values, "", values, {"BLOCK": 1024}, 4
     for width in (64, 128, launch.WIDEST):
         kept = [LONG, LONG, FLOAT, LONG, FLOAT, WHOLE]
         yield kernels.keep_largest, f"{width} a row", kept, {"WIDTH": width, "STEP": 16}, max(1, width // 64)
-    yield kernels.chunk_sums, "bfloat16", [SHORT, *sums[1:], HALF, FLOAT, WHOLE], chunk, 1
+    yield kernels.chunk_sums, "bfloat16", [SHORT, *sums[1:], HALF, FLOAT, WHOLE, WHOLE], chunk, 1
     yield kernels.weighted_sums, "bfloat16", [*sums, HALF, FLOAT, FLOAT, WHOLE], both, 1
     yield kernels.weighted_sums, "float32", [*sums, FLOAT, FLOAT, FLOAT, WHOLE], {**both, "CHUNKED": False}, 1
     residuals = [LONG, LONG, FLOAT, HALF, FLOAT, FLOAT, HALF, FLOAT, WHOLE, WHOLE]
@@ -46,12 +49,12 @@ def variants():
     products = {**tile, "HAS_BIAS": False}
     yield kernels.row_products, "slopes", [LONG, LONG, HALF, HALF, FLOAT, FLOAT, WHOLE], products, 1
     exact = {**tile, "HAS_BIAS": True}
-    yield kernels.row_products, "outputs", [LONG, LONG, FLOAT, FLOAT, FLOAT, FLOAT, WHOLE], exact, 1
+    yield kernels.row_products, "outputs", [LONG, LONG, FLOAT, FLOAT, FLOAT, FLOAT, WHOLE], exact, 4
     yield kernels.group_sums, "", [LONG, LONG, FLOAT, FLOAT], {"ENTRIES": 256}, 1
     center = [HALF, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, WHOLE, WHOLE]
     yield kernels.center, "", center, {"BLOCK": 1024, "HAS_MEAN": True}, 4
-    yield kernels.round_rows, "", [FLOAT, HALF, FLOAT, FLOAT, WHOLE], {"COLUMNS": launch.COLUMNS}, 1
-    adam = [*[FLOAT] * 4, HALF, WHOLE, WHOLE, *[NUMBER] * 5]
+    yield kernels.round_rows, "float16", [FLOAT, FINE, FLOAT, FLOAT, WHOLE], {"COLUMNS": launch.COLUMNS}, 1
+    adam = [*[FLOAT] * 4, HALF, FLOAT, WHOLE, WHOLE]
     for unit in (False, True):
         constants = {"COLUMNS": 1024, "UNIT_ROWS": unit, "COPY": True}
         yield kernels.adam_rows, "decoder" if unit else "encoder", adam, constants, 4

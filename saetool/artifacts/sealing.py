@@ -104,7 +104,7 @@ def seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
     manifest: dict[str, Any] = {
         "kind": stage.kind,
         "schema": SCHEMA,
-        "saetool": importlib.metadata.version("saetool"),
+        "saetool": _version("saetool"),
         "recipe": stage.recipe,
         "config": stage.config,
         "content": content,

@@ -77,6 +77,11 @@ class Loss:
         """The sum of the parts."""
         return torch.stack([part.float() if part.dtype.itemsize < 4 else part for part in self.parts.values()]).sum()
 
+    def scalars(self) -> dict[str, Tensor]:
+        """Return parts and metrics under names like `parts/reconstruction`, without gradient."""
+        groups = (("parts", self.parts), ("metrics", self.metrics))
+        return {f"{group}/{name}": value.detach() for group, values in groups for name, value in values.items()}
+
 
 @dataclass(frozen=True)
 class Training:

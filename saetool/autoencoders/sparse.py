@@ -7,6 +7,7 @@ one row a latent: [n_latents, d_in].
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,14 +24,15 @@ from saetool.autoencoders.sparse_dead import (
     pre_activation_loss,
     require_possible,
     resample_directions,
+    resample_every,
 )
 from saetool.autoencoders.sparse_initial import initialize_sparse
 from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
-from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, PreActivation, Resample, SparseSettings
+from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoCure, PreActivation, Resample, SparseSettings
 from saetool.autoencoders.sparse_views import DenseView, Error, SparseView, View, product
 from saetool.errors import RequestError
 from saetool.sparse.adam import RowRule, SparseAdam
-from saetool.sparse.backends import Precision, backend_for, compiled_dense, default_precision, sparse_below
+from saetool.sparse.backends import Precision, Search, backend_for, compiled_dense, default_precision, sparse_below
 from saetool.sparse.backends.plain import normalize_rows, remove_part_along
 from saetool.sparse.codes import Codes, Support
 from saetool.sparse.gradients import DeferredGradient
@@ -42,6 +44,23 @@ MUCH_TOO_DENSE = 2.0
 
 DENSITY_EVERY = 100
 """Steps between two decisions for the sparse or the dense step: asking costs a synchronization on CUDA."""
+
+Selected = tuple[Tensor, Tensor, Support, Tensor]
+"""A batch in the model's units and as the encoder sees it, the entries and the outputs on them."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch in the model's units and as the encoder sees it, and the search for its entries."""
+
+    x: Float[Tensor, "batch d_in"]
+    centered: Float[Tensor, "batch d_in"]
+    search: Search
+
+    def found(self, numbers: list[int], room: int) -> Selected:
+        """Return what the search finds, with room for so many entries."""
+        return self.x, self.centered, *self.search.found(numbers, room)
+
 
 SIGMOID_ACTIVE = 0.1
 """A sigmoid latent is never 0; it counts as active above this."""
@@ -161,15 +180,34 @@ class SparseAutoencoder(Autoencoder):
         step: int,
         generator: torch.Generator,
         optimizer: Deferring | None = None,
+        found: Selected | None = None,
     ) -> Loss:
         """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the cure.
 
-        Under autocast the dense step's two products are made in bfloat16, and nothing else.
+        Under autocast the dense step's two products are made in bfloat16, and nothing else. `found`: what `begin` began
+        of this batch.
         """
         kind = self.encoder.device.type
         half = torch.is_autocast_enabled(kind) and self.encoder.dtype == torch.float32
         with torch.autocast(kind, enabled=False):
-            return self._loss(x, step, half, optimizer)
+            return self._loss(x, step, half, optimizer, found)
+
+    def repeats(self, step: int) -> bool:
+        """Say whether this step does the same as the next ones, but for the batch and the number of its entries."""
+        cure, settled = self.settings.dead, step + 1 >= self.penalty_weight.warmup_steps
+        if self._is_dense() or (step + 1) % DENSITY_EVERY == 0 or not settled:
+            return False
+        if isinstance(cure, Resample):
+            every = resample_every(cure, self._training.steps)
+            return not every or (step + 1) % every != 0
+        return isinstance(cure, NoCure)
+
+    @torch.no_grad()
+    def begin(self, x: Float[Tensor, "batch d_in"]) -> "Begun | None":
+        """Begin the selection of a batch, as far as it goes without waiting for the device; None where it does not."""
+        x, centered = self._in_units(x)
+        search = self.activation.search(self._encoder, centered, self.encoder_bias.detach(), self._precision)
+        return None if search is None else Begun(x, centered, search)
 
     @torch.no_grad()
     def _in_units(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
@@ -178,10 +216,10 @@ class SparseAutoencoder(Autoencoder):
         x = x.to(self.encoder.device)
         return backend_for(self.encoder).center(x, mean, self.normalizer.factor, self.decoder_bias)
 
-    def _loss(self, x: Float[Tensor, "batch d_in"], step: int, half: bool, optimizer: Deferring | None) -> Loss:
+    def _loss(self, x: Tensor, step: int, half: bool, optimizer: Deferring | None, found: Selected | None) -> Loss:
         deferred = (optimizer.deferred(self.encoder), optimizer.deferred(self.decoder)) if optimizer else (None, None)
-        x, centered = self._in_units(x)
-        view = None if self._is_dense() else self._sparse_view(centered, deferred[0])
+        x, centered = found[:2] if found else self._in_units(x)
+        view = None if self._is_dense() else self._sparse_view(centered, deferred[0], found)
         if view is not None:
             z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
             error, errors, residual = self._error(view, z, x, deferred[1])
@@ -259,18 +297,27 @@ class SparseAutoencoder(Autoencoder):
             self._rows += view.rows
         return metrics
 
-    def _sparse_view(self, centered: Tensor, deferred: DeferredGradient | None) -> SparseView | None:
+    def _sparse_view(
+        self, centered: Tensor, deferred: DeferredGradient | None, found: Selected | None
+    ) -> SparseView | None:
         """Return the view of a batch; None where it is so dense that this and later steps must be dense."""
-        select = self.activation.select_training if self.training else self.activation.select
-        support, values = select(self._encoder, centered, self.encoder_bias.detach(), self._precision)
-        most = MUCH_TOO_DENSE * self._sparse_share() * self.n_latents * len(centered)
-        # A k bounds the number by itself (and BatchTopK's processes select together, so none may leave alone).
-        if len(values) > most and not isinstance(self.activation, TopK | BatchTopK):
-            self.use_dense.fill_(True)
-            self._dense = True
-            return None
+        if found:
+            support, values = found[2:]
+        else:
+            select = self.activation.select_training if self.training else self.activation.select
+            support, values = select(self._encoder, centered, self.encoder_bias.detach(), self._precision)
+            if self.too_dense(len(values), len(centered)):
+                self.use_dense.fill_(True)
+                self._dense = True
+                return None
         weights = (self.decoder_bias, self.encoder, self.encoder_bias)
         return SparseView(pre_activations(values, centered, *weights, support, deferred), support)
+
+    def too_dense(self, entries: int, rows: int) -> bool:
+        """Say whether so many entries are far too many for a sparse step."""
+        # A k bounds the number by itself (and BatchTopK's processes select together, so none may leave alone).
+        bounded = isinstance(self.activation, TopK | BatchTopK)
+        return not bounded and entries > MUCH_TOO_DENSE * self._sparse_share() * self.n_latents * rows
 
     def _dense_step(self, x: Tensor, half: bool) -> tuple[Tensor, ...]:
         """Return a, z and the error of all latents; where a GPU compiles it, as one function."""

@@ -6,6 +6,7 @@ them, so that the same lines serve all latents ([batch, n_latents]) and only the
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.sparse_settings import Activation, JumpReluActivation
-from saetool.sparse.backends import Found, Precision, backend_for, kth_largest
+from saetool.sparse.backends import Backend, Found, Precision, Search, backend_for, kth_largest
 from saetool.sparse.weight import Weight
 
 Gather = Callable[[Tensor], Tensor]
@@ -42,6 +43,10 @@ class SparseActivation(nn.Module):
     def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         """Do what `select` does, as training does."""
         return self.select(encoder, x, bias, precision)
+
+    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+        """Begin what `select_training` does; None where that cannot be done apart from the rest."""
+        return backend_for(encoder.tensor).search(x, encoder, bias, precision, cut=self.cut(bias))
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         """Return which of all pre-activations [batch, n_latents] are selected; None: the values say it."""
@@ -80,6 +85,9 @@ class TopK(SparseActivation):
 
     def select(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         return backend_for(encoder.tensor).encode_topk(x, encoder, bias, self.k, precision)
+
+    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+        return backend_for(encoder.tensor).search(x, encoder, bias, precision, k=self.k)
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         places = a.topk(min(self.k, a.shape[1]), dim=1, sorted=False).indices
@@ -126,6 +134,13 @@ class BatchTopK(SparseActivation):
             guess = guess * LOWER if tries < TRIES else torch.zeros_like(guess)
         return backend.keep(support, a, self._largest(a, wanted))
 
+    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+        if precision == "exact":
+            return None  # how many exceed the guess is known only when their outputs are
+        backend, guess = backend_for(encoder.tensor), self.guess.to(bias) * GUESS
+        search = backend.search(x, encoder, bias, precision, cut=guess.expand_as(bias))
+        return None if search is None else _BatchSearch(search, self, backend, self.k * len(x))
+
     def _enough(self, a: Tensor, guess: Tensor, wanted: int, precision: Precision) -> bool:
         """Say whether every process has enough outputs above the guess: then the batch's largest are all among them.
 
@@ -159,6 +174,27 @@ class BatchTopK(SparseActivation):
             self.guess.copy_(smallest)
             self.updates += 1
             self._smallest, self._pieces = None, 0
+
+
+@dataclass(frozen=True)
+class _BatchSearch:
+    """The largest of a batch among what exceeds the guess; see `Search`."""
+
+    above: Search
+    activation: BatchTopK
+    backend: Backend
+    wanted: int
+
+    @property
+    def numbers(self) -> Tensor:
+        return self.above.numbers
+
+    def shape(self, numbers: list[int]) -> tuple[int, ...] | None:
+        return self.above.shape(numbers) if numbers[0] >= self.wanted else None
+
+    def found(self, numbers: list[int], room: int | None = None) -> Found:
+        support, a = self.above.found(numbers, room)
+        return self.backend.keep(support, a, self.activation._largest(a, self.wanted))
 
 
 def global_kth_largest(values: Tensor, k: int) -> Tensor:

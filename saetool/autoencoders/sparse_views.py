@@ -99,6 +99,7 @@ class SparseView:
         block = sum((self.support.latents >= first).long() for first in prefixes[:-1])
         rows, order = torch.sort(block * self.rows + self.support.rows, stable=True)
         latents, n_rows = self.support.latents[order], self.rows * len(prefixes)
-        spread = Support.from_rows(rows, latents, n_rows, self.support.n_latents)
+        keys = None if self.support.keys is None else self.support.keys[order]
+        spread = Support.from_rows(rows, latents, n_rows, self.support.n_latents, keys)
         parts = ops.decode(values[order], decoder, spread, deferred)
         return parts.view(len(prefixes), self.rows, -1).cumsum(0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saetool.sparse.backends import backend_for
 from saetool.sparse.backends.plain import AdamStep
 from saetool.sparse.gradients import DeferredGradient
-from saetool.sparse.weight import Weight
+from saetool.sparse.weight import Copy, Weight
 
 
 @dataclass
@@ -44,6 +44,7 @@ class SparseAdam(torch.optim.Optimizer):
     ):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
         self.rules = rules
+        self.placed: Tensor | None = None
 
     def deferred(self, parameter: nn.Parameter) -> DeferredGradient:
         """Return where this parameter's gradient can be left as a recipe."""
@@ -59,12 +60,33 @@ class SparseAdam(torch.optim.Optimizer):
                     continue
                 state = self._state(parameter)
                 state["step"] += 1
-                numbers = AdamStep(group["lr"], group["betas"], group["eps"], int(state["step"]))
+                numbers = AdamStep(group["lr"], group["betas"], group["eps"], int(state["step"]), self.placed)
                 moments = state["exp_avg"], state["exp_avg_sq"]
                 rule = rule or RowRule(Weight(parameter))
                 gradient = DeferredGradient(rule.deferred.terms, grad)
                 backend_for(parameter).update(rule.weight, gradient, moments, numbers, rule.unit_rows)
                 rule.deferred.terms.clear()
+
+    def upcoming(self) -> AdamStep | None:
+        """Return the numbers of the next step; None where it is the first, or parameters differ in them."""
+        (group,) = self.param_groups
+        counts = {int(self.state[p]["step"]) if self.state[p] else 0 for p in group["params"]}
+        if len(counts) != 1 or counts == {0}:
+            return None
+        return AdamStep(group["lr"], group["betas"], group["eps"], counts.pop() + 1)
+
+    def copies(self) -> list[tuple[Weight, Copy]]:
+        """Return the weights with the copies that steps renew: those that were asked for last."""
+        return [(rule.weight, rule.weight.copy) for rule in self.rules.values() if rule.weight.copy is not None]
+
+    def count(self, copies: list[tuple[Weight, Copy]]) -> None:
+        """Count a step that was taken without `step`, by a recording of it, and that renewed these copies."""
+        for state in self.state.values():
+            state["step"] += 1
+        for weight, copy in copies:
+            torch.autograd.graph.increment_version(weight.tensor)
+            weight.mark_current(copy)
+            copy.changed()
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state = self.state[parameter]

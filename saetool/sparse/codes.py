@@ -106,7 +106,9 @@ class Support:
     """Which latents of which rows may be active: row i holds entries offsets[i] to offsets[i + 1].
 
     It contains every active entry and may hold others, whose value is then 0. offsets [rows + 1] and latents [entries]
-    are int64. Latents ascend in a row; only entries of value 0 that fill a row up may repeat one.
+    are int64. Latents ascend in a row; only entries of value 0 that fill a row up may repeat one. Behind the last row's
+    entries there may be room for more: latent 0 of a row behind all others, an output below every cut. `keys`: the
+    latents as a backend sorts them, what is only room last.
     """
 
     def __init__(
@@ -115,8 +117,9 @@ class Support:
         latents: Int[Tensor, "entries"],
         n_latents: int,
         rows: Int[Tensor, "entries"] | None = None,
+        keys: Int[Tensor, "entries"] | None = None,
     ):
-        self.offsets, self.latents, self.n_latents = offsets, latents, n_latents
+        self.offsets, self.latents, self.n_latents, self.keys = offsets, latents, n_latents, keys
         if rows is not None:
             self.rows = rows  # known already: the cached property is not asked
 
@@ -147,10 +150,15 @@ class Support:
 
     @classmethod
     def from_rows(
-        cls, rows: Int[Tensor, "entries"], latents: Int[Tensor, "entries"], n_rows: int, n_latents: int
+        cls,
+        rows: Int[Tensor, "entries"],
+        latents: Int[Tensor, "entries"],
+        n_rows: int,
+        n_latents: int,
+        keys: Int[Tensor, "entries"] | None = None,
     ) -> "Support":
         """Return the support of entries that are sorted by row."""
-        return cls(offsets_of(rows, n_rows), latents, n_latents, rows)
+        return cls(offsets_of(rows, n_rows), latents, n_latents, rows, keys)
 
     @classmethod
     def of(cls, codes: Codes) -> "Support":

@@ -22,46 +22,55 @@ class Copy(Protocol):
         """Copy the rows `start` to `stop`."""
         ...
 
+    def changed(self) -> None:
+        """Take note that an update wrote new rows into the copy: what was measured of the old ones is void."""
+        ...
+
 
 C = TypeVar("C", bound=Copy)
 
 
 class Weight:
-    """A weight [n_latents, d_in] with its copy, which is renewed when it is asked for after the weight changed.
+    """A weight [n_latents, d_in] with its copies, each renewed when it is asked for after the weight changed.
 
-    An optimizer that renews the copy itself, while it has the rows at hand, says so with `mark_current`.
+    An optimizer that renews a copy itself, while it has the rows at hand, says so with `mark_current`.
     """
 
     def __init__(self, tensor: Float[Tensor, "n_latents d_in"]):
         self.tensor = tensor
         self.copy: Copy | None = None
-        self._copied: tuple[int, int] | None = None
+        """The copy that was asked for last."""
+        self._copies: dict[type, Copy] = {}
+        self._copied: dict[type, tuple[int, int]] = {}
 
     def copied(self, kind: type[C]) -> C:
         """Return the copy of this kind, as the weight is now."""
-        copy, values = self.copy, self.tensor.detach()
+        copy, values = self._copies.get(kind), self.tensor.detach()
         if not isinstance(copy, kind) or not copy.fits(values):
-            copy = self.copy = kind.empty(values)
-            self._copied = None
-        if self._copied != self._state():
+            copy = self._copies[kind] = kind.empty(values)
+            self._copied.pop(kind, None)
+        if self._copied.get(kind) != self._state():
             copy.refresh(values, 0, len(values))
-            self.mark_current()
+            self._copied[kind] = self._state()
+        self.copy = copy
         return copy
 
     def detached(self) -> "Weight":
-        """Return the same weight and copy, without gradient."""
+        """Return the same weight and copies, without gradient."""
         other = Weight(self.tensor.detach())
-        other.copy, other._copied = self.copy, self._copied
+        other.copy, other._copies, other._copied = self.copy, self._copies, self._copied
         return other
 
     def refresh(self, start: int, stop: int) -> None:
-        """Renew the rows `start` to `stop` of the copy, where there is one."""
+        """Renew the rows `start` to `stop` of the copy that was asked for last, where there is one."""
         if self.copy is not None:
             self.copy.refresh(self.tensor.detach(), start, stop)
 
-    def mark_current(self) -> None:
-        """Say that every row was copied since the weight last changed."""
-        self._copied = self._state()
+    def mark_current(self, copy: Copy | None = None) -> None:
+        """Say that every row of a copy (the one asked for last) was renewed since the weight last changed."""
+        copy = self.copy if copy is None else copy
+        if copy is not None:
+            self._copied[type(copy)] = self._state()
 
     def _state(self) -> tuple[int, int]:
         return self.tensor.data_ptr(), self.tensor._version

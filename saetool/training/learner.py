@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from saetool import distributed, seeding
 from saetool.autoencoders.base import Autoencoder, Loss, Stream, Training
 from saetool.errors import RequestError, WorkError
+from saetool.sparse.adam import SparseAdam
+from saetool.sparse.backends import backend_for
 from saetool.training.metrics import Window
+from saetool.training.replay import Recordings
 from saetool.training.schedules import lr_factor, phase_borders
 from saetool.training.settings import TrainingSettings
 
@@ -45,6 +48,7 @@ class Learner:
         self.latest: Tensor | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.phase: Where | None = None
+        self.recordings: Recordings | None = None
         phases = autoencoder.phases()
         borders = phase_borders(phases, settings.steps)
         self.phases = [
@@ -77,7 +81,7 @@ class Learner:
             return
         self.phase = where
         self.autoencoder.enter(where.name, stream, self.training)
-        settings = self.settings
+        settings, self.recordings = self.settings, None
         self.optimizer = self.autoencoder.make_optimizer(settings.lr, settings.betas, settings.eps)
 
     def step(self, batch: Float[Tensor, "batch d_in"]) -> None:
@@ -90,6 +94,10 @@ class Learner:
     def _step(self, batch: Tensor) -> None:
         autoencoder, settings, optimizer = self.autoencoder, self.settings, self._optimizer()
         self._set_lr(optimizer)
+        if (scalars := self._repeated(batch)) is not None:
+            for name, value in scalars.items():
+                self.window.put(name, value)
+            return
         optimizer.zero_grad(set_to_none=True)
         total = None
         for piece in batch.split(len(batch) // settings.accumulate):
@@ -108,6 +116,32 @@ class Learner:
         optimizer.step()
         with torch.no_grad():
             autoencoder.after_update(optimizer, self.done, self.generator)
+
+    def _repeated(self, batch: Tensor) -> dict[str, Tensor] | None:
+        """Take a step that repeats the launches of others and return its scalars; None where it does not."""
+        if self.recordings is None:
+            optimizer = self._optimizer()
+            if not isinstance(optimizer, SparseAdam) or not self._deferring():
+                return None
+            if backend_for(*optimizer.rules).name != "cuda":
+                return None
+            self.recordings = Recordings(self.autoencoder, optimizer, self._rest_of_step, self.device)
+        return self.recordings.step(batch, self.done)
+
+    def _rest_of_step(self, found: Any) -> dict[str, Tensor]:
+        """Take a step whose entries are found: loss, gradients, update; return its scalars."""
+        autoencoder, optimizer = self.autoencoder, self._optimizer()
+        given: dict[str, Any] = self._deferring() | {"found": found}
+        optimizer.zero_grad(set_to_none=True)
+        loss = autoencoder.loss(found[0], self.done, self.generator, **given)
+        total = loss.total
+        total.backward()
+        with torch.no_grad():
+            autoencoder.before_update()
+        optimizer.step()
+        with torch.no_grad():
+            autoencoder.after_update(optimizer, self.done, self.generator)
+        return {"loss": total.detach()} | loss.scalars()
 
     def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]]) -> dict[str, float]:
         """Return the family's own numbers over rows, in evaluation mode."""
@@ -165,6 +199,7 @@ class Learner:
             self.enter_phase(stream)  # before the weights: what it sets in them was set before the record, too
         self.autoencoder.load_state_dict(model)
         self.generator.set_state(tensors["generator"].cpu())
+        self.recordings = None
         if within:
             restore_optimizer(self._optimizer(), tensors, rest)
         else:

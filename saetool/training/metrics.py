@@ -38,9 +38,8 @@ class Window:
 
     def add(self, loss: Loss) -> None:
         """Note the parts and metrics of one loss."""
-        for prefix, values in (("parts", loss.parts), ("metrics", loss.metrics)):
-            for name, value in values.items():
-                self.put(f"{prefix}/{name}", value.detach())
+        for name, value in loss.scalars().items():
+            self.put(name, value)
 
     def put(self, name: str, value: Tensor) -> None:
         """Note one scalar."""

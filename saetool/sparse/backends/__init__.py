@@ -40,6 +40,25 @@ Found = tuple[Support, Float[Tensor, "entries"]]
 """A support, and the encoder's outputs on it."""
 
 
+class Search(Protocol):
+    """A search for a batch's entries, as far as it goes without waiting for the device.
+
+    What is found depends on the batch in its size alone: computations on a found support with `room` repeat the same
+    launches on the same shapes whenever `shape` says the same.
+    """
+
+    numbers: Int[Tensor, "numbers"]
+    """How many entries there are, and what else must be known to go on."""
+
+    def shape(self, numbers: list[int]) -> tuple[int, ...] | None:
+        """Return what the shapes of what follows depend on, the room for entries first; None: on everything."""
+        ...
+
+    def found(self, numbers: list[int], room: int | None = None) -> Found:
+        """Return the entries and the outputs on them, with room for so many."""
+        ...
+
+
 class Backend(Protocol):
     """The functions that a sparse step is made of. Rows are a batch's, [batch, d_in]; weights are [n_latents, d_in]."""
 
@@ -47,6 +66,18 @@ class Backend(Protocol):
 
     def center(self, x: Tensor, mean: Tensor | None, factor: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return x' = (x − mean) · factor (x itself without a mean) and x' − bias, both in the bias's dtype."""
+        ...
+
+    def search(
+        self,
+        x: Tensor,
+        encoder: Weight,
+        bias: Tensor,
+        precision: Precision,
+        cut: Tensor | None = None,
+        k: int | None = None,
+    ) -> Search | None:
+        """Begin what `encode_threshold` (by a cut) or `encode_topk` does; None where nothing is waited for anyway."""
         ...
 
     def encode_threshold(self, x: Tensor, encoder: Weight, bias: Tensor, cut: Tensor, precision: Precision) -> Found:

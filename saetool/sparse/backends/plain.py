@@ -40,7 +40,7 @@ def entries_above(
 ) -> tuple[Support, Float[Tensor, "entries"]]:
     """Return where each latent exceeds its cut, and its outputs there; a number that is none (NaN) exceeds nothing."""
     rows, latents = (pre > cut).nonzero(as_tuple=True)
-    return Support.from_rows(rows, latents, *pre.shape), pre[rows, latents]
+    return Support.from_rows(rows, latents, len(pre), pre.shape[1]), pre[rows, latents]
 
 
 def entries_largest(pre: Float[Tensor, "rows n_latents"], k: int) -> tuple[Support, Float[Tensor, "entries"]]:
@@ -57,7 +57,7 @@ def entries_where(
 ) -> tuple[Support, Float[Tensor, "entries"]]:
     """Return the entries that `kept` marks."""
     rows, latents = kept.nonzero(as_tuple=True)
-    return Support.from_rows(rows, latents, *pre.shape), pre[rows, latents]
+    return Support.from_rows(rows, latents, len(pre), pre.shape[1]), pre[rows, latents]
 
 
 def largest_of_entries(values: Float[Tensor, "entries"], support: Support, k: int) -> Bool[Tensor, "entries"]:
@@ -89,12 +89,27 @@ def joined(parts: list[tuple[Support, Float[Tensor, "entries"]]]) -> tuple[Suppo
 
 @dataclass(frozen=True)
 class AdamStep:
-    """The numbers of one step of Adam (Kingma & Ba 2015), without weight decay; `count` begins at 1."""
+    """The numbers of one step of Adam (Kingma & Ba 2015), without weight decay; `count` begins at 1.
+
+    `placed`: `values` on a device, where they lie there already.
+    """
 
     lr: float
     betas: tuple[float, float]
     eps: float
     count: int
+    placed: Tensor | None = None
+
+    def values(self) -> list[float]:
+        """Return lr / (1 − β₁ᵗ), β₁, β₂, √(1 − β₂ᵗ), ε."""
+        beta1, beta2 = self.betas
+        return [self.lr / (1 - beta1**self.count), beta1, beta2, (1 - beta2**self.count) ** 0.5, self.eps]
+
+    def numbers(self, device: torch.device) -> Float[Tensor, "5"]:
+        """Return `values` on a device, without waiting for it."""
+        if self.placed is not None:
+            return self.placed
+        return torch.tensor(self.values(), dtype=torch.float32).to(device, non_blocking=True)
 
 
 def update_in_blocks(

@@ -29,6 +29,9 @@ class Reference:
         units = x if mean is None else (x - mean) * factor
         return units, units - bias
 
+    def search(self, x, encoder: Weight, bias, precision, cut=None, k=None) -> None:
+        return None
+
     def encode_threshold(self, x, encoder: Weight, bias, cut, precision) -> tuple[Support, Tensor]:
         parts = plain.slices(x, encoder.tensor.detach(), bias, precision == "bf16")
         return plain.joined([plain.entries_above(pre, cut) for pre in parts])

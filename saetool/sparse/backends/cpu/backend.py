@@ -46,6 +46,9 @@ class Cpu:
         parallel_rows(part, len(x), ROWS_IN_CACHE)
         return units, centered
 
+    def search(self, x, encoder: Weight, bias, precision, cut=None, k=None) -> None:
+        return None
+
     def encode_threshold(self, x: Tensor, encoder: Weight, bias, cut, precision: str) -> tuple[Support, Tensor]:
         if not has_fast_half() and precision == "exact":
             parts = plain.slices(x, encoder.tensor.detach(), bias, half=False)

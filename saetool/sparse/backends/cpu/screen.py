@@ -51,6 +51,9 @@ class HalfWeight:
         copy[:, d_in] = ceil_half(torch.linalg.vector_norm(rows, dim=1))
         copy[:, d_in + 1] = ceil_half(torch.linalg.vector_norm(rounded.to(rows.dtype).sub_(rows), dim=1))
 
+    def changed(self) -> None:
+        """Do nothing: each refresh measures what it copies."""
+
     @property
     def _rounding(self) -> float:
         return self.weight.shape[1] * ROUNDING

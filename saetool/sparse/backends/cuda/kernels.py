@@ -26,8 +26,8 @@ def _ones(byte):
 def _outputs(PRE, OFFSET, row, start, n_latents, rounding, BYTES: tl.constexpr):
     """Return (latents, inside, outputs) of 8 · BYTES neighboring latents of a row, as [BYTES, 8].
 
-    An output is pre + rounding · |pre| + offset: with a rounding of 2⁻⁸ a bound from above of what `pre` was before it
-    was rounded to bfloat16, with −2⁻⁸ one from below.
+    An output is pre + rounding · |pre| + offset: with a rounding of 2⁻¹¹ a bound from above of what `pre` was before it
+    was rounded to float16, with −2⁻¹¹ one from below.
     """
     latents = (start + tl.arange(0, BYTES)[:, None]) * 8 + tl.arange(0, 8)[None, :]
     inside = latents < n_latents
@@ -40,7 +40,7 @@ def _outputs(PRE, OFFSET, row, start, n_latents, rounding, BYTES: tl.constexpr):
 def mark(PRE, OFFSET, FLOOR, BITS, COUNTS, n_latents, n_bytes, rounding, BYTES: tl.constexpr):
     """Mark which outputs of a row exceed its floor, one bit a latent, and count them. A NaN exceeds nothing.
 
-    PRE [rows, n_latents] bfloat16, OFFSET [n_latents] and FLOOR [rows] float32; BITS [rows, n_bytes], COUNTS [rows].
+    PRE [rows, n_latents] in 16 bits, OFFSET [n_latents] and FLOOR [rows] float32; BITS [rows, n_bytes], COUNTS [rows].
     """
     row = tl.program_id(0).to(tl.int64)
     byte = tl.arange(0, BYTES)
@@ -85,10 +85,11 @@ def topk_floor(
 
 
 @triton.jit(do_not_specialize=["n_bytes"])
-def expand(BITS, OFFSETS, ROWS, LATENTS, n_bytes, BYTES: tl.constexpr):
+def expand(BITS, OFFSETS, ROWS, LATENTS, KEYS, n_bytes, BYTES: tl.constexpr):
     """Write the row and the latent of every marked entry, latents ascending, from the row's offset on.
 
-    Nothing is loaded inside the loop: it would wait for memory at every turn. See `entry_values`.
+    KEYS: the latent once more, as narrow as sorting wants it. Nothing is loaded inside the loop: it would wait for
+    memory at every turn. See `entry_values`.
     """
     row = tl.program_id(0).to(tl.int64)
     byte = tl.arange(0, BYTES)
@@ -101,21 +102,23 @@ def expand(BITS, OFFSETS, ROWS, LATENTS, n_bytes, BYTES: tl.constexpr):
         while tl.max(bits, 0) > 0:
             on = bits > 0
             lowest = bits & -bits
-            latent = ((start + byte) * 8 + _ones(lowest - 1)).to(tl.int64)
+            latent = (start + byte) * 8 + _ones(lowest - 1)
             tl.store(ROWS + place, tl.zeros([BYTES], tl.int64) + row, mask=on)
-            tl.store(LATENTS + place, latent, mask=on)
+            tl.store(LATENTS + place, latent.to(tl.int64), mask=on)
+            tl.store(KEYS + place, latent.to(KEYS.dtype.element_ty), mask=on)
             bits = bits ^ lowest
             place += 1
 
 
-@triton.jit(do_not_specialize=["n_entries"])
-def entry_values(ROWS, LATENTS, PRE, BIAS, VALUES, n_entries, n_latents, BLOCK: tl.constexpr):
-    """Write pre + bias of every entry."""
+@triton.jit(do_not_specialize=["room"])
+def entry_values(ROWS, LATENTS, END, PRE, BIAS, VALUES, room, n_latents, missing, BLOCK: tl.constexpr):
+    """Write pre + bias of every entry, and from END, their number, on `missing`."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry < n_entries
+    inside = entry < tl.load(END)
     row, latent = tl.load(ROWS + entry, mask=inside, other=0), tl.load(LATENTS + entry, mask=inside, other=0)
     pre = tl.load(PRE + row * n_latents + latent, mask=inside, other=0.0).to(tl.float32)
-    tl.store(VALUES + entry, pre + tl.load(BIAS + latent, mask=inside, other=0.0), mask=inside)
+    value = pre + tl.load(BIAS + latent, mask=inside, other=0.0)
+    tl.store(VALUES + entry, tl.where(inside, value, missing), mask=entry < room)
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -156,15 +159,17 @@ def _add_rows(total, first, last, INDEX, WEIGHTS, TABLE, columns, d, ENTRIES: tl
 
 @triton.jit
 def chunk_sums(
-    GROUP, INDEX, WEIGHTS, TABLE, CHUNKS, d, CHUNK: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr
-):
+    GROUP, INDEX, WEIGHTS, TABLE, CHUNKS, end, d,
+    CHUNK: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Write Σ weights[e] · table[index[e]] over each whole chunk of entries that belongs to one group; others stay.
 
-    GROUP [entries] ascends. CHUNKS [whole chunks, d] float32.
+    GROUP [entries] ascends; from `end` on it is only room. CHUNKS [whole chunks, d] float32.
     """
     chunk = tl.program_id(0).to(tl.int64)
     first, last = chunk * CHUNK, (chunk + 1) * CHUNK
-    if tl.load(GROUP + first) == tl.load(GROUP + last - 1):
+    group = tl.load(GROUP + first).to(tl.int32)
+    if (group == tl.load(GROUP + last - 1).to(tl.int32)) & (group < end):
         columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         total = _add_rows(tl.zeros([COLUMNS], tl.float32), first, last, INDEX, WEIGHTS, TABLE, columns, d, ENTRIES)
         tl.store(CHUNKS + chunk * d + columns, total, mask=columns < d)
@@ -265,14 +270,22 @@ def center(X, MEAN, FACTOR, BIAS, UNITS, CENTERED, size, d, BLOCK: tl.constexpr,
 
 
 @triton.jit
+def _half(x, HALF):
+    """Return numbers as HALF holds them; what float16 has no room for becomes its largest number, NaN stays."""
+    if HALF.dtype.element_ty == tl.float16:
+        x = tl.where(x > 65504.0, 65504.0, tl.where(x < -65504.0, -65504.0, x))
+    return x.to(HALF.dtype.element_ty)
+
+
+@triton.jit
 def round_rows(X, HALF, NORMS, ERRORS, d, COLUMNS: tl.constexpr):
-    """Write rows in bfloat16, the norm of each rounded row, and that of what rounding changed."""
+    """Write rows in bfloat16 or float16, the norm of each rounded row, and that of what rounding changed."""
     row = tl.program_id(0).to(tl.int64)
     square, error = tl.zeros([COLUMNS], tl.float32), tl.zeros([COLUMNS], tl.float32)
     for left in range(0, d, COLUMNS):
         columns = left + tl.arange(0, COLUMNS)
         x = tl.load(X + row * d + columns, mask=columns < d, other=0.0)
-        half = x.to(tl.bfloat16)
+        half = _half(x, HALF)
         tl.store(HALF + row * d + columns, half, mask=columns < d)
         square += half.to(tl.float32) * half.to(tl.float32)
         error += (x - half.to(tl.float32)) * (x - half.to(tl.float32))
@@ -282,18 +295,20 @@ def round_rows(X, HALF, NORMS, ERRORS, d, COLUMNS: tl.constexpr):
 
 @triton.jit
 def adam_rows(
-    WEIGHT, GRAD, MOMENT, SQUARE, HALF, size, d, step_size, beta1, beta2, correction, eps,
+    WEIGHT, GRAD, MOMENT, SQUARE, HALF, NUMBERS, size, d,
     COLUMNS: tl.constexpr, UNIT_ROWS: tl.constexpr, COPY: tl.constexpr,
 ):  # fmt: skip
-    """Take Adam's step for each row of a weight: `step_size` is lr / (1 − β₁ᵗ), `correction` √(1 − β₂ᵗ).
+    """Take Adam's step for each row of a weight. NUMBERS: lr / (1 − β₁ᵗ), β₁, β₂, √(1 − β₂ᵗ), ε.
 
     UNIT_ROWS: the gradient's part along the row is left out, and rows end at norm 1. COPY: the row is written in
-    bfloat16 too.
+    HALF too, bfloat16 or float16.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     at = row * d + column
     inside = (column < d) & (at < size)
+    step_size, beta1, beta2 = tl.load(NUMBERS), tl.load(NUMBERS + 1), tl.load(NUMBERS + 2)
+    correction, eps = tl.load(NUMBERS + 3), tl.load(NUMBERS + 4)
     weight, grad = tl.load(WEIGHT + at, mask=inside, other=0.0), tl.load(GRAD + at, mask=inside, other=0.0)
     moment, square = tl.load(MOMENT + at, mask=inside, other=0.0), tl.load(SQUARE + at, mask=inside, other=0.0)
     if UNIT_ROWS:
@@ -307,4 +322,4 @@ def adam_rows(
     tl.store(MOMENT + at, moment, mask=inside)
     tl.store(SQUARE + at, square, mask=inside)
     if COPY:
-        tl.store(HALF + at, weight.to(tl.bfloat16), mask=inside)
+        tl.store(HALF + at, _half(weight, HALF), mask=inside)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saetool.sparse.backends import plain
+from saetool.sparse.backends import Search, plain
 from saetool.sparse.backends.cuda import kernels as compiled_at_launch
 from saetool.sparse.backends.plain import AdamStep
 from saetool.sparse.codes import ByLatent, Support
@@ -25,15 +25,24 @@ from saetool.sparse.weight import Weight
 kernels: Any = compiled_at_launch
 """Called as kernels[grid](…), which their signatures do not say."""
 
-BYTES, FEW_BYTES = 1024, 32
-"""Bytes of marks that a program of selection makes at a time, 8,192 latents; also the groups whose maxima tell how far
+BYTES, FEW_BYTES = 512, 32
+"""Bytes of marks that a program of selection makes at a time, 4,096 latents; also the groups whose maxima tell how far
 down a row's largest can be. Few, where there are few latents."""
+
+ROOM_ROW = 2**40
+"""The row of what is no entry and only fills room: behind all others."""
+
+MISSING = -1e30
+"""The output of what is no entry and only fills room: below everything."""
 
 CHUNK = 256
 """Entries of one latent that another program sums first: what fires on every row would else take as long as all."""
 
 ENTRIES, COLUMNS = 8, 256
-"""The tile of a gathered sum: 256 bfloat16 columns are 16 bytes a thread of one warp."""
+"""The tile of entries gathered for a row: 256 bfloat16 columns are 16 bytes a thread of one warp."""
+
+LATENT_ENTRIES = 4
+"""The same for a latent: half as many are a sixth faster there, measured."""
 
 BITS = 18
 """The k-th largest of maxima is known to so many bits: a factor of 1.001, so hardly more candidates."""
@@ -41,15 +50,18 @@ BITS = 18
 WIDEST = 1024
 """The most candidates in a row among which the k largest are ranked one against the other."""
 
-ROUNDING = 2.0**-8
-"""A number rounded to bfloat16 changed by at most half of this share; the rest pays for the float32 sums around it."""
+ROUNDING, SUBNORMAL = 2.0**-11, 2.0**-24
+"""A number rounded to float16 changed by at most half of this share, or by half of that where it is tiny; the rest pays
+for the float32 sums around it."""
 
 INT16_LATENTS = 2**15 - 1
 """So many latents sort by int16 keys, twice as fast as by int32 ones."""
 
 
 class HalfCopy:
-    """A weight in bfloat16; where it was `measured`, the norms of its rounded rows and of what rounding changed."""
+    """A weight in bfloat16, as most kernels read it."""
+
+    dtype = torch.bfloat16
 
     def __init__(self, half: Tensor, norms: Tensor, errors: Tensor):
         self.half, self.norms, self.errors, self.measured = half, norms, errors, False
@@ -58,7 +70,7 @@ class HalfCopy:
     def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
         """Return one with room for a weight."""
         norms = torch.empty(len(weight), device=weight.device)
-        return cls(torch.empty_like(weight, dtype=torch.bfloat16), norms, torch.empty_like(norms))
+        return cls(torch.empty_like(weight, dtype=cls.dtype), norms, torch.empty_like(norms))
 
     def fits(self, weight: Float[Tensor, "n_latents d_in"]) -> bool:
         """Say whether it has room for a weight, on its device."""
@@ -68,6 +80,19 @@ class HalfCopy:
         """Copy the rows `start` to `stop`."""
         _round(weight[start:stop], self.half[start:stop], self.norms[start:stop], self.errors[start:stop])
         self.measured = self.measured or (start == 0 and stop == len(weight))
+
+    def changed(self) -> None:
+        """Measure again, in the same order of sums whenever a training resumes."""
+        self.measured = False
+
+
+class FineCopy(HalfCopy):
+    """A weight in float16, eight times as fine, as exact mode searches by; what is out of its range is cut off there.
+
+    Where it was `measured`, with the norms of its rounded rows and of what rounding (and cutting off) changed.
+    """
+
+    dtype = torch.float16
 
 
 @dataclass(frozen=True)
@@ -92,35 +117,27 @@ class Cuda:
             )
         return units, centered
 
-    def encode_threshold(self, x: Tensor, encoder: Weight, bias, cut, precision: str) -> tuple[Support, Tensor]:
+    def search(
+        self, x: Tensor, encoder: Weight, bias: Tensor, precision: str, cut: Tensor | None = None, k: int | None = None
+    ) -> "Search":
         product = _Product(x, encoder, bias, precision == "exact")
-        support = product.entries((bias - cut).contiguous(), product.margin.neg())
-        return support, product.outputs(support)
+        if k is not None:
+            return _TopK(product, min(k, len(bias)))
+        assert cut is not None
+        return _Threshold(product, (bias - cut).contiguous())
+
+    def encode_threshold(self, x: Tensor, encoder: Weight, bias, cut, precision: str) -> tuple[Support, Tensor]:
+        return _read(self.search(x, encoder, bias, precision, cut=cut))
 
     def encode_topk(self, x: Tensor, encoder: Weight, bias, k: int, precision: str) -> tuple[Support, Tensor]:
-        k = min(k, len(bias))
-        product = _Product(x, encoder, bias, precision == "exact")
-        support, widest = product.candidates(k)
-        if widest > WIDEST:  # equal outputs by the thousand: a degenerate model
-            parts = plain.slices(x, encoder.tensor.detach(), bias, half=precision == "bf16")
-            return plain.joined([plain.entries_largest(pre, k) for pre in parts])
-        values = product.outputs(support)
-        latents = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
-        kept = torch.zeros(len(x), k, device=x.device)
-        width = max(16, _power_of_two(widest))
-        with _on(x):
-            kernels.keep_largest[(len(x),)](
-                support.offsets, support.latents, values, latents, kept, k, width, 16, num_warps=max(1, width // 64)
-            )
-        offsets = torch.arange(0, latents.numel() + 1, k, device=x.device)
-        return Support(offsets, latents.flatten(), len(bias)), kept.flatten()
+        return _read(self.search(x, encoder, bias, precision, k=k))
 
     def keep(self, support: Support, values: Tensor, kept: Tensor) -> tuple[Support, Tensor]:
         return support, torch.where(kept, values, 0.0)
 
     def by_latent(self, support: Support) -> SortedByLatent:
         n, device = support.n_latents, support.latents.device
-        keys = support.latents.to(torch.int16 if n <= INT16_LATENTS else torch.int32)
+        keys = support.latents.to(_key_type(n)) if support.keys is None else support.keys
         latents, order = torch.sort(keys, stable=True)
         borders = torch.arange(n + 1, device=device, dtype=latents.dtype)
         offsets = torch.searchsorted(latents, borders)
@@ -150,7 +167,7 @@ class Cuda:
         assert isinstance(by_latent, SortedByLatent)
         offsets = by_latent.offsets[start : stop + 1]
         ordered = by_latent.to_latent_order(weights)
-        return _weighted_sums(offsets, by_latent.rows, ordered, table.bfloat16(), by_latent.latents)
+        return _weighted_sums(offsets, by_latent.rows, ordered, table.bfloat16(), by_latent.latents, support.n_latents)
 
     def latent_sums(self, support: Support, values: Tensor) -> Tensor:
         by_latent, sums = support.by_latent, torch.empty(support.n_latents, device=values.device)
@@ -171,20 +188,19 @@ class Cuda:
         step: AdamStep,
         unit_rows: bool,
     ) -> None:
-        values, (beta1, beta2) = weight.tensor.detach(), step.betas
+        values = weight.tensor.detach()
         grad = gradient.block(0, len(values)) if values.dim() == 2 else gradient.dense
         assert grad is not None
         width = values.shape[1] if values.dim() == 2 else min(1024, max(1, values.numel()))
         copy = weight.copy if isinstance(weight.copy, HalfCopy) else None
-        numbers = (step.lr / (1 - beta1**step.count), beta1, beta2, (1 - beta2**step.count) ** 0.5, step.eps)
         with _on(values):
             kernels.adam_rows[(_blocks(values.numel(), width),)](
-                values, grad.contiguous(), *moments, copy.half if copy else values, values.numel(), width, *numbers,
-                _power_of_two(width), unit_rows, copy is not None,
+                values, grad.contiguous(), *moments, copy.half if copy else values, step.numbers(values.device),
+                values.numel(), width, _power_of_two(width), unit_rows, copy is not None,
             )  # fmt: skip
         torch.autograd.graph.increment_version(weight.tensor)
         if copy is not None:
-            copy.measured = False  # exact mode measures it again, in the same order of sums whenever it resumes
+            copy.changed()
             weight.mark_current()
 
     def step_context(self) -> AbstractContextManager[None]:
@@ -192,20 +208,21 @@ class Cuda:
 
 
 class _Product:
-    """The bfloat16 product of a batch with the encoder, and what is found in it.
+    """The product of a batch with the encoder in 16 bits, and what is found in it.
 
-    In exact mode entries are taken that might be wanted, by a bound of what the product can be off, and their outputs
-    are then computed in float32. With x and w rounded to x' and w', and K terms added in float32, it is off by at most
+    In exact mode it is made in float16, entries are taken that might be wanted, by a bound of what it can be off, and
+    their outputs are then computed in float32. With x and w rounded to x' and w', and K terms added in float32, it is
+    off by at most
 
         ‖x − x'‖ ‖w‖ + ‖x'‖ ‖w − w'‖ + K 2⁻²³ ‖x'‖ ‖w‖
 
-    (Cauchy–Schwarz, Higham 2002 §3.1) and its own rounding to bfloat16; norms of weights are the largest of all rows.
+    (Cauchy–Schwarz, Higham 2002 §3.1) and its own rounding; norms of weights are the largest of all rows.
     """
 
     def __init__(self, x: Tensor, encoder: Weight, bias: Tensor, exact: bool):
-        copy = encoder.copied(HalfCopy)
+        copy = encoder.copied(FineCopy if exact else HalfCopy)
         self.x, self.encoder, self.bias, self.exact = x, encoder, bias.detach(), exact
-        half, norms, errors = _rounded(x)
+        half, norms, errors = _rounded(x, copy.dtype)
         with _full_accumulation():
             self.pre = torch.mm(half, copy.half.T)
         self.rounding = ROUNDING if exact else 0.0
@@ -214,7 +231,7 @@ class _Product:
                 copy.refresh(encoder.tensor.detach(), 0, len(bias))
             size, wrong = (norm.nan_to_num(0.0).amax() for norm in (copy.norms, copy.errors))  # NaN is found nowhere
             rounding = (x.shape[1] + 16) * 2.0**-23
-            self.margin = 1.01 * (
+            self.margin = SUBNORMAL + 1.01 * (
                 errors * (size + wrong) + norms * wrong + rounding * (norms + errors) * (size + wrong)
             )
         else:
@@ -224,12 +241,8 @@ class _Product:
     def _bytes(self) -> int:
         return _blocks(self.pre.shape[1], 8)
 
-    def entries(self, offset: Tensor, floor: Tensor) -> Support:
-        """Return the entries whose output with this offset [n_latents] exceeds the row's floor."""
-        return self._found(*self._mark(offset, floor))
-
-    def candidates(self, k: int) -> tuple[Support, int]:
-        """Return entries among which are each row's k largest positive ones, and the most of them in a row."""
+    def floor(self, k: int) -> Tensor:
+        """Return for each row what its k largest positive outputs all exceed, hardly lower than need be."""
         rows, n_latents = self.pre.shape
         floor = torch.empty(rows, device=self.x.device)
         with _on(self.x):
@@ -237,23 +250,19 @@ class _Product:
                 self.pre, self.bias, self.margin, floor, n_latents, self._bytes, k, -self.rounding, self._groups, BITS,
                 8 * k > min(self._bytes, BYTES),
             )  # fmt: skip
-        bits, counts = self._mark(self.bias, floor)
-        # The one wait of a step, for two numbers.
-        total, widest = torch.stack([counts.sum(), counts.amax()]).tolist()
-        if widest > WIDEST:
-            return Support(counts.new_zeros(rows + 1), counts.new_zeros(0), n_latents), widest
-        return self._found(bits, counts, total), widest
+        return floor
 
     def outputs(self, support: Support) -> Tensor:
         """Return the outputs on a support: in exact mode computed in float32, else the product's."""
         if self.exact:
             return _row_products(support, self.encoder.tensor.detach(), self.x, self.bias)
-        entries, block = len(support.latents), 1024
-        values = torch.empty(entries, device=self.x.device)
+        room, block = len(support.latents), 1024
+        values = torch.empty(room, device=self.x.device)
         with _on(self.x):
-            kernels.entry_values[(max(1, _blocks(entries, block)),)](
-                support.rows, support.latents, self.pre, self.bias, values, entries, self.pre.shape[1], block
-            )
+            kernels.entry_values[(max(1, _blocks(room, block)),)](
+                support.rows, support.latents, support.offsets[-1:], self.pre, self.bias, values, room,
+                self.pre.shape[1], MISSING, block,
+            )  # fmt: skip
         return values
 
     @property
@@ -261,7 +270,9 @@ class _Product:
         # Two sizes only: among dead latents their number changes all the time, and each size is compiled.
         return BYTES if self._bytes > FEW_BYTES else FEW_BYTES
 
-    def _mark(self, offset: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    def mark(self, offset: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return one bit a latent for the entries whose output with this offset [n_latents] exceeds the row's floor,
+        and how many a row has."""
         rows, n_latents = self.pre.shape
         bits = torch.empty(rows, self._bytes, dtype=torch.uint8, device=self.x.device)
         counts = torch.empty(rows, dtype=torch.int64, device=self.x.device)
@@ -271,23 +282,90 @@ class _Product:
             )
         return bits, counts
 
-    def _found(self, bits: Tensor, counts: Tensor, total: int | None = None) -> Support:
+    def entries(self, bits: Tensor, counts: Tensor, total: int, room: int) -> Support:
+        """Return the marked entries, `total` of them, with room for more."""
         rows, n_latents = self.pre.shape
-        offsets = torch.zeros(rows + 1, dtype=torch.int64, device=self.x.device)
+        device, wide = self.x.device, torch.int64
+        offsets = torch.zeros(rows + 1, dtype=wide, device=device)
         torch.cumsum(counts, 0, out=offsets[1:])
-        if total is None:
-            total = int(offsets[-1])  # the one wait of a step
-        row, latents = (torch.empty(total, dtype=torch.int64, device=self.x.device) for _ in range(2))
+        row = torch.full((room,), ROOM_ROW, dtype=wide, device=device)
+        latents = torch.zeros(room, dtype=wide, device=device)
+        keys = torch.full((room,), n_latents, dtype=_key_type(n_latents), device=device)
         with _on(self.x):
-            kernels.expand[(rows,)](bits, offsets, row, latents, self._bytes, self._groups)
-        return Support(offsets, latents, n_latents, row)
+            kernels.expand[(rows,)](bits, offsets, row, latents, keys, self._bytes, self._groups, num_warps=1)
+        return Support(offsets, latents, n_latents, row, keys)
+
+
+class _Threshold:
+    """The entries whose output with an offset exceeds zero; see `Search`."""
+
+    def __init__(self, product: _Product, offset: Tensor):
+        self.product = product
+        self.bits, self.counts = product.mark(offset, product.margin.neg())
+        self.numbers = self.counts.sum().unsqueeze(0)
+
+    def shape(self, numbers: list[int]) -> tuple[int, ...] | None:
+        return (room_for(numbers[0]),)
+
+    def found(self, numbers: list[int], room: int | None = None) -> tuple[Support, Tensor]:
+        support = self.product.entries(self.bits, self.counts, numbers[0], numbers[0] if room is None else room)
+        return support, self.product.outputs(support)
+
+
+class _TopK:
+    """Each row's k largest positive entries; see `Search`."""
+
+    def __init__(self, product: _Product, k: int):
+        self.product, self.k = product, k
+        self.bits, self.counts = product.mark(product.bias, product.floor(k))
+        self.numbers = torch.stack([self.counts.sum(), self.counts.amax()])
+
+    def shape(self, numbers: list[int]) -> tuple[int, ...] | None:
+        total, widest = numbers
+        return (room_for(total), _width(widest)) if widest <= WIDEST else None
+
+    def found(self, numbers: list[int], room: int | None = None) -> tuple[Support, Tensor]:
+        (total, widest), product, k = numbers, self.product, self.k
+        x, bias = product.x, product.bias
+        if widest > WIDEST:  # equal outputs by the thousand: a degenerate model
+            parts = plain.slices(x, product.encoder.tensor.detach(), bias, half=not product.exact)
+            return plain.joined([plain.entries_largest(pre, k) for pre in parts])
+        support = product.entries(self.bits, self.counts, total, total if room is None else room)
+        values = product.outputs(support)
+        latents = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
+        kept = torch.zeros(len(x), k, device=x.device)
+        width = _width(widest)
+        with _on(x):
+            kernels.keep_largest[(len(x),)](
+                support.offsets, support.latents, values, latents, kept, k, width, 16, num_warps=max(1, width // 64)
+            )
+        offsets = torch.arange(0, latents.numel() + 1, k, device=x.device)
+        return Support(offsets, latents.flatten(), len(bias)), kept.flatten()
+
+
+def room_for(total: int) -> int:
+    """Return room for so many entries, at most an eighth more than need be: few sizes, so that steps repeat."""
+    step = max(1024, 1 << max(0, total.bit_length() - 4))
+    return _blocks(total, step) * step
+
+
+def _read(search: Search) -> tuple[Support, Tensor]:
+    return search.found(search.numbers.tolist())  # the one wait of a step
+
+
+def _width(widest: int) -> int:
+    return max(16, _power_of_two(widest))
+
+
+def _key_type(n_latents: int) -> torch.dtype:
+    return torch.int16 if n_latents <= INT16_LATENTS else torch.int32
 
 
 def _weighted_sums(
-    offsets: Tensor, index: Tensor, weights: Tensor, table: Tensor, groups: Tensor | None = None
+    offsets: Tensor, index: Tensor, weights: Tensor, table: Tensor, groups: Tensor | None = None, end: int = 0
 ) -> Tensor:
     """Return, for group g, Σ over its entries e of weights[e] · table[index[e]]; with the group of each entry in order,
-    long groups are summed in chunks first."""
+    long groups are summed in chunks first; from the group `end` on there is only room."""
     d_in, n_groups, weights = table.shape[1], len(offsets) - 1, weights.contiguous()
     blocks, n_chunks = _blocks(d_in, COLUMNS), 0 if groups is None else len(index) // CHUNK
     chunks = torch.empty(n_chunks, d_in, device=table.device)
@@ -296,28 +374,28 @@ def _weighted_sums(
     with _on(table):
         if n_chunks:
             kernels.chunk_sums[(n_chunks, blocks)](
-                groups, index, weights, table, chunks, d_in, CHUNK, ENTRIES, COLUMNS, **rest
+                groups, index, weights, table, chunks, end, d_in, CHUNK, LATENT_ENTRIES, COLUMNS, **rest
             )
         kernels.weighted_sums[(n_groups, blocks)](
-            offsets, index, weights, table, chunks, out, d_in, CHUNK, n_chunks > 0, ENTRIES, COLUMNS, **rest
+            offsets, index, weights, table, chunks, out, d_in, CHUNK, n_chunks > 0, LATENT_ENTRIES, COLUMNS, **rest
         )
     return out
 
 
 def _row_products(support: Support, weight: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return weight[latent] · table[row] (+ bias[latent]) of every entry."""
-    products = torch.empty(len(support.latents), device=table.device)
+    products = torch.full((len(support.latents),), 0.0 if bias is None else MISSING, device=table.device)
     with _on(table):
         kernels.row_products[(support.n_rows,)](
             support.offsets, support.latents, weight, table.contiguous(), products if bias is None else bias, products,
-            table.shape[1], ENTRIES, COLUMNS, bias is not None, num_warps=1,
+            table.shape[1], ENTRIES, COLUMNS, bias is not None, num_warps=1 if weight.dtype == torch.bfloat16 else 4,
         )  # fmt: skip
     return products
 
 
-def _rounded(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows in bfloat16, the norms of the rounded rows, and of what rounding changed."""
-    half, norms = torch.empty_like(x, dtype=torch.bfloat16), torch.empty(len(x), device=x.device)
+def _rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows in 16 bits, the norms of the rounded rows, and of what rounding changed."""
+    half, norms = torch.empty_like(x, dtype=dtype), torch.empty(len(x), device=x.device)
     errors = torch.empty_like(norms)
     _round(x, half, norms, errors)
     return half, norms, errors
@@ -345,10 +423,11 @@ def _on(tensor: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _full_accumulation() -> Iterator[None]:
-    """Let bfloat16 products add their terms in float32 throughout: the bound of exact mode needs that."""
-    before = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    """Let products in 16 bits add their terms in float32 throughout: the bound of exact mode needs that."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = before
+        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction = before

@@ -1,0 +1,103 @@
+"""Steps of training recorded once as CUDA graphs and then replayed, so that a GPU never waits for Python.
+
+A step has two parts: the search for the batch's entries, and all that follows once their number is known. Each is a
+graph. The second is recorded for each `shape` of what was found, of which a training sees a few; a step of a shape that
+is new is recorded and replayed at once. What a graph does is what the same step does without one, launch by launch, so
+a training that resumes ends with the same bits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saetool.sparse.adam import SparseAdam
+from saetool.sparse.weight import Copy, Weight
+
+PLAIN_STEPS = 3
+"""Steps taken without recording first: every kernel is compiled by then."""
+
+MOST_SHAPES = 64
+"""Shapes with a graph of their own; steps of others are not recorded."""
+
+Body = Callable[[Any], dict[str, Tensor]]
+"""All that follows the search: takes what was found, updates the model, and returns the step's scalars."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded step behind the search: its graph, its scalars in one tensor, and the copies of weights it renews."""
+
+    graph: Any
+    names: list[str]
+    scalars: Tensor
+    copies: list[tuple[Weight, Copy]]
+
+
+class Recordings:
+    """The graphs of one learner's steps, and the memory that they share. Without a GPU all steps are plain."""
+
+    def __init__(self, autoencoder: Any, optimizer: SparseAdam, body: Body, device: torch.device):
+        self.autoencoder, self.optimizer, self.body, self.device = autoencoder, optimizer, body, device
+        self.plain_steps = 0
+        self.batch = torch.empty(0)
+        self.numbers = torch.empty(5, device=device)
+        self.begun: Any = None
+        self.search: Any = None
+        self.rest: dict[tuple[int, ...], Recording] = {}
+
+    def step(self, batch: Tensor, step: int) -> dict[str, Tensor] | None:
+        """Take a step and return its scalars; None, with nothing done, where it must be taken otherwise."""
+        upcoming = self.optimizer.upcoming()
+        if upcoming is None or not self.autoencoder.repeats(step):
+            return None
+        begun = self._begin(batch)
+        if begun is None:
+            return None
+        numbers = begun.search.numbers.tolist()  # the one wait of a step
+        shape = begun.search.shape(numbers)
+        if shape is None or self.autoencoder.too_dense(numbers[0], len(batch)):
+            return None
+        if self.search is None or (shape not in self.rest and len(self.rest) == MOST_SHAPES):
+            self.plain_steps += 1
+            return self.body(begun.found(numbers, shape[0]))
+        self.numbers.copy_(torch.tensor(upcoming.values(), dtype=torch.float32), non_blocking=True)
+        if shape in self.rest:
+            self.optimizer.count(self.rest[shape].copies)
+        else:
+            self.rest[shape] = self._record(numbers, shape[0])
+        recording = self.rest[shape]
+        recording.graph.replay()
+        return dict(zip(recording.names, recording.scalars.clone().unbind(), strict=True))
+
+    def _begin(self, batch: Tensor) -> Any:
+        if self.plain_steps < PLAIN_STEPS or self.device.type != "cuda":
+            return self.autoencoder.begin(batch)
+        if self.search is None or self.batch.shape != batch.shape or self.batch.dtype != batch.dtype:
+            self.search = self._record_search(batch)
+        self.batch.copy_(batch, non_blocking=True)
+        self.search.replay()
+        return self.begun
+
+    def _record_search(self, batch: Tensor) -> Any:
+        self.rest.clear()
+        self.begun = self.search = None
+        self.batch = torch.empty(batch.shape, dtype=batch.dtype, device=self.device)
+        for _, copy in self.optimizer.copies():
+            copy.changed()  # what a search measures of them, the recorded one measures every time
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.begun = self.autoencoder.begin(self.batch)
+        return graph
+
+    def _record(self, numbers: list[int], room: int) -> Recording:
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.placed = self.numbers
+        with torch.cuda.graph(graph, pool=self.search.pool(), capture_error_mode="thread_local"):
+            scalars = self.body(self.begun.found(numbers, room))
+            together = torch.stack([value.float() for value in scalars.values()])
+        self.optimizer.placed = None
+        self.optimizer.zero_grad(set_to_none=True)  # gradients lie in the graphs' memory
+        return Recording(graph, list(scalars), together, self.optimizer.copies())
