@@ -1,5 +1,6 @@
 """Decoding in processes or in threads: the same slices, whoever decodes them; failures that name the image."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -109,6 +110,7 @@ def test_a_process_says_which_image_cannot_be_read(tiny, pictures):
     with pytest.raises(WorkError, match=r"dogs/12\.png cannot be read as an image") as found:
         told(decoder_of(source, tiny(), processes=2))
     assert "Traceback" not in str(found.value)
+    assert multiprocessing.active_children() == []  # though the error, and with it its traceback, is still held
 
 
 def test_a_source_that_is_gone_is_not_skipped_in_a_process(tiny, pictures):
