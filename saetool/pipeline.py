@@ -321,13 +321,14 @@ def _holds(store: Path, config: RunConfig) -> bool:
     if not (store / MANIFEST).is_file():
         return False
     found = Artifact.open(store, "activations").config
-    asked = {"backbone": config.backbone, "cache": config.cache, "images": config.images}
+    if found["cache"] != config.cache.content():
+        return False
+    asked = {"backbone": config.backbone, "images": config.images}
     for section, settings in asked.items():
         for key, value in settings.model_dump(mode="json").items():
             # A resolved precision answers `auto`; a folder's place is no part of what was made.
             free = (section, key, value) == ("backbone", "precision", "auto")
             value = "folder" if (section, key) == ("images", "source") and not is_named(value) else value
-            known = key in found[section] or section == "cache"  # which is stored without what is null
-            if not free and known and found[section].get(key) != value:
+            if not free and key in found[section] and found[section][key] != value:
                 return False
     return True

@@ -1,10 +1,11 @@
-"""How near caching comes to the least it could take: the bare forward pass, or decoding, or writing alone.
+"""How near caching comes to the least that it could take: the bare forward pass, or decoding, or writing alone.
 
     python scripts/bench_cache.py [--quick] [--json FILE] [--backbone NAME] [--layer N] [--source NAME] [--images N]
 
 Limits are measured before and after each caching job, and the median turn counts, as machines drift. `forward` is the
 bare pass over pixels that are decoded (and on a GPU already there), in the same precision and batch size; `decode` is
-all decoding, no model; `write` is making shards durable. `--source 256x256` makes JPEGs of that size: a GPU gets them
+all decoding, no model; `write` is making shards durable. `cache` is the whole call, `steady` its rate without start and
+end, which a large store does not notice. `--source 256x256` makes JPEGs of that size: a GPU gets them
 unless told otherwise, and a ViT-B/16 of random weights; a CPU gets the demo's model and pictures.
 """
 
@@ -14,13 +15,16 @@ import json
 import os
 import re
 import resource
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,7 +33,9 @@ from PIL import Image
 from saetool import distributed
 from saetool.activations import CacheSettings, cache
 from saetool.activations.caching import CachingJob
+from saetool.activations.decoding import DecodedSlice
 from saetool.activations.estimate import estimate
+from saetool.activations.forward import Forward
 from saetool.activations.writer import Plan
 from saetool.artifacts import Partial
 from saetool.images import ImageSettings, ImageSource, open_source
@@ -116,22 +122,26 @@ def measure(
     before = limits(job, backbone, plan, folder)
     for turn in range(turns):
         began, busy = time.perf_counter(), processor_seconds()
-        cache(backbone, source, None, folder / "store", store, force=True)
+        with launches() as times:
+            cache(backbone, source, None, folder / "store", store, force=True)
         rate = len(source) / (time.perf_counter() - began)
         spent = (processor_seconds() - busy) / len(source)
+        first = min(job.decoder(backbone, plan).slices_ahead, len(times) - 2)  # those were decoded ahead
+        steady = (len(times) - 1 - first) * store.batch_size / (times[-1] - times[first])
         after = limits(job, backbone, plan, folder)
         bare = {name: (before[name] + after[name]) / 2 for name in before}
         least = min(bare[name] for name in ("forward", "decode", "write"))
-        row = {**bare, "cache": rate, "cache_vs_forward": rate / bare["forward"], "cache_vs_limit": rate / least}
+        row = {**bare, "cache": rate, "steady": steady}
+        row |= {"steady_vs_forward": steady / bare["forward"], "steady_vs_limit": steady / least}
         for name, value in {**row, "processor_milliseconds": spent * 1e3}.items():
             found.setdefault(name, []).append(value)
         print(f"turn {turn + 1}: " + ", ".join(f"{name} {value:,.4g}" for name, value in row.items()), flush=True)
         before = after
     figures: dict[str, float | str] = {name: statistics.median(values) for name, values in found.items()}
     if backbone.precision != "fp32":
-        figures |= beside_float32(settings, plan, float(figures["cache"]))
+        figures |= beside_float32(settings, plan, float(figures["steady"]))
     predicted = estimate(job)["images_per_second"]
-    figures |= {"dry_run": predicted, "dry_run_vs_cache": predicted / float(figures["cache"])}
+    figures |= {"dry_run": predicted, "dry_run_vs_steady": predicted / float(figures["steady"])}
     figures |= beside_pillow(source, backbone, float(figures["decode_milliseconds"]))
     scale = 2**20 if sys.platform == "darwin" else 2**10  # where ru_maxrss counts bytes, not KiB
     memory = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}
@@ -147,7 +157,21 @@ def beside_float32(settings: BackboneSettings, plan: Plan, rate: float) -> dict[
     shape = (plan.settings.batch_size, *exact.transform.pixel_shape)
     prepared = exact.inputs(torch.zeros(shape, dtype=torch.uint8))
     forward = len(prepared) / seconds_of(lambda: exact.forward_to(prepared), exact.device)
-    return {"fp32_forward": forward, "cache_vs_fp32_forward": rate / forward}
+    return {"fp32_forward": forward, "steady_vs_fp32_forward": rate / forward}
+
+
+@contextmanager
+def launches() -> Iterator[list[float]]:
+    """Yield a list that gets the time of every slice that is handed to the model while the block runs."""
+    times: list[float] = []
+    launch = Forward.launch
+
+    def noted(self: Forward, decoded: DecodedSlice) -> Callable:
+        times.append(time.perf_counter())
+        return launch(self, decoded)
+
+    with patch.object(Forward, "launch", noted):
+        yield times
 
 
 def processor_seconds() -> float:
@@ -159,14 +183,15 @@ def processor_seconds() -> float:
 def limits(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> dict[str, float]:
     """Return images a second of decoding, of the bare forward pass and of writing, each alone."""
     slices = range(plan.n_slices)
-    slices = slices[: max(1, 4_096 // plan.settings.batch_size)] if backbone.device.type == "cuda" else slices[:10]
+    slices = slices[: max(2, 4_096 // plan.settings.batch_size)] if backbone.device.type == "cuda" else slices[:10]
     decoder = job.decoder(backbone, plan)
-    began, pixels = time.perf_counter(), None
+    times, pixels = [], torch.empty(0)
     for decoded in decoder.slices(slices):
         pixels = decoded.pixels
+        times.append(time.perf_counter())
     images = sum(len(plan.images_of(number)) for number in slices)
-    decode = images / (time.perf_counter() - began)
-    assert pixels is not None
+    first = min(decoder.slices_ahead, len(times) - 2)
+    decode = (len(times) - 1 - first) * plan.settings.batch_size / (times[-1] - times[first])
     prepared = backbone.inputs(pixels)
     forward = len(pixels) / seconds_of(lambda: backbone.forward_to(prepared), backbone.device)
     write, gigabytes = written(job, backbone, plan, folder)
@@ -205,8 +230,7 @@ def written(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> tu
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda i: partial.write_bytes(f"{i}.safetensors", *shard_bytes([rows])), range(count)))
     seconds = time.perf_counter() - began
-    for i in range(count):
-        (folder / "written" / f"{i}.safetensors").unlink()
+    shutil.rmtree(folder / "written")
     return count * images / seconds, count * rows.nbytes / seconds / 1e9
 
 

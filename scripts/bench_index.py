@@ -9,12 +9,14 @@ On a GPU: 768 → 24,576, 196 tokens an image, beside exact codes and reading al
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +44,14 @@ PEAK_MB = 1500
 def main() -> None:
     """Make the data, run the jobs one after the other, print and store the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images: two minutes on 2 cores")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer images: two minutes on 2 cores, half of one on a GPU"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")
     given = parser.parse_args()
     if torch.cuda.is_available():
-        finish(on_a_gpu(4_096 if given.quick else 8_192), given.json)
+        finish(on_a_gpu(4_096 if given.quick else 16_384, given.quick), given.json)
         return
     images, saev_images = (512, 48) if given.quick else (2048, 192)
     with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:
@@ -85,33 +89,36 @@ def finish(figures: dict, file: Path | None) -> None:
         file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def on_a_gpu(images: int) -> dict:
-    """Return the figures of an index on a GPU, beside what its parts could do alone."""
+def on_a_gpu(images: int, quick: bool) -> dict:
+    """Return the figures of an index on a GPU, beside what its parts could do alone; print each once it is known."""
+    worker = importlib.import_module("bench_index_worker")
+    figures: dict = {"device": torch.cuda.get_device_name(), "tokens": images * 196}
+
+    def say(**found: object) -> None:
+        figures.update(found)
+        print(json.dumps(found), flush=True)
+
     with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:
-        here = Path(folder)
-        store, model = make(here / "small", 512, TOKENS, D, D * EXPANSION)
-        run("saetool", model, store, here / "small" / "features")
-        exact = recall_of(here / "small", 512)
+        here, started = Path(folder), time.perf_counter()
         store, model = make(here / "wide", images, 196, 768, 24_576)
-        bare = run("bare", model, store)
-        seconds = run("saetool", model, store, here / "wide" / "features")
-    tokens = images * 196
-    rate = tokens / seconds["encode"]
-    return {
-        "device": torch.cuda.get_device_name(),
-        "index_tokens_per_second": rate,
-        "encoder_tokens_per_second": bare["tokens_per_second"],
-        "exact_codes_tokens_per_second": bare["exact_codes_per_second"],
-        "read_by_one_thread_tokens_per_second": bare["read_by_one_thread_per_second"],
-        "index_vs_encoder": rate / bare["tokens_per_second"],
-        "index_vs_exact_codes": rate / bare["exact_codes_per_second"],
-        "heat_images_per_second": images / seconds["heat"],
-        "statistics_images_per_second": images / seconds["statistics"],
-        "tables_images_per_second": images / seconds["tables"],
-        "recall": exact,
-        "seconds": seconds,
-        "tokens": tokens,
-    }
+        say(seconds_to_make=time.perf_counter() - started)
+        bare = worker.run_bare(model, store)
+        say(**bare)
+        seconds = worker.run_saetool(model, store, here / "wide" / "features")
+        say(seconds=seconds)
+        rate = images * 196 / seconds["encode"]
+        say(
+            index_tokens_per_second=rate,
+            index_vs_encoder=rate / bare["tokens_per_second"],
+            index_vs_exact_codes=rate / bare["exact_codes_per_second"],
+            heat_images_per_second=images / seconds["heat"],
+            statistics_images_per_second=images / seconds["statistics"],
+        )
+        if not quick:
+            store, model = make(here / "small", 512, TOKENS, D, D * EXPANSION)
+            worker.run_saetool(model, store, here / "small" / "features")
+            say(recall=recall_of(here / "small", 512))
+    return figures
 
 
 def make(folder: Path, images: int, tokens: int, d: int, n_latents: int) -> tuple[Path, Path]:

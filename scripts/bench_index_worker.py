@@ -40,8 +40,10 @@ def run_saetool(autoencoder: str, store: str, out: str) -> dict:
 
 
 def stopwatches() -> dict[str, float]:
-    """Add up the seconds inside parts of the encoding pass, over all threads, in the dict that is returned."""
-    from saetool.features import encoding, spill
+    """Add up the seconds inside parts of the index, over all threads, in the dict that is returned; say how long each
+    stage took once it is over.
+    """
+    from saetool.features import encoding, heat, neighbors, spill, stage
 
     busy: dict[str, float] = {}
 
@@ -55,8 +57,12 @@ def stopwatches() -> dict[str, float]:
             finally:
                 label = f"{owner.__name__.rsplit('.', 1)[-1]}.{name}"
                 busy[label] = busy.get(label, 0.0) + time.perf_counter() - started
+                if owner in whole:
+                    print(f"{label}: {busy[label]:.2f} s", file=sys.stderr, flush=True)
 
         setattr(owner, name, call)
+
+    whole = (stage, stage.Index, heat, neighbors)
 
     for owner, name in (
         (encoding.Pass, "read"),
@@ -65,6 +71,12 @@ def stopwatches() -> dict[str, float]:
         (encoding, "strongest"),
         (spill.PartWriter, "add"),
         (spill.PartWriter, "close"),
+        (stage, "encode_store"),
+        (stage.Index, "_statistics"),
+        (heat, "draw"),
+        (stage.Index, "_write_examples"),
+        (neighbors, "by_decoder"),
+        (neighbors, "by_coactivation"),
     ):
         timed(owner, name)
     return busy

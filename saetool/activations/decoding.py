@@ -261,19 +261,28 @@ def _begin(lock: Any, worker: int) -> None:
 
 
 def _words_of_death(answers: Iterator[tuple[_Piece, Any]]) -> Iterator[tuple[_Piece, list[_Answer]]]:
-    """Yield DataLoader's answers; raise a process's own error, and WorkError where one of them has died."""
-    while True:
-        try:
-            piece, found = next(answers)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise WorkError(
-                f"a decoding process has ended ({first_line(error)}): often there was too little memory for it. "
-                "The same command resumes."
-            ) from None
-        if isinstance(found, SaetoolError):
-            raise found
-        yield piece, found
+    """Yield DataLoader's answers; raise a process's own error, and WorkError where one of them has died.
+
+    DataLoader ends its processes when nobody holds its iterator: an error's traceback would, for as long as it lives.
+    """
+    try:
+        while True:
+            died = None
+            try:
+                piece, found = next(answers)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                died = first_line(error)
+            if died is not None:
+                raise WorkError(
+                    f"a decoding process has ended ({died}): often there was too little memory for it. "
+                    "The same command resumes."
+                )
+            if isinstance(found, SaetoolError):
+                raise found
+            yield piece, found
+    finally:
+        del answers

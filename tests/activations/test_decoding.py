@@ -1,5 +1,6 @@
 """Decoding in processes or in threads: the same slices, whoever decodes them; failures that name the image."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -66,6 +67,20 @@ def test_slices_in_any_order_and_again_come_from_rooms_that_are_used_again(tiny,
         assert decoded.pixels.tolist() == wanted[decoded.number]
 
 
+def test_rows_of_a_dataset_are_decoded_in_processes_too(tiny, pictures, tmp_path):
+    import datasets
+
+    files = sorted(pictures.rglob("*.png"))
+    columns = {
+        "image": [{"bytes": file.read_bytes(), "path": None} for file in files],
+        "label": list(range(len(files))),
+    }
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
+    source = open_source(ImageSettings(source=str(tmp_path / "set")))
+    assert source.forkable
+    assert told(decoder_of(source, tiny(), processes=2)) == told(decoder_of(source, tiny(), threads=1))
+
+
 def test_a_decoding_process_uses_one_thread(tiny, pictures):
     before = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -95,6 +110,7 @@ def test_a_process_says_which_image_cannot_be_read(tiny, pictures):
     with pytest.raises(WorkError, match=r"dogs/12\.png cannot be read as an image") as found:
         told(decoder_of(source, tiny(), processes=2))
     assert "Traceback" not in str(found.value)
+    assert multiprocessing.active_children() == []  # though the error, and with it its traceback, is still held
 
 
 def test_a_source_that_is_gone_is_not_skipped_in_a_process(tiny, pictures):
