@@ -222,7 +222,10 @@ def _linear_shift(
         return torch.zeros_like(rows)
     z = latent_values(autoencoder, rows, latents)
     shift = torch.stack([edits[latent](z[:, i]) - z[:, i] for i, latent in enumerate(latents)], dim=-1)
-    return shift @ directions[latents].to(shift.device, shift.dtype)
+    moved = shift @ directions[latents].to(shift.device, shift.dtype)
+    if autoencoder.adds_input:
+        return moved
+    return autoencoder.complete(moved, rows) - autoencoder.complete(torch.zeros_like(moved), rows)
 
 
 def latent_values(
@@ -250,5 +253,5 @@ def _changed_reconstruction(
         changed[:, latent] = edit(z[:, latent])
     x_hat = autoencoder.decode(changed)
     if keep_error:
-        return rows + (x_hat - autoencoder.decode(z))
-    return rows + x_hat if autoencoder.adds_input else x_hat
+        return rows + (autoencoder.complete(x_hat, rows) - autoencoder.complete(autoencoder.decode(z), rows))
+    return autoencoder.complete(x_hat, rows)
