@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saetool.activations.sites import refuse_other_site
 from saetool.autoencoders.base import Autoencoder
 from saetool.errors import RequestError
-from saetool.evaluation.sites import refuse_other_site
 from saetool.training.heldout import reconstruct
 from saetool.vision.backbone import Backbone, Site
 from saetool.vision.hooks import Replacement

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def read_torch(source: Path | bytes, name: str, stand_ins: list[Any] | None = No
     """
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
-        with torch.serialization.safe_globals(stand_ins or []):
+        with torch.serialization.safe_globals(stand_ins or []), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols
             value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except OSError as error:
         raise RequestError(f"{name}: cannot be read ({error.strerror}).") from None
@@ -74,7 +76,9 @@ def _why_refused(error: pickle.UnpicklingError) -> str:
                 f"its pickle asks for {what}, which could run code, so it is not opened. "
                 "Save the state dict alone (torch.save(model.state_dict(), …)) or as safetensors, and import that."
             )
-    return f"its pickle is damaged, or asks for more than tensors, so it is not opened ({first_line(error)})."
+    # torch's own first lines say how to open it all the same.
+    reason = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines() or ["no reason given"]
+    return f"its pickle is damaged, or asks for more than tensors, so it is not opened ({reason[0]})."
 
 
 def take(tensors: Mapping[str, Any], keys: Mapping[str, str], name: str, ignored: tuple[str, ...] = ()) -> dict:

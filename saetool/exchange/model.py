@@ -1,7 +1,8 @@
 """From a plain autoencoder to one of the sparse family and back: the one place that knows the model's own names."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.sparse import SparseAutoencoder
@@ -72,16 +73,17 @@ def from_model(model: Autoencoder, name: str) -> Plain:
     kind = settings.activation.kind
     if kind not in ("relu", "topk", "signed_topk", "batch_topk", "jump_relu", "gated"):
         raise RequestError(f"{name}: activation {kind} is in no other format.")
-    extra: dict[str, Tensor] = {}
+    extra: dict[str, Any] = {}
     if isinstance(activation, Gated):
         extra = {ours: getattr(activation, theirs).detach().clone() for ours, theirs in _GATES.items()}
     if isinstance(activation, JumpRelu):
         extra = {"threshold": activation.log_threshold.detach().exp()}
     if isinstance(activation, BatchTopK):
         extra = {"threshold": activation.threshold().detach().clone()}
+    weights: dict[str, Any] = {ours: getattr(model, theirs).detach().clone() for ours, theirs in _WEIGHTS.items()}
     scaled = settings.normalize in ("scale", "center_scale")
     return Plain(
-        **{ours: getattr(model, theirs).detach().clone() for ours, theirs in _WEIGHTS.items()},
+        **weights,
         **extra,
         activation="topk" if kind == "signed_topk" else kind,
         k=getattr(settings.activation, "k", None),

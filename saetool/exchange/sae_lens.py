@@ -142,6 +142,8 @@ def write(plain: Plain, folder: Path, facts: dict[str, Any]) -> list[tuple[str, 
     """Return the files of an autoencoder: (name, tensors) and (name, JSON)."""
     architecture = {"relu": "standard", "jump_relu": "jumprelu", "batch_topk": "jumprelu"}.get(plain.activation)
     architecture = architecture or plain.activation
+    if not plain.relu:
+        raise RequestError("SAELens holds no TopK that keeps negative values.")
     tensors: dict[str, Tensor] = {"W_enc": plain.W_enc.T.contiguous(), "W_dec": plain.W_dec, "b_dec": plain.b_dec}
     match architecture:
         case "gated":
