@@ -96,11 +96,12 @@ def report(
         _stage("report", config, overrides, force)
         return
     from saetool import report as pages
+    from saetool.artifacts.remote import place_of
 
     if overview:
         typer.echo(printable(f"overview: {pages.write_overview(Path(config))}"))
         return
-    place = Path(config)
+    place = place_of(config, "report")
     problems = pages.check(place / "report" if (place / "report").is_dir() else place)
     for problem in problems:
         typer.echo(printable(problem))
@@ -210,6 +211,29 @@ def export(
     converted = export_autoencoder(autoencoder, out, format)
     _say(f"{format}: {out}")
     _print_table(converted)
+
+
+@app.command()
+def push(
+    directory: Annotated[str, typer.Argument(help="A sealed artifact, or a run's directory.")],
+    to: Annotated[str, typer.Argument(help="hf/OWNER/NAME")],
+    include: Annotated[
+        str | None, typer.Option("--include", help="autoencoder,features,evaluation,report: which of a run's.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A new repository is public (else private).")] = False,
+    license: Annotated[str | None, typer.Option("--license", help="Of the weights, for the model card.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Make it public without asking.")] = False,
+) -> None:
+    """Upload sealed artifacts to the Hugging Face hub, with a model card."""
+    from saetool.exchange import pushing
+
+    kinds = include.split(",") if include is not None else None
+    if kinds is None and sys.stdin.isatty():
+        there = ",".join(pushing.find_artifacts(directory))
+        kinds = typer.prompt("Push which", default=there).replace(" ", "").split(",") if "," in there else None
+    confirm = (lambda question: True) if yes else (lambda question: sys.stdin.isatty() and typer.confirm(question))
+    for address in pushing.push(directory, to, include=kinds, public=public, license=license, confirm=confirm):
+        _say(f"pushed: {address}")
 
 
 def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry_run: bool = False) -> None:

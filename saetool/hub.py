@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 PREFIX = "hf/"
 _PLACE = re.compile(r"^hf/(spaces/)?([\w.-]+/[\w.-]+)((?:/[^/@]+)*)(?:@([^@]+))?$")
@@ -91,44 +95,72 @@ def is_hub(path: object) -> bool:
 def fetch(text: str | os.PathLike, kind: str | None = None) -> Path:
     """Return the folder on this machine that holds a place of the hub, downloaded or found in its cache.
 
-    With `kind`, the artifact of that kind in a repository where no folder is named. An interrupted download goes on;
-    every artifact is compared with its manifest. Raises RequestError where there is no such place, WorkError where the
-    hub cannot be reached and nothing was kept.
+    With `kind`, the artifact of that kind in a repository where no folder is named and there is one. An interrupted
+    download goes on; every artifact is compared with its manifest. Raises RequestError where there is no such place,
+    WorkError where the hub cannot be reached and nothing was kept.
     """
     place = HubPlace.of(text)
-    folder = place.folder or kind or ""
-    root = _snapshot(place, f"{folder}/*" if folder else None, str(text))
-    found = root / folder
-    if not found.exists():
-        raise RequestError(f"{text}: {place.repo} holds no {folder}.")
-    _compare(found, str(text))
-    return found
+    for folder in [place.folder] if place.folder or kind is None else [kind, ""]:
+        found = _snapshot(place, f"{folder}/*" if folder else None, str(text)) / folder
+        if found.exists():
+            _compare(found, str(text))
+            return found
+    raise RequestError(f"{text}: {place.repo} holds no {place.folder or 'files'}.")
 
 
 def _snapshot(place: HubPlace, pattern: str | None, text: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import constants, snapshot_download
 
     wanted = {"revision": place.revision, "repo_type": place.kind, "allow_patterns": pattern}
-    with reaching():
-        try:
-            return Path(snapshot_download(place.repo, **wanted))
-        except LocalEntryNotFoundError as error:
-            why = why_unreachable() or "the hub is not asked (HF_HUB_OFFLINE), or did not answer"
-            raise WorkError(f"{text}: {why}, and this machine keeps no copy of it.") from error
-        except RepositoryNotFoundError as error:
-            raise RequestError(
-                f"{text}: no such {place.kind} on the hub, or it is private and you are no one there."
-            ) from error
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise _explained(text, error) from error
+    with reaching(), _explaining(text):
+        return Path(snapshot_download(place.repo, **wanted, endpoint=constants.ENDPOINT))
 
 
-def _explained(text: str, error: Exception) -> SaetoolError:
-    """Return what the hub's client says in words of one line."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 404 or isinstance(error, ValueError):
-        return RequestError(f"{text}: {first_line(error)}")
+@contextmanager
+def writing(text: str) -> "Iterator[HfApi]":
+    """While artifacts are uploaded to a place: the hub's client, and its failures in words.
+
+    Raises WorkError at once where the hub is not within reach.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise WorkError(f"{text}: the hub is not asked (HF_HUB_OFFLINE), so nothing can be uploaded.")
+    if why := why_unreachable():
+        raise WorkError(f"{text}: {why}, so nothing was uploaded.")
+    with _explaining(text):
+        yield HfApi(endpoint=constants.ENDPOINT)
+
+
+@contextmanager
+def _explaining(text: str) -> Iterator[None]:
+    """Turn what the hub's client raises into one sentence."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        yield
+    except SaetoolError:
+        raise
+    except LocalEntryNotFoundError as error:
+        why = why_unreachable() or "the hub is not asked (HF_HUB_OFFLINE), or did not answer"
+        raise WorkError(f"{text}: {why}, and this machine keeps no copy of it.") from error
+    except RepositoryNotFoundError as error:
+        raise RequestError(f"{text}: is not on the hub, or is private and not yours (`hf auth login`).") from error
+    except HfHubHTTPError as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (400, 404):
+            raise RequestError(f"{text}: {first_line(error)}") from error
+        if status in (401, 403):
+            raise RequestError(f"{text}: not allowed ({first_line(error)}). Log in with `hf auth login`.") from error
+        raise _interrupted(text, error) from error
+    except Exception as error:
+        transport = type(error).__module__.startswith("http")  # the client's own client has errors of its own
+        if transport or isinstance(error, OSError | ValueError | RuntimeError):
+            raise _interrupted(text, error) from error
+        raise
+
+
+def _interrupted(text: str, error: Exception) -> WorkError:
     return WorkError(f"{text}: could not be transferred ({first_line(error)}). Run the command again: it goes on.")
 
 
