@@ -96,8 +96,8 @@ def fetch(text: str | os.PathLike, kind: str | None = None) -> Path:
     """Return the folder on this machine that holds a place of the hub, downloaded or found in its cache.
 
     With `kind`, the artifact of that kind in a repository where no folder is named and there is one. An interrupted
-    download goes on; every artifact is compared with its manifest. Raises RequestError where there is no such place,
-    WorkError where the hub cannot be reached and nothing was kept.
+    download goes on with the files that are missing; every artifact is compared with its manifest. Raises
+    RequestError where there is no such place, WorkError where the hub cannot be reached and nothing was kept.
     """
     place = HubPlace.of(text)
     for folder in [place.folder] if place.folder or kind is None else [kind, ""]:

@@ -35,8 +35,8 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    break_after: int | None = None
-    """Bytes of the next download after which the connection ends."""
+    break_off: str | None = None
+    """Name of a file of whose bytes the connection sends half, and ends."""
     refuse_uploads: bool = False
     change: str | None = None
     """Name of a file whose first byte arrives changed."""
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         start = int(found[1]) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
         part = data[start:]
-        if self.hub.break_after is not None and len(part) > self.hub.break_after:
+        if file == self.hub.break_off:
             self._break_off(part, headers)
             return
         if start:
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {**headers, "Content-Length": str(len(part))}.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(part[: self.hub.break_after])
+        self.wfile.write(part[: len(part) // 2])
         self.wfile.flush()
         self.close_connection = True
         self.connection.close()
