@@ -36,7 +36,7 @@ PACKAGES = {
     "overcomplete": "overcomplete==0.3.0 opencv-python-headless scikit-image imageio tifffile lazy-loader "
     "matplotlib<3.9",
     "dictionary_learning": "dictionary-learning==0.1.0 nnsight<0.4 accelerate requests urllib3 charset-normalizer "
-    "certifi python-socketio zstandard",
+    "certifi python-socketio python-engineio bidict simple-websocket wsproto h11 zstandard",
 }
 """What each tool needs to build, save and load an autoencoder, beside the packages that saetool brings."""
 
