@@ -112,7 +112,7 @@ def _snapshot(place: HubPlace, pattern: str | None, text: str) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     wanted = {"revision": place.revision, "repo_type": place.kind, "allow_patterns": pattern}
-    with reaching(), _explaining(text):
+    with _explaining(text), reaching():
         return Path(snapshot_download(place.repo, **wanted, endpoint=constants.ENDPOINT))
 
 
@@ -135,6 +135,7 @@ def writing(text: str) -> "Iterator[HfApi]":
 @contextmanager
 def _explaining(text: str) -> Iterator[None]:
     """Turn what the hub's client raises into one sentence."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
@@ -142,7 +143,8 @@ def _explaining(text: str) -> Iterator[None]:
     except SaetoolError:
         raise
     except LocalEntryNotFoundError as error:
-        why = why_unreachable() or "the hub is not asked (HF_HUB_OFFLINE), or did not answer"
+        offline = "the hub is not asked (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else None
+        why = offline or why_unreachable() or "the hub did not answer"
         raise WorkError(f"{text}: {why}, and this machine keeps no copy of it.") from error
     except RepositoryNotFoundError as error:
         raise RequestError(f"{text}: is not on the hub, or is private and not yours (`hf auth login`).") from error

@@ -69,12 +69,15 @@ def _write(out: Path, files: list[tuple[str, dict[str, Tensor] | dict[str, Any]]
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, content in files:
-        if name.endswith(".safetensors"):
-            data = save({key: tensor.contiguous() for key, tensor in content.items()})
-        else:
-            data = (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
-        (partial / name).write_bytes(data)
-    if out.exists():
-        out.rmdir()
-    os.replace(partial, out)
+    try:
+        for name, content in files:
+            if name.endswith(".safetensors"):
+                data = save({key: tensor.contiguous() for key, tensor in content.items()})
+            else:
+                data = (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+            (partial / name).write_bytes(data)
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""SAELens: `cfg.json` and `sae_weights.safetensors` (read: versions 3 to 6; written: 6).
+"""SAELens: `cfg.json` and `sae_weights.safetensors` (read: versions 5, 6; written: 6).
 
 Its W_enc is [d_in, d_sae]. Versions before 6 name things otherwise and keep the activation in `activation_fn_str`.
 A checkpoint of a training may stand unfolded beside `activation_scaler.json`, the factor of the expected norm.

@@ -38,6 +38,7 @@ PACKAGES = {
     "dictionary_learning": "dictionary-learning==0.1.0 nnsight<0.4 accelerate requests urllib3 charset-normalizer "
     "certifi python-socketio python-engineio bidict simple-websocket wsproto h11 zstandard",
 }
+PACKAGES["sae_lens_5"] = PACKAGES["sae_lens"].replace("6.54.12", "5.11.0") + " automated-interpretability"
 """What each tool needs to build, save and load an autoencoder, beside the packages that saetool brings."""
 
 
@@ -127,6 +128,51 @@ def make_sae_lens(out: Path) -> None:
     )
     sae.fold_activation_norm_scaling_factor(1.7)
     keep(out / "standard_expected_norm", sae_lens.__version__, sae.encode(x()), sae(x()))
+
+
+def make_sae_lens_5(out: Path) -> None:
+    """SAELens before version 6: one class, the activation by its name in the config."""
+    import sae_lens
+    from sae_lens.sae import SAE, SAEConfig
+
+    common = {
+        "d_in": D_IN,
+        "d_sae": N,
+        "finetuning_scaling_factor": False,
+        "context_size": 1,
+        "model_name": "some-model",
+        "hook_name": "blocks.8.hook_resid_post",
+        "hook_layer": 8,
+        "hook_head_index": None,
+        "prepend_bos": False,
+        "dataset_path": "",
+        "dataset_trust_remote_code": False,
+        "dtype": "float32",
+        "device": "cpu",
+        "sae_lens_training_version": None,
+    }
+    cases = {
+        "standard": {"architecture": "standard", "activation_fn_str": "relu", "apply_b_dec_to_input": True},
+        "standard_topk": {
+            "architecture": "standard",
+            "activation_fn_str": "topk",
+            "activation_fn_kwargs": {"k": 4},
+            "apply_b_dec_to_input": False,
+        },
+        "jumprelu_layer_norm": {
+            "architecture": "jumprelu",
+            "activation_fn_str": "relu",
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "layer_norm",
+        },
+        "gated": {"architecture": "gated", "activation_fn_str": "relu", "apply_b_dec_to_input": False},
+    }
+    for name, changed in cases.items():
+        sae = SAE(SAEConfig(**{**common, "normalize_activations": "none", **changed}))
+        fill(sae)
+        sae.save_model(out / name)
+        loaded = SAE.load_from_pretrained(out / name)
+        keep(out / name, sae_lens.__version__, loaded.encode(x()), loaded(x()))
 
 
 def make_sparsify(out: Path) -> None:
@@ -230,6 +276,7 @@ def make_dictionary_learning(out: Path) -> None:
 
 MAKERS = {
     "sae_lens": make_sae_lens,
+    "sae_lens_5": make_sae_lens_5,
     "sparsify": make_sparsify,
     "saev": make_saev,
     "overcomplete": make_overcomplete,

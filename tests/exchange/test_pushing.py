@@ -198,6 +198,22 @@ def test_the_command_pushes_and_does_not_ask_where_nobody_is(run, remote, monkey
     assert not remote.repositories["models/me/open"].private
 
 
+def test_a_person_is_asked_which_of_a_run(run, remote, monkeypatch, capsys):
+    asked = []
+
+    def answer(question, default):
+        asked.append(default)
+        return "autoencoder, evaluation"
+
+    monkeypatch.setattr("typer.prompt", answer)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    code, _, err = command(monkeypatch, capsys, "push", run / "run", "hf/me/sae")
+    assert code == 0, err
+    assert asked == ["autoencoder,features,evaluation,report"]
+    folders = {name.split("/")[0] for name in remote.repositories["models/me/sae"].files}
+    assert folders == {"README.md", "autoencoder", "evaluation"}
+
+
 def test_an_upload_that_broke_off_goes_on_without_what_is_there(run, remote):
     remote.refuse_uploads = True
     with pytest.raises((WorkError, RequestError)):
