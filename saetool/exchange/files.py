@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,12 @@ def read_torch(source: Path | bytes, name: str, stand_ins: list[Any] | None = No
     others, as `torch.serialization.safe_globals` takes them.
     """
     try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
+        # Mapped where it can be: a file is looked at by several formats before one reads it.
+        mapped = isinstance(source, Path) and zipfile.is_zipfile(source)
+        data = str(source) if mapped else io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
         with torch.serialization.safe_globals(stand_ins or []), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols
-            value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            value = torch.load(data, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise RequestError(f"{name}: cannot be read ({error.strerror}).") from None
     except pickle.UnpicklingError as error:

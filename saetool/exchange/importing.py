@@ -72,7 +72,8 @@ def _is_artifact(source: str | os.PathLike) -> bool:
 
 
 def _holds_weights(path: Path) -> bool:
-    return not (path / MANIFEST).exists() and any(file.suffix in _READ for file in path.iterdir())
+    ours = (path / MANIFEST).exists() or path.name.endswith(".partial")
+    return not ours and any(file.suffix in _READ for file in path.iterdir())
 
 
 def import_autoencoder(

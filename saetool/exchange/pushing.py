@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,5 +111,7 @@ def _fill(api: HfApi, repo: str, kind: str, artifacts: dict[str, Artifact], publ
     sdk = "static" if kind == "space" else None
     api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True, space_sdk=sdk)
     message = f"saetool: {', '.join(f'{name} {artifact.id}' for name, artifact in artifacts.items())}"
-    api.create_commit(repo, operations, commit_message=message[:200], repo_type=kind)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # tables of an index
+        api.create_commit(repo, operations, commit_message=message[:200], repo_type=kind)
     return f"{api.endpoint}/{'spaces/' if kind == 'space' else ''}{repo}"

@@ -29,6 +29,8 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
         raise RequestError(
             f"{path / CONFIG}: a transcoder: it predicts one site from another, which is no autoencoder."
         )
+    if config.get("signed"):  # of early versions: the k largest in size, negative ones too
+        raise RequestError(f"{path / CONFIG}: signed TopK is not one of the sparse family's.")
     if config.get("activation", "topk") != "topk":
         raise RequestError(f"{path / CONFIG}: activation {config['activation']!r} is not one of the sparse family's.")
     tensors = take(read_safetensors(path / WEIGHTS), _KEYS, name)

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,12 +15,25 @@ import saetool
 from saetool import cli
 from saetool.activations.from_tensors import write_store
 from saetool.artifacts import Artifact, verify
-from saetool.errors import RequestError
-from saetool.exchange import Wanted, formats
+from saetool.errors import RequestError, WorkError
+from saetool.exchange import Wanted, formats, importing
 from saetool.exchange.sites import Claim, claim_of_hook
 
 DATA = Path(__file__).parent / "data"
 LENS = DATA / "sae_lens/topk"
+
+
+@pytest.fixture(autouse=True)
+def no_weights_of_timm(monkeypatch):
+    """Let the models that files name be out of reach at once: building them first takes seconds."""
+    describe = importing._describe
+
+    def at_hand(backbone, layer, tokens):
+        if backbone.startswith("timm/"):
+            raise WorkError(f"{backbone} is not at hand")
+        return describe(backbone, layer, tokens)
+
+    monkeypatch.setattr(importing, "_describe", at_hand)
 
 
 @pytest.fixture
@@ -309,6 +323,9 @@ def test_a_transcoder_and_groupmax_of_sparsify_are_refused(copy):
     change(place, transcode=False, activation="groupmax")
     with pytest.raises(RequestError, match="'groupmax'"):
         formats.read(place)
+    change(place, activation="topk", signed=True)
+    with pytest.raises(RequestError, match="signed TopK"):
+        formats.read(place)
 
 
 def test_an_encoder_that_is_not_linear_is_refused(tmp_path):
@@ -318,12 +335,49 @@ def test_an_encoder_that_is_not_linear_is_refused(tmp_path):
         formats.read(tmp_path / "sae.pth", None, {"class": "TopKSAE", "top_k": 4})
 
 
+def test_a_threshold_that_is_not_positive_is_that_of_a_relu(copy):
+    place = copy("sae_lens/jumprelu")
+    tensors = load_file(place / "sae_weights.safetensors")
+    save_file({**tensors, "threshold": torch.tensor([0.0, -1.0] * 8)}, place / "sae_weights.safetensors")
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(4))
+    pre = (x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    torch.testing.assert_close(saetool.load(place).encode(x), pre.relu(), rtol=1e-5, atol=1e-5)
+
+
 def test_float64_that_would_be_rounded_is_refused(copy):
     place = copy("sae_lens/topk")
     tensors = load_file(place / "sae_weights.safetensors")
     save_file({**tensors, "b_dec": tensors["b_dec"].double() / 3}, place / "sae_weights.safetensors")
     with pytest.raises(RequestError, match="b_dec is float64 and would be rounded"):
         formats.read(place)
+
+
+FILES = [
+    "sae_lens/gated/cfg.json",
+    "sae_lens/gated/sae_weights.safetensors",
+    "dictionary_learning/BatchTopKSAE/config.json",
+    "dictionary_learning/BatchTopKSAE/ae.pt",
+    "saev/relu.pt",
+]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_whatever_bytes_stand_in_a_file_it_is_read_or_refused(copy, file):
+    source = Path(file) if Path(file).parts[0] == "saev" else Path(file).parent
+    folder = copy(str(Path(file).parent))
+    damaged, whole = folder / Path(file).name, (DATA / file).read_bytes()
+    draw = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        data = bytearray(whole[: int(draw.integers(1, len(whole) + 1))] if draw.random() < 0.3 else whole)
+        for place in draw.integers(0, len(data), int(draw.integers(1, 4))):
+            data[place] = int(draw.integers(0, 256))
+        damaged.write_bytes(data)
+        try:
+            formats.read(damaged if source.suffix else folder, Path(file).parts[0])
+        except RequestError:
+            refused += 1
+    assert refused > 5
 
 
 def test_what_is_no_autoencoder_names_the_formats(tmp_path):
