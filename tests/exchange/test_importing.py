@@ -180,16 +180,37 @@ def lens_of_again(tmp_path):
     return tmp_path / "source"
 
 
-def test_a_backbone_and_a_layer_say_what_the_file_does_not(tmp_path, copy):
+class Tiny(torch.nn.Module):
+    """Two blocks of width 6 over 4 × 4 patches of a picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 6, 4, 4)
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)])
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).mT
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_backbone_and_a_layer_say_what_the_file_does_not(tmp_path, copy, monkeypatch):
+    def load(settings):
+        return saetool.wrap(
+            Tiny(), settings.layers, settings.tokens, name=settings.name, image_size=16, blocks="blocks"
+        )
+
+    monkeypatch.setattr("saetool.vision.loading.load_backbone", load)
     place = lens_of(copy)
-    wide = load_file(place / "sae_weights.safetensors")
-    grown = {key: torch.zeros(*[{6: 384}.get(n, n) for n in tensor.shape]) for key, tensor in wide.items()}
-    save_file(grown, place / "sae_weights.safetensors")
-    change(place, d_in=384)
     with pytest.raises(RequestError, match="give --layer too"):
-        saetool.import_autoencoder(place, tmp_path / "a", Wanted(backbone="demo/vits14"))
-    artifact = saetool.import_autoencoder(place, tmp_path / "a", Wanted(backbone="demo/vits14", layer=10))
-    assert artifact.content["site"]["module"] == "blocks.9"
+        saetool.import_autoencoder(place, tmp_path / "a", Wanted(backbone="tiny"))
+    artifact = saetool.import_autoencoder(place, tmp_path / "a", Wanted(backbone="tiny", layer=2))
+    site = artifact.content["site"]
+    assert (site["backbone"], site["module"], site["layer"], site["tokens"]) == ("tiny", "blocks.1", 2, "patches")
+    change(place, metadata={"sae_lens_version": "6.0.0", "model_name": "demo/vits14", "hook_name": "blocks.0"})
+    named = saetool.import_autoencoder(place, tmp_path / "b")  # the file says it all
+    assert (named.content["site"]["backbone"], named.content["site"]["layer"]) == ("demo/vits14", 1)
     assert Claim("demo/vits14", 10).says() == "layer 10 of demo/vits14"
 
 
