@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """Return the JSON object that some bytes are."""
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=lambda name: None)  # a NaN says as much as nothing
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{name}: not JSON ({first_line(error)}).") from None
     if not isinstance(value, dict):

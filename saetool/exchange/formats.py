@@ -5,7 +5,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from saetool.errors import RequestError
+from saetool.autoencoders.sparse import SparseAutoencoder
+from saetool.errors import RequestError, first_line
 from saetool.exchange import (
     dictionary_learning,
     openai,
@@ -16,6 +17,7 @@ from saetool.exchange import (
     saev,
     sparsify,
 )
+from saetool.exchange.model import to_model
 from saetool.exchange.plain import Plain
 
 READERS: dict[str, ModuleType] = {
@@ -36,11 +38,12 @@ _GIVEN = ("model",)
 
 @dataclass(frozen=True)
 class Found:
-    """A source, its format, the files that were read, and what it holds."""
+    """A source: the file or folder that was read, its format, what it holds, and the model of that."""
 
     path: Path
     format: str
     plain: Plain
+    model: SparseAutoencoder
 
 
 def read(path: Path, format: str | None = None, given: dict[str, Any] | None = None) -> Found:
@@ -55,11 +58,12 @@ def read(path: Path, format: str | None = None, given: dict[str, Any] | None = N
         raise RequestError(f"{unknown[0]}=: not asked of {format}; can be given: {', '.join(known)}.")
     name = str(path)
     try:
-        plain: Plain = READERS[format].read(path, given)
-        return Found(path, format, plain.check(name))
+        plain: Plain = READERS[format].read(path, given).check(name)
+        return Found(path, format, plain, to_model(plain))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         # A config is anybody's JSON: what it lacks, or has in another type, is its own.
-        raise RequestError(f"{name}: not {format} as it is written ({type(error).__name__}: {error}).") from None
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RequestError(f"{name}: not {format} as it is written ({reason}).") from None
 
 
 def recognize(path: Path, format: str | None = None) -> tuple[Path, str]:

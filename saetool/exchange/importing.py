@@ -1,10 +1,13 @@
 """From a source in any format to a sealed autoencoder at a site, with its provenance."""
 
+import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from saetool import hub
 from saetool.activations import ActivationStore
@@ -15,7 +18,6 @@ from saetool.autoencoders import families
 from saetool.autoencoders.base import Autoencoder
 from saetool.errors import RequestError, SaetoolError, first_line
 from saetool.exchange import formats
-from saetool.exchange.model import settings_of, to_model
 from saetool.exchange.sites import Claim
 from saetool.progress import say
 
@@ -129,25 +131,26 @@ def parse_number(text: str) -> int | float | str:
 
 
 def _read(source: str | os.PathLike, format: str | None, given: dict[str, Any]) -> Source:
-    place = hub.fetch(source) if hub.is_hub(source) else Path(source).expanduser()
+    place = hub.fetch(source, KIND) if hub.is_hub(source) else Path(source).expanduser()
     origin: dict[str, Any] = {"source": str(source) if hub.is_hub(source) else place.name}
     if hub.is_hub(source):
         origin["revision"] = hub.revision_of(place)
-        place = place if format or (place / MANIFEST).is_file() else _inner(place)
     if format in (None, OWN) and (place / MANIFEST).is_file():
+        if given:
+            raise RequestError(f"{next(iter(given))}=: not asked of a sealed autoencoder, which says it all itself.")
         return _read_own(place, origin)
     found = formats.read(place, format, given)
-    plain, model = found.plain, to_model(found.plain)
+    plain, model = found.plain, found.model
     origin |= {
         "format": found.format,
         "digest": _digest(found.path),
         "converted": plain.converted,
-        "claim": plain.claim.as_json(),
-        "facts": plain.facts,
+        "claim": _writable(plain.claim.as_json()),
+        "facts": _writable(plain.facts),
     }
     content = {
         "family": "sparse",
-        "settings": settings_of(plain).model_dump(mode="json"),
+        "settings": model.settings.model_dump(mode="json"),
         "d_in": model.d_in,
         "n_latents": model.n_latents,
         "loss_convention": model.loss_convention(),
@@ -160,9 +163,10 @@ def _read(source: str | os.PathLike, format: str | None, given: dict[str, Any]) 
     return Source(model, content, plain.claim, origin)
 
 
-def _inner(place: Path) -> Path:
-    """Return where `saetool push` puts an autoencoder in a repository."""
-    return place / KIND if (place / KIND / MANIFEST).is_file() else place
+def _writable(found: Any) -> Any:
+    """Return what a file says as JSON that a manifest can hold: without NaN, lone surrogates and other objects."""
+    text = json.dumps(found, default=str, ensure_ascii=False).encode("utf-8", "replace").decode()
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 def _read_own(place: Path, origin: dict[str, Any]) -> Source:
@@ -234,7 +238,10 @@ def _site_of_backbone(wanted: Wanted, claim: Claim, name: str) -> dict[str, Any]
 def _describe(backbone: str, layer: int | str, tokens: str) -> dict[str, Any]:
     from saetool.vision import BackboneSettings, load_backbone
 
-    settings = BackboneSettings.model_validate({"name": backbone, "layers": [layer], "tokens": tokens})
+    try:
+        settings = BackboneSettings.model_validate({"name": backbone, "layers": [layer], "tokens": tokens})
+    except ValidationError as error:
+        raise RequestError(f"{backbone}, layer {layer}, tokens {tokens}: {error.errors()[0]['msg']}") from None
     loaded = load_backbone(settings)
     return loaded.describe_site(loaded.site(layer))
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.sparse import SparseAutoencoder
@@ -24,16 +25,18 @@ def settings_of(plain: Plain) -> SparseSettings:
     activation: dict[str, object] = {"kind": plain.activation if plain.relu else "signed_topk"}
     if plain.activation in ("topk", "batch_topk"):
         activation["k"] = plain.k
-    return SparseSettings.model_validate(
-        {
-            "kind": "sparse",
-            "n_latents": plain.n_latents,
-            "normalize": plain.normalization,
-            "activation": activation,
-            "penalty": _PENALTIES.get(plain.activation, {"kind": "none"}),
-            "matryoshka": _matryoshka(plain),
-        }
-    )
+    settings = {
+        "kind": "sparse",
+        "n_latents": plain.n_latents,
+        "normalize": plain.normalization,
+        "activation": activation,
+        "penalty": _PENALTIES.get(plain.activation, {"kind": "none"}),
+        "matryoshka": _matryoshka(plain),
+    }
+    try:
+        return SparseSettings.model_validate(settings)
+    except ValidationError as error:
+        raise RequestError(f"not one of the sparse family: {error.errors()[0]['msg']}") from None
 
 
 def _matryoshka(plain: Plain) -> tuple[int, ...] | None:

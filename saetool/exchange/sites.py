@@ -45,6 +45,10 @@ class Claim:
     hook: str | None = None
     """The hook's name as the file has it."""
 
+    def __post_init__(self):
+        if not all(value is None or isinstance(value, str) for value in (self.model, self.hook)):
+            raise TypeError("a model or a hook is named by something that is no text")
+
     @property
     def backbone(self) -> str | None:
         """The model's name here, where it is known."""

@@ -58,7 +58,7 @@ def test_structures_are_those_that_the_tools_opened(tmp_path, format, kind):
 def test_read_back_it_computes_the_same(tmp_path, format, kind):
     model, said, out = exported(tmp_path, kind, format)
     codes, x_hat = reconstruct(model, X)
-    again = to_model(formats.read(out).plain)
+    again = formats.read(out).model
     codes_again, x_hat_again = reconstruct(again, X)
     assert torch.equal(codes_again.dense() > 0, codes.dense() > 0)
     assert codes.values.numel() > 0

@@ -58,7 +58,7 @@ def test_codes_and_reconstructions_are_the_tools_own(source):
     wanted, given = expected(source)
     found = formats.read(DATA / source, None, given)
     assert found.format == FORMATS.get(source.parts[0], source.parts[0])
-    model = to_model(found.plain)
+    model = found.model
     codes, x_hat = reconstruct(model, wanted["x"])
     z = model.encode(wanted["x"])
     assert torch.equal(codes.dense() != 0, wanted["codes"] != 0)

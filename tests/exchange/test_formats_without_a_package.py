@@ -14,7 +14,6 @@ import torch
 
 from saetool.errors import RequestError
 from saetool.exchange import formats
-from saetool.exchange.model import to_model
 from saetool.training.heldout import reconstruct
 
 D, N, K = 6, 16, 4
@@ -27,7 +26,7 @@ STATE = {"W_enc": W_ENC, "b_enc": B_ENC, "W_dec": W_DEC, "b_dec": B_DEC}
 
 def agrees(place, z, x_hat, given=None):
     found = formats.read(place, None, given)
-    codes, again = reconstruct(to_model(found.plain), X)
+    codes, again = reconstruct(found.model, X)
     assert torch.equal(codes.dense() != 0, z != 0)
     for mine, theirs in ((codes.dense(), z), (again.detach(), x_hat)):
         assert float((mine - theirs).abs().max()) <= 2e-6 * float(theirs.abs().max())

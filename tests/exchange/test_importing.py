@@ -336,6 +336,41 @@ def test_what_cannot_be_represented_is_refused_with_the_reason(copy, changed, me
         formats.read(place)
 
 
+@pytest.mark.parametrize("changed", [{"model_name": [1]}, {"hook_name": {"a": 1}}, {"metadata": 3}, {"d_in": "six"}])
+def test_a_config_of_other_types_is_refused(tmp_path, copy, changed):
+    place = copy("sae_lens/topk")
+    change(place, **{"metadata": {}, **changed})
+    with pytest.raises(RequestError):
+        saetool.import_autoencoder(place, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_config_with_what_no_manifest_holds_is_imported_without_it(tmp_path, copy):
+    place = copy("sae_lens/topk")
+    text = (place / "cfg.json").read_text()
+    (place / "cfg.json").write_text(text[:-1] + ', "lr": NaN, "note": "\\ud800"}')
+    facts = saetool.import_autoencoder(place, tmp_path / "out").content["origin"]["facts"]
+    assert (facts["lr"], facts["note"]) == (None, "?")
+
+
+@pytest.mark.parametrize("widths", [[8, 4], [0], ["a"]])
+def test_prefixes_that_make_no_sense_are_refused(tmp_path, copy, widths):
+    place = copy("sae_lens/matryoshka")
+    change(place, matryoshka_widths=widths)
+    with pytest.raises(RequestError):
+        saetool.import_autoencoder(place, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--layer", "0"), ("--tokens", "words")])
+def test_a_site_that_cannot_be_is_refused_in_one_message(tmp_path, monkeypatch, capsys, option, value):
+    arguments = ["import", str(LENS), "--out", str(tmp_path / "out"), "--backbone", "demo/vits14", "--layer", "10"]
+    monkeypatch.setattr(sys, "argv", ["saetool", *arguments, option, value])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_transcoder_and_groupmax_of_sparsify_are_refused(copy):
     place = copy("sparsify/layers.5")
     change(place, transcode=True)
@@ -409,6 +444,12 @@ def test_what_is_no_autoencoder_names_the_formats(tmp_path):
         saetool.import_autoencoder(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(RequestError, match="--format csv: none of"):
         saetool.import_autoencoder(LENS, tmp_path / "out", format="csv")
+
+
+def test_a_sealed_autoencoder_is_told_nothing(tmp_path):
+    artifact = saetool.import_autoencoder(LENS, tmp_path / "one")
+    with pytest.raises(RequestError, match="top_k=: not asked of a sealed autoencoder"):
+        saetool.import_autoencoder(artifact.path, tmp_path / "two", given={"top_k": 3})
 
 
 def test_an_imported_autoencoder_is_an_artifact_like_any_other(tmp_path):
