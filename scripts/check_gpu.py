@@ -357,11 +357,11 @@ def main():
         alive = {key: value for key, value in KINDS[name].items() if key != "dead"}  # cures are not recorded
         for codes in ("bf16", "exact") if name in ("ReLU + L1", "TopK + AuxK") else ("bf16",):
             checks.run(f"{name.split(' + A')[0]}, {codes}: recorded", check_recorded, checks, alive, codes)
-    # AuxK selects among dead latents too, and resampling waits when it acts.
+    # AuxK (BatchTopK has it here too) selects among dead latents as well.
     for name, most in (
         ("ReLU + L1", 1.0),
         ("TopK + AuxK", 2.0),
-        ("BatchTopK", 1.0),
+        ("BatchTopK", 2.0),
         ("gated", 1.0),
         ("Matryoshka", 1.0),
     ):
