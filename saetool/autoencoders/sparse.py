@@ -7,7 +7,6 @@ one row a latent: [n_latents, d_in].
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,16 +29,16 @@ from saetool.autoencoders.sparse_dead import (
     due,
     pre_activation_loss,
     require_possible,
-    resample_directions,
+    resample,
     resample_every,
 )
 from saetool.autoencoders.sparse_initial import initialize_sparse
 from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
 from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoCure, PreActivation, Resample, SparseSettings
-from saetool.autoencoders.sparse_views import DenseView, Error, SparseView, View, product
+from saetool.autoencoders.sparse_views import Begun, DenseView, Error, Selected, SparseView, View, product
 from saetool.errors import RequestError
 from saetool.sparse.adam import RowRule, SparseAdam
-from saetool.sparse.backends import Precision, Search, backend_for, compiled_dense, default_precision, sparse_below
+from saetool.sparse.backends import Precision, backend_for, compiled_dense, default_precision, sparse_below
 from saetool.sparse.backends.plain import normalize_rows, remove_part_along
 from saetool.sparse.codes import Codes, Support
 from saetool.sparse.gradients import DeferredGradient
@@ -51,23 +50,6 @@ MUCH_TOO_DENSE = 2.0
 
 DENSITY_EVERY = 100
 """Steps between two decisions for the sparse or the dense step: asking costs a synchronization on CUDA."""
-
-Selected = tuple[Tensor, Tensor, Support, Tensor]
-"""A batch in the model's units and as the encoder sees it, the entries and the outputs on them."""
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A batch in the model's units and as the encoder sees it, and the search for its entries."""
-
-    x: Float[Tensor, "batch d_in"]
-    centered: Float[Tensor, "batch d_in"]
-    search: Search
-
-    def found(self, numbers: list[int], room: int) -> Selected:
-        """Return what the search finds, with room for so many entries."""
-        return self.x, self.centered, *self.search.found(numbers, room)
-
 
 SIGMOID_ACTIVE = 0.1
 """A sigmoid latent is never 0; it counts as active above this."""
@@ -219,7 +201,7 @@ class SparseAutoencoder(Autoencoder):
         return isinstance(cure, NoCure)
 
     @torch.no_grad()
-    def begin(self, x: Float[Tensor, "batch d_in"]) -> "Begun | None":
+    def begin(self, x: Float[Tensor, "batch d_in"]) -> Begun | None:
         """Begin the selection of a batch, as far as it goes without waiting for the device; None where it does not."""
         x, centered = self._in_units(x)
         search = self.activation.search(self._encoder, centered, self.encoder_bias.detach(), self._precision)
@@ -438,38 +420,12 @@ class SparseAutoencoder(Autoencoder):
         if isinstance(cure, Resample) and due(
             cure, step, self.tokens_seen, self._training.steps, self._training.tokens
         ):
-            self._resample(cure, optimizer, generator)
+            resample(self, cure, self._last["errors"], self._last["x"], optimizer, generator)
         self._last, self._rows = {}, 0
 
     def _decide_density(self) -> None:
         self.use_dense.copy_(self.mean_l0 > self._sparse_share() * self.n_latents)
         self._dense = None
-
-    def _resample(self, cure: Resample, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Give dead latents the directions of badly reconstructed inputs, a small encoder row, and a fresh start."""
-        dead = self.silence.dead()
-        index = dead.nonzero().squeeze(1)
-        if index.numel() == 0:
-            return
-        drawn = resample_directions(self._last["errors"], self._last["x"], index.numel(), generator)
-        index = index[: len(drawn)]
-        if index.numel() == 0:
-            return
-        alive = torch.linalg.vector_norm(self.encoder[~dead], dim=1)
-        scale = alive.mean() if alive.numel() else self.encoder.new_ones(())
-        self.decoder[index] = drawn
-        self.encoder[index] = drawn * (cure.encoder_scale * scale)
-        reset = [self.encoder, self.decoder, self.encoder_bias]
-        self.encoder_bias[index] = 0.0
-        if isinstance(self.activation, Gated):
-            reset += [self.activation.magnitude_bias, self.activation.log_scale]
-            self.activation.magnitude_bias[index] = 0.0
-            self.activation.log_scale[index] = 0.0
-        for parameter in reset:
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in optimizer.state.get(parameter, {}):
-                    optimizer.state[parameter][name][index] = 0.0
-        self.silence.silent_tokens[index] = 0
 
     def loss_convention(self) -> str:
         """Say in words what `loss` sums and averages."""

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saetool import distributed
+from saetool.autoencoders.sparse_activations import Gated
 from saetool.autoencoders.sparse_settings import AuxK, Dead, NoCure, PreActivation, Resample
 from saetool.errors import RequestError
 from saetool.sparse.backends import Precision, backend_for, count_later, marked
@@ -176,3 +178,39 @@ def resample_directions(
         drawn[: len(rows)] = nn.functional.normalize(x[rows], dim=1)
     distributed.all_reduce_sum(drawn)
     return drawn[drawn.square().sum(1) > 0]
+
+
+@torch.no_grad()
+def resample(
+    model: Any,
+    settings: Resample,
+    errors: Float[Tensor, "batch"],
+    x: Float[Tensor, "batch d_in"],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Give a sparse model's dead latents the directions of badly reconstructed inputs, a small encoder row, and a fresh
+    start; `x` are the last batch's centered inputs and `errors` their squared errors."""
+    dead = model.silence.dead()
+    index = dead.nonzero().squeeze(1)
+    if index.numel() == 0:
+        return
+    drawn = resample_directions(errors, x, index.numel(), generator)
+    index = index[: len(drawn)]
+    if index.numel() == 0:
+        return
+    alive = torch.linalg.vector_norm(model.encoder[~dead], dim=1)
+    scale = alive.mean() if alive.numel() else model.encoder.new_ones(())
+    model.decoder[index] = drawn
+    model.encoder[index] = drawn * (settings.encoder_scale * scale)
+    reset = [model.encoder, model.decoder, model.encoder_bias]
+    model.encoder_bias[index] = 0.0
+    if isinstance(model.activation, Gated):
+        reset += [model.activation.magnitude_bias, model.activation.log_scale]
+        model.activation.magnitude_bias[index] = 0.0
+        model.activation.log_scale[index] = 0.0
+    for parameter in reset:
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in optimizer.state.get(parameter, {}):
+                optimizer.state[parameter][name][index] = 0.0
+    model.silence.silent_tokens[index] = 0

@@ -1,5 +1,6 @@
 """A batch's pre-activations in two forms that answer the same questions: all of them, or the active entries only."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -7,12 +8,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool.sparse import ops
+from saetool.sparse.backends import Search
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
 
 Error = tuple[Float[Tensor, ""], Float[Tensor, "batch"], Float[Tensor, "batch d_in"]]
 """Σ ‖r‖² over the batch; without gradient each row's ‖r‖², and r = x − x_hat."""
+
+
+Selected = tuple[Tensor, Tensor, Support, Tensor]
+"""A batch in the model's units and as the encoder sees it, the entries and the outputs on them."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch in the model's units and as the encoder sees it, and the search for its entries."""
+
+    x: Float[Tensor, "batch d_in"]
+    centered: Float[Tensor, "batch d_in"]
+    search: Search
+
+    def found(self, numbers: list[int], room: int) -> Selected:
+        """Return what the search finds, with room for so many entries."""
+        return self.x, self.centered, *self.search.found(numbers, room)
 
 
 class View(Protocol):
