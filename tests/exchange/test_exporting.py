@@ -123,3 +123,17 @@ def test_the_command_says_what_was_folded(tmp_path, monkeypatch, capsys):
     cli.main()
     assert "center_scale (factor 0.7) folded into W_enc, W_dec and b_dec" in capsys.readouterr().out
     assert (tmp_path / "o/sae.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("format", "changed", "reason"),
+    [
+        ("sparsify", {"normalization": "layer_norm", "mean": None, "factor": 1.0}, "normalizes nothing"),
+        ("sparsify", {"relu": False}, "holds TopK autoencoders only"),
+        ("sae_lens", {"relu": False}, "no TopK that keeps negative values"),
+    ],
+)
+def test_a_topk_that_a_target_would_compute_otherwise_is_refused(tmp_path, format, changed, reason):
+    plain = replace(from_model(random_model("topk"), "model"), **changed)
+    with pytest.raises(RequestError, match=reason):
+        formats.WRITERS[format].write(plain, tmp_path, {})
