@@ -274,6 +274,7 @@ def test_another_tools_file_on_the_hub_is_imported_with_its_revision(remote, tmp
     from hub_server import Repository
 
     files = {f"layers.5/{p.name}": p.read_bytes() for p in (DATA / "sparsify/layers.5").iterdir()}
+    files["layers.5/page/manifest.json"] = b'{"name": "a page of theirs"}'
     remote.repositories["models/they/theirs"] = Repository(False, files, commits=3)
     artifact = saetool.import_autoencoder("hf/they/theirs/layers.5", tmp_path / "theirs")
     origin = artifact.content["origin"]
