@@ -57,6 +57,7 @@ def read(path: Path, format: str | None = None, given: dict[str, Any] | None = N
     name = str(path)
     try:
         plain: Plain = READERS[format].read(path, given).check(name)
+        plain = plain.saying(activation=plain.says_activation())
         return Found(path, format, plain, to_model(plain))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         # A config is anybody's JSON: what it lacks, or has in another type, is its own.
