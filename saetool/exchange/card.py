@@ -1,6 +1,7 @@
 """The model card: what an autoencoder is, where it belongs, how good it is, how to load it, who may use what."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from saetool.activations.sites import name_site
@@ -16,26 +17,30 @@ LATENTS, IMAGES = 6, 6
 """Rows and columns of the sheet of examples."""
 
 
-def model_card(repo: str, artifacts: dict[str, Artifact], pictured: bool, license: str | None, space: bool) -> str:
-    """Return README.md of a repository with some artifacts of one run, by kind; `space`: for the Space of a report."""
-    head = ["---", *(_space_head(repo) if space else _model_head())]
-    head += [f"license: {license}", "---"] if license else ["---"]
-    body = [f"# {repo.split('/')[-1]}", "", *_facts(artifacts)]
-    if pictured:
-        body += ["", f"![Latents and the images that excite them most]({PICTURES})"]
-    if not space:
-        body += ["", "## Load it", "", *_how(repo, artifacts)]
-    body += ["", "## License and attribution", "", *_attribution(artifacts, license)]
-    body += ["", "Made with saetool; every file is listed with its digest in the `manifest.json` beside it."]
-    return "\n".join([*head, "", *body, ""])
+@dataclass(frozen=True)
+class Card:
+    """README.md of a repository; with an `sdk`, of the Space that shows a report of `artifacts`."""
 
+    license: str | None = None
+    sdk: str | None = None
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
 
-def _model_head() -> list[str]:
-    return ["library_name: saetool", "tags: [sparse-autoencoder, interpretability, vision]"]
-
-
-def _space_head(repo: str) -> list[str]:
-    return [f"title: {repo.split('/')[-1]}", "sdk: static", "app_file: report/index.html", "pinned: false"]
+    def text(self, repo: str, artifacts: dict[str, Artifact], pictured: bool) -> str:
+        """Return the page for some artifacts of one run, by kind."""
+        name = repo.split("/")[-1]
+        head = ["---", *([f"license: {self.license}"] if self.license else [])]
+        if self.sdk:
+            head += [f"title: {name}", f"sdk: {self.sdk}", "app_file: report/index.html"]
+        else:
+            head += ["library_name: saetool", "tags: [sparse-autoencoder, interpretability, vision]"]
+        body = [f"# {name}", "", *_facts(artifacts)]
+        if pictured:
+            body += ["", f"![Latents and the images that excite them most]({PICTURES})"]
+        if not self.sdk:
+            body += ["", "## Load it", "", *_how(repo, artifacts)]
+        body += ["", "## License and attribution", "", *_attribution(artifacts, self.license), ""]
+        body += ["Made with saetool; every file is listed with its digest in the `manifest.json` beside it."]
+        return "\n".join([*head, "---", "", *body, ""])
 
 
 def _facts(artifacts: dict[str, Artifact]) -> list[str]:

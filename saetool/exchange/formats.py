@@ -32,8 +32,6 @@ READERS: dict[str, ModuleType] = {
 }
 WRITERS: dict[str, ModuleType] = {"sae_lens": sae_lens, "sparsify": sparsify, "safetensors": plain_file}
 _FILES = (".pt", ".pth", ".safetensors")
-_GIVEN = ("model",)
-"""What can be said of a source in any format, as key=value."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,13 @@ def read(path: Path, format: str | None = None, given: dict[str, Any] | None = N
     """
     given = given or {}
     path, format = recognize(path, format)
-    known = (*_GIVEN, *getattr(READERS[format], "KEYS", ()))
+    known = getattr(READERS[format], "KEYS", ())
     if unknown := [key for key in given if key not in known]:
-        raise RequestError(f"{unknown[0]}=: not asked of {format}; can be given: {', '.join(known)}.")
+        raise RequestError(f"{unknown[0]}=: not asked of {format}; can be given: {', '.join(known) or 'nothing'}.")
     name = str(path)
     try:
         plain: Plain = READERS[format].read(path, given).check(name)
+        plain = plain.saying(activation=plain.says_activation())
         return Found(path, format, plain, to_model(plain))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         # A config is anybody's JSON: what it lacks, or has in another type, is its own.

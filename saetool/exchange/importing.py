@@ -248,8 +248,10 @@ def _describe(backbone: str, layer: int | str, tokens: str) -> dict[str, Any]:
 
 def _require_claimed(claim: Claim, site: dict[str, Any], name: str) -> None:
     """Raise RequestError, naming both, where a site is not the one that a file says it belongs to."""
+    here = str(site["backbone"])
     pairs = {
-        "model": (claim.model, claim.backbone == site["backbone"] or claim.model == site["backbone"]),
+        # A model of the hub is there under its own name: facebook/dinov2-base is hf/facebook/dinov2-base.
+        "model": (claim.model, here in (claim.backbone, claim.model) or here == f"hf/{claim.model}"),
         "layer": (claim.layer, claim.layer in (site["layer"], site["module"])),
         "tokens": (claim.tokens, claim.tokens == site["tokens"]),
     }

@@ -16,7 +16,6 @@ from torch import Tensor
 from saetool.errors import RequestError
 from saetool.exchange.files import agree, read_safetensors, read_torch
 from saetool.exchange.plain import Plain, float32, without_decoder_bias_on_input
-from saetool.exchange.sites import Claim
 
 KEYS = ("class", "top_k", "normalization", "running_threshold", "delta", "input_shape", "nb_concepts")
 """What can be given."""
@@ -60,7 +59,6 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
         W_dec=W_dec,
         b_dec=torch.zeros(d),
         **_activation(tensors, given, path, n),
-        claim=Claim(given.get("model")),
         facts={key: given[key] for key in KEYS if key in given},
     )
     said = "archetypal, W·C + Λ" if "dictionary.C" in tensors else given.get("normalization", "l2")

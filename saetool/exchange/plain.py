@@ -66,6 +66,18 @@ class Plain:
         said = {key.replace("_", " "): words for key, words in converted.items()}
         return replace(self, converted={**self.converted, **said})
 
+    def says_activation(self) -> str:
+        """Say in words which latents are active: the activation with its k or thresholds."""
+        match self.activation:
+            case "topk":
+                return f"TopK, k {self.k}" + ("" if self.relu else ", negative values kept")
+            case "batch_topk":
+                return f"BatchTopK, threshold {float(self.threshold or 0):.6g} (k {self.k} in training)"
+            case "jump_relu" if self.threshold is not None:
+                low, high = (float(bound) for bound in self.threshold.aminmax())
+                return f"JumpReLU, thresholds {low:.6g} to {high:.6g}"
+        return {"relu": "ReLU", "gated": "gated"}[self.activation]
+
     def check(self, name: str) -> "Plain":
         """Return it; raises RequestError, naming the source, where shapes or values cannot be right."""
         n, d = self.n_latents, self.d_in

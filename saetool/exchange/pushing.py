@@ -12,14 +12,15 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saetool import hub
 from saetool.artifacts import Artifact, verify
-from saetool.artifacts.manifest import MANIFEST
+from saetool.artifacts.manifest import MANIFEST, read_manifest
 from saetool.errors import RequestError
-from saetool.exchange.card import PICTURES, example_pictures, model_card
+from saetool.exchange.card import PICTURES, Card, example_pictures
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -56,8 +57,9 @@ def push(
     with hub.writing(to) as api:
         for contents, kind in ((artifacts, "model"), (page, "space")):
             if contents:
+                card = Card(license, "static", found) if kind == "space" else Card(license)
                 _require_private(api, place.repo, kind, public, confirm)
-                filled.append(_fill(api, place.repo, kind, contents, public, license))
+                filled.append(_fill(api, place.repo, kind, contents, card, public))
     return filled
 
 
@@ -95,23 +97,33 @@ def _require_private(api: HfApi, repo: str, kind: str, public: bool, confirm: Ca
         raise RequestError(f"hf/{repo}: {state}, and nobody said yes to that: answer the question, or give --yes.")
 
 
-def _fill(api: HfApi, repo: str, kind: str, artifacts: dict[str, Artifact], public: bool, license: str | None) -> str:
-    from huggingface_hub import CommitOperationAdd
+def _fill(api: HfApi, repo: str, kind: str, artifacts: dict[str, Artifact], card: Card, public: bool) -> str:
+    """Commit artifacts, a card and its pictures, and remove what an earlier push of the same kinds left."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True, space_sdk=card.sdk)
+    there = api.list_repo_files(repo, repo_type=kind)
+    described = {**card.artifacts, **_others(api, repo, kind, there, artifacts), **artifacts}
     pictures = example_pictures(artifacts["features"]) if "features" in artifacts else None
-    card = model_card(repo, artifacts, pictures is not None, license, kind == "space")
-    operations = [CommitOperationAdd("README.md", card.encode())]
+    pictured = pictures is not None or (PICTURES in there and "features" not in artifacts)
+    contents: dict[str, bytes | str] = {"README.md": card.text(repo, described, pictured).encode()}
     if pictures is not None:
         image = io.BytesIO()
         pictures.save(image, "PNG")
-        operations.append(CommitOperationAdd(PICTURES, image.getvalue()))
+        contents[PICTURES] = image.getvalue()
     for name, artifact in artifacts.items():
-        files = [MANIFEST, *artifact.files]
-        operations += [CommitOperationAdd(f"{name}/{file}", str(artifact.path / file)) for file in files]
-    sdk = "static" if kind == "space" else None
-    api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True, space_sdk=sdk)
+        contents |= {f"{name}/{file}": str(artifact.path / file) for file in (MANIFEST, *artifact.files)}
+    stale = [file for file in there if file.split("/")[0] in artifacts and file not in contents]
+    operations = [*starmap(CommitOperationAdd, contents.items()), *map(CommitOperationDelete, stale)]
     message = f"saetool: {', '.join(f'{name} {artifact.id}' for name, artifact in artifacts.items())}"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # tables of an index
         api.create_commit(repo, operations, commit_message=message[:200], repo_type=kind)
     return f"{api.endpoint}/{'spaces/' if kind == 'space' else ''}{repo}"
+
+
+def _others(api: HfApi, repo: str, kind: str, there: list[str], artifacts: dict[str, Artifact]) -> dict[str, Artifact]:
+    """Return what else the repository holds, by its manifest alone: the card speaks of it too."""
+    names = [name for name in KINDS if f"{name}/{MANIFEST}" in there and name not in artifacts]
+    places = {name: Path(api.hf_hub_download(repo, f"{name}/{MANIFEST}", repo_type=kind)).parent for name in names}
+    return {name: Artifact(place, read_manifest(place)) for name, place in places.items()}

@@ -10,7 +10,6 @@ from typing import Any
 from saetool.errors import RequestError
 from saetool.exchange.files import agree, parse_json, read_torch, take
 from saetool.exchange.plain import Plain, all_float32, without_decoder_bias_on_input
-from saetool.exchange.sites import Claim
 
 _KEYS = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _THRESHOLD = "activation.threshold"
@@ -53,7 +52,6 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     plain = Plain(
         **weights,
         **_activation(kind, parameters, threshold, path),
-        claim=Claim(given.get("model")),
         facts={**config, **{key: header[key] for key in ("lib", "commit", "schema") if key in header}},
     )
     d_in, n = config.get("d_vit", config.get("d_model")), config.get("d_sae")

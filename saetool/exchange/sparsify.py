@@ -39,7 +39,7 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
         **all_float32(tensors),
         activation="topk",
         k=config.get("k"),
-        claim=claim_of_hook(given.get("model"), path.name),
+        claim=claim_of_hook(None, path.name),
         facts=config,
     )
     latents = config.get("num_latents") or (config.get("expansion_factor") or 0) * config.get("d_in", 0) or None

@@ -119,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             value = entry["value"]
             if entry["key"] == "file":
                 repository.files[value["path"]] = base64.b64decode(value["content"])
+            if entry["key"] == "deletedFile":
+                del repository.files[value["path"]]
             if entry["key"] == "lfsFile":
                 repository.files[value["path"]] = self.hub.objects[value["oid"]]
         repository.commits += 1

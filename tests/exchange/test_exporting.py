@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import saetool
 from saetool import cli
@@ -22,7 +23,8 @@ from saetool.training.heldout import reconstruct
 sys.path.insert(0, str(Path(__file__).parent))
 from exported import KINDS, random_model, sealed, structure
 
-RECORDED = json.loads((Path(__file__).parent / "data/exports.json").read_text())
+DATA = Path(__file__).parent / "data"
+RECORDED = json.loads((DATA / "exports.json").read_text())
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) * 2
 SITE = {
     "backbone": "demo/vits14",
@@ -66,6 +68,20 @@ def test_read_back_it_computes_the_same(tmp_path, format, kind):
         assert float((found - wanted).abs().max()) <= 2e-6 * float(wanted.abs().max())
     folded = "scale" in str(KINDS[kind].get("normalize")) and format != "safetensors"
     assert ("folded" in said.get("normalization", "")) == folded
+
+
+TOOLS = [place for tool in ("sae_lens", "sparsify") for place in sorted((DATA / tool).iterdir())]
+
+
+@pytest.mark.parametrize("place", TOOLS, ids=lambda place: place.name)
+def test_a_tools_file_imported_and_exported_again_is_still_what_the_tool_computes(tmp_path, place):
+    wanted = load_file(place / "expected.safetensors")
+    model = formats.read(place).model
+    saetool.export_autoencoder(sealed(model, tmp_path / "autoencoder"), tmp_path / "out", place.parent.name)
+    codes, x_hat = reconstruct(formats.read(tmp_path / "out").model, wanted["x"])
+    assert torch.equal(codes.dense() > 0, wanted["codes"] > 0)
+    for found, tools in ((codes.dense(), wanted["codes"]), (x_hat.detach(), wanted["x_hat"])):
+        assert float((found - tools).abs().max()) <= 1e-6 * float(tools.abs().max())
 
 
 def test_folding_a_power_of_two_changes_no_bit():
@@ -123,3 +139,17 @@ def test_the_command_says_what_was_folded(tmp_path, monkeypatch, capsys):
     cli.main()
     assert "center_scale (factor 0.7) folded into W_enc, W_dec and b_dec" in capsys.readouterr().out
     assert (tmp_path / "o/sae.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("format", "changed", "reason"),
+    [
+        ("sparsify", {"normalization": "layer_norm", "mean": None, "factor": 1.0}, "normalizes nothing"),
+        ("sparsify", {"relu": False}, "holds TopK autoencoders only"),
+        ("sae_lens", {"relu": False}, "no TopK that keeps negative values"),
+    ],
+)
+def test_a_topk_that_a_target_would_compute_otherwise_is_refused(tmp_path, format, changed, reason):
+    plain = replace(from_model(random_model("topk"), "model"), **changed)
+    with pytest.raises(RequestError, match=reason):
+        formats.WRITERS[format].write(plain, tmp_path, {})

@@ -98,7 +98,26 @@ def test_there_and_back_into_the_plain_form_loses_nothing(source):
 def test_what_changes_numbers_is_said(source):
     _, given = expected(source)
     said = formats.read(DATA / source, None, given).plain.converted
-    assert {"dtype", "normalization", "decoder bias"} <= set(said)
+    assert {"dtype", "normalization", "decoder bias", "activation"} <= set(said)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("sae_lens/topk", "TopK, k 4"),
+        ("sae_lens/batchtopk", "BatchTopK, threshold 0.7 (k 3 in training)"),
+        ("sae_lens/gated", "gated"),
+        ("saev/relu.pt", "ReLU"),
+    ],
+)
+def test_k_and_thresholds_are_said(source, words):
+    assert formats.read(DATA / source).plain.converted["activation"] == words
+
+
+def test_the_range_of_many_thresholds_is_said():
+    plain = formats.read(DATA / "dictionary_learning/JumpReluAutoEncoder").plain
+    low, high = float(plain.threshold.min()), float(plain.threshold.max())
+    assert plain.converted["activation"] == f"JumpReLU, thresholds {low:.6g} to {high:.6g}"
 
 
 def test_a_bfloat16_file_says_so():

@@ -17,7 +17,7 @@ from saetool.activations.from_tensors import write_store
 from saetool.artifacts import Artifact, verify
 from saetool.errors import RequestError, WorkError
 from saetool.exchange import Wanted, formats, importing
-from saetool.exchange.sites import Claim, claim_of_hook
+from saetool.exchange.sites import claim_of_hook
 
 DATA = Path(__file__).parent / "data"
 LENS = DATA / "sae_lens/topk"
@@ -211,7 +211,9 @@ def test_a_backbone_and_a_layer_say_what_the_file_does_not(tmp_path, copy, monke
     change(place, metadata={"sae_lens_version": "6.0.0", "model_name": "demo/vits14", "hook_name": "blocks.0"})
     named = saetool.import_autoencoder(place, tmp_path / "b")  # the file says it all
     assert (named.content["site"]["backbone"], named.content["site"]["layer"]) == ("demo/vits14", 1)
-    assert Claim("demo/vits14", 10).says() == "layer 10 of demo/vits14"
+    change(place, metadata={"model_name": "facebook/dinov2-base", "hook_name": "blocks.0"})
+    wanted = Wanted(backbone="hf/facebook/dinov2-base")  # the same name with saetool's prefix
+    assert saetool.import_autoencoder(place, tmp_path / "c", wanted).content["site"]["layer"] == 1
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -112,8 +112,7 @@ def test_the_card_says_what_it_is_and_shows_latents(run, remote):
     files = remote.repositories["models/me/sae"].files
     card = files["README.md"].decode()
     final = Artifact.open(run / "run/autoencoder").content["final"]
-    assert card.startswith("---\nlibrary_name: saetool\n")
-    assert "license: mit" in card
+    assert card.startswith("---\nlicense: mit\nlibrary_name: saetool\n")
     for words in (
         "layer 2 (blocks.1) of timm/test_vit (patches)",
         f"{final['fvu']:.4g} at the end of training",
@@ -140,9 +139,23 @@ def test_a_report_becomes_a_static_space(run, remote):
     assert list(remote.repositories) == ["spaces/me/sae"]
     space = remote.repositories["spaces/me/sae"]
     assert (space.private, space.sdk) == (True, "static")
-    assert "app_file: report/index.html" in space.files["README.md"].decode()
+    card = space.files["README.md"].decode()
+    assert "app_file: report/index.html" in card
+    assert "layer 2 (blocks.1) of timm/test_vit" in card
     assert "report/index.html" in space.files
     assert verify(place_of("hf/spaces/me/sae/report")) == []
+
+
+def test_pushed_again_a_folder_holds_the_new_artifact_alone_and_the_card_speaks_of_all(run, remote, tmp_path):
+    push(run / "run", "hf/me/sae", include=["autoencoder", "features"])
+    smaller = sealed(random_model("topk"), tmp_path / "autoencoder")
+    assert set(smaller.files) < set(Artifact.open(run / "run/autoencoder").files)
+    push(smaller.path, "hf/me/sae")
+    assert verify(place_of("hf/me/sae/autoencoder")) == []
+    assert saetool.load("hf/me/sae").n_latents == 16
+    card = remote.repositories["models/me/sae"].files["README.md"].decode()
+    for words in ("16 for activations of width 6", "latents never fire on them", "](examples.png)"):
+        assert words in card
 
 
 def test_which_of_a_run_is_asked_for(run, remote):
@@ -261,6 +274,7 @@ def test_another_tools_file_on_the_hub_is_imported_with_its_revision(remote, tmp
     from hub_server import Repository
 
     files = {f"layers.5/{p.name}": p.read_bytes() for p in (DATA / "sparsify/layers.5").iterdir()}
+    files["layers.5/page/manifest.json"] = b'{"name": "a page of theirs"}'
     remote.repositories["models/they/theirs"] = Repository(False, files, commits=3)
     artifact = saetool.import_autoencoder("hf/they/theirs/layers.5", tmp_path / "theirs")
     origin = artifact.content["origin"]
