@@ -3,10 +3,11 @@
     python scripts/bench_cache.py [--quick] [--json FILE] [--backbone NAME] [--layer N] [--source NAME] [--images N]
 
 Limits are measured before and after each caching job (of a single turn, before it), and the median turn counts, as
-machines drift. `forward` is the bare pass over pixels that are decoded (and on a GPU already there), in the same precision
-and batch size; `decode` is all decoding, no model; `write` is making shards durable. `cache` is the whole call, `steady` its
-rate without start and end, which a large store does not notice. `--source 256x256` makes JPEGs of that size: a GPU gets them
-unless told otherwise, and a ViT-B/16 of random weights; a CPU gets the demo's model and pictures.
+machines drift. `forward` is the bare pass over pixels that are decoded (and on a GPU already there), in the same
+precision and batch size; `decode` is all decoding, no model; `write` is making shards durable. `cache` is the whole
+call, `steady` its rate without start and end, which a large store does not notice. `--source 256x256` makes JPEGs of
+that size: a GPU gets them unless told otherwise, and a ViT-B/16 of random weights; a CPU gets the demo's model and
+pictures.
 """
 
 import argparse
