@@ -14,23 +14,37 @@ from saetool.lazy import lazy_names
 
 if TYPE_CHECKING:
     from saetool.activations import cache
-    from saetool.autoencoders.families import load
     from saetool.evaluation import intervene
+    from saetool.exchange import export_autoencoder, import_autoencoder, load
     from saetool.features import Features, index
     from saetool.images import open_source
     from saetool.training import train
     from saetool.vision import load_backbone, wrap
 
-__all__ = ["Features", "cache", "index", "intervene", "load", "load_backbone", "open_source", "train", "wrap"]
+__all__ = [
+    "Features",
+    "cache",
+    "export_autoencoder",
+    "import_autoencoder",
+    "index",
+    "intervene",
+    "load",
+    "load_backbone",
+    "open_source",
+    "train",
+    "wrap",
+]
 
 __getattr__ = lazy_names(
     "saetool",
     {
         "Features": "features",
         "cache": "activations",
+        "export_autoencoder": "exchange",
+        "import_autoencoder": "exchange",
         "index": "features",
         "intervene": "evaluation",
-        "load": "autoencoders.families",
+        "load": "exchange",
         "load_backbone": "vision",
         "open_source": "images",
         "train": "training",

@@ -96,11 +96,12 @@ def report(
         _stage("report", config, overrides, force)
         return
     from saetool import report as pages
+    from saetool.artifacts.remote import place_of
 
     if overview:
         typer.echo(printable(f"overview: {pages.write_overview(Path(config))}"))
         return
-    place = Path(config)
+    place = place_of(config, "report")
     problems = pages.check(place / "report" if (place / "report").is_dir() else place)
     for problem in problems:
         typer.echo(printable(problem))
@@ -163,6 +164,78 @@ def info(
         raise RequestError("\n".join(problems))
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="A path, or hf/OWNER/NAME[/FOLDER][@REVISION]: an autoencoder of any tool.")
+    ],
+    given: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value …]", help="What the file does not say, e.g. top_k=32.")
+    ] = None,
+    out: Annotated[str, typer.Option("--out", help="Where the sealed autoencoder goes.")] = "",
+    format: Annotated[str | None, typer.Option("--format", help="Its format, where it is not recognized.")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="The model it belongs to (timm/NAME, …).")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="The layer, from 1, or a module path.")] = None,
+    tokens: Annotated[str | None, typer.Option("--tokens", help="patches, cls, all or mean.")] = None,
+    activations: Annotated[
+        str | None, typer.Option("--activations", help="A store of its site, in place of --backbone.")
+    ] = None,
+    another_site: Annotated[
+        bool, typer.Option("--another-site", help="A site that the file does not come from is meant.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Read an autoencoder of SAELens, sparsify, saev, … into a sealed one that every command takes."""
+    from saetool.exchange.importing import Wanted, import_autoencoder, parse_given, parse_number
+
+    if not out:
+        raise RequestError("import: say where it goes: --out DIR, for example runs/NAME/autoencoder.")
+    place = None if layer is None else parse_number(layer)
+    wanted = Wanted(backbone, place if isinstance(place, int) else layer, tokens, activations, another_site)
+    made = import_autoencoder(source, out, wanted, format=format, given=parse_given(given or []), force=force)
+    origin = made.content["origin"]
+    _say(f"{made.kind}: {made.path}  ({made.id})")
+    _print_table({"format": origin["format"], **origin["converted"]})
+    _say(f"  site: {(made.content['site'] or {}).get('label', 'open: any of its width')}")
+
+
+@app.command()
+def export(
+    autoencoder: Annotated[str, typer.Argument(help="A sealed autoencoder.")],
+    format: Annotated[str, typer.Option("--format", help="sae_lens, sparsify or safetensors.")],
+    out: Annotated[str, typer.Option("--out", help="Where the files go.")],
+) -> None:
+    """Write an autoencoder as another tool loads it."""
+    from saetool.exchange import export_autoencoder
+
+    converted = export_autoencoder(autoencoder, out, format)
+    _say(f"{format}: {out}")
+    _print_table(converted)
+
+
+@app.command()
+def push(
+    directory: Annotated[str, typer.Argument(help="A sealed artifact, or a run's directory.")],
+    to: Annotated[str, typer.Argument(help="hf/OWNER/NAME")],
+    include: Annotated[
+        str | None, typer.Option("--include", help="autoencoder,features,evaluation,report: which of a run's.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A new repository is public (else private).")] = False,
+    license: Annotated[str | None, typer.Option("--license", help="Of the weights, for the model card.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Make it public without asking.")] = False,
+) -> None:
+    """Upload sealed artifacts to the Hugging Face hub, with a model card."""
+    from saetool.exchange import pushing
+
+    kinds = include.split(",") if include is not None else None
+    if kinds is None and sys.stdin.isatty():
+        there = ",".join(pushing.find_artifacts(directory))
+        kinds = typer.prompt("Push which", default=there).replace(" ", "").split(",") if "," in there else None
+    confirm = (lambda question: True) if yes else (lambda question: sys.stdin.isatty() and typer.confirm(question))
+    for address in pushing.push(directory, to, include=kinds, public=public, license=license, confirm=confirm):
+        _say(f"pushed: {address}")
+
+
 def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry_run: bool = False) -> None:
     from saetool.pipeline import Run
 
@@ -180,6 +253,12 @@ def _say(text: str) -> None:
     """Print a result once, whatever the number of processes."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(printable(text))
+
+
+def _print_table(rows: dict[str, str]) -> None:
+    width = max(map(len, rows), default=0)
+    for key, words in rows.items():
+        _say(f"  {key:<{width}}  {words}")
 
 
 def _print_estimate(estimate: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -31,8 +31,18 @@ LONGEST_NAME = 240
 """Bytes of a name that every usual file system takes, with `.partial` behind it."""
 
 
+class Trained(Settings):
+    """An autoencoder that is trained already, in place of settings: its path, or a place on the hub."""
+
+    kind: Literal["trained"]
+    path: str = Field(min_length=1)
+
+
 class RunConfig(Settings):
-    """A whole run. `activations`: null caches in the run, a path or address shares a store, `live` needs no disk."""
+    """A whole run. `activations`: null caches in the run, a path or address shares a store, `live` needs no disk.
+
+    `autoencoder` may be a path too: a trained one, which is indexed and evaluated as it is.
+    """
 
     run: str = Field(min_length=1)
     seed: int = Field(0, ge=0)
@@ -40,7 +50,7 @@ class RunConfig(Settings):
     backbone: BackboneSettings
     activations: str | None = None
     cache: CacheSettings = CacheSettings()
-    autoencoder: AutoencoderSettings
+    autoencoder: Annotated[AutoencoderSettings | Trained, Field(discriminator="kind")]
     training: TrainingSettings
     index: IndexSettings = IndexSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -57,6 +67,11 @@ class RunConfig(Settings):
                 f"no folder can have this name: it holds a zero byte, or a part of over {LONGEST_NAME} bytes"
             )
         return place
+
+    @field_validator("autoencoder", mode="before")
+    @classmethod
+    def _is_a_path(cls, given: Any) -> Any:
+        return {"kind": "trained", "path": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _layer_is_cached(self) -> "RunConfig":

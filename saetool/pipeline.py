@@ -17,7 +17,7 @@ from saetool.artifacts import Artifact, Stage, run_stage
 from saetool.artifacts.manifest import MANIFEST
 from saetool.artifacts.remote import place_of
 from saetool.artifacts.stage import Force
-from saetool.config import LIVE, RunConfig, load_config, sweep_members
+from saetool.config import LIVE, RunConfig, Trained, load_config, sweep_members
 from saetool.errors import RequestError
 from saetool.evaluation import evaluation_stage, sweep_stage
 from saetool.features import index_stage
@@ -99,7 +99,9 @@ class Run:
         return run_stage(stage, self.store_path, force=force)
 
     def train(self, force: Force = False) -> list[Artifact]:
-        """Train the models: several on one stream."""
+        """Train the models: several on one stream. One that the config names by its path is trained already."""
+        if isinstance(self.config.autoencoder, Trained):
+            return [_made(self.members[0].path("autoencoder"), "autoencoder")]
         stages = [(member.training(), member.path("autoencoder")) for member in self.members]
         return train_together(stages, force=force)
 
@@ -134,6 +136,8 @@ class Run:
                 "sweep training.seed: the seed of weights and noise."
             )
         self._require_inputs()
+        if isinstance(self.config.autoencoder, Trained):
+            self.train()
         if not self.config.activations:
             self.cache(force)
         self.train(force)
@@ -173,12 +177,16 @@ class Member:
     config: RunConfig
 
     def path(self, kind: str) -> Path:
-        """Return where an artifact of this member goes."""
+        """Return where an artifact of this member goes; a trained autoencoder is where the config says."""
+        if kind == "autoencoder" and isinstance(self.config.autoencoder, Trained):
+            return place_of(self.config.autoencoder.path, kind)
         return self.run.directory / self.name / kind
 
     def training(self) -> Stage:
         """Return the stage that trains this model."""
         c = self.config
+        if isinstance(c.autoencoder, Trained):
+            raise RequestError(f"autoencoder: {c.autoencoder.path} is trained already: index and evaluate it.")
         store = LiveSource(c.backbone, self.run.source, c.images, c.cache) if self.run.live else self.run.store
         return training_stage(store, c.autoencoder, c.training, c.seed)
 
@@ -244,11 +252,11 @@ class Member:
         Dead latents never fired on the whole store where there is an index, on the held-out images where there is not.
         """
         facts = _made(self.path("autoencoder"), "autoencoder").content
-        final = facts.get("final", {})
+        final = facts.get("final") or self._evaluated()
         name = f"{self.name}: " if self.name else ""
         lines = [
             f"{name}{facts['family']} autoencoder, {facts['d_in']:,} → {facts['n_latents']:,} latents, "
-            f"{facts['tokens']:,} activations of training; on held-out images:",
+            f"{_training_of(facts)}; on held-out images:",
             f"  FVU {_number(final.get('fvu'), '.3f')}   L0 {_number(final.get('l0'), '.1f')}   "
             f"silent there {_number(final.get('dead_share'), '.1%')}",
         ]
@@ -261,6 +269,18 @@ class Member:
         if page.is_file():
             lines.append(f"  report: {page.resolve().as_uri()}")
         return "\n".join(lines)
+
+    def _evaluated(self) -> dict[str, Any]:
+        """Return the numbers of the evaluation, for an autoencoder that nobody measured while it was trained."""
+        place = self.path("evaluation")
+        return Artifact.open(place, "evaluation").content if (place / MANIFEST).is_file() else {}
+
+
+def _training_of(facts: dict[str, Any]) -> str:
+    """Say how an autoencoder was trained, or where it was imported from."""
+    if "origin" in facts:
+        return f"imported from {facts['origin']['source']} ({facts['origin']['format']})"
+    return f"{facts['tokens']:,} activations of training"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -31,7 +31,7 @@ from saetool.sparse.backends.cpu import missing
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient, Outer
 from saetool.sparse.weight import Weight
-from saetool.training import TrainingSettings
+from saetool.training import TrainingSettings, replay
 from saetool.training.learner import Learner
 
 L1 = {"kind": "l1", "target_l0": 24, "warmup_steps": 4}
@@ -252,20 +252,42 @@ def check_resume(checks, keys, codes):
     raise AssertionError("a state of another kind of device was taken up")
 
 
+def check_recorded(checks, keys, codes):
+    """Steps replayed from recordings end with the bits of the same steps without."""
+    rows = planted(12 * checks.rows, checks.d_in)
+    stream, ended, recorded = TensorStream(rows, batch_size=checks.rows), [], 0
+    before = replay.PLAIN_STEPS
+    for plain in (before, 10**9):
+        replay.PLAIN_STEPS = plain
+        learner = learner_of(keys, checks, checks.device, stream, 12, codes)
+        for batch in rows.split(checks.rows):
+            learner.step(batch.to(checks.device))
+            codes_between = learner.autoencoder.encode_sparse(batch[:16].to(checks.device))  # reads other copies
+        ended.append(learner.autoencoder.state_dict() | {"codes": codes_between.values})
+        recorded = max(recorded, len(learner.recordings.rest))
+    replay.PLAIN_STEPS = before
+    for name, tensor in ended[0].items():
+        assert torch.equal(tensor, ended[1][name]), f"{name} differs"
+    if checks.device.type == "cuda":
+        assert recorded > 0, "nothing was recorded"
+        return f"{recorded} shapes"
+    return "unrecorded: only on a GPU"
+
+
 def check_waits(checks, keys, most):
     """Count what waits for the device in a step."""
     if checks.device.type != "cuda":
         return "only on a GPU"
-    rows = planted(8 * checks.rows, checks.d_in)
+    rows = planted(14 * checks.rows, checks.d_in)
     stream = TensorStream(rows, batch_size=checks.rows)
-    learner = learner_of(keys, checks, checks.device, stream, 8, "bf16")
+    learner = learner_of(keys, checks, checks.device, stream, 14, "bf16")
     batches = [batch.to(checks.device) for batch in rows.split(checks.rows)]
-    for batch in batches[:4]:
+    for batch in batches[:10]:
         learner.step(batch)
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for batch in batches[4:]:
+        for batch in batches[10:]:
             learner.step(batch)
     torch.cuda.set_sync_debug_mode("default")
     waits = sum("synchroniz" in str(w.message) for w in caught) / 4
@@ -331,7 +353,11 @@ def main():
     for name in ("ReLU + L1", "TopK + AuxK", "BatchTopK", "resampling"):
         for codes in ("bf16", "exact"):
             checks.run(f"{name}, {codes}: resumed", check_resume, checks, KINDS[name], codes)
-    # AuxK selects among dead latents too, and resampling waits when it acts.
+    for name in ("ReLU + L1", "TopK + AuxK", "BatchTopK", "Matryoshka", "JumpReLU", "gated", "KL"):
+        alive = {key: value for key, value in KINDS[name].items() if key != "dead"}  # cures are not recorded
+        for codes in ("bf16", "exact") if name in ("ReLU + L1", "TopK + AuxK") else ("bf16",):
+            checks.run(f"{name.split(' + A')[0]}, {codes}: recorded", check_recorded, checks, alive, codes)
+    # AuxK (BatchTopK has it here too) selects among dead latents as well.
     for name, most in (
         ("ReLU + L1", 1.0),
         ("TopK + AuxK", 2.0),

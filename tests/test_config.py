@@ -205,3 +205,10 @@ def test_anchors_may_be_used(tmp_path):
 def test_names_that_no_folder_can_have_are_refused(key, name):
     with pytest.raises(RequestError, match=f"{key}: no folder can have this name"):
         load_config("demo", [f'{key}="{name}"'])
+
+
+def test_an_autoencoder_may_be_the_path_of_a_trained_one():
+    config = load_config("demo", ["autoencoder=runs/theirs/autoencoder"])
+    assert (config.autoencoder.kind, config.autoencoder.path) == ("trained", "runs/theirs/autoencoder")
+    with pytest.raises(RequestError, match="autoencoder"):
+        load_config("demo", ["autoencoder=''"])

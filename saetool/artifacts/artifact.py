@@ -39,11 +39,13 @@ class Artifact:
 
     @classmethod
     def open(cls, path: str | os.PathLike, kind: str | None = None) -> "Artifact":
-        """Open a sealed artifact, of one kind where `kind` is given; `path` may be an address that fsspec reads.
+        """Open a sealed artifact, of one kind where `kind` is given.
+
+        `path` may be an address that fsspec reads, or a place on the hub (`hf/OWNER/NAME`).
 
         Raises RequestError for a missing, unfinished or damaged directory, another schema or another kind.
         """
-        path = place_of(path)
+        path = place_of(path, kind)
         for attempt in range(_ATTEMPTS):
             manifest = read_manifest(path)
             problem = _missing(path, manifest)

@@ -23,13 +23,22 @@ def describe(path: Path) -> str:
         *([f"  where     {artifact.notes['where']}"] if "where" in artifact.notes else []),
         f"  files     {len(artifact.files):,}, {_bytes(size)}",
         "  content",
-        *_lines(artifact.content),
+        *_lines({key: value for key, value in artifact.content.items() if key != "origin"}),
+        *_origin(artifact.content.get("origin")),
         "  config",
         *_lines(artifact.config),
     ]
     if artifact.inputs:
         lines += ["  made from", *_lineage(artifact, "    ")]
     return "\n".join(lines)
+
+
+def _origin(origin: dict[str, Any] | None) -> list[str]:
+    """Say of what was imported where it is from, and what was done to its numbers."""
+    if not origin:
+        return []
+    facts = {key: value for key, value in origin.items() if key not in ("converted", "facts", "before")}
+    return ["  imported", *_lines(facts), "  converted", *_lines(origin["converted"])]
 
 
 def _lineage(artifact: Artifact, indent: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from saetool.artifacts.manifest import digest_bytes
 from saetool.errors import RequestError, first_line
+from saetool.hub import fetch, is_hub
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,14 @@ def is_remote(path: object) -> bool:
     return isinstance(path, RemotePath) or "://" in str(path)
 
 
-def place_of(path: str | os.PathLike | RemotePath) -> Path:
+def place_of(path: str | os.PathLike | RemotePath, kind: str | None = None) -> Path:
     """Return a local path, or for an address a `RemotePath`, which answers a Path's reading methods.
 
-    Raises RequestError when no driver for the address is installed.
+    A place on the hub (`hf/OWNER/NAME`) is fetched first; of a whole repository the artifact of a `kind`, where one is
+    named. Raises RequestError when no driver for the address is installed.
     """
+    if is_hub(path):
+        return fetch(str(path), kind)
     if isinstance(path, RemotePath) or not is_remote(path):
         return cast(Path, path) if isinstance(path, RemotePath) else Path(path).expanduser()
     import fsspec

@@ -20,6 +20,8 @@ from saetool.sparse.gradients import DeferredGradient
 from saetool.statistics import Statistics
 
 Normalize = Literal["center_scale", "scale", "none"]
+ROW_EPS = 1e-5
+"""What layer norm adds to a row's deviation before dividing by it, as those do whose autoencoders are read here."""
 
 
 class Stream(Protocol):
@@ -114,12 +116,13 @@ class Normalizer(nn.Module):
     """x' = (x − mean) · factor, undone on the way out; mean and factor come from training rows and are saved.
 
     center_scale: factor = √(d_in / E‖x − mean‖²); scale: mean 0, factor = √(d_in / E‖x‖²); none: the identity.
+    layer_norm takes both from each row itself, so that going back needs the row: see `row_units`.
     """
 
     mean: Tensor
     factor: Tensor
 
-    def __init__(self, d_in: int, kind: Normalize):
+    def __init__(self, d_in: int, kind: Normalize | Literal["layer_norm"]):
         super().__init__()
         self.kind = kind
         self.register_buffer("mean", torch.zeros(d_in))
@@ -127,7 +130,7 @@ class Normalizer(nn.Module):
 
     def fit(self, statistics: Statistics) -> None:
         """Take mean and factor from the training rows' moments."""
-        if self.kind == "none":
+        if self.kind in ("none", "layer_norm"):
             return
         square = statistics.variance.double().sum()
         if self.kind == "center_scale":
@@ -145,11 +148,19 @@ class Normalizer(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Map raw activations into the model's units."""
+        if self.kind == "layer_norm":
+            mean, deviation = self.row_units(x)
+            return (x - mean) / (deviation + ROW_EPS)
         return x if self.kind == "none" else (x - self.mean).mul_(self.factor)
 
     def inverse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Map the model's units back to raw activations."""
-        return x if self.kind == "none" else x / self.factor + self.mean
+        """Map the model's units back to raw activations; of layer norm, whose rows only `row_units` knows, not."""
+        return x if self.kind in ("none", "layer_norm") else x / self.factor + self.mean
+
+    @staticmethod
+    def row_units(x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 1"]]:
+        """Return the mean and the deviation of each row."""
+        return x.mean(1, keepdim=True), x.std(1, keepdim=True)
 
 
 class Autoencoder(nn.Module):
@@ -173,8 +184,14 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return the reconstruction in raw units (what to add to x, where the model `adds_input`)."""
+        """Return the reconstruction in raw units, where codes alone tell it; else what `complete` makes it from."""
         raise NotImplementedError
+
+    def complete(
+        self, decoded: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]
+    ) -> Float[Tensor, "batch d_in"]:
+        """Return the reconstruction in raw units of x from what `decode` gave for its code."""
+        return x + decoded if self.adds_input else decoded
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
         """Return the training loss of a batch of raw activations; all randomness comes from `generator`.
@@ -186,8 +203,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction of raw activations, in raw units."""
-        x_hat = self.decode(self.encode(x))
-        return x + x_hat if self.adds_input else x_hat
+        return self.complete(self.decode(self.encode(x)), x)
 
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the active latents of raw activations; families with exact zeros override it and stay sparse."""

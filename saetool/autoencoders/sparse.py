@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.base import UNKNOWN, Autoencoder, Deferring, Loss, Normalizer, Stream, Training
-from saetool.autoencoders.sparse_activations import BatchTopK, Gated, JumpRelu, TopK, make_activation
+from saetool.autoencoders.sparse_activations import (
+    BatchTopK,
+    Gated,
+    JumpRelu,
+    Sigmoid,
+    TopK,
+    make_activation,
+)
 from saetool.autoencoders.sparse_dead import (
     DeadLatentTracker,
     auxk_loss,
@@ -88,7 +95,7 @@ class SparseAutoencoder(Autoencoder):
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("use_dense", torch.tensor(self.activation.dense_only))
         self.register_buffer("mean_l0", torch.zeros(()))
-        if self.activation.dense_only:
+        if isinstance(self.activation, Sigmoid):
             self.active_above = SIGMOID_ACTIVE
         k = getattr(settings.activation, "k", 0)
         if k > self.n_latents:
@@ -148,19 +155,28 @@ class SparseAutoencoder(Autoencoder):
         return self.activation.values(view.a, view.gather, self.encoder_bias, training=False)
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return the reconstruction in raw units."""
+        """Return the reconstruction in raw units; under layer norm in each row's own (see `complete`)."""
         return self.normalizer.inverse(z.to(self.decoder) @ self.decoder + self.decoder_bias)
 
     def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
-        """Return the reconstruction of sparse codes, in raw units."""
+        """Return the reconstruction of sparse codes, as `decode` does."""
         if self._dense_only():
             return self.decode(codes.dense())
         support = Support.of(codes)
         x_hat = decode(codes.values.to(self.decoder), self._decoder, support) + self.decoder_bias
         return self.normalizer.inverse(x_hat)
 
+    def complete(
+        self, decoded: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]
+    ) -> Float[Tensor, "batch d_in"]:
+        """Return the reconstruction in raw units of x from what `decode` gave for its code."""
+        if self.normalizer.kind != "layer_norm":
+            return decoded
+        mean, deviation = self.normalizer.row_units(x.to(decoded))
+        return decoded * deviation + mean
+
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return what one unit of each latent adds to the reconstruction, in raw units."""
+        """Return what one unit of each latent adds to the reconstruction, in raw units (of layer norm: a row's own)."""
         return self.decoder.detach() / self.normalizer.factor
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
@@ -212,8 +228,10 @@ class SparseAutoencoder(Autoencoder):
     @torch.no_grad()
     def _in_units(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """Return raw activations in the model's units, and what the encoder sees of them: less the decoder's bias."""
-        mean = None if self.normalizer.kind == "none" else self.normalizer.mean
         x = x.to(self.encoder.device)
+        if self.normalizer.kind == "layer_norm":
+            x = self.normalizer(x.to(self.encoder.dtype))
+        mean = self.normalizer.mean if self.normalizer.kind in ("scale", "center_scale") else None
         return backend_for(self.encoder).center(x, mean, self.normalizer.factor, self.decoder_bias)
 
     def _loss(self, x: Tensor, step: int, half: bool, optimizer: Deferring | None, found: Selected | None) -> Loss:

@@ -94,6 +94,15 @@ class TopK(SparseActivation):
         return torch.zeros_like(a, dtype=torch.bool).scatter_(1, places, True)
 
 
+class SignedTopK(TopK):
+    """The k largest of each row as they are, negative ones too, as saev has them."""
+
+    dense_only = True
+
+    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+        return a
+
+
 class BatchTopK(SparseActivation):
     """The k · batch largest of a batch, then max(·, 0) (Bussmann et al. 2024, 2412.06410).
 
@@ -296,6 +305,8 @@ def make_activation(settings: Activation, n_latents: int, d_in: int) -> SparseAc
             return OneMinusExp()
         case "topk":
             return TopK(settings.k)
+        case "signed_topk":
+            return SignedTopK(settings.k)
         case "batch_topk":
             return BatchTopK(settings.k)
         case "jump_relu":

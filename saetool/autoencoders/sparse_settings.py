@@ -40,6 +40,13 @@ class TopKActivation(Settings):
     k: PositiveInt
 
 
+class SignedTopKActivation(Settings):
+    """The k largest of a row as they are, negative ones too: as some imported models have it; always dense."""
+
+    kind: Literal["signed_topk"]
+    k: PositiveInt
+
+
 class BatchTopKActivation(Settings):
     """The k · batch largest of a batch, then max(·, 0); a learned threshold at inference (Bussmann et al. 2024)."""
 
@@ -70,6 +77,7 @@ Activation = Annotated[
     | SigmoidActivation
     | OneMinusExpActivation
     | TopKActivation
+    | SignedTopKActivation
     | BatchTopKActivation
     | JumpReluActivation
     | GatedActivation,
@@ -176,7 +184,7 @@ Dead = Annotated[AuxK | Resample | PreActivation | NoCure, Field(discriminator="
 
 # --- the whole -------------------------------------------------------------------------------------------------------
 
-SELECTING = ("topk", "batch_topk")
+SELECTING = ("topk", "signed_topk", "batch_topk")
 UNIT_INTERVAL = ("sigmoid", "one_minus_exp")
 LEAST_DECAY = 1e-6
 """Less decay than this holds no decoder weight."""
@@ -185,6 +193,7 @@ CURES = {
     "relu": ("resample",),
     "gated": ("resample",),
     "topk": ("auxk",),
+    "signed_topk": (),
     "batch_topk": ("auxk",),
     "jump_relu": ("pre_activation",),
     "sigmoid": (),
@@ -196,7 +205,8 @@ class SparseSettings(Width):
     """One sparse autoencoder."""
 
     kind: Literal["sparse"]
-    normalize: Normalize = "center_scale"
+    normalize: Normalize | Literal["layer_norm"] = "center_scale"
+    """layer_norm takes mean and deviation from each row itself, as some imported models do."""
     activation: Activation = ReluActivation()
     penalty: Penalty = NoPenalty()
     matryoshka: tuple[PositiveInt, ...] | None = None

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saetool.activations.sites import refuse_other_site
 from saetool.autoencoders.base import Autoencoder
 from saetool.errors import RequestError
-from saetool.evaluation.sites import refuse_other_site
 from saetool.training.heldout import reconstruct
 from saetool.vision.backbone import Backbone, Site
 from saetool.vision.hooks import Replacement
@@ -222,7 +222,10 @@ def _linear_shift(
         return torch.zeros_like(rows)
     z = latent_values(autoencoder, rows, latents)
     shift = torch.stack([edits[latent](z[:, i]) - z[:, i] for i, latent in enumerate(latents)], dim=-1)
-    return shift @ directions[latents].to(shift.device, shift.dtype)
+    moved = shift @ directions[latents].to(shift.device, shift.dtype)
+    if autoencoder.adds_input:
+        return moved
+    return autoencoder.complete(moved, rows) - autoencoder.complete(torch.zeros_like(moved), rows)
 
 
 def latent_values(
@@ -250,5 +253,5 @@ def _changed_reconstruction(
         changed[:, latent] = edit(z[:, latent])
     x_hat = autoencoder.decode(changed)
     if keep_error:
-        return rows + (x_hat - autoencoder.decode(z))
-    return rows + x_hat if autoencoder.adds_input else x_hat
+        return rows + (autoencoder.complete(x_hat, rows) - autoencoder.complete(autoencoder.decode(z), rows))
+    return autoencoder.complete(x_hat, rows)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from saetool import distributed
+from saetool.activations.sites import find_site, name_site, open_others
 from saetool.artifacts import Artifact, Partial, Stage
 from saetool.errors import RequestError
 from saetool.evaluation.settings import EvaluationSettings
-from saetool.evaluation.sites import find_site, name_site, open_others
 from saetool.vision.settings import BackboneSettings
 
 if TYPE_CHECKING:

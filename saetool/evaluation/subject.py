@@ -10,13 +10,13 @@ from torch import Tensor
 
 from saetool import distributed
 from saetool.activations import ActivationStore, SiteStore, StoreStream, held_out_mask
+from saetool.activations.sites import find_site
 from saetool.activations.store import runs
 from saetool.artifacts import Artifact
 from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
 from saetool.evaluation.settings import EvaluationSettings
-from saetool.evaluation.sites import find_site
 
 ROWS_AT_ONCE = 2048
 """Rows encoded together; whole images, at least one."""

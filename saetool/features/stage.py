@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saetool import distributed
 from saetool.activations import ActivationStore, SiteStore, held_out_mask
+from saetool.activations.sites import find_site
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
@@ -63,7 +64,7 @@ def index_stage(
 
     Raises RequestError when the store has no activations of the autoencoder's site.
     """
-    site = _same_site(autoencoder, store)
+    site = find_site(autoencoder, store)["folder"]
     if embeddings is None and settings.embeddings is not None:
         embeddings = _open(settings.embeddings, "activations")
     _embedding_site(settings, store, embeddings)
@@ -94,23 +95,6 @@ def _embedding_site(settings: IndexSettings, store: Artifact, embeddings: Artifa
         folders = ", ".join(site.info["folder"] for site in opened.sites)
         raise RequestError(f"{embeddings.path}: has several sites; name one as index.embedding_layer: {folders}.")
     return opened.site()
-
-
-def _same_site(autoencoder: Artifact, store: Artifact) -> str:
-    """Return the folder of the site on which the autoencoder was trained."""
-    trained = autoencoder.content["site"]
-    sites = [info for info in store.content["sites"] if not info.get("embedding")]
-    for info in sites:
-        if trained is not None and info["digest"] == trained["digest"]:
-            return info["folder"]
-    if trained is None and len(sites) == 1 and sites[0]["d"] == autoencoder.content["d_in"]:
-        return sites[0]["folder"]  # trained on a stream of tensors, which has no site
-    there = ", ".join(f"{info.get('label') or info['folder']} ({info['digest']})" for info in sites)
-    wanted = f"{trained.get('label') or trained['folder']} ({trained['digest']})" if trained else "a stream of tensors"
-    raise RequestError(
-        f"{autoencoder.path}: was trained on {wanted}; {store.path} holds {there}. "
-        "Cache that site with the same model and preprocessing, or index with an autoencoder of this one."
-    )
 
 
 @dataclass

@@ -13,6 +13,8 @@ from saetool.training.plan import Plan
 BYTES_A_PARAMETER = 16
 """Weight, gradient and two moments, each in fp32."""
 TIMED_STEPS = 3
+FIRST_STEPS = {"cuda": 12}
+"""Steps before the timed ones, by kind of device, else one: a GPU's kernels are compiled and its steps recorded."""
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
@@ -37,24 +39,29 @@ def estimate(plan: Plan) -> dict[str, Any]:
         # Two checkpoints, each of weights and two moments, stand side by side for a moment.
         "bytes_on_disk_while_training": 2 * 3 * saved,
         "bytes_of_memory": BYTES_A_PARAMETER * parameters + row_bytes * (settings.pool_rows + settings.batch_size),
-        **({"bytes_of_gpu_memory": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}),
+        **({"bytes_of_gpu_memory": torch.cuda.max_memory_reserved(device)} if device.type == "cuda" else {}),
         "seconds": seconds,
     }
 
 
 def _seconds_a_step(learner: Learner, stream: Stream) -> float:
-    """Return the mean time of a step after the first, or 0 where a closed form takes none."""
+    """Return the mean time of a step after the first ones, or 0 where a closed form takes none."""
     learner.autoencoder.train()
     learner.initialize(stream)
     if learner.fit(stream):
         return 0.0
+    first = FIRST_STEPS.get(learner.device.type, 1)
+    if first > 1:
+        learner.done = learner.settings.steps // 2  # most steps are like those of the middle, where nothing warms up
     learner.enter_phase(stream)
-    start = 0.0
-    for i, batch in zip(range(TIMED_STEPS + 1), stream.batches(), strict=False):
+    start, done = 0.0, 0
+    for i, batch in zip(range(TIMED_STEPS + first), stream.batches(), strict=False):
         learner.step(batch)
-        _wait(learner.device)
-        start = start or time.monotonic()
-        done = i
+        if i + 1 == first:
+            _wait(learner.device)
+            start = time.monotonic()
+        done = i + 1 - first
+    _wait(learner.device)
     return (time.monotonic() - start) / max(done, 1)
 
 

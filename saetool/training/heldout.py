@@ -26,7 +26,7 @@ def reconstruct(autoencoder: Autoencoder, x: Float[Tensor, "rows d_in"]) -> tupl
     else:
         codes = autoencoder.encode_sparse(x)
         x_hat = autoencoder.decode_sparse(codes)
-    return codes, x + x_hat if autoencoder.adds_input else x_hat
+    return codes, autoencoder.complete(x_hat, x)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ a training that resumes ends with the same bits.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from saetool.sparse.adam import SparseAdam
+from saetool.sparse.backends import AdamStep
 from saetool.sparse.weight import Copy, Weight
 
 PLAIN_STEPS = 3
@@ -28,12 +30,11 @@ Body = Callable[[Any], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded step behind the search: its graph, its scalars in one tensor, and the copies of weights it renews."""
+    """A recorded step behind the search: its graph, and its scalars in one tensor."""
 
     graph: Any
     names: list[str]
     scalars: Tensor
-    copies: list[tuple[Weight, Copy]]
 
 
 class Recordings:
@@ -46,6 +47,7 @@ class Recordings:
         self.numbers = torch.empty(5, device=device)
         self.begun: Any = None
         self.search: Any = None
+        self.copies: list[tuple[Weight, Copy]] = []
         self.rest: dict[tuple[int, ...], Recording] = {}
 
     def step(self, batch: Tensor, step: int) -> dict[str, Tensor] | None:
@@ -53,6 +55,10 @@ class Recordings:
         upcoming = self.optimizer.upcoming()
         if upcoming is None or not self.autoencoder.repeats(step):
             return None
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._step(batch, upcoming)
+
+    def _step(self, batch: Tensor, upcoming: AdamStep) -> dict[str, Tensor] | None:
         begun = self._begin(batch)
         if begun is None:
             return None
@@ -65,7 +71,7 @@ class Recordings:
             return self.body(begun.found(numbers, shape[0]))
         self.numbers.copy_(torch.tensor(upcoming.values(), dtype=torch.float32), non_blocking=True)
         if shape in self.rest:
-            self.optimizer.count(self.rest[shape].copies)
+            self.optimizer.count(self.copies)
         else:
             self.rest[shape] = self._record(numbers, shape[0])
         recording = self.rest[shape]
@@ -79,6 +85,8 @@ class Recordings:
             self.search = self._record_search(batch)
         self.batch.copy_(batch, non_blocking=True)
         self.search.replay()
+        for weight, copy in self.copies:
+            weight.copy = copy  # evaluation may have asked for another since; the update renews what the search reads
         return self.begun
 
     def _record_search(self, batch: Tensor) -> Any:
@@ -90,6 +98,7 @@ class Recordings:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.begun = self.autoencoder.begin(self.batch)
+        self.copies = self.optimizer.copies()
         return graph
 
     def _record(self, numbers: list[int], room: int) -> Recording:
@@ -100,4 +109,4 @@ class Recordings:
             together = torch.stack([value.float() for value in scalars.values()])
         self.optimizer.placed = None
         self.optimizer.zero_grad(set_to_none=True)  # gradients lie in the graphs' memory
-        return Recording(graph, list(scalars), together, self.optimizer.copies())
+        return Recording(graph, list(scalars), together)

@@ -169,14 +169,15 @@ def test_bfloat16_decides_within_its_rounding(backend, made):
     assert not (found > 0)[data.outputs < kth - 2 * margin.amax(1, keepdim=True)].any()
 
 
-def test_exact_mode_finds_what_bfloat16_misjudges(backend):
-    """Hundreds of latents within ± .004 of the threshold."""
+@pytest.mark.parametrize("apart", [1e-3, 1e-4])
+def test_exact_mode_finds_what_16_bits_misjudge(backend, apart):
+    """Hundreds of latents within ± 4 · apart of the threshold."""
     g = torch.Generator().manual_seed(1)
     x = torch.randn(2, 64, generator=g)
-    weight = torch.randn(64, generator=g) / 8 + 1e-3 * torch.randn(300, 64, generator=g)
+    weight = torch.randn(64, generator=g) / 8 + apart * torch.randn(300, 64, generator=g)
     bias = -(x[0] @ weight[0]).expand(300).contiguous()
     data = Case(x, weight, bias)
-    assert (data.outputs[0].abs() < 0.004).sum() > 50
+    assert (data.outputs[0].abs() < 4 * apart).sum() > 50
     x, weight, bias = cast(backend, x, weight, bias)
     for k, bound in ((None, torch.zeros(1)), (40, data.outputs.topk(40, dim=1).values[:, -1:])):
         if k is None:
@@ -186,6 +187,51 @@ def test_exact_mode_finds_what_bfloat16_misjudges(backend):
         sure = (data.outputs - bound).abs() > 1e-5
         wanted = (data.outputs >= bound) & (data.outputs > 0)
         assert torch.equal((dense(support, values) > 0)[sure], wanted[sure])
+
+
+@pytest.mark.parametrize("scale", [1e5, 1e-7])
+def test_exact_mode_finds_what_16_bits_do_not_hold(backend, scale):
+    data = case()
+    x, weight = cast(backend, data.x * scale, data.weight)
+    bias = weight.new_zeros(len(weight))
+    outputs = (data.x * scale).double() @ data.weight.double().T
+    sure = outputs.abs() > 1e-5 * scale
+    support, values = backend.encode_threshold(x, Weight(weight), bias, bias, "exact")
+    found = dense(support, values.clamp_min(0))
+    torch.testing.assert_close(found[sure], outputs.clamp_min(0)[sure], rtol=1e-4, atol=1e-6 * scale)
+    support, values = backend.encode_topk(x, Weight(weight), bias, 4, "exact")
+    wanted = torch.where(outputs >= outputs.topk(4, dim=1).values[:, -1:], outputs, 0.0).clamp_min(0)
+    torch.testing.assert_close(dense(support, values)[sure], wanted[sure], rtol=1e-4, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("wanted", ["threshold", "k"])
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_room_behind_the_entries_changes_nothing(monkeypatch, precision, wanted):
+    pytest.importorskip("triton")
+    from saetool.sparse.backends.cuda import launch
+
+    monkeypatch.setenv(backends.SWITCH, "cuda")
+    monkeypatch.setattr(launch, "CHUNK", 8)
+    data = always_on()
+    backend, weight, bias = backend_for(data.x), Weight(data.weight), data.bias
+    given = {"cut": torch.zeros_like(bias)} if wanted == "threshold" else {"k": 5}
+    found = []
+    for more in (None, 40):
+        search = backend.search(data.x, weight, bias, precision, **given)
+        assert search is not None
+        numbers = search.numbers.tolist()
+        support, values = search.found(numbers, None if more is None else numbers[0] + more)
+        if more and wanted == "threshold":
+            assert len(support.latents) == numbers[0] + more
+            assert (values[numbers[0] :] < -1e20).all()
+        z = values.relu()
+        error, residual, slopes = backend.squared_error(support, z, weight, data.x[0], data.x)
+        total = int(support.offsets[-1])
+        sums = backend.latent_sums(support, z), backend.latent_gradient(support, z, data.x, 0, len(bias))
+        codes = support.codes(values)
+        found.append([error, residual, slopes[:total], *sums, codes.offsets, codes.latents, codes.values])
+    for plain, roomy in zip(*found, strict=True):
+        assert torch.equal(plain, roomy)
 
 
 def test_a_row_that_no_width_holds_is_decided_all_the_same(monkeypatch):
@@ -322,6 +368,22 @@ def test_a_changed_weight_is_copied_again(backend):
     support, values = backend.encode_threshold(x, weight, bias, cut, "exact")
     wanted = (x @ tensor.T + bias).double().clamp_min(0)
     torch.testing.assert_close(dense(support, values).clamp_min(0), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_each_kind_of_copy_follows_the_weight():
+    pytest.importorskip("triton")
+    from saetool.sparse.backends.cuda.launch import FineCopy, HalfCopy
+
+    weight = Weight(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)))
+    half, fine = weight.copied(HalfCopy), weight.copied(FineCopy)
+    weight.tensor.mul_(2.0)
+    half.half.copy_(weight.tensor)  # as an optimizer does that has the rows at hand
+    weight.mark_current(half)
+    half.half[0, 0] = 99.0
+    assert weight.copied(HalfCopy).half[0, 0] == 99.0, "renewed though it was said to be current"
+    assert torch.equal(weight.copied(FineCopy).half, weight.tensor.half())
+    assert weight.copied(FineCopy) is fine
+    assert weight.copied(HalfCopy) is half
 
 
 def test_the_choice_is_made_in_one_place_and_can_be_overridden(monkeypatch):

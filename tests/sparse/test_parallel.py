@@ -73,3 +73,14 @@ def test_what_a_thread_raises_is_raised_here_and_threads_come_back(two_cores):
     with pytest.raises(ValueError, match="row 30"):
         parallel_rows(work, 60, 10)
     assert torch.get_num_threads() == 2
+
+
+def test_threads_write_into_tensors_of_inference_mode(two_cores):
+    with torch.inference_mode():
+        out = torch.zeros(600, 2)
+
+        def work(number, some):
+            out[some.start : some.stop] = 1.0
+
+        parallel_rows(work, 600, 100)
+    assert out.min() == 1

@@ -47,8 +47,10 @@ class Search(Protocol):
     launches on the same shapes whenever `shape` says the same.
     """
 
-    numbers: Int[Tensor, "numbers"]
-    """How many entries there are, and what else must be known to go on."""
+    @property
+    def numbers(self) -> Int[Tensor, "numbers"]:
+        """How many entries there are, and what else must be known to go on."""
+        ...
 
     def shape(self, numbers: list[int]) -> tuple[int, ...] | None:
         """Return what the shapes of what follows depend on, the room for entries first; None: on everything."""

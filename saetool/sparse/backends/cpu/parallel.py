@@ -38,7 +38,8 @@ def parallel_rows(work: Callable[[int, range], Result], rows: int, most: int) ->
     parts = [range(start, stop) for start, stop in pairwise(starts)]
     if workers == 1:
         return [work(0, part) for part in parts]
-    each, quiet = cores // workers, torch.no_grad()(work)  # gradients are switched off a thread at a time
+    # Gradients are switched off a thread at a time, and tensors made in inference mode are written in it only.
+    each, quiet = cores // workers, torch.inference_mode(torch.is_inference_mode_enabled())(torch.no_grad()(work))
     results: dict[int, Result] = {}
     places = iter(range(len(parts)))
 

@@ -9,6 +9,10 @@ IDENTITY = ("weights", "module", "tokens", "preprocessing")
 """What a site's digest covers."""
 
 
+MEANT = "saetool import AUTOENCODER --activations STORE --another-site --out DIR"
+"""How to say that an autoencoder is meant for a site that it does not come from."""
+
+
 def name_site(site: dict) -> str:
     """Return a site's name for people: `layer 10 (blocks.9) of demo/vits14 (patches)`."""
     return f"{site.get('label', site.get('module'))} of {site.get('backbone') or 'given rows'} ({site.get('tokens')})"
@@ -20,7 +24,8 @@ def refuse_other_site(here: dict, trained: dict) -> None:
         differing = [key for key in IDENTITY if here.get(key) != trained.get(key)]
         raise RequestError(
             f"the autoencoder was trained on {name_site(trained)}, not on {name_site(here)}; "
-            f"they differ in {', '.join(differing) or 'their digest'}. Use activations and model of the same site."
+            f"they differ in {', '.join(differing) or 'their digest'}. Use activations and model of the same site, "
+            f"or, where another is meant, say so: {MEANT}."
         )
 
 
@@ -30,14 +35,7 @@ def find_site(autoencoder: Artifact, store: Artifact) -> dict:
     sites = [site for site in store.content["sites"] if not site.get("embedding")]
     d_in = autoencoder.content["d_in"]
     if trained is None:
-        fitting = [site for site in sites if site["d"] == d_in]
-        if len(fitting) == 1:
-            return fitting[0]
-        widths = ", ".join(f"{site['folder']}: {site['d']}" for site in sites)
-        raise RequestError(
-            f"{autoencoder.path} takes vectors of width {d_in} and does not say from which site; "
-            f"{store.path} holds {widths}"
-        )
+        return _by_width(autoencoder, store, sites)
     found = next((site for site in sites if site["digest"] == trained["digest"]), None)
     if found is not None:
         return found
@@ -49,6 +47,26 @@ def find_site(autoencoder: Artifact, store: Artifact) -> dict:
         )
     refuse_other_site(near, trained)
     raise AssertionError("unreachable: the digests differ")
+
+
+def _by_width(autoencoder: Artifact, store: Artifact, sites: list[dict]) -> dict:
+    """Return the only site whose width fits an autoencoder that has no site: it may come from a stream, or a file."""
+    d_in, claimed = autoencoder.content["d_in"], autoencoder.content.get("origin", {}).get("claim", {})
+    fitting = [site for site in sites if site["d"] == d_in]
+    if len(fitting) != 1:
+        widths = ", ".join(f"{site['folder']}: {site['d']}" for site in sites)
+        raise RequestError(
+            f"{autoencoder.path} takes vectors of width {d_in} and does not say from which site; "
+            f"{store.path} holds {widths}"
+        )
+    layer = claimed.get("layer")
+    if layer is not None and layer not in (fitting[0].get("layer"), fitting[0].get("module")):
+        said = f"layer {layer}" if isinstance(layer, int) else layer
+        raise RequestError(
+            f"{autoencoder.path} comes from {said} of {claimed.get('model') or 'a model'}; {store.path} holds "
+            f"{name_site(fitting[0])}. Cache that site, or, where this one is meant, say so: {MEANT}."
+        )
+    return fitting[0]
 
 
 def open_others(paths: tuple[str, ...], autoencoder: Artifact) -> list[Artifact]:

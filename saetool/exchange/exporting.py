@@ -1,0 +1,83 @@
+"""From a sealed autoencoder to the files that another tool loads and computes the same from."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saetool.activations.sites import name_site
+from saetool.artifacts import Artifact
+from saetool.autoencoders import families
+from saetool.errors import RequestError
+from saetool.exchange.formats import WRITERS
+from saetool.exchange.model import from_model
+from saetool.exchange.plain import Plain, without_normalization
+from saetool.exchange.sites import Claim
+
+
+def export_autoencoder(
+    autoencoder: str | os.PathLike | Artifact, out: str | os.PathLike, format: str
+) -> dict[str, str]:
+    """Write an autoencoder for another tool (`sae_lens`, `sparsify`, `safetensors`) and say what was converted.
+
+    Normalization is folded into the weights, but for layer norm where the target has it. Training's facts go into the
+    target's metadata. Raises RequestError where the target cannot hold it, or `out` is there already.
+    """
+    if format not in WRITERS:
+        raise RequestError(f"--format {format}: none of {', '.join(WRITERS)}.")
+    artifact = autoencoder if isinstance(autoencoder, Artifact) else Artifact.open(autoencoder, kind="autoencoder")
+    out = Path(out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out}: is there already; choose another place (--out).")
+    plain = from_model(families.load(artifact), str(artifact.path))
+    plain = _claiming(plain, artifact.content["site"])
+    if plain.normalization != "layer_norm" and format != "safetensors":
+        plain = without_normalization(plain)
+    if plain.activation == "batch_topk":
+        plain = plain.saying(activation="BatchTopK with its inference threshold, as a JumpReLU of one threshold")
+    files = WRITERS[format].write(plain, out, _facts(artifact))
+    _write(out, files)
+    return plain.converted
+
+
+def _claiming(plain: Plain, site: dict[str, Any] | None) -> Plain:
+    if site is None:
+        return plain
+    return replace(
+        plain, claim=Claim(site["backbone"], site["layer"] or site["module"], site["tokens"], site["module"])
+    )
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    """Return what is known of the training, as JSON types."""
+    content = artifact.content
+    kept = ("settings", "loss_convention", "tokens", "steps", "final", "held_out", "site", "origin")
+    facts = {key: content[key] for key in kept if content.get(key)}
+    if content["site"] is not None:
+        facts["site_name"] = name_site(content["site"])
+    return {**facts, "autoencoder": artifact.id, "training": artifact.config.get("training", {})}
+
+
+def _write(out: Path, files: list[tuple[str, dict[str, Tensor] | dict[str, Any]]]) -> None:
+    """Write all files, or none: they become `out` in one step."""
+    from safetensors.torch import save
+
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name, content in files:
+            if name.endswith(".safetensors"):
+                data = save({key: tensor.contiguous() for key, tensor in content.items()})
+            else:
+                data = (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+            (partial / name).write_bytes(data)
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

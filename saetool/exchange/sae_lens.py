@@ -1,0 +1,175 @@
+"""SAELens: `cfg.json` and `sae_weights.safetensors` (read: versions 5, 6; written: 6).
+
+Its W_enc is [d_in, d_sae]. Versions before 6 name things otherwise and keep the activation in `activation_fn_str`.
+A checkpoint of a training may stand unfolded beside `activation_scaler.json`, the factor of the expected norm.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saetool.errors import RequestError
+from saetool.exchange.files import agree, read_json, read_safetensors, take
+from saetool.exchange.plain import Activation, Plain, all_float32, with_unit_decoder, without_decoder_bias_on_input
+from saetool.exchange.sites import claim_of_hook
+
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+_COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+_KEYS = {
+    "standard": {**_COMMON, "b_enc": "b_enc"},
+    "topk": {**_COMMON, "b_enc": "b_enc"},
+    "jumprelu": {**_COMMON, "b_enc": "b_enc", "threshold": "threshold"},
+    "gated": {**_COMMON, "b_gate": "b_enc", "r_mag": "r_mag", "b_mag": "b_mag"},
+    "batchtopk": {**_COMMON, "b_enc": "b_enc", "topk_threshold": "threshold"},
+}
+_KEYS["matryoshka_batchtopk"] = _KEYS["batchtopk"]
+"""Tensors of each architecture and their names here; the BatchTopK ones are those of a training, for inference it
+writes them as JumpReLU."""
+_ACTIVATIONS: dict[str, Activation] = {
+    "standard": "relu",
+    "topk": "topk",
+    "jumprelu": "jump_relu",
+    "gated": "gated",
+    "batchtopk": "batch_topk",
+    "matryoshka_batchtopk": "batch_topk",
+}
+_NOT_FACTS = ("metadata", "device", "dtype", "model_from_pretrained_kwargs")
+
+
+def recognizes(path: Path) -> bool:
+    """Say whether a folder is in this format."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def read(path: Path, given: dict[str, Any]) -> Plain:
+    """Read an autoencoder; raises RequestError for architectures and options that the sparse family does not have."""
+    config = _config(path)
+    architecture = config["architecture"]
+    name = str(path / WEIGHTS)
+    if architecture not in _KEYS:
+        raise RequestError(f"{path / CONFIG}: architecture {architecture!r} is none of {', '.join(_KEYS)}.")
+    found = read_safetensors(path / WEIGHTS)
+    scale = found.pop("scaling_factor", None)  # versions 3 to 5; all ones where it was not fine-tuned
+    tensors = take(found, _KEYS[architecture], name)
+    if scale is not None and not torch.equal(scale, torch.ones_like(scale)):
+        raise RequestError(f"{name}: fine-tuned with a scaling_factor, which is not read.")
+    dtype = tensors["W_enc"].dtype
+    # Its own inference rounds a BatchTopK threshold, kept in float64, in the same way.
+    threshold = {"threshold": tensors.pop("threshold").float()} if "threshold" in tensors else {}
+    weights = all_float32(tensors) | threshold
+    weights["W_enc"] = weights["W_enc"].T.contiguous()
+    plain = Plain(
+        **weights,
+        activation=_ACTIVATIONS[architecture],
+        k=_k(config),
+        prefixes=tuple(config.get("matryoshka_widths") or ()) or None,
+        claim=claim_of_hook(config.get("model_name"), config.get("hook_name")),
+        facts={key: value for key, value in config.items() if key not in _NOT_FACTS},
+    )
+    agree(name, d_in=(config.get("d_in"), plain.d_in), d_sae=(config.get("d_sae"), plain.n_latents))
+    plain = _normalized(plain.saying(dtype=f"{dtype} weights, computed in float32"), config, path)
+    if config.get("rescale_acts_by_decoder_norm"):
+        plain = with_unit_decoder(plain).saying(decoder_norms="folded into W_enc and b_enc (rescale_acts)")
+    if not config.get("apply_b_dec_to_input", True):
+        return _encoder_sees_x(plain)
+    return plain.saying(decoder_bias="subtracted from the input (apply_b_dec_to_input)")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return the config in the names of version 6, its metadata beside the rest."""
+    there = read_json(path / CONFIG)
+    old = {"hook_point": "hook_name", "activation_fn": "activation_fn_str"}
+    config = {old.get(str(key), str(key)): value for key, value in {**there.get("metadata", {}), **there}.items()}
+    config.setdefault("architecture", "standard")
+    function = config.get("activation_fn_str", "relu")
+    if function == "topk" and config["architecture"] == "standard":
+        config["architecture"] = "topk"
+        config["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
+        config["rescale_acts_by_decoder_norm"] = False
+    elif function not in ("relu", "topk"):
+        raise RequestError(f"{path / CONFIG}: activation {function!r} is not one of the sparse family's.")
+    if config["architecture"] in ("topk", "batchtopk", "matryoshka_batchtopk"):
+        config.setdefault("rescale_acts_by_decoder_norm", config["architecture"] != "topk")
+    if config.get("reshape_activations", "none") != "none" or "hook_z" in str(config.get("hook_name")):
+        raise RequestError(f"{path / CONFIG}: reads attention heads (hook_z), which are no site here.")
+    if config.get("finetuning_scaling_factor"):
+        raise RequestError(f"{path / CONFIG}: fine-tuned with a scaling_factor, which is not read.")
+    return config
+
+
+def _k(config: dict[str, Any]) -> int | None:
+    k = config.get("k")
+    if k is not None and int(k) != k:
+        # Only how it was trained: a threshold decides at inference.
+        return max(1, round(k))
+    return None if k is None else int(k)
+
+
+def _normalized(plain: Plain, config: dict[str, Any], path: Path) -> Plain:
+    kind = config.get("normalize_activations") or "none"
+    if kind is True:  # before version 3
+        kind = "expected_average_only_in"
+    match kind:
+        case "none":
+            return plain.saying(normalization="none")
+        case "layer_norm":
+            return replace(plain, normalization="layer_norm").saying(normalization="layer norm, each row's own")
+        case "expected_average_only_in":
+            if not (path / SCALER).is_file():
+                raise RequestError(
+                    f"{path / CONFIG}: was trained on activations scaled to an expected norm, and the factor is not in "
+                    f"the file ({SCALER} would hold it). Fold it in SAELens (fold_activation_norm_scaling_factor)."
+                )
+            factor = float(read_json(path / SCALER).get("scaling_factor") or 1.0)
+            said = f"expected norm: x · {factor:.6g}"
+            return replace(plain, normalization="scale", factor=factor).saying(normalization=said)
+    raise RequestError(f"{path / CONFIG}: normalize_activations {kind!r} is not one that can be represented.")
+
+
+def _encoder_sees_x(plain: Plain) -> Plain:
+    """Fold the missing subtraction into b_enc; the gated magnitude, a function of a − b_gate, takes its share."""
+    if plain.r_mag is None or plain.b_mag is None:
+        return without_decoder_bias_on_input(plain)
+    shift = plain.W_enc.double() @ plain.b_dec.double()
+    b_mag = (plain.b_mag.double() + plain.r_mag.double().exp() * shift).float()
+    return replace(without_decoder_bias_on_input(plain), b_mag=b_mag)
+
+
+def write(plain: Plain, folder: Path, facts: dict[str, Any]) -> list[tuple[str, dict[str, Tensor] | dict[str, Any]]]:
+    """Return the files of an autoencoder: (name, tensors) and (name, JSON)."""
+    architecture = {"relu": "standard", "jump_relu": "jumprelu", "batch_topk": "jumprelu"}.get(plain.activation)
+    architecture = architecture or plain.activation
+    if not plain.relu:
+        raise RequestError("SAELens holds no TopK that keeps negative values.")
+    tensors: dict[str, Tensor] = {"W_enc": plain.W_enc.T.contiguous(), "W_dec": plain.W_dec, "b_dec": plain.b_dec}
+    match architecture:
+        case "gated":
+            assert plain.r_mag is not None
+            assert plain.b_mag is not None
+            tensors |= {"b_gate": plain.b_enc, "r_mag": plain.r_mag, "b_mag": plain.b_mag}
+        case "jumprelu":
+            assert plain.threshold is not None
+            tensors |= {"b_enc": plain.b_enc, "threshold": plain.threshold.expand_as(plain.b_enc).clone()}
+        case _:
+            tensors["b_enc"] = plain.b_enc
+    config = {
+        "architecture": architecture,
+        "d_in": plain.d_in,
+        "d_sae": plain.n_latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "layer_norm" if plain.normalization == "layer_norm" else "none",
+        "reshape_activations": "none",
+        **({"k": plain.k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}),
+        "metadata": {
+            "sae_lens_version": "6.0.0",
+            "model_name": plain.claim.model,
+            "hook_name": plain.claim.hook,
+            "saetool": facts,
+        },
+    }
+    return [(WEIGHTS, tensors), (CONFIG, config)]
