@@ -2,11 +2,12 @@
 
     python scripts/bench_cache.py [--quick] [--json FILE] [--backbone NAME] [--layer N] [--source NAME] [--images N]
 
-Limits are measured before and after each caching job, and the median turn counts, as machines drift. `forward` is the
-bare pass over pixels that are decoded (and on a GPU already there), in the same precision and batch size; `decode` is
-all decoding, no model; `write` is making shards durable. `cache` is the whole call, `steady` its rate without start and
-end, which a large store does not notice. `--source 256x256` makes JPEGs of that size: a GPU gets them
-unless told otherwise, and a ViT-B/16 of random weights; a CPU gets the demo's model and pictures.
+Limits are measured before and after each caching job (of a single turn, before it), and the median turn counts, as
+machines drift. `forward` is the bare pass over pixels that are decoded (and on a GPU already there), in the same
+precision and batch size; `decode` is all decoding, no model; `write` is making shards durable. `cache` is the whole
+call, `steady` its rate without start and end, which a large store does not notice. `--source 256x256` makes JPEGs of
+that size: a GPU gets them unless told otherwise, and a ViT-B/16 of random weights; a CPU gets the demo's model and
+pictures.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from saetool.images import ImageSettings, ImageSource, open_source
 from saetool.images.picture import read_picture
 from saetool.vision import Backbone, BackboneSettings, load_backbone
 
-DISTINCT = 512
+DISTINCT = 256
 """Pictures that are made; the others are links to them: what counts is decoding, not the disk they come from."""
 QUALITY = 90
 BARE = 64
@@ -128,7 +129,7 @@ def measure(
         spent = (processor_seconds() - busy) / len(source)
         first = min(job.decoder(backbone, plan).slices_ahead, len(times) - 2)  # those were decoded ahead
         steady = (len(times) - 1 - first) * store.batch_size / (times[-1] - times[first])
-        after = limits(job, backbone, plan, folder)
+        after = limits(job, backbone, plan, folder) if turns > 1 else before
         bare = {name: (before[name] + after[name]) / 2 for name in before}
         least = min(bare[name] for name in ("forward", "decode", "write"))
         row = {**bare, "cache": rate, "steady": steady}
@@ -225,7 +226,7 @@ def written(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> tu
     site = backbone.sites[0]
     images = plan.slices_per_shard * plan.settings.batch_size
     rows = torch.zeros(images, backbone.tokens_at(site), site.d, dtype=plan.dtype)
-    partial, count = Partial(folder / "written", folder / "written"), 8
+    partial, count = Partial(folder / "written", folder / "written"), 4
     began = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda i: partial.write_bytes(f"{i}.safetensors", *shard_bytes([rows])), range(count)))

@@ -169,17 +169,14 @@ class Decoder:
             worker_init_fn=partial(_begin, context.Lock()),
             generator=torch.Generator(),  # it draws a seed, which nobody needs, and not from the caller's numbers
         )
-        pixels, found, last = self._empty(), [], None
+        pixels, found = self._empty(), []
         for piece, answers in _words_of_death(iter(loader)):
-            if last is not None and piece.slice_ != last:
-                yield self._slice(last, pixels, found)
-                pixels, found = self._empty(), []
-            last = piece.slice_
             place, count = len(found), len(piece.images)
             np.copyto(pixels.numpy()[place : place + count], shared[piece.room, :count])
             found += answers
-        if last is not None:
-            yield self._slice(last, pixels, found)
+            if len(found) == len(self.plan.images_of(piece.slice_)):
+                yield self._slice(piece.slice_, pixels, found)
+                pixels, found = self._empty(), []
 
     def _pieces(self, numbers: Iterable[int], rooms: int) -> Iterator[_Piece]:
         """Yield the pieces of slices, in order. A room is used again once the piece before in it was taken: DataLoader

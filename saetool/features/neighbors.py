@@ -78,8 +78,11 @@ def by_coactivation(
 
 
 def _latents_at_once(n: int, device: torch.device) -> int:
-    """Return for how many latents images are counted in one reading of the spill."""
-    return max(BLOCK, _GPU_CELLS // max(n, 1)) if device.type == "cuda" else BLOCK
+    """Return for how many latents images are counted in one reading of the spill: the counts are the same."""
+    if device.type != "cuda":
+        return BLOCK
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(BLOCK, min(_GPU_CELLS, free // 8) // max(n, 1))  # half of what is free, four bytes each
 
 
 def _counts_together(matrices: Iterable[Tensor], n: int, block: range, device: torch.device) -> Tensor:

@@ -225,7 +225,8 @@ class Index:
             path = partial.file("label_statistics.parquet")
             rows = stack.enter_context(tables.TableWriter(path, LABEL_STATISTICS)) if labels else None
             advance = stack.enter_context(bar("statistics", len(spans), "blocks"))
-            for block in ordered(of_block, spans, block_workers()):
+            largest = max(int(spill.stripe_records[first:stop].sum()) for first, stop in spans)
+            for block in ordered(of_block, spans, block_workers(largest)):
                 if rows is not None:
                     rows.write(tables.label_table(block.labels, self.settings.label_classes, block.first))
                 for column, statistics in block.labels:

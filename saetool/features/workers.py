@@ -4,6 +4,7 @@ Measured on 2 cores: the pass gains more from two chunks side by side than from 
 """
 
 import copy
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,8 @@ MAX_WORKERS = 8
 """Each holds a copy of the model and its own sums; beyond this, a worker gets several cores."""
 
 _FEW_CORES = 4
+_RECORD_BYTES = 128
+"""Of a record that is ranked: its own 24, and a dozen numbers of eight by which it is sorted and chosen."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,10 +32,16 @@ def worker_count(device: torch.device) -> int:
     return min(torch.get_num_threads(), MAX_WORKERS) if device.type == "cpu" else 1
 
 
-def block_workers() -> int:
-    """Return how many blocks of latents are worked on at once, half a gigabyte each: one where there are few cores."""
+def block_workers(records: int) -> int:
+    """Return how many blocks of latents of so many records are worked on at once: one where there are few cores.
+
+    Together they take half of the machine's memory at most.
+    """
     cores = distributed.cores()
-    return 1 if cores <= _FEW_CORES else min(cores // 2, MAX_WORKERS)
+    if cores <= _FEW_CORES:
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores // 2, MAX_WORKERS, memory // 2 // max(records * _RECORD_BYTES, 1)))
 
 
 def in_order(

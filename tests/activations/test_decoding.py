@@ -58,13 +58,16 @@ def test_processes_and_threads_decode_the_same_slices(tiny, pictures, batch_size
 
 
 def test_slices_in_any_order_and_again_come_from_rooms_that_are_used_again(tiny, pictures):
-    """More pieces than rooms, and a consumer slower than the processes."""
+    """More pieces than rooms, and a consumer slower than the processes; a slice may follow itself, as in a dry run."""
     source = open_source(ImageSettings(source=str(pictures)))
-    numbers = [3, 0, 4, 1] * 6
+    numbers = [3, 0, 4, 4, 4, 1] * 4
     wanted = {number: pixels for number, pixels, *_ in told(decoder_of(source, tiny(), threads=1))}
+    seen = []
     for decoded in decoder_of(source, tiny(), processes=2).slices(numbers):
         time.sleep(0.01)
         assert decoded.pixels.tolist() == wanted[decoded.number]
+        seen.append(decoded.number)
+    assert seen == numbers
 
 
 def test_rows_of_a_dataset_are_decoded_in_processes_too(tiny, pictures, tmp_path):

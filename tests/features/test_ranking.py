@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from saetool.features.ranking import GROUPS, _by_cell, by_value, choose, image_hashes, interval_of
 from saetool.features.settings import IndexSettings
+from saetool.features.workers import block_workers
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -108,3 +109,14 @@ def test_a_latent_firing_on_few_images_shows_no_more(maxima_of, images):
     chosen = choose_from(maxima, 5, top=16)
     assert chosen_images(maxima, chosen, 0, "top") == list(range(images))
     assert len(chosen_images(maxima, chosen, 0, "random")) == images
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "records", "workers"),
+    [(2, 64, 1 << 22, 1), (16, 128, 1 << 22, 8), (16, 128, 24_000_000, 8), (16, 32, 24_000_000, 5), (16, 8, 10**9, 1)],
+)
+def test_blocks_side_by_side_fit_into_half_of_the_memory(monkeypatch, cores, gigabytes, records, workers):
+    monkeypatch.setattr("saetool.distributed.cores", lambda: cores)
+    pages = {"SC_PHYS_PAGES": gigabytes * 10**9 // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    assert block_workers(records) == workers
