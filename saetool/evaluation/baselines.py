@@ -106,16 +106,17 @@ class Fitted:
 
 
 def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clusters: int, seed: int) -> list[Fitted]:
-    """Fit the four baselines on raw training rows, at k active latents where that is a choice.
+    """Fit the baselines on raw training rows, at k active latents where that is a choice.
 
-    The random dictionary has as many latents as the autoencoder it stands beside (`n_latents`); it, k-means and the
-    sign of PCA's components depend on `seed` only.
+    PCA has the freedom of a sparse code, which takes other latents for every token: the k components of largest score
+    out of all. "PCA, fixed" keeps the same k for all tokens. The random dictionary has as many latents as the
+    autoencoder it stands beside (`n_latents`); it, k-means and the sign of PCA's components depend on `seed` only.
     """
     rows = rows.float()
     mean = rows.double().mean(0).float()
     d_in = rows.shape[1]
     k = max(1, min(k, d_in))
-    pca = PCA(min(k, len(rows)), random_state=0)
+    pca = PCA(min(d_in, len(rows)), random_state=0)
     pca.fit(rows.double().numpy())
     components = torch.from_numpy(pca.components_).float()
     clusters = max(1, min(clusters, len(rows)))
@@ -128,7 +129,8 @@ def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clus
         random_state=seeding.derive(seed, "k-means") % 2**32,
     ).fit(rows.numpy())
     return [
-        Fitted("PCA", f"{k} principal components", Dictionary(mean, components)),
+        Fitted("PCA", f"each token's {k} principal components of largest score", Dictionary(mean, components, k)),
+        Fitted("PCA, fixed", f"the first {k} principal components, for all tokens", Dictionary(mean, components[:k])),
         Fitted("k-means", f"the nearest of {clusters} centers", KMeans(torch.from_numpy(kmeans.cluster_centers_))),
         Fitted(
             "random dictionary",

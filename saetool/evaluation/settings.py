@@ -13,7 +13,7 @@ class EvaluationSettings(Settings):
     max_images: PositiveInt | None = 2048
     """At most so many held-out images, spread evenly over the store; null: all."""
     baselines: bool = True
-    """PCA, k-means, a random dictionary and raw neurons at the autoencoder's L0, on the same images."""
+    """PCA (each token's components, and fixed ones), k-means, a random dictionary, raw neurons, at the same L0."""
     clusters: PositiveInt = 256
     """Centers of k-means."""
     probing: bool = False

@@ -25,7 +25,20 @@ def fitted(x, k=3, n_latents=32, clusters=10):
 def test_pca_leaves_exactly_the_trailing_eigenvalues():
     x = rows()
     spectrum = torch.linalg.eigvalsh(torch.cov(x.double().T, correction=0)).flip(0)
-    assert fvu(fitted(x)["PCA"], x) == pytest.approx(float(spectrum[3:].sum() / spectrum.sum()), rel=1e-5)
+    assert fvu(fitted(x)["PCA, fixed"], x) == pytest.approx(float(spectrum[3:].sum() / spectrum.sum()), rel=1e-5)
+
+
+def test_pca_takes_the_best_components_of_each_token():
+    """Against every choice of three of the eight components, token by token."""
+    x = rows(60)
+    centered = (x - x.mean(0)).double()
+    components = torch.linalg.eigh(torch.cov(centered.T)).eigenvectors.T
+    scores = centered @ components.T
+    choices = torch.combinations(torch.arange(8), 3)
+    errors = torch.stack([(centered - scores[:, c] @ components[c]).square().sum(1) for c in choices])
+    best = float(errors.amin(0).sum() / centered.square().sum())
+    assert fvu(fitted(x)["PCA"], x) == pytest.approx(best, rel=1e-4)
+    assert best < fvu(fitted(x)["PCA, fixed"], x)
 
 
 def test_kmeans_takes_the_nearest_center():
@@ -72,7 +85,7 @@ def test_the_random_dictionarys_scale_is_the_best_one():
 
 
 def test_order_of_merit_at_equal_budget():
-    """PCA is the best linear code; random directions do better than the mean alone, and worse than PCA."""
+    """PCA's components beat random directions, which do better than the mean alone."""
     x = rows()
     models = fitted(x)
     assert fvu(models["PCA"], x) < fvu(models["random dictionary"], x) < 1
@@ -81,5 +94,5 @@ def test_order_of_merit_at_equal_budget():
 
 def test_more_components_than_rows_or_coordinates_are_cut():
     models = fitted(rows(6), k=50, clusters=100)
-    assert models["PCA"].n_latents == 6
+    assert models["PCA"].n_latents == models["PCA, fixed"].n_latents == 6
     assert models["k-means"].n_latents == 6
