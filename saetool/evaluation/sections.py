@@ -8,6 +8,7 @@ from jaxtyping import Bool
 
 from saetool.artifacts import Artifact
 from saetool.autoencoders.families import load
+from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError
 from saetool.evaluation.alignment import align
 from saetool.evaluation.baselines import FIT_ROWS, Fitted, fit_baselines
@@ -16,6 +17,7 @@ from saetool.evaluation.matching import stability
 from saetool.evaluation.pooled import pool_latents
 from saetool.evaluation.probing import Prepared, probe_labels
 from saetool.evaluation.reconstruction import binarity, held_out_sums, numbers
+from saetool.evaluation.refit import Refitted
 from saetool.evaluation.settings import EvaluationSettings
 from saetool.evaluation.splits import Split
 from saetool.evaluation.subject import Labels, Subject, spread
@@ -53,6 +55,15 @@ def baselines(subject: Subject, settings: EvaluationSettings, fitted: list[Fitte
         found = numbers(_sums(subject, model, baseline.name), subject.seed, settings.bootstrap)
         rows.append({"name": baseline.name, "about": baseline.about, "numbers": found})
     return rows
+
+
+def refitted(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] | None:
+    """Return the numbers of a sparse autoencoder's own latents with refitted values; None of others."""
+    own = subject.autoencoder
+    if not isinstance(own, SparseAutoencoder) or own.normalizer.kind == "layer_norm" or own.activation.dense_only:
+        return None
+    found = numbers(_sums(subject, Refitted(own), "refitted values"), subject.seed, settings.bootstrap)
+    return {"name": "refitted", "about": "the same latents, their values by least squares", "numbers": found}
 
 
 def _sums(subject: Subject, model: torch.nn.Module, name: str):

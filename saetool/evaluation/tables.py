@@ -36,7 +36,9 @@ def _table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequenc
 def _quality(evaluation: dict[str, Any]) -> list[Table]:
     held_out = evaluation["held_out"]
     rows = [("this autoencoder", held_out)]
-    rows += [(f"{row['name']}: {row['about']}", row["numbers"]) for row in evaluation.get("baselines") or []]
+    beside = [evaluation["refitted"]] if evaluation.get("refitted") else []
+    beside += evaluation.get("baselines") or []
+    rows += [(f"{row['name']}: {row['about']}", row["numbers"]) for row in beside]
     body = [
         [
             name,

@@ -106,6 +106,7 @@ def test_numbers_are_those_of_the_held_out_images(found, store, autoencoder):
 def test_the_trained_dictionary_beats_the_random_one(found):
     fvu = {row["name"]: row["numbers"]["fvu"]["value"] for row in found["baselines"]}
     assert set(fvu) == {"PCA", "PCA, fixed", "k-means", "random dictionary", "raw neurons"}
+    assert found["refitted"]["numbers"]["fvu"]["value"] < found["held_out"]["fvu"]["value"]
     assert found["held_out"]["fvu"]["value"] < 0.5 * fvu["random dictionary"]
     columns = {key for row in found["baselines"] for key in row["numbers"]}
     assert columns <= set(found["held_out"])
