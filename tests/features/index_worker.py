@@ -1,4 +1,4 @@
-"""One process of several that index a store, started as `torchrun` would: AUTOENCODER STORE OUT [RANK:PART]."""
+"""One process of several that index a store, started as `torchrun` would: AUTOENCODER STORE OUT [RANK:NAME_OF_PART]."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ from saetool.features import encoding, index
 
 
 def main() -> int:
-    """Index in small parts; with RANK:PART that process dies as it finishes that part."""
+    """Index in small parts; with RANK:NAME_OF_PART that process dies as it finishes that part."""
     torch.set_num_threads(1)
     autoencoder, store, out, *death = sys.argv[1:]
     encoding.CHUNK_ROWS, encoding.PART_ROWS = 8, 8
     close = encoding.PartWriter.close
 
     def dying(writer, tally):
-        if death == [f"{distributed.rank()}:{writer.folder.name[-5:]}"]:
+        if death == [f"{distributed.rank()}:{writer.folder.name.removeprefix('part-')}"]:
             os.kill(os.getpid(), signal.SIGKILL)
         close(writer, tally)
 

@@ -13,11 +13,13 @@ import torch
 from saetool.artifacts import Artifact, verify
 
 WORKER = Path(__file__).parent / "index_worker.py"
+PARTS = [f"{start:08d}-{stop:08d}" for start, stop in ((0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 13))]
+"""Names of the parts that the workers make of 13 images."""
 
 
 @pytest.fixture(scope="module")
 def whole(build_index):
-    """An index made by one process, with labels and heat maps; seven parts in the workers."""
+    """An index made by one process, with labels and heat maps; six parts in the workers."""
     z = torch.randn(13, 4, 9, generator=torch.Generator().manual_seed(3))
     labels = [{"name": "kind", "kind": "category", "classes": ["a", "b"]}]
     images = [{"kind": "ab"[i % 2]} for i in range(13)]
@@ -61,8 +63,8 @@ def test_several_processes_make_the_same_index(processes, whole, tmp_path):
 @pytest.mark.parametrize(("begun_with", "resumed_with"), [(2, 1), (2, 3), (3, 2)])
 def test_a_killed_process_ends_the_others_and_any_number_resumes(begun_with, resumed_with, whole, tmp_path):
     out = tmp_path / "features"
-    last = 1 + begun_with  # the second process's second part
-    processes = launch(begun_with, whole, out, f"1:{last:05d}")
+    last = PARTS[1 + begun_with]  # the second process's second one
+    processes = launch(begun_with, whole, out, f"1:{last}")
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert processes[1].returncode == -signal.SIGKILL, errors[1][-2000:]
     for process, words in zip(processes, errors, strict=True):
@@ -72,7 +74,7 @@ def test_a_killed_process_ends_the_others_and_any_number_resumes(begun_with, res
     assert not out.exists()
     parts = tmp_path / "features.partial/.scratch/journal/parts"
     done = {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}
-    assert "00001" in done
-    assert f"{last:05d}" not in done
+    assert PARTS[1] in done
+    assert last not in done
     run(resumed_with, whole, out)
     check(whole, out)
