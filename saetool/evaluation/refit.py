@@ -61,5 +61,5 @@ class Refitted(Baseline):
         # A place that no latent fills stands for itself and gets the value 0.
         diagonal += torch.where(inside, RIDGE * diagonal.mean(-1, keepdim=True), 1.0)
         wanted = directions @ (x.double() - offset)[..., None]
-        values = torch.linalg.solve(gram, wanted)[..., 0]
+        values = torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))[..., 0]
         return Codes(codes.offsets, codes.latents, values[inside].to(codes.values.dtype), self.n_latents)

@@ -13,7 +13,7 @@ from saetool.sparse import backends
 from saetool.training import TrainingSettings
 from saetool.training.learner import Learner
 
-STEPS = 5
+STEPS = 4
 KINDS = {
     "ReLU + L1": {"penalty": {"kind": "l1", "weight": 0.1, "warmup_steps": 2}},
     "TopK": {"activation": {"kind": "topk", "k": 4}},
@@ -22,6 +22,8 @@ KINDS = {
     "JumpReLU": {"activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 0.01, "warmup_steps": 2}},
     "gated": {"activation": {"kind": "gated"}, "penalty": {"kind": "l1", "weight": 0.1, "warmup_steps": 2}},
 }
+QUICK = ("ReLU + L1", "Matryoshka")
+"""The interpreter takes seconds a step."""
 
 
 @pytest.fixture
@@ -31,23 +33,23 @@ def on_the_gpus_backend(monkeypatch):
 
 
 def taught(keys, codes="exact", steps=STEPS):
-    """Return a learner after some steps on eight rows each, their losses and numbers."""
+    """Return a learner after some steps on four rows each, their losses and numbers."""
     g = torch.Generator().manual_seed(0)
-    rows = torch.randn(8 * steps, 10, generator=g) @ torch.randn(10, 10, generator=g)
+    rows = torch.randn(4 * steps, 10, generator=g) @ torch.randn(10, 10, generator=g)
     torch.manual_seed(0)
     settings = SparseSettings(kind="sparse", n_latents=24, codes=codes, sparse_below=1.0, **keys)
-    training = TrainingSettings(tokens=8 * steps, batch_size=8, lr=1e-2)
+    training = TrainingSettings(tokens=4 * steps, batch_size=4, lr=1e-2)
     learner = Learner(SparseAutoencoder(settings, 10), training, 0, torch.device("cpu"))
     learner.autoencoder.train()
-    stream = TensorStream(rows, batch_size=8)
+    stream = TensorStream(rows, batch_size=4)
     learner.initialize(stream)
     learner.enter_phase(stream)
-    for batch in rows.split(8):
+    for batch in rows.split(4):
         learner.step(batch)
     return learner, *learner.read_window()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in KINDS])
 def test_a_step_in_two_parts_is_the_step(on_the_gpus_backend, monkeypatch, name):
     codes = "bf16" if "batch_topk" in str(KINDS[name]) else "exact"  # exact BatchTopK is not taken apart
     parts, means, losses = taught(KINDS[name], codes)
@@ -69,7 +71,7 @@ def test_a_step_in_two_parts_is_the_step(on_the_gpus_backend, monkeypatch, name)
         (KINDS["ReLU + L1"], [False, True, True, False, True]),
         ({"activation": {"kind": "topk", "k": 4}, "dead": {"kind": "auxk"}}, [False] * 5),
         (
-            KINDS["ReLU + L1"] | {"dead": {"kind": "resample", "every_steps": 3, "after_tokens": 8}},
+            KINDS["ReLU + L1"] | {"dead": {"kind": "resample", "every_steps": 3, "after_tokens": 4}},
             [False, True, False, False, True],
         ),
     ],
