@@ -27,6 +27,9 @@ from saetool.progress import say
 from saetool.report import report_stage
 from saetool.training import train_together, training_stage
 
+_FULL = ("probing", "effect", "refit")
+"""Settings of an evaluation that `saetool evaluate` switches on, and `saetool run` does not."""
+
 COMMANDS = {
     "activations": "cache",
     "autoencoder": "train",
@@ -218,7 +221,7 @@ class Member:
     def _evaluation(self, full: bool) -> Stage:
         settings = self.config.evaluation
         if full:
-            settings = settings.model_copy(update={"probing": True, "effect": True})
+            settings = settings.model_copy(update=dict.fromkeys(_FULL, True))
         features = self.path("features")
         return evaluation_stage(
             _made(self.path("autoencoder"), "autoencoder"),
@@ -317,7 +320,7 @@ def _answers(found: Artifact, cheap: Stage) -> bool:
     if not _is_whole(found):
         return False
     asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in cheap.inputs]
-    settings = {key: value for key, value in cheap.config["settings"].items() if key not in ("probing", "effect")}
+    settings = {key: value for key, value in cheap.config["settings"].items() if key not in _FULL}
     same = all(found.config["settings"].get(key) == value for key, value in settings.items())
     return same and found.inputs == asked and found.config["seed"] == cheap.config["seed"]
 

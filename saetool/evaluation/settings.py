@@ -14,6 +14,8 @@ class EvaluationSettings(Settings):
     """At most so many held-out images, spread evenly over the store; null: all."""
     baselines: bool = True
     """PCA (each token's components, and fixed ones), k-means, a random dictionary, raw neurons, at the same L0."""
+    refit: bool = False
+    """A sparse autoencoder's own latents with values by least squares."""
     clusters: PositiveInt = 256
     """Centers of k-means."""
     probing: bool = False
@@ -36,6 +38,8 @@ class EvaluationSettings(Settings):
     def content(self) -> dict:
         """Return the settings that determine what is measured, as JSON types: not those of what is left out."""
         unused = {"stability"}  # the inputs tell them
+        if not self.refit:
+            unused |= {"refit"}
         if not self.effect:
             unused |= {"effect_images", "effect_label", "effect_latents"}
         if not self.probing:

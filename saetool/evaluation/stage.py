@@ -90,6 +90,7 @@ def _build(
         fitted = sections.fitted_baselines(subject, settings, found["held_out"]["l0"]["value"])
     if settings.baselines:
         found["baselines"] = journal("baselines", lambda: sections.baselines(subject, settings, fitted or []))
+    if settings.refit:
         found["refitted"] = journal("refitted", lambda: sections.refitted(subject, settings))
     if features is not None:
         found["features"] = journal("features", lambda: sections.features(subject, features))

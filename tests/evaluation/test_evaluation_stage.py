@@ -78,7 +78,7 @@ def autoencoder(place, store):
 
 @pytest.fixture(scope="module")
 def evaluation(place, store, autoencoder):
-    settings = EvaluationSettings(probing=True, bootstrap=200, clusters=16)
+    settings = EvaluationSettings(probing=True, refit=True, bootstrap=200, clusters=16)
     return run_stage(evaluation_stage(autoencoder, store, settings, seed=0), place / "evaluation")
 
 
@@ -132,7 +132,7 @@ def test_markdown_states_the_same_numbers(evaluation, found):
 def test_equal_input_gives_an_equal_id_and_a_killed_evaluation_goes_on(
     place, store, autoencoder, evaluation, monkeypatch
 ):
-    settings = EvaluationSettings(probing=True, bootstrap=200, clusters=16)
+    settings = EvaluationSettings(probing=True, refit=True, bootstrap=200, clusters=16)
     stage = evaluation_stage(autoencoder, store, settings, seed=0)
     with monkeypatch.context() as patched:
         patched.setattr(sections, "probing", lambda *_: 1 / 0)
