@@ -22,7 +22,7 @@ KINDS = {
     "JumpReLU": {"activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 0.01, "warmup_steps": 2}},
     "gated": {"activation": {"kind": "gated"}, "penalty": {"kind": "l1", "weight": 0.1, "warmup_steps": 2}},
 }
-QUICK = ("ReLU + L1", "Matryoshka")
+QUICK = ("ReLU + L1",)
 """The interpreter takes seconds a step."""
 
 
