@@ -1,6 +1,7 @@
 """The site in a real browser: from file://, without a network, with every text hostile."""
 
 import dataclasses
+import itertools
 import re
 import shutil
 
@@ -336,6 +337,24 @@ def test_whiskers_stay_inside_the_plane(open_site, run, tmp_path):
     )
     assert len(boxes) == 2
     assert all(above >= 0 and below >= 0 and height > 10 for above, below, height in boxes)
+
+
+def test_names_in_the_plane_do_not_cover_one_another(open_site, run, tmp_path):
+    shutil.copytree(run.autoencoder.path, tmp_path / "many" / "k=3" / "autoencoder")
+    given = [("k=3", "autoencoder", 44.2, 0.119), ("PCA", "baseline", 44.0, 0.118), ("raw", "baseline", 44.0, 0.47)]
+    given += [("random dictionary", "baseline", 44.0, 0.48), ("k-means", "baseline", 1.0, 0.4)]
+    names = ("name", "kind", "l0", "fvu", "fvu_interval", "frontier")
+    points = [dict(zip(names, (*point, [point[3], point[3]], True), strict=True)) for point in given]
+    seal = Stage("sweep", {}, lambda partial: partial.write_json("sweep.json", {"points": points}) or {})
+    run_stage(seal, tmp_path / "many" / "sweep")
+    page = open_site(write_overview(tmp_path).parent).open("index.html")
+    boxes = page.locator(".point-name").evaluate_all(
+        "all => all.map(t => t.getBoundingClientRect()).map(b => [b.left, b.right, b.top, b.bottom])"
+    )
+    assert len(boxes) == 1 + len(given)  # the runs have a plane of their own
+    for a, b in itertools.combinations(boxes, 2):
+        apart = a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] + 4 or b[3] <= a[2] + 4
+        assert apart, (a, b)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@
 saetool.plane = (() => {
   const { h, s, format, charts } = saetool;
   const WIDTH = 900, HEIGHT = 400;
+  const NAME_WIDTH = 170, NAME_HEIGHT = 15; // no other name begins so near to one
 
   const padded = (low, high) => {
     const pad = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
@@ -19,7 +20,8 @@ saetool.plane = (() => {
     const kinds = [...new Set(points.map(({ kind }) => kind))];
     const best = drawn.filter(({ frontier }) => frontier).sort((a, b) => a.l0 - b.l0);
     if (best.length > 1) area.svg.append(s("polyline.frontier", { points: best.map(({ l0, fvu }) => `${area.x(l0).toFixed(1)},${area.y(fvu).toFixed(1)}`).join(" ") }));
-    for (const one of drawn) area.svg.append(mark(one, kinds.indexOf(one.kind) % 6, area));
+    const heights = nameHeights(drawn, area);
+    for (const one of drawn) area.svg.append(mark(one, kinds.indexOf(one.kind) % 6, area, heights.get(one)));
     axisNames(area.svg);
     const keys = kinds.map((kind, k) => h("li", {}, h(`span.swatch.series-${k % 6}`), kind));
     if (best.length > 1) keys.push(h("li", {}, h("span.swatch.held-out"), "no other point has a lower L0 and a lower FVU"));
@@ -38,11 +40,23 @@ saetool.plane = (() => {
   /** Return every height at which a point is drawn: itself and the ends of its interval. */
   const reach = ({ fvu, interval }) => [fvu, ...(interval ?? []).filter((end) => end !== null)];
 
+  /** Return how high each point's name stands: at its point, or higher where the name of a lower one is in the way. */
+  function nameHeights(points, area) {
+    const placed = [];
+    for (const one of [...points].sort((a, b) => area.y(b.fvu) - area.y(a.fvu))) {
+      const x = area.x(one.l0);
+      let y = area.y(one.fvu);
+      for (const other of placed) if (Math.abs(other.x - x) < NAME_WIDTH && y > other.y - NAME_HEIGHT) y = other.y - NAME_HEIGHT;
+      placed.push({ one, x, y });
+    }
+    return new Map(placed.map(({ one, y }) => [one, y]));
+  }
+
   /** Return a point with its name, its interval of confidence, and its link. */
-  function mark(one, color, area) {
+  function mark(one, color, area, nameAt) {
     const x = area.x(one.l0), y = area.y(one.fvu);
     const late = x > WIDTH * 0.75;
-    const name = s("text.point-name", { x: late ? x - 11 : x + 11, y: y + 4, "text-anchor": late ? "end" : "start" });
+    const name = s("text.point-name", { x: late ? x - 11 : x + 11, y: nameAt + 4, "text-anchor": late ? "end" : "start" });
     name.textContent = one.name.slice(0, 60);
     const title = s("title");
     title.textContent = `${one.name}: L0 ${format("value", one.l0)}, FVU ${format("unit", one.fvu)}`;
