@@ -22,6 +22,7 @@ import torch
 from saetool.activations import TensorStream, write_store
 from saetool.activations.store import ActivationStore
 from saetool.activations.store_stream import StoreStream
+from saetool.artifacts.files import explain
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
@@ -264,14 +265,37 @@ def check_recorded(checks, keys, codes):
             learner.step(batch.to(checks.device))
             codes_between = learner.autoencoder.encode_sparse(batch[:16].to(checks.device))  # reads other copies
         ended.append(learner.autoencoder.state_dict() | {"codes": codes_between.values})
-        recorded = max(recorded, len(learner.recordings.rest))
+        recorded = max(recorded, len(learner.recordings.rest) + (learner.recordings.search is not None))
     replay.PLAIN_STEPS = before
     for name, tensor in ended[0].items():
         assert torch.equal(tensor, ended[1][name]), f"{name} differs"
     if checks.device.type == "cuda":
         assert recorded > 0, "nothing was recorded"
-        return f"{recorded} shapes"
+        return f"{recorded} graphs"
     return "unrecorded: only on a GPU"
+
+
+def check_memory(checks):
+    """Memory that ends within a recording ends the training in its own words, not in the recording's."""
+    if checks.device.type != "cuda":
+        return "only on a GPU"
+    keys, steps = KINDS["ReLU + L1"], 8
+    rows = planted(steps * checks.rows, checks.d_in)
+    learner = learner_of(keys, checks, checks.device, TensorStream(rows, batch_size=checks.rows), steps)
+    batches = [batch.to(checks.device) for batch in rows.split(checks.rows)]
+    for batch in batches[: replay.PLAIN_STEPS + 1]:  # the first of all sets the optimizer up
+        learner.step(batch)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        learner.step(batches[-1])
+    except torch.OutOfMemoryError as error:
+        said = str(explain(error, Path("here")))
+        assert "training.batch_size" in said, said
+        return said[:60]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    raise AssertionError("there was memory enough")
 
 
 def check_waits(checks, keys, most):
@@ -354,9 +378,12 @@ def main():
         for codes in ("bf16", "exact"):
             checks.run(f"{name}, {codes}: resumed", check_resume, checks, KINDS[name], codes)
     for name in ("ReLU + L1", "TopK + AuxK", "BatchTopK", "Matryoshka", "JumpReLU", "gated", "KL"):
-        alive = {key: value for key, value in KINDS[name].items() if key != "dead"}  # cures are not recorded
+        alive = {key: value for key, value in KINDS[name].items() if key != "dead"}
         for codes in ("bf16", "exact") if name in ("ReLU + L1", "TopK + AuxK") else ("bf16",):
             checks.run(f"{name.split(' + A')[0]}, {codes}: recorded", check_recorded, checks, alive, codes)
+    for name, codes in (("resampling", "exact"), ("TopK + AuxK", "bf16"), ("JumpReLU", "bf16")):
+        checks.run(f"{name}, {codes}: recorded but for its cure", check_recorded, checks, KINDS[name], codes)
+    checks.run("no memory left for a recording", check_memory, checks)
     # AuxK (BatchTopK has it here too) selects among dead latents as well.
     for name, most in (
         ("ReLU + L1", 1.0),

@@ -191,9 +191,9 @@ class SparseAutoencoder(Autoencoder):
             return self._loss(x, step, half, optimizer, found)
 
     def repeats(self, step: int) -> bool:
-        """Say whether this step does the same as the next ones, but for the batch and the number of its entries."""
+        """Say whether this sparse step does the same as the next ones, but for the batch and its number of entries."""
         cure, settled = self.settings.dead, step + 1 >= self.penalty_weight.warmup_steps
-        if self._is_dense() or (step + 1) % DENSITY_EVERY == 0 or not settled:
+        if (step + 1) % DENSITY_EVERY == 0 or not settled:
             return False
         if isinstance(cure, Resample):
             every = resample_every(cure, self._training.steps)
@@ -219,7 +219,7 @@ class SparseAutoencoder(Autoencoder):
     def _loss(self, x: Tensor, step: int, half: bool, optimizer: Deferring | None, found: Selected | None) -> Loss:
         deferred = (optimizer.deferred(self.encoder), optimizer.deferred(self.decoder)) if optimizer else (None, None)
         x, centered = found[:2] if found else self._in_units(x)
-        view = None if self._is_dense() else self._sparse_view(centered, deferred[0], found)
+        view = None if self.is_dense() else self._sparse_view(centered, deferred[0], found)
         if view is not None:
             z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
             error, errors, residual = self._error(view, z, x, deferred[1])
@@ -358,7 +358,8 @@ class SparseAutoencoder(Autoencoder):
     def _dense_only(self) -> bool:
         return self.activation.dense_only or self._sparse_share() == 0.0
 
-    def _is_dense(self) -> bool:
+    def is_dense(self) -> bool:
+        """Say whether training takes the dense step; what the device decided is read once, until it decides again."""
         if self._dense is None:
             self._dense = bool(self.use_dense) or self._dense_only()
         return self._dense
@@ -393,7 +394,7 @@ class SparseAutoencoder(Autoencoder):
     def step_context(self) -> AbstractContextManager[None]:
         """Return what a whole step runs in: where nearly all of it is the backend's, the backend says."""
         plain = self.prefixes is None and not isinstance(self.activation, Gated)
-        return backend_for(self.encoder).step_context() if plain and not self._is_dense() else nullcontext()
+        return backend_for(self.encoder).step_context() if plain and not self.is_dense() else nullcontext()
 
     @torch.no_grad()
     def before_update(self) -> None:
