@@ -325,12 +325,13 @@ def check_pools(checks):
         write_store(Path(folder) / "store", {"rows": planted(96, checks.d_in).float().view(24, 4, checks.d_in)})
         store = ActivationStore.open(Path(folder) / "store")
 
-        def batches(device):
-            stream = StoreStream(store.site(None), batch_size=10, pool_rows=30, seed=0, device=device)
+        def batches(device, whole=False):
+            stream = StoreStream(store.site(None), batch_size=10, pool_rows=30, seed=0, device=device, whole=whole)
             return [batch.cpu() for batch, _ in zip(stream.batches(), range(25), strict=False)]
 
-        pairs = zip(batches(None), batches(checks.device), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs), "another order or other rows"
+        for whole in (False, True):
+            pairs = zip(batches(None), batches(checks.device, whole), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs), f"whole {whole}: another order or other rows"
 
 
 def check_stages(checks):

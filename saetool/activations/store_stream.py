@@ -1,15 +1,18 @@
 """A store as a stream: blocks are read whole into a bounded pool and shuffled there."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import tee
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from saetool import seeding
+from saetool.activations.device_pool import Pool, upload
+from saetool.activations.prefetch import prefetch
 from saetool.activations.shuffle import Shuffle
 from saetool.activations.store import SiteStore, runs
 from saetool.activations.stream import ShuffledStream, spread
@@ -29,7 +32,7 @@ class StoreStream(ShuffledStream):
 
     A block is the training part of one slice. Memory: three pools of `pool_rows` rows (or of one block where that is
     larger) and a few batches, whatever the size of the store; the order never depends on memory. On an accelerator two
-    more pools lie there; see `device_pool`.
+    more pools lie there (see `device_pool`), or, with `whole`, all training rows, read once.
     """
 
     def __init__(
@@ -40,8 +43,9 @@ class StoreStream(ShuffledStream):
         seed: int,
         held_out: Bool[np.ndarray, "images"] | None = None,
         device: torch.device | None = None,
+        whole: bool = False,
     ):
-        self.site = site
+        self.site, self.whole = site, whole
         held_out = np.zeros(site.n_images, dtype=bool) if held_out is None else np.asarray(held_out, dtype=bool)
         if held_out.shape != (site.n_images,):
             raise RequestError(f"The split has {held_out.size} images, the store {site.n_images}.")
@@ -94,21 +98,54 @@ class StoreStream(ShuffledStream):
             for start, stop in runs(images[block.start : block.stop]):
                 yield self.site.rows(block.start + start, block.start + stop).reshape(-1, self.d_in)
 
-    def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _placed(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Pool]:
+        if not self.whole or self.device is None:
+            yield from super()._placed(rounds)
+            return
+        rows = self._all_rows(self.device)
+        for order in prefetch(self._orders(rounds), self.rounds_ahead):
+            yield rows, upload(order, self.device)
+
+    def _all_rows(self, device: torch.device) -> Float[Tensor, "rows d_in"]:
+        """Return all training rows on a device, in the order of the store."""
+        rows, place = torch.empty(self.n_rows, self.d_in, dtype=self.site.dtype, device=device), 0
+        groups = self._shuffle.in_order()
+        for blocks, pool in zip(groups, prefetch(self._filled(groups), self.rounds_ahead), strict=True):
+            count = int(self._shuffle.block_rows[blocks].sum())
+            rows[place : place + count].copy_(pool[:count])
+            place += count
+        return rows
+
+    def _orders(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Int64[Tensor, "rows"]]:
+        """Yield the numbers of the training rows of each round, in the order to see them in."""
+        counts = self._shuffle.block_rows
+        starts = np.cumsum(counts) - counts
+        for epoch, round_ in rounds:
+            blocks = self._shuffle.rounds(epoch)[round_]
+            rows = np.concatenate([np.arange(int(starts[b]), int(starts[b] + counts[b])) for b in blocks])
+            yield torch.from_numpy(rows)[self._shuffle.rows(epoch, round_)]
+
+    def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Pool]:
+        asked, told = tee(rounds)
+        pools = self._filled(self._shuffle.rounds(epoch)[round_] for epoch, round_ in asked)
+        for pool, (epoch, round_) in zip(pools, told, strict=False):
+            yield pool, self._shuffle.rows(epoch, round_)
+
+    def _filled(self, groups: Iterable[np.ndarray]) -> Iterator[Float[Tensor, "pool d_in"]]:
+        """Yield buffers that begin with the rows of these blocks, one group after the other."""
         buffers: list[Tensor] = []
         pinned = self.device is not None and self.device.type == "cuda"
         number_of_readers = min(_MOST_READERS, max(_READERS, (os.cpu_count() or 1) // 2)) if pinned else _READERS
         # A buffer comes back after two others: its batches have been gathered (they are copies) by the time that the
         # next but one round is asked for.
         with ThreadPoolExecutor(number_of_readers, thread_name_prefix="saetool-read") as readers:
-            for number, (epoch, round_) in enumerate(rounds):
+            for number, blocks in enumerate(groups):
                 if len(buffers) < _POOLS:
                     size = (self._pool_capacity(), self.d_in)
                     buffers.append(torch.empty(size, dtype=self.site.dtype, pin_memory=pinned))
                 pool = buffers[number % _POOLS]
-                tasks = self._reads(self._shuffle.rounds(epoch)[round_])
-                list(readers.map(lambda task, pool=pool: self._read(pool, *task), tasks))
-                yield pool, self._shuffle.rows(epoch, round_)
+                list(readers.map(lambda task, pool=pool: self._read(pool, *task), self._reads(blocks)))
+                yield pool
 
     def _pool_capacity(self) -> int:
         largest = int(self._shuffle.block_rows.max())

@@ -193,7 +193,7 @@ class SparseAutoencoder(Autoencoder):
     def repeats(self, step: int) -> bool:
         """Say whether this sparse step does the same as the next ones, but for the batch and its number of entries."""
         cure, settled = self.settings.dead, step + 1 >= self.penalty_weight.warmup_steps
-        if (step + 1) % DENSITY_EVERY == 0 or not settled:
+        if not settled:
             return False
         if isinstance(cure, Resample):
             every = resample_every(cure, self._training.steps)
@@ -404,7 +404,7 @@ class SparseAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
-        """Restore unit rows, count silence, move thresholds, steer the penalty, resample, choose sparse or dense."""
+        """Restore unit rows, count silence, move thresholds, steer the penalty, resample."""
         if self.unit_decoder and not isinstance(optimizer, SparseAdam):
             normalize_rows(self.decoder)
         if not self._last:
@@ -415,14 +415,18 @@ class SparseAutoencoder(Autoencoder):
         self.activation.after_update()
         self.penalty_weight.after_update(step, l0, self.mean_l0)
         self.mean_l0.lerp_(l0.to(self.mean_l0), 0.1)
-        if (step + 1) % DENSITY_EVERY == 0:
-            self._decide_density()
         cure = self.settings.dead
         if isinstance(cure, Resample) and due(
             cure, step, self.tokens_seen, self._training.steps, self._training.tokens
         ):
             resample(self, cure, self._last["errors"], self._last["x"], optimizer, generator)
         self._last, self._rows = {}, 0
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Choose the sparse or the dense step for the next ones."""
+        if (step + 1) % DENSITY_EVERY == 0:
+            self._decide_density()
 
     def _decide_density(self) -> None:
         self.use_dense.copy_(self.mean_l0 > self._sparse_share() * self.n_latents)

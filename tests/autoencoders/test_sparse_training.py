@@ -46,6 +46,7 @@ def take(model, batch, step, optimizer, generator=None):
     optimizer.step()
     optimizer.zero_grad()
     model.after_update(optimizer, step, generator or torch.Generator().manual_seed(step))
+    model.after_step(step)
     return record
 
 
@@ -405,7 +406,9 @@ def test_a_dense_start_moves_to_the_sparse_step():
     model, _ = started(penalty=L1, initial_l0=1e9)
     assert model.is_dense()  # a quarter of all latents
     model.mean_l0.fill_(5.0)
-    model._decide_density()
+    model.after_step(98)
+    assert model.is_dense()
+    model.after_step(99)  # every hundredth step decides
     assert not model.is_dense()
 
 
