@@ -27,7 +27,7 @@ from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
 from saetool.machine import describe_machine
-from saetool.sparse.backends import AdamStep, _named, backend_for
+from saetool.sparse.backends import AdamStep, _named, backend_for, finish
 from saetool.sparse.backends.cpu import missing
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient, Outer
@@ -108,15 +108,15 @@ def check_functions(checks):
     assert backend.name == "cuda", f"the backend here is {backend.name}"
     wide = [t.double() for t in (x, weight, bias, cut)]
     outputs = wide[0] @ wide[1].T + wide[2]
-    for name, limit, other in (("encode_threshold", 0.0, wide[3]), ("encode_topk", None, k)):
-        mine = getattr(backend, name)(there[0], Weight(there[1]), there[2], there[3] if limit == 0 else k, "exact")
-        theirs = getattr(reference, name)(wide[0], Weight(wide[1]), wide[2], other, "exact")
-        found, expected = mine[0].codes(mine[1]).dense().cpu().double(), theirs[0].codes(theirs[1]).dense()
-        border = torch.zeros(1) if limit == 0 else outputs.topk(k, dim=1).values[:, -1:]
+    for name, here, elsewhere in (("cut", there[3], wide[3]), ("k", k, k)):
+        mine = finish(backend.search(there[0], Weight(there[1]), there[2], "exact", **{name: here}))
+        theirs = finish(reference.search(wide[0], Weight(wide[1]), wide[2], "exact", **{name: elsewhere}))
+        ours, expected = mine[0].codes(mine[1]).dense().cpu().double(), theirs[0].codes(theirs[1]).dense()
+        border = torch.zeros(1) if name == "cut" else outputs.topk(k, dim=1).values[:, -1:]
         sure = (outputs - border).abs() > 1e-5
-        assert torch.equal((found > 0)[sure], (expected > 0)[sure]), f"{name}: another support"
-        require(name, off(found * sure, expected * sure), 1e-5)
-        rough = getattr(backend, name)(there[0], Weight(there[1]), there[2], there[3] if limit == 0 else k, "bf16")
+        assert torch.equal((ours > 0)[sure], (expected > 0)[sure]), f"{name}: another support"
+        require(name, off(ours * sure, expected * sure), 1e-5)
+        rough = finish(backend.search(there[0], Weight(there[1]), there[2], "bf16", **{name: here}))
         flips = (rough[0].codes(rough[1]).dense().cpu() > 0) != (expected > 0)
         assert (outputs - border)[flips].abs().max().item() < 0.05 if flips.any() else True, f"{name}: bf16 is off"
     support, values = theirs
@@ -160,15 +160,15 @@ def check_edges(checks):
     backend, device = backend_for(x), checks.device
     for bias in (-0.2, -100.0):
         biases = torch.full((n_latents,), bias, device=device)
-        support, values = backend.encode_threshold(
-            x, Weight(weight.to(device)), biases, torch.zeros_like(biases), "exact"
+        support, values = finish(
+            backend.search(x, Weight(weight.to(device)), biases, "exact", cut=torch.zeros_like(biases))
         )
         expected = (x.cpu() @ weight.T + bias).clamp_min(0)
         require("outputs", off(support.codes(values).dense(), expected), 1e-5)
         gradient = backend.latent_gradient(support, values.clamp_min(0), x, 0, n_latents)
         require("gradient", off(gradient, expected.T @ x.cpu()), CLOSE)
     equal = Weight(torch.ones(n_latents, 24, device=device))
-    support, values = backend.encode_topk(x.abs(), equal, torch.zeros(n_latents, device=device), 5, "exact")
+    support, values = finish(backend.search(x.abs(), equal, torch.zeros(n_latents, device=device), "exact", k=5))
     codes = support.codes(values)
     assert codes.latents.view(8, 5).tolist() == [[0, 1, 2, 3, 4]] * 8, "of equals not the first"
     small = model(KINDS["ReLU + L1"], checks, device)

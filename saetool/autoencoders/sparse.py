@@ -204,7 +204,7 @@ class SparseAutoencoder(Autoencoder):
     def begin(self, x: Float[Tensor, "batch d_in"]) -> Begun | None:
         """Begin the selection of a batch, as far as it goes without waiting for the device; None where it does not."""
         x, centered = self._in_units(x)
-        search = self.activation.search(self._encoder, centered, self.encoder_bias.detach(), self._precision)
+        search = self.activation.search_training(self._encoder, centered, self.encoder_bias.detach(), self._precision)
         return None if search is None else Begun(x, centered, search)
 
     @torch.no_grad()
