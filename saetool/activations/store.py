@@ -130,7 +130,7 @@ class SiteStore:
         """
         if images is None or images.all():
             return self._stored_statistics
-        if images.sum() <= len(images) // 2:
+        if smaller_part(images) is images:
             return self._read_statistics(images)
         return self._stored_statistics.without(self._read_statistics(~images))
 
@@ -166,6 +166,11 @@ class SiteStore:
                 start = end
             index += 1
         return parts
+
+
+def smaller_part(images: Bool[np.ndarray, "images"]) -> Bool[np.ndarray, "images"]:
+    """Return `images` itself, or what it leaves out where that is less."""
+    return images if images.sum() <= len(images) // 2 else ~images
 
 
 def runs(mask: Bool[np.ndarray, "n"]) -> list[tuple[int, int]]:

@@ -57,6 +57,30 @@ def test_batches_from_a_device_are_those_from_the_host(numbered, whole, start):
     assert at["epoch"] > 1
 
 
+@pytest.mark.parametrize("share", [0, 3, 9])
+def test_moments_and_held_out_rows_on_a_device_are_the_hosts(numbered, share):
+    store, _ = numbered()
+    held_out = np.arange(store.n_images) % 10 < share
+    host, device = (StoreStream(store.site(), 7, 20, 3, held_out) for _ in range(2))
+    device.device = CPU
+    for name in ("mean", "variance"):
+        torch.testing.assert_close(*(getattr(stream.statistics(), name) for stream in (device, host)))
+    blocks = [list(stream.held_out()) for stream in (device, host)]
+    assert all(len(block) <= 7 for block in blocks[0])
+    if share:
+        assert torch.equal(*map(torch.cat, blocks))
+    else:
+        assert blocks == [[], []]
+
+
+def test_rows_for_evaluations_along_the_way_are_read_once(numbered, monkeypatch):
+    store, _ = numbered()
+    stream = StoreStream(store.site(), 7, 20, 3, np.arange(store.n_images) % 3 == 1)
+    first = torch.cat(list(stream.held_out(5)))
+    monkeypatch.setattr(stream.site, "rows", None)
+    assert torch.equal(torch.cat(list(stream.held_out(5))), first)
+
+
 def test_a_whole_store_is_read_once(numbered, monkeypatch):
     store, _ = numbered()
     site, read = store.site(), []
