@@ -165,22 +165,23 @@ class StoreStream(ShuffledStream):
                     size = (rounds.most_rows, self.d_in)
                     buffers.append(torch.empty(size, dtype=self.site.dtype, pin_memory=pinned))
                 pool = buffers[number % _POOLS]
-                list(readers.map(lambda task, pool=pool: self._read(pool, *task), self._reads(blocks, images)))
+                tasks = self._reads(blocks, images)
+                list(readers.map(lambda task, pool=pool: self._read(pool[task[0]], task[1]), tasks))
                 yield pool
 
-    def _reads(self, blocks: np.ndarray, images: np.ndarray) -> list[tuple[int, int, int]]:
-        """Return (first row in the pool, first image, end) for each run of these images in a round's blocks."""
+    def _reads(self, blocks: np.ndarray, images: np.ndarray) -> list[tuple[slice, list[tuple[int, int]]]]:
+        """Return the rows of the pool that each block of a round fills, and which of its images with."""
         tasks, place = [], 0
         for index in blocks:
             block = self.site.store.slices[index]
-            for start, stop in runs(images[block.start : block.stop]):
-                tasks.append((place, block.start + start, block.start + stop))
-                place += (stop - start) * self.site.tokens
+            wanted = [(block.start + a, block.start + b) for a, b in runs(images[block.start : block.stop])]
+            count = sum(b - a for a, b in wanted) * self.site.tokens
+            tasks.append((slice(place, place + count), wanted))
+            place += count
         return tasks
 
-    def _read(self, pool: Tensor, place: int, start: int, stop: int) -> None:
-        count = (stop - start) * self.site.tokens
-        self.site.read_into(pool[place : place + count].view(stop - start, self.site.tokens, self.d_in), start, stop)
+    def _read(self, rows: Float[Tensor, "rows d_in"], wanted: list[tuple[int, int]]) -> None:
+        self.site.read_runs_into(rows.view(-1, self.site.tokens, self.d_in), wanted)
 
     def _moments(self) -> Statistics:
         if self.device is None:
