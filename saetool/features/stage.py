@@ -97,6 +97,15 @@ def _embedding_site(settings: IndexSettings, store: Artifact, embeddings: Artifa
     return opened.site()
 
 
+@dataclass(frozen=True)
+class _Images:
+    """What is known of every image, where the maxima of latents are."""
+
+    held_out: Tensor
+    hashes: Tensor
+    embeddings: Tensor | None
+
+
 @dataclass
 class _Block:
     """What the maxima of a block of latents from `first` come to; `records` are those of the chosen examples."""
@@ -157,7 +166,7 @@ class Index:
         return held_out_mask(self.site.store.digests, self.seed, self.share)
 
     @cached_property
-    def hashes(self) -> np.ndarray:
+    def hashes(self) -> Tensor:
         """The images' hashes for drawing examples."""
         return ranking.image_hashes(self.site.store.digests, self.seed)
 
@@ -186,7 +195,7 @@ class Index:
         encoded = time.monotonic()
         embeddings = image_embeddings(self.embedding_site) if self.embedding_site and distributed.is_main() else None
         if distributed.is_main():
-            found = self._statistics(spill, embeddings, partial)
+            found = self._statistics(spill, embeddings, partial, pass_.counted_on)
         counted = time.monotonic()
         maps = self._heat(pass_, partial) if self.site.grid else None
         drawn = time.monotonic()
@@ -213,12 +222,14 @@ class Index:
         if distributed.is_main():
             partial.note("where", line)
 
-    def _statistics(self, spill: Spill, embeddings: np.ndarray | None, partial: Partial) -> _Found:
-        """Compute the numbers of every latent, and note the examples whose heat maps are wanted."""
-        found, labels = _Found(), self.labels
+    def _statistics(
+        self, spill: Spill, embeddings: np.ndarray | None, partial: Partial, device: torch.device
+    ) -> _Found:
+        """Compute the numbers of every latent on a device, and note the examples whose heat maps are wanted."""
+        found, labels, facts = _Found(), self.labels, self._facts_on(device, embeddings)
 
         def of_block(span: tuple[int, int]) -> _Block:
-            return self._block(spill.block(*span), embeddings)
+            return self._block(Maxima.of(spill.block(*span), *spill.latents_of(*span), device), facts)
 
         spans = list(spill.spans(max([1, *(len(column.names) for column in labels)])))
         with ExitStack() as stack:
@@ -226,7 +237,7 @@ class Index:
             rows = stack.enter_context(tables.TableWriter(path, LABEL_STATISTICS)) if labels else None
             advance = stack.enter_context(bar("statistics", len(spans), "blocks"))
             largest = max(int(spill.stripe_records[first:stop].sum()) for first, stop in spans)
-            for block in ordered(of_block, spans, block_workers(largest)):
+            for block in ordered(of_block, spans, block_workers(largest, device)):
                 if rows is not None:
                     rows.write(tables.label_table(block.labels, self.settings.label_classes, block.first))
                 for column, statistics in block.labels:
@@ -239,15 +250,24 @@ class Index:
         heat.Wanted.of(images, latents, found.column("max")).save(partial.scratch("wanted.npz"))
         return found
 
-    def _block(self, block: Maxima, embeddings: np.ndarray | None) -> _Block:
+    def _facts_on(self, device: torch.device, embeddings: np.ndarray | None) -> _Images:
+        return _Images(
+            torch.from_numpy(self.held_out).to(device),
+            self.hashes.to(device),
+            None if embeddings is None else torch.from_numpy(embeddings).to(device),
+        )
+
+    def _block(self, block: Maxima, images: _Images) -> _Block:
         """Compute what a block of latents comes to, in any thread."""
         descending = ranking.by_value(block)
-        numbers = block_numbers(block, self.held_out)
-        score = np.full(block.n_latents, np.nan) if embeddings is None else monosemanticity(block, embeddings)
-        numbers["monosemanticity"] = np.where(block.counts > 0, score, np.nan)
+        numbers = block_numbers(block, images.held_out)
+        score = np.full(block.n_latents, np.nan)
+        if images.embeddings is not None:
+            score = monosemanticity(block, images.embeddings)
+        numbers["monosemanticity"] = np.where(numbers["image_count"] > 0, score, np.nan)
         labels = [(column, label_statistics(block, descending, column)) for column in self.labels]
-        chosen = ranking.choose(block, descending, self.hashes, self.settings, self.seed)
-        return _Block(block.first, numbers, labels, block.records[chosen.record], chosen)
+        chosen = ranking.choose(block, descending, images.hashes, self.settings, self.seed)
+        return _Block(block.first, numbers, labels, block.records(torch.from_numpy(chosen.record)), chosen)
 
     def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray | None:
         distributed.barrier()

@@ -54,7 +54,7 @@ def test_monosemanticity_is_the_weighted_mean_similarity_of_pairs(random_scores,
     u = np.random.default_rng(seed).normal(size=(len(dense), 3))
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     u[:: 1 + seed % 4] *= seed % 2  # some embeddings are zero
-    found = monosemanticity(maxima_of(dense), u)
+    found = monosemanticity(maxima_of(dense), torch.from_numpy(u).float())
     for latent, a in enumerate(dense.T.astype(float)):
         span = a.max() - a.min()
         a = (a - a.min()) / span if span else 0 * a
@@ -71,7 +71,7 @@ def test_images_alike_score_one():
 
     records = np.zeros(3, RECORD)
     records["image"], records["value"] = np.arange(3), dense[:, 0]
-    same = np.tile([[1.0, 0.0]], (4, 1))
+    same = torch.tensor([[1.0, 0.0]]).repeat(4, 1)
     assert monosemanticity(Maxima.of(records, 0, 1), same) == pytest.approx(1)
 
 
