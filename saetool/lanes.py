@@ -1,13 +1,14 @@
 """Copies to a GPU and from it, beside what it computes; on other devices, plain copies."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 
 class Lanes:
-    """Two streams of a GPU: one to it, one from it, beside the current one, which computes.
+    """Streams of a GPU: one to it, one from it, beside the current one, which computes, and another that does.
 
     Pinned memory that a copy still reads or writes is not given to anyone else: torch's allocator sees to that.
     """
@@ -17,7 +18,7 @@ class Lanes:
         self.queued = device.type == "cuda"
         """Whether copies are queued: from pinned memory, and into it."""
         if self.queued:
-            self._up, self._down = torch.cuda.Stream(device), torch.cuda.Stream(device)
+            self._up, self._down, self._beside = (torch.cuda.Stream(device) for _ in range(3))
 
     def up(self, tensor: Tensor) -> Tensor:
         """Return a copy on the device, which whatever is computed from now on waits for there."""
@@ -29,6 +30,25 @@ class Lanes:
         computing.wait_stream(self._up)
         copy.record_stream(computing)  # its memory is the upward stream's: not free before computing has read it
         return copy
+
+    def beside(self) -> AbstractContextManager[object]:
+        """Compute, while the block runs, beside the stream that is the current one outside it."""
+        return torch.cuda.stream(self._beside) if self.queued else nullcontext()
+
+    def hand_over(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Hand over what is computed here; whoever calls what is returned may compute with it, in another stream."""
+        if not self.queued:
+            return lambda: None
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.device))
+
+        def taken() -> None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_event(done)
+            for tensor in tensors:
+                tensor.record_stream(computing)
+
+        return taken
 
     def down(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """Begin to copy what has been computed; what is returned waits for the copies, from any thread."""

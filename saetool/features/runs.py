@@ -21,8 +21,15 @@ def sums_of_runs(
     A cell's weights are added one after the other, in the order in which they come: a GPU's atomic additions would
     come in any order.
     """
-    if cell.device.type == "cpu":
-        return torch.bincount(cell, weights=weights.double(), minlength=cells)
+    if cell.device.type != "cpu":
+        return added_by_one_thread_each(cell, weights, cells)
+    return torch.bincount(cell, weights=weights.double(), minlength=cells).double()
+
+
+def added_by_one_thread_each(
+    cell: Int[Tensor, "elements"], weights: Float[Tensor, "elements"], cells: int
+) -> Float[Tensor, "cells"]:
+    """Return what `sums_of_runs` does, in the way that is fast on a GPU."""
     ends = torch.searchsorted(cell, torch.arange(cells + 1, device=cell.device))
     # A matrix is added up by one thread a column and cell; a vector by many, in another order.
     twice = weights.double()[:, None].expand(-1, 2).contiguous()
