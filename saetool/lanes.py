@@ -22,21 +22,32 @@ class Lanes:
 
     def up(self, tensor: Tensor) -> Tensor:
         """Return a copy on the device, which whatever is computed from now on waits for there."""
+        return self.send(tensor)()
+
+    def send(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy to the device; what is returned gives the copy to whoever computes with it, from any thread."""
         if not self.queued:
-            return tensor.to(self.device)
-        computing = torch.cuda.current_stream(self.device)
+            copy = tensor.to(self.device)
+            return lambda: copy
         with torch.cuda.stream(self._up):
             copy = tensor.to(self.device, non_blocking=True)
-        computing.wait_stream(self._up)
-        copy.record_stream(computing)  # its memory is the upward stream's: not free before computing has read it
-        return copy
+            taken = self.hand_over([copy])
+
+        def arrived() -> Tensor:
+            taken()
+            return copy
+
+        return arrived
 
     def beside(self) -> AbstractContextManager[object]:
         """Compute, while the block runs, beside the stream that is the current one outside it."""
         return torch.cuda.stream(self._beside) if self.queued else nullcontext()
 
     def hand_over(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
-        """Hand over what is computed here; whoever calls what is returned may compute with it, in another stream."""
+        """Hand over what this stream makes; whoever calls what is returned may compute with it, in another stream.
+
+        Its memory is this stream's: not free before the other has read it.
+        """
         if not self.queued:
             return lambda: None
         done = torch.cuda.Event()

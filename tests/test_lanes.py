@@ -75,7 +75,17 @@ def calls(monkeypatch):
 def test_computing_waits_for_what_goes_up_and_its_memory_is_kept_for_it(calls):
     copied = calls.pop()
     Lanes(torch.device("cuda")).up(torch.zeros(3).as_subclass(copied))
-    assert calls == ["copy on up, non_blocking=True", "computing waits for up", "kept for computing"]
+    assert calls[:2] == ["copy on up, non_blocking=True", "event on up"]
+    assert calls[2:] == ["computing waits for the event on up", "kept for computing"]
+
+
+def test_what_is_sent_ahead_is_waited_for_by_who_takes_it_alone(calls):
+    copied = calls.pop()
+    lanes = Lanes(torch.device("cuda"))
+    first, _ = (lanes.send(torch.zeros(3).as_subclass(copied)) for _ in range(2))
+    assert not [call for call in calls if "waits" in call]
+    first()
+    assert calls[4:] == ["computing waits for the event on up", "kept for computing"]
 
 
 def test_what_comes_down_waits_for_computing_and_is_read_after_its_event(calls):

@@ -35,15 +35,17 @@ Work = Callable[[int, Codes, Sequence[int]], list[Tensor]]
 
 CHUNK_ROWS = 2048
 """Rows encoded at a time, as whole images: a dense family's [rows, n_latents] stays in the hundreds of megabytes."""
-GPU_CELLS = 1 << 29
-"""Cells of [rows, n_latents] encoded at a time on a GPU: 1 GiB in bfloat16, and some milliseconds of work."""
+GPU_CELLS = 1 << 30
+"""Cells of [rows, n_latents] encoded at a time on a GPU, at most: 2 GiB in bfloat16, and some milliseconds of work."""
+_BYTES_A_CELL = 64
+"""Of a GPU's memory: a chunk's outputs take a thirtieth of it."""
 PART_ROWS = 1 << 17
 """Rows of a part, at least: what a kill costs, a second or so."""
 GPU_PART_ROWS = 1 << 21
 MAX_PARTS = 64
 """Parts of a store, at most: each keeps its own sums on disk until the end."""
-_READERS = 4
-"""Threads that read for a GPU: each copies some 5 GB/s from the page cache."""
+_READERS = 6
+"""Threads that read for a GPU: each copies 2 to 5 GB/s from the page cache."""
 _AHEAD = 2 + _READERS
 """Chunks on their way: one that is encoded, one that is counted, and one for each thread that reads."""
 
@@ -67,8 +69,14 @@ class Pass:
     @property
     def chunk_images(self) -> int:
         """Images of a chunk."""
-        rows = GPU_CELLS // self.autoencoder.n_latents if self.staged else CHUNK_ROWS
+        rows = self._gpu_cells // self.autoencoder.n_latents if self.staged else CHUNK_ROWS
         return max(1, rows // self.site.tokens)
+
+    @cached_property
+    def _gpu_cells(self) -> int:
+        if self.device.type != "cuda":
+            return GPU_CELLS
+        return min(GPU_CELLS, torch.cuda.get_device_properties(self.device).total_memory // _BYTES_A_CELL)
 
     def cut(self, images: Sequence[int]) -> list[Sequence[int]]:
         """Return image rows in chunks."""
@@ -118,11 +126,14 @@ class Pass:
         return in_order(self.autoencoder, self.workers, one, chunks)
 
     def _staged(self, work: Work, chunks: Iterable[Sequence[int]]) -> Iterator[list[Tensor]]:
-        """Read, upload and encode, count: a chunk in each of them, while the one before is on its way back."""
+        """Read and send, encode, count: a chunk in each of them, while the one before is on its way back."""
         lanes = self._lanes
 
-        def encode(rows: Future[Tensor]) -> tuple[Codes, Callable[[], None]]:
-            codes = self.encode(lanes.up(rows.result()))
+        def read(images: Sequence[int]) -> Callable[[], Tensor]:
+            return lanes.send(self.read(images))
+
+        def encode(rows: Future[Callable[[], Tensor]]) -> tuple[Codes, Callable[[], None]]:
+            codes = self.encode(rows.result()())
             return codes, lanes.hand_over([codes.offsets, codes.latents, codes.values])
 
         def count(
@@ -138,7 +149,7 @@ class Pass:
         with stage(_READERS) as reading, stage(1) as encoding, stage(1) as counting:
             try:
                 for images in chunks:
-                    encoded = encoding.submit(encode, reading.submit(self.read, images))
+                    encoded = encoding.submit(encode, reading.submit(read, images))
                     waiting.append(counting.submit(count, encoded, images))
                     if len(waiting) > _AHEAD:
                         yield waiting.popleft().result()()

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from saetool.errors import RequestError
 from saetool.features import heat, neighbors, ranking, tables
 from saetool.features.columns import EXAMPLES, LABEL_STATISTICS
 from saetool.features.encoding import Pass, encode_store
-from saetool.features.labels import LabelColumn, LabelStatistics, label_statistics
+from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import Maxima
 from saetool.features.monosemanticity import all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
@@ -108,11 +109,11 @@ class _Images:
 
 @dataclass
 class _Block:
-    """What the maxima of a block of latents from `first` come to; `records` are those of the chosen examples."""
+    """What the maxima of a block of latents come to; `records` are those of the chosen examples."""
 
-    first: int
     numbers: dict[str, np.ndarray]
-    labels: list[tuple[LabelColumn, LabelStatistics]]
+    labels: pa.Table | None
+    """Its rows of label_statistics.parquet."""
     records: np.ndarray
     chosen: ranking.Chosen
 
@@ -238,10 +239,8 @@ class Index:
             advance = stack.enter_context(bar("statistics", len(spans), "blocks"))
             largest = max(int(spill.stripe_records[first:stop].sum()) for first, stop in spans)
             for block in ordered(of_block, spans, block_workers(largest, device)):
-                if rows is not None:
-                    rows.write(tables.label_table(block.labels, self.settings.label_classes, block.first))
-                for column, statistics in block.labels:
-                    block.numbers.update(tables.label_numbers(column, statistics))
+                if rows is not None and block.labels is not None:
+                    rows.write(block.labels)
                 found.add(block)
                 advance(1)
         images, latents = (
@@ -267,7 +266,10 @@ class Index:
         numbers["monosemanticity"] = np.where(numbers["image_count"] > 0, score, np.nan)
         labels = [(column, label_statistics(block, descending, column)) for column in self.labels]
         chosen = ranking.choose(block, descending, images.hashes, self.settings, self.seed)
-        return _Block(block.first, numbers, labels, block.records(torch.from_numpy(chosen.record)), chosen)
+        for column, statistics in labels:
+            numbers.update(tables.label_numbers(column, statistics))
+        table = tables.label_table(labels, self.settings.label_classes, block.first) if labels else None
+        return _Block(numbers, table, block.records(torch.from_numpy(chosen.record)), chosen)
 
     def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray | None:
         distributed.barrier()

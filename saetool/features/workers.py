@@ -24,7 +24,7 @@ _RECORD_BYTES = 128
 """Of a record that is ranked: its own 24, and a dozen numbers of eight by which it is sorted and chosen."""
 _GPU_RECORD_BYTES = 256
 """The same on a GPU, whose sorts are not in place."""
-_GPU_BLOCKS = 4
+_GPU_BLOCKS = 8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ def block_workers(records: int, device: torch.device) -> int:
     """
     if device.type == "cuda":  # one is computed while others are read, and while what follows from them is worked out
         free, _ = torch.cuda.mem_get_info(device)
-        return max(1, min(_GPU_BLOCKS, free // 2 // max(records * _GPU_RECORD_BYTES, 1)))
+        return max(1, min(_GPU_BLOCKS, distributed.cores() // 2, free // 2 // max(records * _GPU_RECORD_BYTES, 1)))
     cores = distributed.cores()
     if cores <= _FEW_CORES:
         return 1

@@ -11,6 +11,7 @@ from saetool.features.blocks import largest_in_rows
 from saetool.features.monosemanticity import monosemanticity
 from saetool.features.neighbors import by_decoder
 from saetool.features.sheet import Cell, contact_sheet, overlay
+from saetool.features.tables import largest_of_rows
 from saetool.vision.geometry import Geometry
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -90,3 +91,12 @@ def test_a_sheet_has_a_row_for_each_latent():
     sheet = contact_sheet([("latent 1", [Cell(picture, "a")] * 3), ("latent 2", [Cell(picture, "b")])], None, size=50)
     assert sheet.size == (150, 2 * (50 + 28))
     assert contact_sheet([], None).width > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 6))
+def test_the_largest_of_a_row_are_the_first_of_a_stable_sort(seed, k):
+    values = np.random.default_rng(seed).integers(-1, 3, (5, 4)) / 2
+    wanted = np.zeros(values.shape, bool)
+    np.put_along_axis(wanted, np.argsort(-values, axis=1, kind="stable")[:, :k], True, axis=1)
+    assert np.array_equal(largest_of_rows(values, k), wanted)
