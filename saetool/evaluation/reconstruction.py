@@ -85,6 +85,17 @@ class HeldOutSums:
         """Return the sums, one row an image, in the order they came."""
         return torch.cat(self.images)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all of it but the mean, for `merge`."""
+        return {"images": self.table(), "firing": self.firing, "first": self.first, "second": self.second}
+
+    def merge(self, later: dict[str, Tensor]) -> None:
+        """Take in the sums over images that follow."""
+        self.images.append(later["images"])
+        self.firing += later["firing"]
+        self.first += later["first"]
+        self.second += later["second"]
+
 
 def _row_numbers(
     x: Float[Tensor, "rows d_in"], codes: Codes, x_hat: Float[Tensor, "rows d_in"], mean: Float[Tensor, "d_in"]

@@ -7,36 +7,32 @@ min–max scaled over all images. In closed form: (‖Σ ãu‖² − Σ ã²‖
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from saetool.activations import SiteStore
 from saetool.features.maxima import Maxima
+from saetool.features.ranking import largest
+from saetool.features.runs import sums_of_runs
 from saetool.statistics import squarable, unit_rows
 
 
-def monosemanticity(maxima: Maxima, embeddings: Float[np.ndarray, "images d"]) -> Float[np.ndarray, "latents"]:
+def monosemanticity(maxima: Maxima, embeddings: Float[Tensor, "images d"]) -> Float[np.ndarray, "latents"]:
     """Return the score of every latent of a block, NaN where fewer than two images have weight.
 
-    `embeddings` has unit rows, or zeros, which are like no other. An image's activation is its maximum over tokens,
-    0 where the latent does not fire.
+    `embeddings`, on the maxima's device, has unit rows, or zeros, which are like no other. An image's activation is
+    its maximum over tokens, 0 where the latent does not fire. Devices agree to float32's rounding.
     """
     weights = scaled(maxima, len(embeddings))
-    image = torch.from_numpy(maxima.records["image"].astype(np.int64))
-    starts = torch.from_numpy(maxima.starts[:-1].astype(np.int64))
     total = torch.nn.functional.embedding_bag(
-        image,
-        torch.from_numpy(np.ascontiguousarray(embeddings, np.float32)),
-        starts,
-        mode="sum",
-        per_sample_weights=torch.from_numpy(weights.astype(np.float32)),
-    ).numpy()
-    sums = np.bincount(maxima.latent, weights=weights, minlength=maxima.n_latents)
-    squares = np.bincount(maxima.latent, weights=weights**2, minlength=maxima.n_latents)
-    lengths = (embeddings.astype(np.float64) ** 2).sum(1)[maxima.records["image"]]
-    alone = np.bincount(maxima.latent, weights=weights**2 * lengths, minlength=maxima.n_latents)
-    together = (total.astype(np.float64) ** 2).sum(1) - alone
-    pairs = sums**2 - squares
-    weighty = np.bincount(maxima.latent[weights > 0], minlength=maxima.n_latents) >= 2
-    return np.where(weighty, together / np.where(weighty, pairs, 1), np.nan)
+        maxima.image, embeddings, maxima.starts[:-1], mode="sum", per_sample_weights=weights.float()
+    )
+    lengths = embeddings.double().square().sum(1)[maxima.image]
+    parts = (weights, weights.square(), weights.square() * lengths, (weights > 0).double())
+    sums, squares, alone, weighty = (sums_of_runs(maxima.latent, part, maxima.n_latents) for part in parts)
+    together = total.double().square().sum(1) - alone
+    defined = weighty >= 2
+    score = torch.where(defined, together / torch.where(defined, sums.square() - squares, 1.0), torch.nan)
+    return score.cpu().numpy()
 
 
 def all_pairs(embeddings: Float[np.ndarray, "images d"]) -> float | None:
@@ -50,17 +46,14 @@ def all_pairs(embeddings: Float[np.ndarray, "images d"]) -> float | None:
     return float(((wide.sum(0) ** 2).sum() - (wide**2).sum()) / (n * (n - 1)))
 
 
-def scaled(maxima: Maxima, images: int) -> Float[np.ndarray, "records"]:
+def scaled(maxima: Maxima, images: int) -> Float[Tensor, "records"]:
     """Return the activations min–max scaled over all images, float64; 0 where a latent is the same on all."""
-    values = maxima.column("value").astype(np.float64)
-    high, low = np.zeros(maxima.n_latents), np.zeros(maxima.n_latents)
-    alive = maxima.counts > 0
-    if alive.any():
-        high[alive] = np.maximum.reduceat(values, maxima.starts[:-1][alive])
-        everywhere = alive & (maxima.counts == images)
-        low[alive] = np.where(everywhere[alive], np.minimum.reduceat(values, maxima.starts[:-1][alive]), 0)
-    span = (high - low)[maxima.latent]
-    return np.where(span > 0, (values - low[maxima.latent]) / np.where(span > 0, span, 1), 0.0)
+    values = maxima.column("value")
+    high, low = largest(maxima), torch.full((maxima.n_latents,), torch.inf, device=maxima.device)
+    low.scatter_reduce_(0, maxima.latent, values, "amin")
+    low = torch.where(maxima.counts == images, low, 0.0).double()
+    span = (high.double() - low)[maxima.latent]
+    return torch.where(span > 0, (values.double() - low[maxima.latent]) / torch.where(span > 0, span, 1.0), 0.0)
 
 
 def image_embeddings(site: SiteStore, block: int = 256) -> Float[np.ndarray, "images d"]:
