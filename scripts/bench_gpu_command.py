@@ -1,10 +1,11 @@
-"""`saetool train` as a whole command on one NVIDIA GPU, beside the bare steps of the same model; under three minutes.
+"""`saetool train` as a whole command on one NVIDIA GPU, beside the bare steps of the same model; some four minutes.
 
     python scripts/bench_gpu_command.py [--json FILE]      needs this repository, 8 GB of disk and of page cache
     python scripts/bench_gpu_command.py --tiny             the same on a CPU, to see that it works: no shares
 
 The rows are those of `bench_gpu.py`, again and again, as a store of images with 196 patches, which was just written,
-so it is read from the page cache. The command's time has all in it: imports, compiling kernels, initialization,
+so it is read from the page cache: every epoch again, in pools, as a store larger than the GPU's memory is; or once,
+where it lies on the GPU whole. The command's time has all in it: imports, compiling kernels, initialization,
 evaluations, checkpoint, sealing.
 """
 
@@ -27,6 +28,11 @@ from saetool.activations.settings import CacheSettings
 from saetool.machine import describe_machine
 
 PATCHES = 196
+READING = {
+    "pools": "from saetool.activations import device_pool as p; p.WHOLE_SHARE = 0; from saetool import cli; cli.main()",
+    "whole": "from saetool import cli; cli.main()",
+}
+"""How the store is read, and a command line that reads it so."""
 STEADY = 0.5
 """The first half of the log lines are left out of the steady rate: kernels are compiled and steps recorded there."""
 
@@ -42,7 +48,7 @@ def make_store(folder, setting, rows):
     return time.perf_counter() - start
 
 
-def train(folder, store, kind, setting, tokens, batch):
+def train(folder, store, kind, setting, tokens, batch, reading):
     """Run the command and return its seconds and the rates of its log lines."""
     config = {
         "run": str(folder),
@@ -55,7 +61,8 @@ def train(folder, store, kind, setting, tokens, batch):
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config))
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "saetool", "train", str(path)], capture_output=True, text=True)
+    command = [sys.executable, "-c", READING[reading], "train", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"error: saetool train failed:\n{done.stderr[-2000:]}")
@@ -78,6 +85,7 @@ def main():
     parser.add_argument("--rows", type=int, default=4_000_000, help="rows of the store")
     parser.add_argument("--tokens", type=int, default=200_000_000, help="rows to train on")
     parser.add_argument("--kinds", nargs="+", default=["l1", "topk"], choices=["l1", "topk"])
+    parser.add_argument("--reading", nargs="+", default=list(READING), choices=list(READING))
     given = parser.parse_args()
     if not given.tiny and not torch.cuda.is_available():
         print("error: there is no GPU here; --tiny tries the script without one", file=sys.stderr)
@@ -96,17 +104,19 @@ def main():
                 {f"{kind}: bare steps": partial(bench_gpu.Ours, kind, codes, setting, batch)}, setting, batch
             )
             bare_rate = next(iter(bare.values()))["rate"]
-            torch.cuda.empty_cache()
-            whole = train(Path(name) / kind, store, kind, setting, tokens, batch)
-            found[kind] = {"bare": bare_rate, **whole}
-            print(
-                f"  {kind}: the command {whole['seconds']:.1f} s, {whole['rate']:,.0f} rows/s; its steps in the second "
-                f"half {whole['steady_rate']:,.0f}; FVU {whole['fvu']:.4f} at L0 {whole['l0']:.1f}",
-                flush=True,
-            )
+            found[kind] = {"bare": bare_rate}
             if not given.tiny:
-                shares = whole["rate"] / bare_rate, whole["steady_rate"] / bare_rate
-                print("  of the bare steps: {:.0%} whole (gate 80%), {:.0%} in the second half".format(*shares))
+                torch.cuda.empty_cache()
+            for reading in given.reading:
+                whole = train(Path(name) / f"{kind}-{reading}", store, kind, setting, tokens, batch, reading)
+                found[kind][reading] = whole
+                print(
+                    f"  {kind}, {reading}: the command {whole['seconds']:.1f} s, {whole['rate']:,.0f} rows/s; steps of "
+                    f"its second half {whole['steady_rate']:,.0f}; FVU {whole['fvu']:.4f} at L0 {whole['l0']:.1f}"
+                )
+                if not given.tiny:
+                    shares = whole["rate"] / bare_rate, whole["steady_rate"] / bare_rate
+                    print("  of the bare steps: {:.0%} whole (gate 80%), {:.0%} in the second half".format(*shares))
     if given.json:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
