@@ -24,7 +24,7 @@ from saetool.images.settings import is_named
 from saetool.progress import say
 from saetool.training import train_together, training_stage
 
-_FULL = ("probing", "effect", "refit")
+_FULL = ("probing", "effect", "refit", "references")
 """Settings of an evaluation that `saetool evaluate` switches on, and `saetool run` does not."""
 
 COMMANDS = {
