@@ -82,6 +82,7 @@ def _build(
     journal = Journal(partial)
     found: dict[str, Any] = {"schema": SCHEMA, "subject": _facts(autoencoder, store, subject)}
     found["held_out"] = journal("held_out", lambda: sections.held_out(subject, settings))
+    found["training"] = journal("training", lambda: sections.training(subject, settings))
     found["decoder"] = journal.alone("decoder", lambda: sections.decoder(subject, settings))
     fitted = None
     if settings.baselines or settings.probing:
