@@ -113,7 +113,7 @@ class Run:
         stage = self.caching() if kind == "activations" else self.members[0].training()
         if stage.estimate is None:
             raise RequestError(f"{COMMANDS[kind]} has no dry run.")
-        return stage.estimate()
+        return stage.estimate(self.directory)
 
     def require_space(self, estimate: dict[str, Any]) -> None:
         """Raise RequestError when the disk cannot hold what an estimate says."""

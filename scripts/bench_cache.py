@@ -142,7 +142,7 @@ def measure(
     figures: dict[str, float | str] = {name: statistics.median(values) for name, values in found.items()}
     if backbone.precision != "fp32":
         figures |= beside_float32(settings, plan, float(figures["steady"]))
-    predicted = estimate(job)["images_per_second"]
+    predicted = estimate(job, folder)["images_per_second"]
     figures |= {"dry_run": predicted, "dry_run_vs_progress": predicted / float(figures["progress"])}
     if backbone.device.type == "cuda":
         figures |= beside_the_disk(job, backbone, plan, folder)
@@ -259,7 +259,7 @@ def written(
 
 def beside_the_disk(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> dict[str, float]:
     """Return gigabytes a second that reach the disk through more writers, and as bare files, four side by side."""
-    found = {f"write_gigabytes_by_{writers}": written(job, backbone, plan, folder, writers)[1] for writers in (1, 4, 8)}
+    found = {f"write_gigabytes_by_{writers}": written(job, backbone, plan, folder, writers)[1] for writers in (1, 2, 8)}
     data = memoryview(bytes(plan.slices_per_shard * plan.settings.batch_size * plan.image_bytes))
 
     def bare(i: int) -> None:

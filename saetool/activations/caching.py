@@ -236,7 +236,7 @@ def _stage(job: CachingJob, config: dict[str, Any]) -> Stage:
         config,
         job.build,
         listing=job.source.listing(),
-        estimate=lambda: estimate(job),
+        estimate=lambda place: estimate(job, place),
         listed=f"{len(job.source):,} images",
         changed=lambda store: changed_since(job.source, store),
     )

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from saetool import distributed
 from saetool.artifacts import Artifact
 from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
@@ -145,8 +144,9 @@ def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]
     with bar("Probing", len(models), "representations") as advance:
         for name, model in models:
             pooled = [_pooled(subject, model, name, rows) for rows in (train, test)]
-            for known, splits in groups if distributed.is_main() else ():
-                _probe(subject, name, [found[i] for i in splits], list(splits.values()), known, pooled)
+            here = [part for part in pooled if part is not None]
+            for known, splits in groups if here else ():
+                _probe(subject, name, [found[i] for i in splits], list(splits.values()), known, here)
             advance(1)
     return {"images": {"train": len(train), "held_out": len(test)}, "labels": found}
 
