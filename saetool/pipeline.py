@@ -352,6 +352,7 @@ def _holds(store: Path, config: RunConfig) -> bool:
             # A resolved precision answers `auto`; a folder's place is no part of what was made.
             free = (section, key, value) == ("backbone", "precision", "auto")
             value = "folder" if (section, key) == ("images", "source") and not is_named(value) else value
-            if not free and key in found[section] and found[section][key] != value:
+            known = found[section].get("decode", "pillow") if key == "decode" else found[section].get(key, value)
+            if not free and known != value:
                 return False
     return True
