@@ -111,7 +111,7 @@ def rows_are_those_of_a_plain_pass(folder: Path) -> None:
 
 
 def what_the_gpu_decodes_is_near_pillow_s(folder: Path) -> str:
-    """Pixels by `images.decode: gpu` lie at most a few steps of a byte from Pillow's on average; always the same ones."""
+    """Pixels by `images.decode: gpu` lie a few steps of a byte from Pillow's on average, and are always the same."""
     if not GPU:
         return "left out: no GPU"
     settings = BackboneSettings(name="timm/vit_tiny_patch16_224", layers=[2], pretrained=False)
