@@ -149,6 +149,17 @@ def numbers(sums: HeldOutSums, seed: int, resamples: int = bootstrap.RESAMPLES) 
     return found | latent_counts(sums.firing, found["tokens"])
 
 
+def fvu_difference(
+    sums: HeldOutSums, own: HeldOutSums, seed: int, resamples: int = bootstrap.RESAMPLES
+) -> dict[str, float | None]:
+    """Return FVU(`sums`) − FVU(`own`), both of the same images, with its interval: an image is drawn with both."""
+    mine, other = own.table(), sums.table()
+    sse, variance = COLUMNS.index("sse"), COLUMNS.index("variance")
+    pairs = torch.stack([other[:, sse] - mine[:, sse], mine[:, variance]], dim=1)
+    wanted = {"difference": ("more", "variance")}
+    return bootstrap.ratios(pairs, ["more", "variance"], wanted, seed, resamples)["difference"]
+
+
 def _one_minus(number: dict[str, float | None]) -> dict[str, float | None]:
     flipped = {"value": number["value"], "low": number["high"], "high": number["low"]}
     return {key: None if value is None else 1 - value for key, value in flipped.items()}

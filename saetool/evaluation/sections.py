@@ -19,17 +19,22 @@ from saetool.evaluation.geometry import coherence
 from saetool.evaluation.matching import stability
 from saetool.evaluation.pooled import pool_latents
 from saetool.evaluation.probing import Prepared, probe_labels
-from saetool.evaluation.reconstruction import HeldOutSums, binarity, held_out_sums, numbers
+from saetool.evaluation.reconstruction import HeldOutSums, binarity, fvu_difference, held_out_sums, numbers
+from saetool.evaluation.references import reference_models
 from saetool.evaluation.refit import Refitted
 from saetool.evaluation.settings import EvaluationSettings
 from saetool.evaluation.splits import Split
 from saetool.evaluation.subject import Labels, Subject, spread
 from saetool.progress import bar, say
 
+REFERENCE_IMAGES, REFERENCE_TOKENS = 64, 2048
+"""Images, and tokens of all of them together, that other codes are computed of: half a minute a dictionary of 12,288
+directions on two cores."""
+
 
 def held_out(subject: Subject, settings: EvaluationSettings) -> dict[str, Any]:
     """Return the autoencoder's numbers on held-out images; for KL penalties binarity as well."""
-    sums = _sums(subject, subject.autoencoder, "held-out images")
+    sums = _own_sums(subject)
     if sums is None:
         return {}
     found = numbers(sums, subject.seed, settings.bootstrap)
@@ -60,10 +65,9 @@ def baselines(subject: Subject, settings: EvaluationSettings, fitted: list[Fitte
     """Return the baselines' numbers on the same held-out images, in the same columns."""
     rows = []
     for baseline in fitted:
-        sums = _sums(subject, baseline.model, baseline.name)
-        if sums is not None:
-            found = numbers(sums, subject.seed, settings.bootstrap)
-            rows.append({"name": baseline.name, "about": baseline.about, "numbers": found})
+        sums, own = _sums(subject, baseline.model, baseline.name), _own_sums(subject)
+        if sums is not None and own is not None:
+            rows.append(_row(subject, settings, baseline.name, baseline.about, sums, own))
     return rows
 
 
@@ -72,11 +76,51 @@ def refitted(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] |
     own = subject.autoencoder
     if not isinstance(own, SparseAutoencoder) or own.normalizer.kind == "layer_norm" or own.activation.dense_only:
         return None
-    sums = _sums(subject, Refitted(own), "refitted values")
-    if sums is None:
+    sums, before = _sums(subject, Refitted(own), "refitted values"), _own_sums(subject)
+    if sums is None or before is None:
         return None
+    return _row(subject, settings, "refitted", "the same latents, their values by least squares", sums, before)
+
+
+def references(subject: Subject, settings: EvaluationSettings, l0: float) -> dict[str, Any] | None:
+    """Return the numbers of other codes of the same dictionary and others of the same L0; None of no sparse model.
+
+    They take minutes for what an autoencoder does in a second, so a part of the measured tokens must do, the
+    autoencoder's own numbers among them.
+    """
+    own = subject.autoencoder
+    if not isinstance(own, SparseAutoencoder) or own.normalizer.kind == "layer_norm" or own.activation.dense_only:
+        return None
+    images = spread(subject.measured, REFERENCE_IMAGES)
+    every = max(1, len(images) * subject.site.tokens // REFERENCE_TOKENS)
+    batches = [x[:, ::every] for x in subject.batches(images)]
+    mean = torch.cat([x.flatten(0, 1) for x in batches]).double().mean(0)
+    before = held_out_sums(own, batches, mean)
+    found = numbers(before, subject.seed, settings.bootstrap)
+    rows = [{"name": "this autoencoder", "about": "on the same tokens", "numbers": found}]
+    made = reference_models(own, subject.training_rows(FIT_ROWS), max(1, round(l0)), subject.seed)
+    with bar("Other codes", len(made), "codes") as advance:
+        for reference in made:
+            sums = held_out_sums(reference.model, batches, mean)
+            rows.append(_row(subject, settings, reference.name, reference.about, sums, before))
+            advance(1)
+    return {"images": len(images), "tokens": sum(x.shape[0] * x.shape[1] for x in batches), "rows": rows}
+
+
+def _row(
+    subject: Subject, settings: EvaluationSettings, name: str, about: str, sums: HeldOutSums, own: HeldOutSums
+) -> dict[str, Any]:
+    """Return a model's numbers, and how its FVU differs from the autoencoder's on the same images (paired)."""
     found = numbers(sums, subject.seed, settings.bootstrap)
-    return {"name": "refitted", "about": "the same latents, their values by least squares", "numbers": found}
+    difference = fvu_difference(sums, own, subject.seed, settings.bootstrap)
+    return {"name": name, "about": about, "numbers": found, "fvu_difference": difference}
+
+
+def _own_sums(subject: Subject) -> HeldOutSums | None:
+    """Return the autoencoder's own sums over the measured images, computed once."""
+    if "sums" not in subject.kept:
+        subject.kept["sums"] = _sums(subject, subject.autoencoder, "held-out images")
+    return subject.kept["sums"]
 
 
 def _sums(subject: Subject, model: Autoencoder, name: str) -> HeldOutSums | None:
@@ -143,10 +187,10 @@ def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]
     models += [(b.name, b.model) for b in fitted if b.name != "raw neurons"]
     with bar("Probing", len(models), "representations") as advance:
         for name, model in models:
-            pooled = [_pooled(subject, model, name, rows) for rows in (train, test)]
-            here = [part for part in pooled if part is not None]
-            for known, splits in groups if here else ():
-                _probe(subject, name, [found[i] for i in splits], list(splits.values()), known, here)
+            pairs = (_pooled(subject, model, name, rows) for rows in (train, test))
+            pooled = [pair for pair in pairs if pair is not None]
+            for known, splits in groups if pooled else ():
+                _probe(subject, name, [found[i] for i in splits], list(splits.values()), known, pooled)
             advance(1)
     return {"images": {"train": len(train), "held_out": len(test)}, "labels": found}
 

@@ -90,6 +90,9 @@ def _build(
         found["baselines"] = journal("baselines", lambda: sections.baselines(subject, settings, fitted or []))
     if settings.refit:
         found["refitted"] = journal("refitted", lambda: sections.refitted(subject, settings))
+    if settings.references:
+        l0 = found["held_out"]["l0"]["value"]
+        found["references"] = journal.alone("references", lambda: sections.references(subject, settings, l0))
     if features is not None:
         found["features"] = journal.alone("features", lambda: sections.features(subject, features))
     if settings.probing:

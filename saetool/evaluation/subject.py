@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,11 @@ class Subject:
         model = load(autoencoder).to(distributed.default_device())
         measured = spread(held_out, settings.max_images)
         return cls(model, content, opened, site, held_out, np.flatnonzero(~mask), measured, seed, shared or Shared())
+
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """What one section has computed and another needs too."""
+        return {}
 
     @property
     def _images_at_once(self) -> int:
