@@ -99,7 +99,7 @@ def _build(
     if settings.probing:
         found["probing"] = journal("probing", lambda: sections.probing(subject, settings, fitted or []))
     if settings.effect:
-        found["effect"] = journal.alone("effect", lambda: _effect(subject, settings, backbone, source, seed))
+        found["effect"] = journal("effect", lambda: _effect(subject, settings, backbone, source, seed))
     if others:
         found["stability"] = journal.alone("stability", lambda: sections.other_seeds(subject, others))
     if not distributed.is_main():
