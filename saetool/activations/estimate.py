@@ -3,19 +3,18 @@
 import contextlib
 import itertools
 import math
-import os
 import shutil
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetool.activations.forward import Forward, Landed
-from saetool.activations.shard_keeper import WRITERS
-from saetool.activations.writer import Plan
+from saetool.activations.shard_keeper import WRITERS, ShardKeeper
+from saetool.activations.waits import Waits
+from saetool.activations.writer import Plan, StoreWriter
 from saetool.artifacts import Partial
 from saetool.errors import RequestError
 from saetool.vision import Backbone
@@ -27,8 +26,9 @@ _THUMBNAIL_BYTES = 8_000
 """Of a picture's, at most, about."""
 _DOUBTFUL = 2e8
 """Bytes a second that a disk is not believed without a try."""
-_MOST_TRIED, _PIECE = 1 << 31, 1 << 24
-"""Bytes written to try a disk, about, and in a piece."""
+_MOST_WRITTEN = 1 << 32
+"""Bytes written to try a disk, about."""
+_WRITTEN_SECONDS = 4.0
 _TIMED_SLICES, _TIMED_SECONDS = 2, 2.0
 """At least so many slices, and so long, are timed."""
 
@@ -36,7 +36,7 @@ _TIMED_SLICES, _TIMED_SECONDS = 2, 2.0
 def estimate(job: "CachingJob", place: Path | None = None) -> dict[str, Any]:
     """Return images, rows, bytes a site and in all, memory, and a rate measured on some batches, as JSON types.
 
-    Where the disk that would hold the store, under `place`, may be slower than that, some shards are written there too,
+    Where the disk that would hold the store, under `place`, may be slower than that, the job's beginning is done there,
     and deleted.
     """
     backbone = job.backbone()
@@ -45,13 +45,10 @@ def estimate(job: "CachingJob", place: Path | None = None) -> dict[str, Any]:
     by_site = {site["folder"]: plan.n_images * site["n_tokens"] * site["d"] * itemsize for site in plan.sites}
     thumbnails = plan.n_images * _THUMBNAIL_BYTES if plan.settings.thumbnails else 0
     start, rate = _rates(job, backbone, plan)
-    stored = sum(by_site.values()) / max(plan.n_images, 1)
-    if place is not None and rate * stored > _DOUBTFUL:
-        rate = min(
-            rate,
-            _written_per_second(place, plan.slices_per_shard * plan.settings.batch_size * plan.image_bytes) / stored,
-        )
-    seconds = start + plan.n_images / rate
+    stored, end = sum(by_site.values()) / max(plan.n_images, 1), 0.0
+    if place is not None and rate * stored > _DOUBTFUL and shutil.disk_usage(_standing(place)).free > 2 * _MOST_WRITTEN:
+        start, rate, end = _rates_to_disk(job, backbone, plan, _standing(place), int(_MOST_WRITTEN / stored))
+    seconds = start + plan.n_images / rate + end
     # A shard that fills and those being written, at each site; the decoded slices, and one of them as the input.
     memory = int((1 + WRITERS) * plan.slices_per_shard * plan.settings.batch_size * stored)
     pixels = plan.settings.batch_size * math.prod(backbone.transform.pixel_shape)
@@ -67,20 +64,6 @@ def estimate(job: "CachingJob", place: Path | None = None) -> dict[str, Any]:
         "images_per_second": round(plan.n_images / seconds, 2),
         "seconds": round(seconds, 1),
     }
-
-
-def _written_per_second(place: Path, size: int) -> float:
-    """Return bytes a second that reach the disk in shards of a size; infinity where it has little room to try."""
-    place = _standing(place)
-    count = min(2 * WRITERS, _MOST_TRIED // size + 1)
-    if shutil.disk_usage(place).free < 2 * count * size:
-        return math.inf
-    pieces = [os.urandom(min(size, _PIECE))] * -(-size // _PIECE)  # disks may make little of what repeats at once
-    with tempfile.TemporaryDirectory(prefix=".saetool-dry-run-", dir=place) as folder:
-        partial, begun = Partial(Path(folder), Path(folder)), time.monotonic()
-        with ThreadPoolExecutor(WRITERS) as writers:
-            list(writers.map(lambda i: partial.write_bytes(f"{i}.bin", *pieces), range(count)))
-        return count * len(pieces) * len(pieces[0]) / (time.monotonic() - begun)
 
 
 def _standing(place: Path) -> Path:
@@ -126,3 +109,29 @@ def _rates(job: "CachingJob", backbone: Backbone, plan: Plan) -> tuple[float, fl
             if number >= first + _TIMED_SLICES - 1 and time.monotonic() - begun > _TIMED_SECONDS:
                 break
         return start, images / max(time.monotonic() - begun, 1e-9)
+
+
+def _rates_to_disk(
+    job: "CachingJob", backbone: Backbone, plan: Plan, place: Path, most_images: int
+) -> tuple[float, float, float]:
+    """Return what `_rates` does, of the job itself with the shards that it writes, and the seconds that end it."""
+    decoder, sites = job.decoder(backbone, plan), job.stored(backbone)
+    forward, first, images = Forward(backbone, sites, plan.dtype), decoder.slices_ahead + 1, 0
+    slices = decoder.slices(range(plan.n_slices))
+    with contextlib.closing(slices), tempfile.TemporaryDirectory(prefix=".saetool-dry-run-", dir=place) as folder:
+        writer = StoreWriter(Partial(Path(folder), Path(folder)), plan, [])
+        started = begun = now = time.monotonic()
+        start = 0.0
+        with ShardKeeper.of(writer, sites, Waits()) as keeper:
+            for number, decoded in enumerate(slices):
+                start = start or time.monotonic() - started
+                keeper.keep(decoded, forward.launch(decoded))
+                now = time.monotonic()
+                if number < min(first, plan.n_slices - 2):
+                    begun = now
+                    continue
+                images += len(plan.images_of(decoded.number))
+                if now - begun > _WRITTEN_SECONDS or images > most_images:
+                    break
+        end = time.monotonic() - now
+    return start, images / max(now - begun, 1e-9), end

@@ -44,10 +44,10 @@ PART_ROWS = 1 << 17
 GPU_PART_ROWS = 1 << 21
 MAX_PARTS = 64
 """Parts of a store, at most: each keeps its own sums on disk until the end."""
-_READERS = 6
-"""Threads that read for a GPU: each copies 2 to 5 GB/s from the page cache."""
-_AHEAD = 2 + _READERS
-"""Chunks on their way: one that is encoded, one that is counted, and one for each thread that reads."""
+_READERS = 4
+"""Threads that read for a GPU: each copies 2 to 5 GB/s from the page cache; six were slower (one H200, 16 cores)."""
+_AHEAD = 8
+"""Chunks on their way: one that is encoded, one that is counted, and those that are read or wait for it."""
 
 
 @dataclass(frozen=True)
