@@ -1,6 +1,6 @@
 """The sections of evaluation.json that run the backbone: splicing and the latents with the largest effects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from saetool import distributed
+from saetool.autoencoders.base import Autoencoder
 from saetool.errors import RequestError
 from saetool.evaluation.attribution import class_effects
+from saetool.evaluation.baselines import Fitted
 from saetool.evaluation.effect import CONDITIONS, EffectSums, measure_effect, summarize
 from saetool.evaluation.readout import Readout, find_head, linear_probe
 from saetool.evaluation.settings import EvaluationSettings
@@ -93,8 +95,15 @@ def choose_label(
     return None, None
 
 
-def effect(subject: Subject, settings: EvaluationSettings, backbone: Backbone, source: ImageSource) -> dict[str, Any]:
-    """Return what splicing does to the model, and each class's latents of largest effect."""
+def effect(
+    subject: Subject,
+    settings: EvaluationSettings,
+    backbone: Backbone,
+    source: ImageSource,
+    fitted: Sequence[Fitted] = (),
+) -> dict[str, Any]:
+    """Return what splicing does to the model, the autoencoder and each of the baselines, and each class's latents of
+    largest effect."""
     pictures = Pictures(subject, source, backbone)
     label, head = choose_label(subject, settings, backbone)
     if not len(subject.train):
@@ -113,7 +122,8 @@ def effect(subject: Subject, settings: EvaluationSettings, backbone: Backbone, s
     readout = Readout(backbone, head)
     if label is not None and head is None:
         readout = _with_probe(subject, backbone, pictures, label, train)
-    sums = _measured(subject, pictures, readout, label, rows)
+    beside = {baseline.name: baseline.model for baseline in fitted}
+    sums = _measured(subject, pictures, readout, label, rows, beside)
     latents = []
     if label is not None and subject.autoencoder.decoder_directions() is not None:
         latents = _strongest(subject, settings, pictures, readout, label, rows)
@@ -167,21 +177,27 @@ def _with_probe(subject: Subject, backbone: Backbone, pictures: Pictures, label:
 
 
 def _measured(
-    subject: Subject, pictures: Pictures, readout: Readout, label: Labels | None, rows: np.ndarray
+    subject: Subject,
+    pictures: Pictures,
+    readout: Readout,
+    label: Labels | None,
+    rows: np.ndarray,
+    beside: Mapping[str, Autoencoder],
 ) -> EffectSums | None:
     """Return numbers of the images, which processes share, under every condition; None in all but the main one."""
     sums, mean = EffectSums(), subject.mean(subject.train).float()
 
     def work(chosen: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         target = None if label is None else torch.tensor([label.classes.index(v) for v in label.values[chosen]])
-        part = measure_effect(readout, subject.autoencoder, iter([(images, target)]), mean)
+        part = measure_effect(readout, subject.autoencoder, iter([(images, target)]), mean, beside=beside)
         sums.columns = part.columns
-        return {name: part.table(name) for name in CONDITIONS}
+        return {name: part.table(name) for name in part.rows}
 
-    found = pictures.map(subject.shared, f"Images under {len(CONDITIONS)} conditions", rows, work)
+    names = [*CONDITIONS, *beside]
+    found = pictures.map(subject.shared, f"Images under {len(names)} conditions", rows, work)
     if found is None:
         return None
-    for name in CONDITIONS:
+    for name in names:
         sums.rows[name] = [part[name] for part in found]
     return sums
 

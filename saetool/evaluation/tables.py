@@ -6,7 +6,6 @@ A table is {"title", "note", "columns", "rows"}: texts, the first column a name,
 from collections.abc import Sequence
 from typing import Any
 
-from saetool.evaluation.effect import CONDITIONS
 from saetool.evaluation.probing import K_SPARSE
 
 Table = dict[str, Any]
@@ -123,7 +122,11 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
     if "conditions" not in effect:
         return [_table("In the model", f"Not measured: {effect['skipped']}.", [], [])]
     names = list(effect["conditions"]["clean"])
-    body = [[c.replace("_", " "), *(with_interval(effect["conditions"][c][n]) for n in names)] for c in CONDITIONS]
+    body = [
+        [c.replace("_", " "), *(with_interval(found[n]) for n in names)] for c, found in effect["conditions"].items()
+    ]
+    for baseline, found in effect["differences"].items():
+        body.append([f"{baseline}, less spliced", *(with_interval(found[n], "+.3f") for n in names)])
     for ablation, shares in effect["share_recovered"].items():
         body.append(
             [
@@ -133,7 +136,10 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
         )
     by = {"head": "the model's own head", "probe": f"a linear probe on {effect['label']}", "embedding": "no label"}
     note = (
-        f"The reconstruction in place of the activation; {effect['images']:,} images; classes: {by[effect['readout']]}."
+        f"The reconstruction in place of the activation; {effect['images']:,} images; classes by "
+        f"{by[effect['readout']]}. "
+        "What the ablations leave says how much depends on these tokens at all; a dash: nothing to recover. Baselines "
+        "at the autoencoder's L0 are spliced in the same way; their differences to it are of the same images."
     )
     if effect.get("left_out"):
         note += f" {len(effect['left_out']):,} classes without training images are left out."
