@@ -22,8 +22,9 @@ from saetool.features.columns import EXAMPLES, LABEL_STATISTICS
 from saetool.features.encoding import Pass, encode_store
 from saetool.features.labels import LabelColumn, LabelStatistics, label_statistics
 from saetool.features.maxima import Maxima
-from saetool.features.monosemanticity import all_pairs, image_embeddings, monosemanticity
+from saetool.features.monosemanticity import Chance, all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
+from saetool.features.overlap import firing_bits, sample_of, small_directions
 from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
@@ -162,6 +163,11 @@ class Index:
         return ranking.image_hashes(self.site.store.digests, self.seed)
 
     @cached_property
+    def sample(self) -> np.ndarray:
+        """The images on which the index keeps who fires, int32 [k]."""
+        return sample_of(self.hashes)
+
+    @cached_property
     def labels(self) -> list[LabelColumn]:
         """The label columns that have at least one label."""
         images, columns = self.site.store.images, []
@@ -216,9 +222,10 @@ class Index:
     def _statistics(self, spill: Spill, embeddings: np.ndarray | None, partial: Partial) -> _Found:
         """Compute the numbers of every latent, and note the examples whose heat maps are wanted."""
         found, labels = _Found(), self.labels
+        chance = None if embeddings is None else Chance.of(embeddings)
 
         def of_block(span: tuple[int, int]) -> _Block:
-            return self._block(spill.block(*span), embeddings)
+            return self._block(spill.block(*span), embeddings, chance)
 
         spans = list(spill.spans(max([1, *(len(column.names) for column in labels)])))
         with ExitStack() as stack:
@@ -239,15 +246,34 @@ class Index:
         heat.Wanted.of(images, latents, found.column("max")).save(partial.scratch("wanted.npz"))
         return found
 
-    def _block(self, block: Maxima, embeddings: np.ndarray | None) -> _Block:
+    def _block(self, block: Maxima, embeddings: np.ndarray | None, chance: Chance | None) -> _Block:
         """Compute what a block of latents comes to, in any thread."""
         descending = ranking.by_value(block)
         numbers = block_numbers(block, self.held_out)
-        score = np.full(block.n_latents, np.nan) if embeddings is None else monosemanticity(block, embeddings)
-        numbers["monosemanticity"] = np.where(block.counts > 0, score, np.nan)
+        numbers["fires"] = firing_bits(block, self.sample, len(self.hashes))
         labels = [(column, label_statistics(block, descending, column)) for column in self.labels]
-        chosen = ranking.choose(block, descending, self.hashes, self.settings, self.seed)
+        chosen = ranking.choose(block, descending, self.hashes, self.settings, self.seed, self.held_out)
+        numbers |= self._likeness(block, chosen, embeddings, chance)
         return _Block(block.first, numbers, labels, block.records[chosen.record], chosen)
+
+    def _likeness(
+        self, block: Maxima, chosen: ranking.Chosen, embeddings: np.ndarray | None, chance: Chance | None
+    ) -> dict[str, np.ndarray]:
+        """Return how alike the images are on which each latent fires, NaN without embeddings."""
+        nothing = np.full(block.n_latents, np.nan)
+        score = nothing if embeddings is None else monosemanticity(block, embeddings)
+        score = np.where(block.counts > 0, score, np.nan)
+        if chance is None:
+            kinds = ("monosemanticity_excess", "monosemanticity_spread", "top_excess")
+            return {"monosemanticity": score, **dict.fromkeys(kinds, nothing)}
+        image, top = block.records["image"][chosen.record], chosen.group == ranking.GROUPS.index("top")
+        seen = top & ~self.held_out[image]
+        return {
+            "monosemanticity": score,
+            "monosemanticity_excess": chance.excess(block, score),
+            "monosemanticity_spread": chance.spread(block),
+            "top_excess": chance.of_groups(block.latent[chosen.record][seen], image[seen], block.n_latents),
+        }
 
     def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray | None:
         distributed.barrier()
@@ -309,6 +335,7 @@ class Index:
         else:
             decoder = neighbors.by_decoder(directions_.detach(), k)
         together = neighbors.by_coactivation(spill, numbers["image_count"], k, device)
+        kept = {} if directions_ is None else {"decoder_directions": small_directions(directions_.detach())}
         used = tally.histogram.any(0).nonzero().squeeze(1)
         low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         return {
@@ -319,6 +346,9 @@ class Index:
             "neighbors_decoder_value": decoder[1],
             "neighbors_coactivation": together[0],
             "neighbors_coactivation_value": together[1],
+            "sample_images": torch.from_numpy(self.sample),
+            "fires": torch.from_numpy(numbers["fires"]),
+            **kept,
         }
 
     def _content(self, numbers: dict[str, Any]) -> dict[str, Any]:
