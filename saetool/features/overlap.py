@@ -1,4 +1,4 @@
-"""What it takes to compare any two latents: on which images each fires, and the direction that it writes, both small."""
+"""What it takes to compare any two latents: on which images each fires, and the direction it writes, both small."""
 
 import numpy as np
 import torch

@@ -53,7 +53,7 @@ def test_the_excess_and_its_spread_are_those_over_all_ways_to_deal():
 
 
 def test_images_of_a_kind_that_is_like_all_others_are_not_specific():
-    """Eight alike in the middle of everything, three alike apart: the raw score prefers the first, the excess the last."""
+    """Eight alike amid everything, three alike apart: the raw score prefers the first, the excess the last."""
     middle, apart = np.array([1.0, 0, 0]), np.array([0.55, 0.835, 0])
     rng = np.random.default_rng(1)
     rows = np.stack([middle] * 8 + [apart] * 3) + rng.normal(0, 0.05, (11, 3))

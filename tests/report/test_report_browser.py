@@ -47,26 +47,15 @@ def test_landing_sorts_filters_and_leads_to_a_latent(reader, run):
     assert page.locator("h1").inner_text() == f"Latent {wanted[0]}"
 
 
-def test_the_first_look_is_at_labels_where_there_are_any(reader):
-    page = reader.open("index.html")
-    assert "tell the labels' classes apart" in page.locator("#look-words").inner_text()
-    assert page.locator("#gallery a").count() > 0
-
-
-def test_presets_and_search(reader, run):
+def test_the_most_specific_are_above_chance_by_more_than_it_strays(reader, run):
     page = reader.open("index.html")
     latents = pq.read_table(run.features.path / "latents.parquet").to_pydict()
     page.locator("[data-preset='Most specific']").click()
-    ok = [i for i in range(70) if latents["status"][i] == "ok"]
-    assert shown(page)[:6] == sorted(ok, key=lambda i: -latents["monosemanticity"][i])[:6]
-    assert page.locator("[data-preset='Most specific']").get_attribute("aria-pressed") == "true"
-    page.locator("[data-preset=All]").click()
-    page.keyboard.press("/")
-    page.keyboard.type("plain")
-    label = latents["kind.of <thing>.best_class"]
-    wanted = [i for i in range(70) if label[i] == "plain"]
-    assert shown(page) == wanted[: len(shown(page))]
-    assert page.locator("#count").inner_text() == f"{len(wanted)} of 70"
+    often = [i for i in range(70) if latents["status"][i] == "ok" and latents["image_count"][i] >= 8]
+    sure = {i: latents["monosemanticity_excess"][i] - 2 * latents["monosemanticity_spread"][i] for i in often}
+    assert len(often) > 6
+    assert shown(page)[:6] == sorted(often, key=lambda i: -sure[i])[:6]
+    assert page.locator("[data-preset='Most specific']").get_attribute("aria-current") == "true"
 
 
 def test_a_box_in_the_plane_filters_the_table(reader, run):
@@ -176,7 +165,9 @@ def test_image_page_picks_patches_by_mouse_and_keys(reader, run):
 
     def expect(patch):
         page.wait_for_selector(f"body[data-patch='{patch}']")
-        wanted = [i for i in np.argsort(-run.z[2, patch], kind="stable")[:8] if run.z[2, patch, i] > 0]
+        strongest = [i for i in np.argsort(-run.z[2, patch], kind="stable")[:8] if run.z[2, patch, i] > 0]
+        rarity = np.log(run.shape.n_images / np.maximum((run.z > 0).any(1).sum(0), 1))
+        wanted = sorted(strongest, key=lambda i: (-run.z[2, patch, i] * rarity[i], i))
         rows = page.locator("#patch-latents li")
         assert [int(row.get_attribute("data-latent")) for row in rows.all()] == wanted
         for row, latent in zip(rows.all(), wanted, strict=True):
