@@ -14,8 +14,8 @@ from saetool.report.facts import ImageFacts
 from saetool.report.source import Examples, FeatureFiles
 from saetool.report.words import Words
 
-PAGE_BLOCK = 16
-"""Latents in one chunk, about 40 kB: a link to one of them is there within two seconds on a slow line."""
+PAGE_BLOCK = 8
+"""Latents in one chunk, about 30 kB: a link to one of them is there within two seconds on a slow line."""
 
 TENSORS = (
     "histogram",

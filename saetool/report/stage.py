@@ -9,6 +9,7 @@ from saetool.errors import RequestError
 from saetool.report.chunks import pack
 from saetool.report.curves import read_curves
 from saetool.report.figures import figures_chunk, picture_shape, read_figures
+from saetool.report.latents import PAGE_BLOCK
 from saetool.report.pages import PAGES, FeaturePages
 from saetool.report.settings import ReportSettings
 from saetool.report.site import write_assets, write_page
@@ -85,6 +86,7 @@ class _Builder:
             "charts": self._write_curves(partial, run),
             "figures": self._write_figures(partial),
             "command": self.command is not None,
+            "latent_block": PAGE_BLOCK,
         }
         if self.command is not None:
             partial.write_log("data/command.js", pack("command", {}, {"command": self.command}))

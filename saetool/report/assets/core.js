@@ -140,6 +140,10 @@ const saetool = (() => {
     console.error(error);
   }
 
+  // The first script that runs asks for what the page will show, while the others are still on their way.
+  const { first, block } = document.body.dataset, asked = first ? item("latent", Infinity) : null;
+  if (typeof asked === "number") load(`${first}/${Math.floor(asked / Number(block))}`);
+
   document.addEventListener("DOMContentLoaded", () => {
     const place = document.getElementById("command");
     if (place) load("command").then((chunk) => { place.textContent = chunk.values.command; }).catch(complain);

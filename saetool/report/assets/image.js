@@ -147,7 +147,7 @@
     by("none").hidden = state.latents.length > 0;
     if (places) fill(asked);
     whole();
-    document.body.dataset.ready = String(image);
+    document.body.dataset.shown = document.body.dataset.ready = String(image);
   }
 
   /** List the whole image's latents in the chosen order. */
@@ -162,7 +162,7 @@
     by("title").textContent = "Image";
     by("previous").href = `#image=${step(site_, site_.values.n_images, -1)}`;
     by("next").href = `#image=${step(site_, -1, 1)}`;
-    document.body.dataset.ready = "missing";
+    document.body.dataset.shown = document.body.dataset.ready = "missing";
   }
 
   /** Show what is known of an image without its patches; return the frame of its picture. */

@@ -165,13 +165,14 @@
       return undefined;
     });
     if (location.hash.includes("=") && !history.state) by("latents").scrollIntoView();
+    await curves();
     document.body.dataset.ready = "true";
   }
 
   document.addEventListener("DOMContentLoaded", () => {
-    curves().catch(complain);
+    if (!by("table")) curves().catch(complain);
     if (by("figures")) saetool.figures.show(by("figures")).catch(complain);
-    if (by("table")) Promise.all([look(), start()]).catch(complain);
+    if (by("table")) look().then(start).catch(complain); // the strips first: the table is large
     else document.body.dataset.ready = "true";
   });
 })();

@@ -28,6 +28,10 @@
     head(facts, found);
     by("no-page").hidden = Boolean(found.part);
     by("found").hidden = by("strip").hidden = !found.part;
+    if (found.part) strips(facts, found);
+    document.body.dataset.shown = String(latent);
+    await new Promise((done) => setTimeout(done)); // the strip is on the screen before all else is made
+    if (mine !== turn) return;
     panels.statistics(facts, found);
     if (found.part) fill(facts, found);
     document.body.dataset.ready = String(latent);
@@ -68,7 +72,7 @@
     by("place").replaceChildren();
     link({ previous: list.around(facts, facts.values.n_latents, null).previous, next: list.around(facts, -1, null).next }, "");
     similar(-1);
-    document.body.dataset.ready = "missing";
+    document.body.dataset.shown = document.body.dataset.ready = "missing";
   }
 
   function head(facts, found) {
@@ -90,8 +94,7 @@
     else by("similar").removeAttribute("href");
   }
 
-  function fill(facts, found) {
-    const { grid } = facts.values;
+  function strips(facts, found) {
     const crop = (example, k) => crops.crop(facts, saetool.record.crop(example), { alt: k ? "" : `Around the peak of latent ${found.latent}` });
     for (const [id, group] of [["strip-top", "top"], ["strip-held-out", "held_out"]]) {
       const examples = found.of(group);
@@ -99,6 +102,10 @@
       by(`${id}-title`).hidden = by(id).hidden = !examples.length;
     }
     panels.labels(found);
+  }
+
+  function fill(facts, found) {
+    const { grid } = facts.values;
     for (const id of ["top", "random"]) section(id, found.of(id).map((one) => tiles.tile(one, found, grid, found.latent)));
     section("intervals", tiles.intervals(found, grid, facts.values.intervals ?? 0));
     by("heat-bar").hidden = grid === null;

@@ -16,7 +16,7 @@ saetool.panels = (() => {
         h("th", { scope: "col" }, text, more ? h("span.note", {}, more) : null)))), h("tbody", { "aria-label": label.slice(0, 200) }, ...some.map(classRow)));
       const rest = rows.slice(FIRST_ROWS);
       return h("div.label-block", {}, h("h3", {}, h("span", { dir: "auto" }, label.slice(0, 200)), ...facts(found, label)), h("div.scroll", {}, table(rows.slice(0, FIRST_ROWS))),
-        rest.length ? h("details", {}, h("summary", {}, `${rest.length} more classes`), h("div.scroll", {}, table(rest))) : null);
+        rest.length ? h("details", {}, h("summary", {}, `${format("count", rest.length)} more class${rest.length === 1 ? "" : "es"}`), h("div.scroll", {}, table(rest))) : null);
     }));
   }
 

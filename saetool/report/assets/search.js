@@ -47,7 +47,7 @@ saetool.search = (() => {
     const pictures = rows.slice(0, PICTURES).map((row) => h("a.thumb", { href: `image.html#image=${row}`, title: names[row] },
       crops.crop(facts, { image: row, patch: -1, box: null }, { alt: `Image ${row}` }), h("span.clip", { dir: "auto" }, names[row].split("/").pop().slice(-40))));
     const all = h("a", { href: `images.html#q=${encodeURIComponent(wanted)}` }, `${plural(rows.length, "image")} with this name`);
-    return [h("section.answer", {}, h("h3", {}, all), h("div.thumbs", {}, ...pictures))];
+    return [h("section.answer", {}, h("h2", {}, all), h("div.thumbs", {}, ...pictures))];
   }
 
   function nothing(facts, text) {
@@ -119,7 +119,7 @@ saetool.classes = (() => {
     }
     const listed = `index.html#${new URLSearchParams([["q", name.slice(0, 200)], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`]])}`;
     return h("section.answer.class", { "data-class": name.slice(0, 200) },
-      h("h3", {}, h("span.class-name", { dir: "auto" }, name.slice(0, 200)), h("span.muted", { dir: "auto" }, ` ${label.slice(0, 60)} · ${format("count", images)} images, base rate ${format("share", share)}`)),
+      h("h2", {}, h("span.class-name", { dir: "auto" }, name.slice(0, 200)), h("span.muted", { dir: "auto" }, ` ${label.slice(0, 60)} · ${format("count", images)} images, base rate ${format("share", share)}`)),
       found.length ? h("div.class-latents", {}, ...found) : h("p.muted", {}, "No latent is surely associated with it."),
       total ? h("a", { href: listed }, `All latents that tell it apart best, in the table`) : null);
   }
