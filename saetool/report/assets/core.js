@@ -141,7 +141,7 @@ const saetool = (() => {
   }
 
   // The first script that runs asks for what the page will show, while the others are still on their way.
-  const { first, block } = document.body.dataset, asked = first ? item("latent", Infinity) : null;
+  const { first, block } = document.documentElement.dataset, asked = first ? item("latent", Infinity) : null;
   if (typeof asked === "number") load(`${first}/${Math.floor(asked / Number(block))}`);
 
   document.addEventListener("DOMContentLoaded", () => {

@@ -2,10 +2,13 @@
 "use strict";
 
 (() => {
-  const { h, load, site, format, crops, list, panels, tiles, parameters, item, missing, complain } = saetool;
+  const { h, load, site, format, crops, list, parameters, item, missing, complain } = saetool;
   const by = (id) => document.getElementById(id);
   let turn = 0; // counts calls of show: an earlier one that is still waiting must not draw over a later one
   let shown = null;
+
+  // The scripts after this one, which draw what lies below the strip.
+  const others = new Promise((done) => document.addEventListener("DOMContentLoaded", () => setTimeout(done)));
 
   /** Return the latent that the fragment names; without one the first that is alive, and write it into the URL. */
   function asked(facts) {
@@ -30,9 +33,9 @@
     by("found").hidden = by("strip").hidden = !found.part;
     if (found.part) strips(facts, found);
     document.body.dataset.shown = String(latent);
-    await new Promise((done) => setTimeout(done)); // the strip is on the screen before all else is made
+    await others; // the strip is on the screen before all else is made, or even loaded
     if (mine !== turn) return;
-    panels.statistics(facts, found);
+    saetool.panels.statistics(facts, found);
     if (found.part) fill(facts, found);
     document.body.dataset.ready = String(latent);
     place(facts, latent, mine).catch(complain);
@@ -40,6 +43,7 @@
 
   /** Return what the table says of a latent that has no page. */
   async function bare(facts, latent) {
+    await others;
     const model = new saetool.model.Model(facts, await load("table"), "");
     return { latent, status: model.status(latent), number: (key) => model.number(key, latent), words: "", part: null, neighbors: () => [] };
   }
@@ -49,6 +53,7 @@
     const fragment = parameters().get("list") ?? "";
     by("place").replaceChildren();
     for (const id of fragment ? ["previous", "next"] : []) by(id).removeAttribute("href");
+    if (fragment) await others;
     const order = await list.order(fragment);
     if (mine !== turn) return;
     const around = list.around(facts, latent, order);
@@ -101,11 +106,11 @@
       by(id).replaceChildren(...examples.map((one, k) => h("a", { href: `image.html#image=${one.facts.row}&patch=${Math.max(one.patch, 0)}&latent=${found.latent}`, "aria-label": `Image ${one.facts.row}, ${format("value", one.value)}` }, crop(one, k))));
       by(`${id}-title`).hidden = by(id).hidden = !examples.length;
     }
-    panels.labels(found);
   }
 
   function fill(facts, found) {
-    const { grid } = facts.values;
+    const { grid } = facts.values, { panels, tiles } = saetool;
+    panels.labels(found);
     for (const id of ["top", "random"]) section(id, found.of(id).map((one) => tiles.tile(one, found, grid, found.latent)));
     section("intervals", tiles.intervals(found, grid, facts.values.intervals ?? 0));
     by("heat-bar").hidden = grid === null;
@@ -169,13 +174,13 @@
     }
   }
 
+  show().catch(complain);
   document.addEventListener("DOMContentLoaded", () => {
     const slider = by("opacity"), set = () => document.documentElement.style.setProperty("--heat", slider.value / 100);
     slider.addEventListener("input", set);
     set();
     buttons();
     for (const id of ["previous", "next"]) list.replacing(by(id));
-    show().catch(complain);
     addEventListener("hashchange", () => {
       if (item("latent", Infinity) === null && location.hash) return; // a link to a part of this page
       by("said").hidden = true;
