@@ -62,7 +62,7 @@ def unpack(script: bytes) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
 
 def text(value: Any) -> np.ndarray:
     """Return a JSON value as an array of bytes: deflated with the numbers, where `values` stand as they are."""
-    return np.frombuffer(json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False).encode(), np.uint8)
+    return np.frombuffer(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(), np.uint8)
 
 
 def smallest_unsigned(largest: int) -> np.dtype:

@@ -64,7 +64,10 @@ OF_LABEL = (
     Column("auroc", "AUROC", "unit", "Area under the ROC curve for the best class, by the image's largest activation"),
     Column("auroc_low", "AUROC, low", "unit", "Lower end of the 95 % interval of the best class's AUROC"),
     Column("average_precision", "Avg. precision", "unit", "Average precision for the best class"),
-    Column("purity", "Purity", "unit", "Largest share of one class in the latent's activation mass"),
+    Column("purity", "Purity", "share", "Largest share of one class in the latent's activation mass"),
+    Column(
+        "base_rate", "Base rate", "share", "Share of images that are of the best class: average precision by chance"
+    ),
     Column("entropy", "Class entropy", "unit", "Entropy of the activation mass over classes"),
     Column("q_value", "q", "probability", "Share of false discoveries at this threshold (Benjamini–Hochberg)"),
     Column("spearman", "Spearman", "unit", "Rank correlation of the image's largest activation with the number"),

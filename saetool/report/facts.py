@@ -50,6 +50,19 @@ class ImageFacts:
                 made.append(LabelColumn.of_categories(name, values, kinds[name]["classes"]))
         return made
 
+    def with_base_rates(self, latents: pa.Table) -> pa.Table:
+        """Add "L.base_rate" to a table of latents: the share of images labeled L that are of "L.best_class"."""
+        for column in self.columns:
+            if f"{column.name}.best_class" not in latents.column_names:
+                continue
+            counts = np.bincount(column.classes[column.classes >= 0], minlength=len(column.names))
+            shares = dict(zip(column.names, (counts / max(counts.sum(), 1)).tolist(), strict=True))
+            best = latents[f"{column.name}.best_class"].to_pylist()
+            latents = latents.append_column(
+                f"{column.name}.base_rate", pa.array([shares.get(name) for name in best], pa.float64())
+            )
+        return latents
+
     def boxes(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the box of the patch grid of some images (rows of −1 have none), int16 [rows, 4]; None without one.
 

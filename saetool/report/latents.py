@@ -32,11 +32,16 @@ STATISTICS = ("images", "firing_images", "auroc", "auroc_low", "auroc_high", "av
 
 @dataclass(frozen=True)
 class LatentPages:
-    """Makes the chunks; `best` [n_latents, 2] are image and patch of each latent's strongest example, −1 for none."""
+    """Makes the chunks.
+
+    `table` is that of all latents; `best` [n_latents, 2] are image and patch of each latent's strongest example, −1 for
+    none.
+    """
 
     files: FeatureFiles
     facts: ImageFacts
     words: Words
+    table: pa.Table
     columns: list[Column]
     best: np.ndarray
 
@@ -86,13 +91,13 @@ class LatentPages:
 
     def _row(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Return the latents' rows of the table: status, and every column in order, float64 [latents, columns]."""
-        cells = [self._table[column.key][start:stop] for column in self.columns]
+        cells = [self._cells[column.key][start:stop] for column in self.columns]
         row = np.stack(cells, axis=1) if cells else np.zeros((stop - start, 0))
-        return {"row": row.astype(np.float64), "status": self._table["status"][start:stop]}
+        return {"row": row.astype(np.float64), "status": self._cells["status"][start:stop]}
 
     @cached_property
-    def _table(self) -> dict[str, np.ndarray]:
-        return table_arrays(self.files.latents, self.columns)[0]
+    def _cells(self) -> dict[str, np.ndarray]:
+        return table_arrays(self.table, self.columns)[0]
 
     def _neighbors(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return image, patch and box of the strongest example of each neighbor."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from saetool import progress
 from saetool.artifacts import Artifact, Partial
@@ -46,9 +47,14 @@ class FeaturePages:
         return Interest(self.files, places, Words(self.files.latents, places, self.facts))
 
     @cached_property
+    def table(self) -> pa.Table:
+        """The table of latents, base rates beside their labels' statistics."""
+        return self.facts.with_base_rates(self.files.latents)
+
+    @cached_property
     def columns(self) -> list[columns.Column]:
         """The columns of the table."""
-        return columns.columns_of(self.files.content["labels"], self.files.latents)
+        return columns.columns_of(self.files.content["labels"], self.table)
 
     def write(self, partial: Partial) -> dict[str, Any]:
         """Write everything and return how much there is of it."""
@@ -73,7 +79,7 @@ class FeaturePages:
 
     def _write_tables(self, images: np.ndarray, patches: np.ndarray, budget: "_Budget") -> None:
         """Write what is never bounded: the table, the first look, labels, glimpses, every image's facts and name."""
-        arrays, texts = columns.table_arrays(self.files.latents, self.columns)
+        arrays, texts = columns.table_arrays(self.table, self.columns)
         budget.write("data/table.js", pack("table", arrays, {"texts": texts}))
         budget.write("data/first.js", doors.first_chunk(self.interest))
         budget.write("data/labels.js", doors.labels_chunk(self.interest))
@@ -105,7 +111,7 @@ class FeaturePages:
         if self.settings.latents is not None:
             chosen[:] = False
             chosen[self.settings.latents] = True
-        pages = latents.LatentPages(self.files, self.facts, self.interest.words, self.columns, best)
+        pages = latents.LatentPages(self.files, self.facts, self.interest.words, self.table, self.columns, best)
         sizes = np.zeros(-(-self.files.n_latents // latents.PAGE_BLOCK), np.int64)
         with progress.bar("latent pages", self.files.n_latents, "latents") as advance:
             for block, script in pages.chunks(chosen):
@@ -162,7 +168,7 @@ class FeaturePages:
             },
             "box_steps": BOX_STEPS,
             "columns": columns.describe(self.columns),
-            "texts": columns.table_arrays(self.files.latents, self.columns)[1],
+            "texts": columns.table_arrays(self.table, self.columns)[1],
             "statuses": columns.STATUSES,
             "intervals": self.files.content.get("intervals"),
             "sample": None if sample is None else len(sample),

@@ -123,6 +123,18 @@ def test_the_lower_end_of_the_best_class_stands_beside_it(run, site):
     np.testing.assert_array_equal(arrays["kind.of <thing>.auroc_low"], wanted)
 
 
+def test_base_rates_stand_beside_the_best_class(run, site):
+    arrays, values = chunk(site, "table")
+    label = "kind.of <thing>"
+    kinds = run.store.read_table("images.parquet")[label].to_pylist()
+    names = values["texts"][f"{label}.best_class"]
+    for best, rate in zip(arrays[f"{label}.best_class"].tolist(), arrays[f"{label}.base_rate"].tolist(), strict=True):
+        if best < 0:
+            assert np.isnan(rate)
+        else:
+            assert rate == pytest.approx(kinds.count(names[best]) / len(kinds))
+
+
 def test_image_pages_go_to_the_blocks_of_the_best_images(run, tmp_path):
     path = run.features.path / "patches.safetensors"
     found = [rows.tolist() for rows, _, _ in patches_chunks(path, np.array([20, 3, 17, 1]), run.shape.n_latents)]

@@ -106,9 +106,16 @@ def test_the_table_searches_the_classes_of_every_label(reader, latents):
 
 
 NUMBERS = {
-    ("1", "share"): 0.01, ("1%", "share"): 0.01, ("0,5 %", "share"): 0.005, ("5%", "unit"): 0.05, ("0,01", "value"): 0.01,
-    ("1,000", "count"): 1000, ("1e-3", "value"): 0.001, ("−2", "value"): -2, (".5", "value"): 0.5,
-}  # fmt: skip
+    ("1", "share"): 0.01,
+    ("1%", "share"): 0.01,
+    ("0,5 %", "share"): 0.005,
+    ("5%", "unit"): 0.05,
+    ("0,01", "value"): 0.01,
+    ("1,000", "count"): 1000,
+    ("1e-3", "value"): 0.001,
+    ("−2", "value"): -2,
+    (".5", "value"): 0.5,
+}
 
 
 def test_numbers_are_read_as_people_write_them(reader):

@@ -79,7 +79,13 @@ saetool.charts = (() => {
     });
     const readout = legend(chart);
     follow(area, chart, xRange, readout);
-    return h("figure.curve", {}, h("figcaption", {}, chart.title), area.svg, readout.element);
+    return h("figure.curve", {}, h("figcaption", {}, chart.title, saved(area.svg, chart.title)), area.svg, readout.element);
+  }
+
+  /** Return a button that saves a figure, on pages that can. */
+  function saved(svg, name) {
+    const file = `${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}.svg`;
+    return saetool.download ? h("button.chip.small", { type: "button", "aria-label": `Save ${name} as SVG`, onclick: () => saetool.download.svg(svg, file) }, "SVG") : null;
   }
 
   /** Return a color number a series: a measure has the same one in training and held out. */
@@ -134,7 +140,7 @@ saetool.charts = (() => {
   }
 
   /** Return bars over bins [{low, high, count, className, title}]; the x axis is in log10, the heights are counts. */
-  function bars(bins, { label, width = 380, height = 190, onpick, extra, xText = powerText, xTitle, yTitle }) {
+  function bars(bins, { label, width = 380, height = 190, onpick, extra, hue, xText = powerText, xTitle, yTitle }) {
     const drawn = bins.filter((bin) => bin !== extra);
     const x = [drawn[0].low, drawn[drawn.length - 1].high];
     const most = Math.max(1, ...bins.map((bin) => bin.count));
@@ -143,7 +149,7 @@ saetool.charts = (() => {
     const powers = ticks(...x, 5).filter(whole);
     const area = axes({ width, height, x, y: [0, most], left, label, xTicks: powers, xText, xTitle, yTitle, top: yTitle ? 22 : 8, bottom: 24, tickX: 38, yTicks: ticks(0, most).filter(whole) });
     const bar = (bin, from, to) => {
-      const element = s(`rect.bar${bin.className ? `.${bin.className}` : ""}`, {
+      const element = s(`rect.bar${bin.className ?? hue ? `.${bin.className ?? hue}` : ""}`, {
         x: from + 0.5, width: Math.max(to - from - 1, 0.5), y: area.y(bin.count), height: area.y(0) - area.y(bin.count) });
       element.append(s("title"));
       element.firstChild.textContent = bin.title;
@@ -176,5 +182,5 @@ saetool.charts = (() => {
     return svg;
   }
 
-  return { ticks, logTicks, short, axes, lines, bars, shareBar, powerText, percentPower };
+  return { ticks, logTicks, short, axes, lines, saved, bars, shareBar, powerText, percentPower };
 })();

@@ -12,6 +12,7 @@
     const fits = chunk.list.map((one, k) => ({ one, k })).filter(({ one: [label, name] }) => !text || name.toLowerCase().includes(text) || label.toLowerCase().includes(text));
     by("count").textContent = `${format("count", fits.length)} of ${format("count", chunk.list.length)} classes`;
     by("empty").hidden = fits.length > 0;
+    if (!chunk.list.length) by("empty").textContent = "These images have no labels.";
     by("classes").replaceChildren(...fits.slice(0, MOST).map(({ one, k }) => saetool.classes.entry(facts, chunk, one, k, 8)));
   }
 

@@ -8,7 +8,10 @@
   async function curves() {
     const { charts: found, pareto } = (await load("curves")).values;
     const points = pareto.map((one) => ({ ...one, interval: one.fvu_interval }));
-    if (points.length) by("plane").replaceChildren(saetool.plane(points));
+    if (points.length) {
+      by("plane").replaceChildren(saetool.plane(points));
+      by("plane").append(charts.saved(by("plane").querySelector("svg"), "Evaluation") ?? "");
+    }
     by("training").hidden = !found.length;
     by("curves").replaceChildren(...found.map(charts.lines));
     by("clock").textContent = found.length && found[0].clock === "step" ? "steps" : "activations";
@@ -55,7 +58,7 @@
       ? model.set({ status: ["dead"], ranges: [] })
       : model.setRange("token_frequency", 10 ** bin.low, 10 ** bin.high));
     by("frequencies").replaceChildren(charts.bars([dead, ...bins], {
-      label: `How many latents fire how often; ${dead.count} are dead`, extra: dead, onpick, height: 330, xText: charts.percentPower, xTitle: "share of tokens", yTitle: "latents" }));
+      label: `How many latents fire how often; ${dead.count} are dead`, extra: dead, onpick, height: 330, hue: "frequency", xText: charts.percentPower, xTitle: "share of tokens", yTitle: "latents" }));
   }
 
   const option = (value, text, selected) => h("option", { value, selected }, text);
@@ -81,8 +84,10 @@
     label.addEventListener("change", () => model.set({ label: label.value }));
     by("clear").addEventListener("click", () => model.set(presets[0].filters()));
     by("csv").addEventListener("click", () => saetool.download.csv(model));
+    by("svg").addEventListener("click", () => saetool.download.svg(by("frequencies").querySelector("svg"), "frequencies.svg"));
     by("png").addEventListener("click", () => saetool.download.png(by("scatter").querySelector("canvas"), "latents.png").catch(complain));
-    by("meanings").replaceChildren(...model.columns.filter(({ label: of }) => of === null || of === model.labels[0]).map(({ title, help }) =>
+    const statuses = h("div", {}, h("dt", {}, "Status"), h("dd", {}, "Dead: never fires. Rare: too seldom to judge. Dense: on a large share of tokens."));
+    by("meanings").replaceChildren(statuses, ...model.columns.filter(({ label: of }) => of === null || of === model.labels[0]).map(({ title, help }) =>
       h("div", {}, h("dt", {}, title), h("dd", {}, `${help}.`))));
     rangeForm(model);
   }

@@ -146,6 +146,7 @@ saetool.model = (() => {
   }
 
   const MIN_IMAGES = 8; // on fewer, an association with a label says little
+  const POSITIONAL = 0.5; // entropy over positions below which a latent is one of a place rather than of what is there
   const MAX_Q = 0.05; // share of false discoveries among the latents shown
 
   const numberOr = (text, otherwise) => (text === "" || text === undefined || Number.isNaN(Number(text)) ? otherwise : Number(text));
@@ -157,11 +158,13 @@ saetool.model = (() => {
     const plain = { q: "", status: [], ranges: [] };
     const auroc = () => model.ofLabel("auroc");
     const often = () => (has("image_count") ? [{ key: "image_count", low: MIN_IMAGES, high: Infinity }] : []);
+    // What fires at one place of the picture is alike for that reason: it has a view of its own.
+    const anywhere = () => (has("spatial_entropy") ? [{ key: "spatial_entropy", low: POSITIONAL, high: Infinity }] : []);
     // By the lower end of the interval, among those that fire on enough images and stand the test over all latents.
     const sure = () => (has(model.ofLabel("q_value")) ? [{ key: model.ofLabel("q_value"), low: -Infinity, high: MAX_Q }] : []);
     return [
       { name: "All", filters: () => ({ ...plain, sort: "latent" }) },
-      has("monosemanticity_low") && { name: "Most specific", filters: () => ({ ...plain, status: ["ok"], ranges: often(), sort: "-monosemanticity_low" }) },
+      has("monosemanticity_low") && { name: "Most specific", filters: () => ({ ...plain, status: ["ok"], ranges: [...often(), ...anywhere()], sort: "-monosemanticity_low" }) },
       has(auroc()) && { name: "Most associated with a label", filters: () => ({ ...plain, status: ["ok", "dense"], ranges: [...sure(), ...often()], sort: `-${model.ofLabel("auroc_low") ?? auroc()}` }) },
       has("max") && { name: "Strongest", filters: () => ({ ...plain, sort: "-max" }) },
     ].filter(Boolean);

@@ -29,10 +29,11 @@ saetool.panels = (() => {
       h("td.number", {}, format("unit", precision), h("span.note", {}, `base ${format("unit", base)}`)));
   }
 
-  /** Return how sure a label's association is and how much of the latent is in one class. */
+  /** Return how sure a label's association is and how much of the latent is in one class, beside that class's base rate. */
   function facts(found, label) {
-    return [["q_value", "q", "probability"], ["purity", "purity", "share"]].filter(([key]) => !Number.isNaN(found.number(`${label}.${key}`))).map(([key, name, form]) =>
-      h("span.beside.number", {}, `${name} ${format(form, found.number(`${label}.${key}`))}`));
+    const most = found.labels.filter((row) => row.label === label).reduce((a, b) => (b.mass > a.mass ? b : a));
+    return [["q_value", "q", "probability", ""], ["purity", "purity", "share", `, base rate ${format("share", most.base)}`]].filter(([key]) => !Number.isNaN(found.number(`${label}.${key}`))).map(([key, name, form, more]) =>
+      h("span.beside.number", {}, `${name} ${format(form, found.number(`${label}.${key}`))}${more}`));
   }
 
   function histogram(found, edges) {
@@ -44,7 +45,8 @@ saetool.panels = (() => {
       title: `${format("count", count)} tokens between ${format("value", edges[k])} and ${format("value", edges[k + 1])}` }));
     const used = bins.map((bin, k) => (bin.count ? k : -1)).filter((k) => k >= 0);
     const kept = used.length ? bins.slice(Math.max(0, used[0] - 1), used[used.length - 1] + 2) : bins;
-    by("histogram").replaceChildren(charts.bars(kept, { label: "Histogram of the latent's positive activations", height: 170, xTitle: "activation", yTitle: "tokens" }));
+    by("histogram").replaceChildren(charts.bars(kept, { label: "Histogram of the latent's positive activations", height: 170, hue: "activation", xTitle: "activation", yTitle: "tokens" }));
+    for (const bar of by("histogram").querySelectorAll(".bar")) bar.addEventListener("pointerenter", () => { by("histogram-readout").textContent = bar.textContent; });
   }
 
   /** Draw where in the picture the latent fires on average. */
