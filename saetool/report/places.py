@@ -24,10 +24,9 @@ class Places:
     @classmethod
     def of(cls, table: pa.Table) -> "Places":
         """Take `COLUMNS` of examples.parquet."""
-        names = table["group"].cast(pa.string()).to_numpy(zero_copy_only=False)
-        group = np.full(len(names), -1, np.int8)
-        for code, name in enumerate(GROUPS):
-            group[names == name] = code
+        encoded = table["group"].cast(pa.string()).combine_chunks().dictionary_encode()
+        codes = [GROUPS.index(name) if name in GROUPS else -1 for name in encoded.dictionary.to_pylist()]
+        group = np.array(codes, np.int8)[encoded.indices.to_numpy()]
         filled = {"patch": -1, "held_out": False}
         rest = {
             name: pc.fill_null(table[name], filled.get(name, 0)).to_numpy(zero_copy_only=False)

@@ -260,6 +260,11 @@ def test_what_one_sees_can_be_saved(reader, latents):
     assert found["latent"] == 8
     assert found["numbers"]["max"] == pytest.approx(latents["max"][8], rel=1e-6)
     assert saved("#histogram-svg").startswith(b"<svg")
+    page = reader.open("latent.html#latent=8&list=status%3Drare")
+    page.locator("#copy").click()
+    page.wait_for_selector("#said:visible")
+    words = page.locator("#said").inner_text()
+    assert words == "The link is copied." or words.endswith("latent.html#latent=8")
 
 
 @pytest.mark.slow
