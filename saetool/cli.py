@@ -272,10 +272,13 @@ class _Interrupt:
     """What Ctrl-C does: as always, and it is remembered. Compiled code may turn it into an error of another name."""
 
     came = False
+    heard = False
+    """Whether the command has ended by it: what comes now from `unraised` comes too late."""
 
     def __call__(self, *signal_and_frame: object) -> None:
         self.came = True
-        raise KeyboardInterrupt
+        if not self.heard:
+            raise KeyboardInterrupt
 
     def unraised(self, lost: "sys.UnraisableHookArgs") -> None:
         """Interrupt again where the first time nobody heard it: inside a callback from compiled code."""
@@ -342,6 +345,7 @@ def _run_command(interrupt: _Interrupt) -> int:
                 raise KeyboardInterrupt from None
             return _say_failure(error)
     except KeyboardInterrupt:
+        interrupt.heard = True
         _tell("stopped. What was finished is kept; the same command resumes.")
         return INTERRUPTED
 

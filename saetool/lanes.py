@@ -1,13 +1,14 @@
 """Copies to a GPU and from it, beside what it computes; on other devices, plain copies."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 
 class Lanes:
-    """Two streams of a GPU: one to it, one from it, beside the current one, which computes.
+    """Streams of a GPU: one to it, one from it, beside the current one, which computes, and another that does.
 
     Pinned memory that a copy still reads or writes is not given to anyone else: torch's allocator sees to that.
     """
@@ -17,18 +18,48 @@ class Lanes:
         self.queued = device.type == "cuda"
         """Whether copies are queued: from pinned memory, and into it."""
         if self.queued:
-            self._up, self._down = torch.cuda.Stream(device), torch.cuda.Stream(device)
+            self._up, self._down, self._beside = (torch.cuda.Stream(device) for _ in range(3))
 
     def up(self, tensor: Tensor) -> Tensor:
         """Return a copy on the device, which whatever is computed from now on waits for there."""
+        return self.send(tensor)()
+
+    def send(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy to the device; what is returned gives the copy to whoever computes with it, from any thread."""
         if not self.queued:
-            return tensor.to(self.device)
-        computing = torch.cuda.current_stream(self.device)
+            copy = tensor.to(self.device)
+            return lambda: copy
         with torch.cuda.stream(self._up):
             copy = tensor.to(self.device, non_blocking=True)
-        computing.wait_stream(self._up)
-        copy.record_stream(computing)  # its memory is the upward stream's: not free before computing has read it
-        return copy
+            taken = self.hand_over([copy])
+
+        def arrived() -> Tensor:
+            taken()
+            return copy
+
+        return arrived
+
+    def beside(self) -> AbstractContextManager[object]:
+        """Compute, while the block runs, beside the stream that is the current one outside it."""
+        return torch.cuda.stream(self._beside) if self.queued else nullcontext()
+
+    def hand_over(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Hand over what this stream makes; whoever calls what is returned may compute with it, in another stream.
+
+        Its memory is this stream's: not free before the other has read it.
+        """
+        if not self.queued:
+            return lambda: None
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.device))
+
+        def taken() -> None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_event(done)
+            for tensor in tensors:
+                tensor.record_stream(computing)
+
+        return taken
 
     def down(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """Begin to copy what has been computed; what is returned waits for the copies, from any thread."""

@@ -19,15 +19,12 @@ from saetool.artifacts.remote import place_of
 from saetool.artifacts.stage import Force
 from saetool.config import LIVE, RunConfig, Trained, load_config, sweep_members
 from saetool.errors import RequestError
-from saetool.evaluation import evaluation_stage, sweep_stage
-from saetool.features import index_stage
 from saetool.images import ImageSource, open_source
 from saetool.images.settings import is_named
 from saetool.progress import say
-from saetool.report import report_stage
 from saetool.training import train_together, training_stage
 
-_FULL = ("probing", "effect", "refit")
+_FULL = ("probing", "effect", "refit", "references")
 """Settings of an evaluation that `saetool evaluate` switches on, and `saetool run` does not."""
 
 COMMANDS = {
@@ -38,6 +35,8 @@ COMMANDS = {
     "report": "report",
 }
 """The command that makes each kind of artifact."""
+
+# Stages that need scikit-learn or scipy, seconds to import, are imported where they are used.
 
 
 class Run:
@@ -147,6 +146,8 @@ class Run:
         if self.live:
             say("activations: live leaves no store, so there is nothing to index, evaluate and report on.")
         elif self.config.sweep:
+            from saetool.evaluation import sweep_stage
+
             evaluations = {member.name: member.evaluate(force, full=False) for member in self.members}
             models = {member.name: Artifact.open(member.path("autoencoder")) for member in self.members}
             run_stage(sweep_stage(evaluations, models), self.directory / "sweep", force=force)
@@ -195,6 +196,8 @@ class Member:
 
     def index(self, force: Force = False) -> Artifact:
         """Find what each latent responds to."""
+        from saetool.features import index_stage
+
         stage = index_stage(_made(self.path("autoencoder"), "autoencoder"), self.run.store, self.config.index)
         return run_stage(stage, self.path("features"), force=force)
 
@@ -219,6 +222,8 @@ class Member:
         return run_stage(stage, place, force=force or _differs_only_in(stage, place, "features"))
 
     def _evaluation(self, full: bool) -> Stage:
+        from saetool.evaluation import evaluation_stage
+
         settings = self.config.evaluation
         if full:
             settings = settings.model_copy(update=dict.fromkeys(_FULL, True))
@@ -235,6 +240,8 @@ class Member:
 
     def report(self, force: Force = False) -> Artifact:
         """Write the web page. One that differs only in a newer evaluation or index is written again without asking."""
+        from saetool.report import report_stage
+
         features, evaluation = (
             Artifact.open(self.path(kind), kind) if (self.path(kind) / MANIFEST).is_file() else None
             for kind in ("features", "evaluation")

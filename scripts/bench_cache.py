@@ -5,9 +5,9 @@
 Limits are measured before and after each caching job (of a single turn, before it), and the median turn counts, as
 machines drift. `forward` is the bare pass over pixels that are decoded (and on a GPU already there), in the same
 precision and batch size; `decode` is all decoding, no model; `write` is making shards durable. `cache` is the whole
-call, `steady` its rate without start and end, which a large store does not notice. `--source 256x256` makes JPEGs of
-that size: a GPU gets them unless told otherwise, and a ViT-B/16 of random weights; a CPU gets the demo's model and
-pictures.
+call, `progress` what its progress line says at the end, `steady` the rate without start and end, which a large store
+does not notice. `--source 256x256` makes JPEGs of that size: a GPU gets them unless told otherwise, and a ViT-B/16 of
+random weights; a CPU gets the demo's model and pictures.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from saetool.activations.caching import CachingJob
 from saetool.activations.decoding import DecodedSlice
 from saetool.activations.estimate import estimate
 from saetool.activations.forward import Forward
+from saetool.activations.shard_keeper import WRITERS
 from saetool.activations.writer import Plan
 from saetool.artifacts import Partial
 from saetool.images import ImageSettings, ImageSource, open_source
@@ -123,7 +124,7 @@ def measure(
     before = limits(job, backbone, plan, folder)
     for turn in range(turns):
         began, busy = time.perf_counter(), processor_seconds()
-        with launches() as times:
+        with launches() as times, seconds_in(CachingJob, "_fill") as filling:
             cache(backbone, source, None, folder / "store", store, force=True)
         rate = len(source) / (time.perf_counter() - began)
         spent = (processor_seconds() - busy) / len(source)
@@ -132,7 +133,7 @@ def measure(
         after = limits(job, backbone, plan, folder) if turns > 1 else before
         bare = {name: (before[name] + after[name]) / 2 for name in before}
         least = min(bare[name] for name in ("forward", "decode", "write"))
-        row = {**bare, "cache": rate, "steady": steady}
+        row = {**bare, "cache": rate, "progress": len(source) / filling[0], "steady": steady}
         row |= {"steady_vs_forward": steady / bare["forward"], "steady_vs_limit": steady / least}
         for name, value in {**row, "processor_milliseconds": spent * 1e3}.items():
             found.setdefault(name, []).append(value)
@@ -142,7 +143,9 @@ def measure(
     if backbone.precision != "fp32":
         figures |= beside_float32(settings, plan, float(figures["steady"]))
     predicted = estimate(job)["images_per_second"]
-    figures |= {"dry_run": predicted, "dry_run_vs_steady": predicted / float(figures["steady"])}
+    figures |= {"dry_run": predicted, "dry_run_vs_progress": predicted / float(figures["progress"])}
+    if backbone.device.type == "cuda":
+        figures |= beside_the_disk(job, backbone, plan, folder)
     figures |= beside_pillow(source, backbone, float(figures["decode_milliseconds"]))
     scale = 2**20 if sys.platform == "darwin" else 2**10  # where ru_maxrss counts bytes, not KiB
     memory = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}
@@ -173,6 +176,23 @@ def launches() -> Iterator[list[float]]:
 
     with patch.object(Forward, "launch", noted):
         yield times
+
+
+@contextmanager
+def seconds_in(owner: type, name: str) -> Iterator[list[float]]:
+    """Yield a list that gets the seconds of every call of a method while the block runs."""
+    seconds: list[float] = []
+    method = getattr(owner, name)
+
+    def timed(*given: object) -> object:
+        began = time.perf_counter()
+        try:
+            return method(*given)
+        finally:
+            seconds.append(time.perf_counter() - began)
+
+    with patch.object(owner, name, timed):
+        yield seconds
 
 
 def processor_seconds() -> float:
@@ -219,20 +239,41 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - began) / count
 
 
-def written(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> tuple[float, float]:
-    """Return images and gigabytes a second of making shards durable, two at a time as the job does."""
+def written(
+    job: CachingJob, backbone: Backbone, plan: Plan, folder: Path, writers: int = WRITERS
+) -> tuple[float, float]:
+    """Return images and gigabytes a second of making shards durable, as many at a time as the job does."""
     from saetool.activations.shard import shard_bytes
 
     site = backbone.sites[0]
     images = plan.slices_per_shard * plan.settings.batch_size
     rows = torch.zeros(images, backbone.tokens_at(site), site.d, dtype=plan.dtype)
-    partial, count = Partial(folder / "written", folder / "written"), 4
+    partial, count = Partial(folder / "written", folder / "written"), 8
     began = time.perf_counter()
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(writers) as pool:
         list(pool.map(lambda i: partial.write_bytes(f"{i}.safetensors", *shard_bytes([rows])), range(count)))
     seconds = time.perf_counter() - began
     shutil.rmtree(folder / "written")
     return count * images / seconds, count * rows.nbytes / seconds / 1e9
+
+
+def beside_the_disk(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> dict[str, float]:
+    """Return gigabytes a second that reach the disk through more writers, and as bare files, four side by side."""
+    found = {f"write_gigabytes_by_{writers}": written(job, backbone, plan, folder, writers)[1] for writers in (1, 4, 8)}
+    data = memoryview(bytes(plan.slices_per_shard * plan.settings.batch_size * plan.image_bytes))
+
+    def bare(i: int) -> None:
+        with (folder / f"bare-{i}").open("wb", buffering=0) as file:
+            file.write(data)
+            os.fsync(file.fileno())
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(bare, range(8)))
+    seconds = time.perf_counter() - began
+    for i in range(8):
+        (folder / f"bare-{i}").unlink()
+    return {**found, "disk_gigabytes": 8 * len(data) / seconds / 1e9}
 
 
 def beside_pillow(source: ImageSource, backbone: Backbone, ours: float) -> dict[str, float]:

@@ -112,8 +112,10 @@ class Setting:
 class Ours:
     """saetool: one `Learner`, as the trainer steps it."""
 
-    def __init__(self, kind: str, codes: str, setting: Setting, batch: int):
+    def __init__(self, kind: str, codes: str, setting: Setting, batch: int, weight: float | None = None):
         keys = dict(KINDS[kind])
+        if weight is not None:
+            keys["penalty"] = {"kind": "l1", "weight": weight, "warmup_steps": 1}
         if "matryoshka" in keys:
             keys["matryoshka"] = [round(share * setting.n_latents) for share in keys["matryoshka"]]
         settings = SparseSettings(kind="sparse", n_latents=setting.n_latents, codes=codes, **keys)
@@ -131,6 +133,10 @@ class Ours:
         if self.learner.done % 50 == 0:
             self.learner.read_window()  # as at a log line
 
+    def weight(self):
+        """Return the penalty's weight as it was steered."""
+        return float(self.learner.autoencoder.penalty_weight.weight)
+
     def quality(self, held_out):
         found = evaluate(self.learner.autoencoder, held_out.split(2048), self.center)
         return {"fvu": found.fvu, "l0": found.l0}
@@ -139,7 +145,7 @@ class Ours:
 class Dense:
     """The plain loop: bfloat16 autocast, torch.compile, fused Adam, unit decoder rows; starts where saetool starts."""
 
-    def __init__(self, kind: str, setting: Setting, batch: int, compiled: bool):
+    def __init__(self, kind: str, setting: Setting, batch: int, compiled: bool, weight: float | None = None):
         start = Ours(kind, "bf16", setting, batch).learner.autoencoder
         self.kind, self.start, self.d_in = kind, start, setting.d_in
         weights = (start.encoder, start.encoder_bias, start.decoder, start.decoder_bias)
@@ -147,7 +153,8 @@ class Dense:
         self.normalizer = start.normalizer
         fused = setting.device.type == "cuda"
         self.optimizer = torch.optim.Adam(self.weights, lr=1e-3, fused=fused)
-        self.weight = torch.tensor(START_WEIGHT["l1"], device=setting.device)
+        self.steered = kind == "l1" and weight is None
+        self.weight = torch.tensor(START_WEIGHT["l1"] if weight is None else weight, device=setting.device)
         self.mean_l0 = torch.tensor(100.0, device=setting.device)
         self.loss = torch.compile(self._loss) if compiled else self._loss
 
@@ -174,7 +181,7 @@ class Dense:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             self.weights[2].copy_(normalize(self.weights[2], dim=1))
-            if self.kind == "l1":
+            if self.steered:
                 self.weight *= (l0 / TARGET_L0).clamp(0.1, 10) ** GAIN * (l0 / self.mean_l0).clamp(0.1, 10) ** TREND
                 self.mean_l0.lerp_(l0.float(), 0.1)
 
@@ -228,9 +235,26 @@ def rate_in_turns(programs, setting, batch):
             found[name].append(setting.timed * batch / (time.perf_counter() - start))
     for name, rates in found.items():
         quality = made[name].quality(setting.held_out) if hasattr(made[name], "quality") else {}
-        found[name] = {"rate": statistics.median(rates), **quality}
+        weight = {"weight": made[name].weight()} if isinstance(made[name], Ours) else {}
+        found[name] = {"rate": statistics.median(rates), **quality, **weight}
         note = f"  FVU {quality['fvu']:.4f} at L0 {quality['l0']:.1f}" if quality else ""
         print(f"  {name:<24} {found[name]['rate']:12,.0f} rows/s{note}", flush=True)
+    return found
+
+
+def quality_at_one_weight(setting, weight):
+    """Return FVU and L0 of saetool and the dense loop after equal steps with the same fixed L1 weight."""
+    batch, found = setting.main_batch, {}
+    makes = {
+        "saetool bf16": partial(Ours, "l1", "bf16", setting, batch, weight),
+        "dense compiled": partial(Dense, "l1", setting, batch, not setting.tiny, weight),
+    }
+    for name, make in makes.items():
+        program = make()
+        for number in range(setting.settle):
+            program.step(setting.batch(number, batch))
+        found[name] = program.quality(setting.held_out)
+        print(f"  {name:<24} FVU {found[name]['fvu']:.4f} at L0 {found[name]['l0']:.1f}", flush=True)
     return found
 
 
@@ -347,6 +371,9 @@ def main():
                 programs |= {name: partial(Other, name, kind, setting, batch) for name in installed(kind)}
             print(f"{kind}, batch {batch:,}")
             result[kind][str(batch)] = rate_in_turns(programs, setting, batch)
+    weight = result["l1"][str(setting.main_batch)]["saetool bf16"]["weight"]
+    print(f"l1, the same fixed weight {weight:.4f}, {setting.settle} steps")
+    result["l1 at one weight"] = quality_at_one_weight(setting, weight)
     if not given.tiny:
         for kind, codes in (("l1", "bf16"), ("l1", "exact"), ("topk", "bf16")):
             result[f"parts {kind} {codes}"] = found = parts_of_a_step(setting, kind, codes)

@@ -5,13 +5,15 @@
 Rows are synthetic: an image is a direction of its own plus noise, so that a latent fires on a few per cent of images,
 on many of their patches; L0 is about 45. saev 0.1.0 is installed from PyPI into DIR/saev at first use, over this
 environment's torch. Recall: how many of the true top images of each latent (a dense float32 encoder) are found.
-On a GPU: 768 → 24,576, 196 tokens an image, beside exact codes and reading alone; saev is left out.
+On a GPU: 768 → 24,576, 196 tokens an image, 1,000 classes, beside exact codes, counting and reading alone; saev is
+left out.
 """
 
 import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,6 +41,9 @@ AT_ONCE = 256
 NEEDED = ("saev==0.1.0", "beartype", "tyro", "einops", "jaxtyping", "matplotlib")
 GATES = {"index_vs_saev": 20.0, "index_vs_encoder": 0.5, "recall": 1.0}
 PEAK_MB = 1500
+GPU_IMAGES, GPU_TIMES = 4096, 8
+"""Images of the store on a GPU, and how many times the pass goes over them."""
+GPU_GATE = 4e6
 
 
 def main() -> None:
@@ -48,10 +53,11 @@ def main() -> None:
         "--quick", action="store_true", help="fewer images: two minutes on 2 cores, half of one on a GPU"
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--profile", action="store_true", help="on a GPU: print what takes the pass's time")
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")
     given = parser.parse_args()
     if torch.cuda.is_available():
-        finish(on_a_gpu(4_096 if given.quick else 16_384, given.quick), given.json)
+        finish(on_a_gpu(given.quick, given.profile), given.json)
         return
     images, saev_images = (512, 48) if given.quick else (2048, 192)
     with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:
@@ -89,9 +95,13 @@ def finish(figures: dict, file: Path | None) -> None:
         file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def on_a_gpu(images: int, quick: bool) -> dict:
-    """Return the figures of an index on a GPU, beside what its parts could do alone; print each once it is known."""
+def on_a_gpu(quick: bool, profiled: bool) -> dict:
+    """Return the figures of an index on a GPU, beside what its parts could do alone; print each once it is known.
+
+    The pass goes over the store many times, so that its start does not count; the other stages see it once.
+    """
     worker = importlib.import_module("bench_index_worker")
+    images = GPU_IMAGES
     figures: dict = {"device": torch.cuda.get_device_name(), "tokens": images * 196}
 
     def say(**found: object) -> None:
@@ -100,17 +110,22 @@ def on_a_gpu(images: int, quick: bool) -> dict:
 
     with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:
         here, started = Path(folder), time.perf_counter()
-        store, model = make(here / "wide", images, 196, 768, 24_576)
+        store, model = make(here / "wide", images, 196, 768, 24_576, classes=1000)
         say(seconds_to_make=time.perf_counter() - started)
         bare = worker.run_bare(model, store)
         say(**bare)
+        times = GPU_TIMES if quick else 4 * GPU_TIMES
+        worker.run_pass(model, store, here / "warm", 1)
+        say(**worker.run_pass(model, store, here / "pass", times))
+        shutil.rmtree(here / "pass")
+        figures["gates"] = {"pass_per_second": GPU_GATE}
+        if profiled:
+            worker.run_pass(model, store, here / "profiled", 1, True)
         seconds = worker.run_saetool(model, store, here / "wide" / "features")
         say(seconds=seconds)
-        rate = images * 196 / seconds["encode"]
         say(
-            index_tokens_per_second=rate,
-            index_vs_encoder=rate / bare["tokens_per_second"],
-            index_vs_exact_codes=rate / bare["exact_codes_per_second"],
+            pass_vs_encoder=figures["pass_per_second"] / bare["tokens_per_second"],
+            pass_vs_exact_codes=figures["pass_per_second"] / bare["exact_codes_per_second"],
             heat_images_per_second=images / seconds["heat"],
             statistics_images_per_second=images / seconds["statistics"],
         )
@@ -121,8 +136,8 @@ def on_a_gpu(images: int, quick: bool) -> dict:
     return figures
 
 
-def make(folder: Path, images: int, tokens: int, d: int, n_latents: int) -> tuple[Path, Path]:
-    """Write a store and a sparse autoencoder for it."""
+def make(folder: Path, images: int, tokens: int, d: int, n_latents: int, classes: int = 0) -> tuple[Path, Path]:
+    """Write a store, labeled where there are `classes`, and a sparse autoencoder for it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
     rows = torch.empty(images, tokens, d, dtype=torch.bfloat16)
@@ -134,8 +149,14 @@ def make(folder: Path, images: int, tokens: int, d: int, n_latents: int) -> tupl
     generator = torch.Generator().manual_seed(1)
     encoder = torch.nn.functional.normalize(torch.randn(n_latents, d, generator=generator), dim=1)
     cut = torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - L0 / n_latents))
+    names = [f"class {i}" for i in range(classes)]
     store = write_store(
-        folder / "store", rows, grid=(tokens // 14, 14) if tokens == 196 else (16, 16), settings=CacheSettings()
+        folder / "store",
+        rows,
+        grid=(tokens // 14, 14) if tokens == 196 else (16, 16),
+        settings=CacheSettings(),
+        images=[{"kind": names[i * 7919 % classes]} for i in range(images)] if names else None,
+        labels=[{"name": "kind", "kind": "category", "classes": names}] if names else (),
     )
     settings = SparseSettings.model_validate(
         {"kind": "sparse", "n_latents": n_latents, "expansion": None, "normalize": "none"}

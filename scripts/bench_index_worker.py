@@ -9,6 +9,7 @@ import json
 import resource
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,7 @@ def run_bare(autoencoder: str, store: str) -> dict:
 def limits_of_a_gpu(model, site, device: torch.device) -> dict:
     """Return tokens a second of exact codes from rows that are there, and of reading rows onto the GPU."""
     from saetool.features.encoding import Pass
+    from saetool.features.tally import Tally, strongest
 
     pass_ = Pass(model, site, device)
     chunks = pass_.cut(range(min(site.n_images, 16 * pass_.chunk_images)))
@@ -120,11 +122,85 @@ def limits_of_a_gpu(model, site, device: torch.device) -> dict:
         for chunk in chunks:
             pass_.read(chunk).to(device, non_blocking=True)
 
-    tokens = sum(map(len, chunks)) * site.tokens
+    tokens, chunk = sum(map(len, chunks)) * site.tokens, len(rows) * site.tokens
+    codes = pass_.encode(rows)
+    tally = Tally.empty(model.n_latents, site.tokens, 2.0**-30, device)
     return {
-        "exact_codes_per_second": len(rows) * site.tokens / seconds_of(lambda: pass_.encode(rows)),
+        "entries_per_token": codes.latents.numel() / chunk,
+        "exact_codes_per_second": chunk / seconds_of(lambda: pass_.encode(rows)),
+        "counting_per_second": chunk / seconds_of(lambda: tally.add(codes, 0)),
+        "strongest_per_second": chunk / seconds_of(lambda: strongest(codes, 8)),
         "read_by_one_thread_per_second": tokens / seconds_of(read),
     }
+
+
+class Repeated:
+    """A site's images several times over: as many as a long run has, all of them in the page cache."""
+
+    def __init__(self, site, times: int):
+        self._site, self._times = site, times
+
+    def __getattr__(self, name: str):
+        return getattr(self._site, name)
+
+    @property
+    def n_images(self) -> int:
+        return self._site.n_images * self._times
+
+    def read_into(self, out: torch.Tensor, start: int, stop: int) -> None:
+        place, n = 0, self._site.n_images
+        while start < stop:
+            count = min(stop - start, n - start % n)
+            self._site.read_into(out[place : place + count], start % n, start % n + count)
+            start, place = start + count, place + count
+
+
+def run_pass(autoencoder: str, store: str, folder: Path, times: int, profiled: bool = False) -> dict:
+    """Return the encoding pass's tokens a second over a store `times` times: in all, and once it is under way."""
+    from saetool import distributed
+    from saetool.activations import ActivationStore
+    from saetool.artifacts import Partial
+    from saetool.autoencoders.families import load
+    from saetool.features.encoding import Pass, encode_store
+    from saetool.features.spill import PartWriter
+
+    device = distributed.default_device()
+    site = Repeated(ActivationStore.open(store).site(), times)
+    pass_ = Pass(load(autoencoder).to(device), site, device)  # pyright: ignore[reportArgumentType]
+    written: list[tuple[float, int]] = []
+    add = PartWriter.add
+
+    def noted(self, records, latents, values) -> None:
+        add(self, records, latents, values)
+        written.append((time.perf_counter(), len(latents)))
+
+    PartWriter.add = noted
+    started = time.perf_counter()
+    try:
+        with profile_of(profiled):
+            _, tally = encode_store(pass_, Partial(folder, folder), 8)
+    finally:
+        PartWriter.add = add
+    seconds = time.perf_counter() - started
+    first = len(written) // 4
+    steady = sum(rows for _, rows in written[first + 1 :]) / max(written[-1][0] - written[first][0], 1e-9)
+    assert tally.images == site.n_images
+    tokens = site.n_images * site.tokens
+    return {"pass_tokens": tokens, "pass_per_second": tokens / seconds, "pass_steady_per_second": steady}
+
+
+@contextmanager
+def profile_of(wanted: bool):
+    """Print, after the block, what took the GPU's time in it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    if not wanted:
+        yield
+        return
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        yield
+    table = seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=80)
+    print(table, file=sys.stderr, flush=True)
 
 
 def seconds_of(work) -> float:

@@ -79,6 +79,7 @@ class Saetool(Program):
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.model.after_update(self.optimizer, self.done, self.generator)
+        self.model.after_step(self.done)
         self.done += 1
 
     def flips(self, x):

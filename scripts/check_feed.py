@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pyarrow.parquet as parquet
 import torch
 from bench_cache import pictures
@@ -24,7 +25,10 @@ from saetool.activations import ActivationStore, CacheSettings, cache
 from saetool.activations.caching import CachingJob
 from saetool.activations.forward import Forward
 from saetool.activations.moments import SiteMoments
-from saetool.features import encoding, index
+from saetool.features import IndexSettings, encoding, index, ranking
+from saetool.features.labels import LabelColumn, label_statistics
+from saetool.features.maxima import RECORD, Maxima
+from saetool.features.numbers import block_numbers
 from saetool.images import open_source
 from saetool.vision import BackboneSettings, load_backbone
 
@@ -36,7 +40,7 @@ def main() -> None:
     """Run every check and say what failed."""
     failed = 0
     with tempfile.TemporaryDirectory(prefix="saetool-check-") as folder:
-        for check in (launching_waits_for_nothing, rows_are_those_of_a_plain_pass, ids_do_not_depend, indexes_agree):
+        for check in CHECKS:
             began, here = time.perf_counter(), Path(folder) / check.__name__
             here.mkdir()
             try:
@@ -106,10 +110,13 @@ def rows_are_those_of_a_plain_pass(folder: Path) -> None:
 
 
 def ids_do_not_depend(folder: Path) -> None:
-    """Processes or threads, how many, once more: the same store."""
+    """Processes or threads, how many, once more, resized by Pillow or by compiled code: the same store."""
     job, ids = job_over(folder), []
-    for processes in (0, 1, 5, 5):
-        with patch("saetool.activations.caching.decoding_processes", lambda source, n=processes: n):
+    for processes, many in ((0, 1), (1, 1), (5, 1), (5, IMAGES + 1)):
+        with (
+            patch("saetool.activations.caching.decoding_processes", lambda source, n=processes: n),
+            patch("saetool.activations.decoding._MANY_IMAGES", many),
+        ):
             made = cache(job.backbone(), job.source, None, folder / f"{len(ids)}", job.settings)
         ids.append(made.id)
     assert len(set(ids)) == 1, ids
@@ -117,7 +124,7 @@ def ids_do_not_depend(folder: Path) -> None:
 
 def indexes_agree(folder: Path) -> str:
     """Chunks of any size, staged or one after the other: the same index; the CPU's but for rounding."""
-    store, model = make(folder, 96, 196, 64, 1024)
+    store, model = make(folder, 96, 196, 64, 1024, classes=5)
     small = {"GPU_CELLS": 1 << 19, "CHUNK_ROWS": 400}
     ways = [("again", encoding, {}), ("small chunks", encoding, small)]
     ways += [(f"staged: {staged}", encoding.Pass, {"staged": staged}) for staged in (True, False)]
@@ -135,11 +142,57 @@ def indexes_agree(folder: Path) -> str:
     return f"ok, {shared:.5f} of the top examples are the CPU's"
 
 
+def statistics_are_the_cpu_s(folder: Path) -> str | None:
+    """Ranks, sums and label statistics of a block of latents are, bit for bit, those of the same records on the CPU."""
+    if not GPU:
+        return "left out: no GPU"
+    rng, images, latents = np.random.default_rng(0), 4000, 300
+    image, latent = np.nonzero(rng.random((images, latents)) < rng.random(latents))
+    records = np.zeros(len(image), RECORD)
+    records["image"], records["latent"], records["tokens"] = image, latent, rng.integers(1, 100, len(image))
+    records["value"] = rng.integers(1, 400, len(image)) / 7  # with ties
+    records["mass"] = records["value"] * rng.random(len(image)) + 1e-3
+    labels = [
+        LabelColumn.of_categories("kind", [f"{i}" for i in rng.integers(0, 40, images)]),
+        LabelColumn.of_numbers("size", rng.integers(0, 300, images).astype(float).tolist()),
+    ]
+    hashes, held_out = (
+        ranking.image_hashes([f"{i}" for i in range(images)], 3),
+        torch.from_numpy(image[:images] % 3 == 0),
+    )
+    settings, found = IndexSettings(), []
+    for device in ("cpu", "cuda", "cuda"):
+        block = Maxima.of(records, 0, latents, device)
+        order = ranking.by_value(block)
+        made = [label_statistics(block, order, column) for column in labels]
+        chosen = ranking.choose(block, order, hashes.to(device), settings, 3)
+        tables = [vars(part) for part in (*made, chosen)]
+        found.append(
+            {
+                **block_numbers(block, held_out.to(device)),
+                **{f"{i}.{k}": v for i, t in enumerate(tables) for k, v in t.items()},
+            }
+        )
+    differing = [
+        name for name in found[0] for other in found[1:] if not np.array_equal(found[0][name], other[name], True)
+    ]
+    assert not differing, differing
+    return f"ok, {len(found[0])} numbers of {latents} latents are equal"
+
+
 def examples(features: Path) -> set[tuple[int, int, int]]:
     """Return (latent, rank, image) of the top examples."""
     table = parquet.read_table(features / "examples.parquet", filters=[("group", "=", "top")])
     return set(zip(*(table[name].to_pylist() for name in ("latent", "rank", "image")), strict=True))
 
+
+CHECKS = (
+    launching_waits_for_nothing,
+    rows_are_those_of_a_plain_pass,
+    ids_do_not_depend,
+    statistics_are_the_cpu_s,
+    indexes_agree,
+)
 
 if __name__ == "__main__":
     main()

@@ -22,11 +22,12 @@ import torch
 from saetool.activations import TensorStream, write_store
 from saetool.activations.store import ActivationStore
 from saetool.activations.store_stream import StoreStream
+from saetool.artifacts.files import explain
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
 from saetool.machine import describe_machine
-from saetool.sparse.backends import AdamStep, _named, backend_for
+from saetool.sparse.backends import AdamStep, _named, backend_for, finish
 from saetool.sparse.backends.cpu import missing
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient, Outer
@@ -107,15 +108,15 @@ def check_functions(checks):
     assert backend.name == "cuda", f"the backend here is {backend.name}"
     wide = [t.double() for t in (x, weight, bias, cut)]
     outputs = wide[0] @ wide[1].T + wide[2]
-    for name, limit, other in (("encode_threshold", 0.0, wide[3]), ("encode_topk", None, k)):
-        mine = getattr(backend, name)(there[0], Weight(there[1]), there[2], there[3] if limit == 0 else k, "exact")
-        theirs = getattr(reference, name)(wide[0], Weight(wide[1]), wide[2], other, "exact")
-        found, expected = mine[0].codes(mine[1]).dense().cpu().double(), theirs[0].codes(theirs[1]).dense()
-        border = torch.zeros(1) if limit == 0 else outputs.topk(k, dim=1).values[:, -1:]
+    for name, here, elsewhere in (("cut", there[3], wide[3]), ("k", k, k)):
+        mine = finish(backend.search(there[0], Weight(there[1]), there[2], "exact", **{name: here}))
+        theirs = finish(reference.search(wide[0], Weight(wide[1]), wide[2], "exact", **{name: elsewhere}))
+        ours, expected = mine[0].codes(mine[1]).dense().cpu().double(), theirs[0].codes(theirs[1]).dense()
+        border = torch.zeros(1) if name == "cut" else outputs.topk(k, dim=1).values[:, -1:]
         sure = (outputs - border).abs() > 1e-5
-        assert torch.equal((found > 0)[sure], (expected > 0)[sure]), f"{name}: another support"
-        require(name, off(found * sure, expected * sure), 1e-5)
-        rough = getattr(backend, name)(there[0], Weight(there[1]), there[2], there[3] if limit == 0 else k, "bf16")
+        assert torch.equal((ours > 0)[sure], (expected > 0)[sure]), f"{name}: another support"
+        require(name, off(ours * sure, expected * sure), 1e-5)
+        rough = finish(backend.search(there[0], Weight(there[1]), there[2], "bf16", **{name: here}))
         flips = (rough[0].codes(rough[1]).dense().cpu() > 0) != (expected > 0)
         assert (outputs - border)[flips].abs().max().item() < 0.05 if flips.any() else True, f"{name}: bf16 is off"
     support, values = theirs
@@ -159,15 +160,15 @@ def check_edges(checks):
     backend, device = backend_for(x), checks.device
     for bias in (-0.2, -100.0):
         biases = torch.full((n_latents,), bias, device=device)
-        support, values = backend.encode_threshold(
-            x, Weight(weight.to(device)), biases, torch.zeros_like(biases), "exact"
+        support, values = finish(
+            backend.search(x, Weight(weight.to(device)), biases, "exact", cut=torch.zeros_like(biases))
         )
         expected = (x.cpu() @ weight.T + bias).clamp_min(0)
         require("outputs", off(support.codes(values).dense(), expected), 1e-5)
         gradient = backend.latent_gradient(support, values.clamp_min(0), x, 0, n_latents)
         require("gradient", off(gradient, expected.T @ x.cpu()), CLOSE)
     equal = Weight(torch.ones(n_latents, 24, device=device))
-    support, values = backend.encode_topk(x.abs(), equal, torch.zeros(n_latents, device=device), 5, "exact")
+    support, values = finish(backend.search(x.abs(), equal, torch.zeros(n_latents, device=device), "exact", k=5))
     codes = support.codes(values)
     assert codes.latents.view(8, 5).tolist() == [[0, 1, 2, 3, 4]] * 8, "of equals not the first"
     small = model(KINDS["ReLU + L1"], checks, device)
@@ -264,14 +265,37 @@ def check_recorded(checks, keys, codes):
             learner.step(batch.to(checks.device))
             codes_between = learner.autoencoder.encode_sparse(batch[:16].to(checks.device))  # reads other copies
         ended.append(learner.autoencoder.state_dict() | {"codes": codes_between.values})
-        recorded = max(recorded, len(learner.recordings.rest))
+        recorded = max(recorded, len(learner.recordings.rest) + (learner.recordings.search is not None))
     replay.PLAIN_STEPS = before
     for name, tensor in ended[0].items():
         assert torch.equal(tensor, ended[1][name]), f"{name} differs"
     if checks.device.type == "cuda":
         assert recorded > 0, "nothing was recorded"
-        return f"{recorded} shapes"
+        return f"{recorded} graphs"
     return "unrecorded: only on a GPU"
+
+
+def check_memory(checks):
+    """Memory that ends within a recording ends the training in its own words, not in the recording's."""
+    if checks.device.type != "cuda":
+        return "only on a GPU"
+    keys, steps = KINDS["ReLU + L1"], 8
+    rows = planted(steps * checks.rows, checks.d_in)
+    learner = learner_of(keys, checks, checks.device, TensorStream(rows, batch_size=checks.rows), steps)
+    batches = [batch.to(checks.device) for batch in rows.split(checks.rows)]
+    for batch in batches[: replay.PLAIN_STEPS + 1]:  # the first of all sets the optimizer up
+        learner.step(batch)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        learner.step(batches[-1])
+    except torch.OutOfMemoryError as error:
+        said = str(explain(error, Path("here")))
+        assert "training.batch_size" in said, said
+        return said[:60]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    raise AssertionError("there was memory enough")
 
 
 def check_waits(checks, keys, most):
@@ -301,12 +325,13 @@ def check_pools(checks):
         write_store(Path(folder) / "store", {"rows": planted(96, checks.d_in).float().view(24, 4, checks.d_in)})
         store = ActivationStore.open(Path(folder) / "store")
 
-        def batches(device):
-            stream = StoreStream(store.site(None), batch_size=10, pool_rows=30, seed=0, device=device)
+        def batches(device, whole=False):
+            stream = StoreStream(store.site(None), batch_size=10, pool_rows=30, seed=0, device=device, whole=whole)
             return [batch.cpu() for batch, _ in zip(stream.batches(), range(25), strict=False)]
 
-        pairs = zip(batches(None), batches(checks.device), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs), "another order or other rows"
+        for whole in (False, True):
+            pairs = zip(batches(None), batches(checks.device, whole), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs), f"whole {whole}: another order or other rows"
 
 
 def check_stages(checks):
@@ -354,9 +379,12 @@ def main():
         for codes in ("bf16", "exact"):
             checks.run(f"{name}, {codes}: resumed", check_resume, checks, KINDS[name], codes)
     for name in ("ReLU + L1", "TopK + AuxK", "BatchTopK", "Matryoshka", "JumpReLU", "gated", "KL"):
-        alive = {key: value for key, value in KINDS[name].items() if key != "dead"}  # cures are not recorded
+        alive = {key: value for key, value in KINDS[name].items() if key != "dead"}
         for codes in ("bf16", "exact") if name in ("ReLU + L1", "TopK + AuxK") else ("bf16",):
             checks.run(f"{name.split(' + A')[0]}, {codes}: recorded", check_recorded, checks, alive, codes)
+    for name, codes in (("resampling", "exact"), ("TopK + AuxK", "bf16"), ("JumpReLU", "bf16")):
+        checks.run(f"{name}, {codes}: recorded but for its cure", check_recorded, checks, KINDS[name], codes)
+    checks.run("no memory left for a recording", check_memory, checks)
     # AuxK (BatchTopK has it here too) selects among dead latents as well.
     for name, most in (
         ("ReLU + L1", 1.0),

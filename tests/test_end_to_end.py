@@ -73,6 +73,26 @@ def test_another_request_at_the_same_place_is_refused_with_what_differs(run):
     assert "training.lr: 0.001 there, 0.01 asked" in done.stderr
 
 
+def test_ctrl_c_heard_twice_ends_once(tmp_path):
+    """Lost in a callback of compiled code, which then fails: no second interrupt comes when the first has been told."""
+    script = tmp_path / "lost.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "from saetool import cli\n"
+        "def app():\n"
+        "    class Lost:\n"
+        "        def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+        "    Lost()\n"
+        "    raise RuntimeError('a callback failed')\n"
+        "tell = cli._tell\n"
+        "def slowly(words): time.sleep(0.6); tell(words)\n"
+        "cli.app, cli._AGAIN, cli._tell = app, 0.2, slowly\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("the same command resumes")) == (130, 1), done.stderr
+
+
 def test_ctrl_c_says_that_the_work_is_kept(tmp_path):
     command = [sys.executable, "-m", "saetool", "demo", "--out", str(tmp_path / "demo")]
     # A shell's background jobs ignore the signal, and so would their children.

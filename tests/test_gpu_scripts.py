@@ -32,6 +32,17 @@ def test_the_benchmark_steps_every_kind_and_prints_no_ratio_without_a_gpu(tmp_pa
 
 
 @pytest.mark.slow
+def test_the_whole_command_is_timed_on_a_store_and_no_share_is_printed_without_a_gpu(tmp_path):
+    done = run("bench_gpu_command.py", "--tiny", "--kinds", "topk", "--json", tmp_path / "rates.json")
+    assert done.returncode == 0, done.stderr
+    assert "(gate" not in done.stdout
+    found = json.loads((tmp_path / "rates.json").read_text())
+    for reading in ("pools", "whole"):
+        assert found["topk"][reading]["l0"] == pytest.approx(32, abs=0.5)
+    assert found["topk"]["pools"]["fvu"] == found["topk"]["whole"]["fvu"]
+
+
+@pytest.mark.slow
 def test_the_checks_pass_in_the_interpreter():
     pytest.importorskip("triton")
     done = run("check_gpu.py", "--interpreted", "--only", "functions", "KL: three", "pools", "sigmoid")
@@ -40,7 +51,7 @@ def test_the_checks_pass_in_the_interpreter():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("script", ["bench_gpu.py", "check_gpu.py"])
+@pytest.mark.parametrize("script", ["bench_gpu.py", "bench_gpu_command.py", "check_gpu.py"])
 def test_without_a_gpu_they_say_so(script):
     done = run(script)
     assert done.returncode == 2

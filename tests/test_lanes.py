@@ -17,12 +17,16 @@ class Stream:
     def wait_stream(self, other):
         self.calls.append(f"{self.name} waits for {other.name}")
 
+    def wait_event(self, event):
+        self.calls.append(f"{self.name} waits for the event on {event.on}")
+
 
 class Event:
     def __init__(self, calls):
         self.calls = calls
 
     def record(self, stream):
+        self.on = stream.name
         self.calls.append(f"event on {stream.name}")
 
     def synchronize(self):
@@ -32,7 +36,7 @@ class Event:
 @pytest.fixture
 def calls(monkeypatch):
     """Stand in for a GPU; return the calls it gets."""
-    calls, names = [], iter(["up", "down"])
+    calls, names = [], iter(["up", "down", "beside"])
     current = [Stream("computing", calls)]
 
     @contextmanager
@@ -56,7 +60,7 @@ def calls(monkeypatch):
 
     empty = torch.empty
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(next(names), calls))
-    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: Event(calls))
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking=False: Event(calls))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(
@@ -71,7 +75,17 @@ def calls(monkeypatch):
 def test_computing_waits_for_what_goes_up_and_its_memory_is_kept_for_it(calls):
     copied = calls.pop()
     Lanes(torch.device("cuda")).up(torch.zeros(3).as_subclass(copied))
-    assert calls == ["copy on up, non_blocking=True", "computing waits for up", "kept for computing"]
+    assert calls[:2] == ["copy on up, non_blocking=True", "event on up"]
+    assert calls[2:] == ["computing waits for the event on up", "kept for computing"]
+
+
+def test_what_is_sent_ahead_is_waited_for_by_who_takes_it_alone(calls):
+    copied = calls.pop()
+    lanes = Lanes(torch.device("cuda"))
+    first, _ = (lanes.send(torch.zeros(3).as_subclass(copied)) for _ in range(2))
+    assert not [call for call in calls if "waits" in call]
+    first()
+    assert calls[4:] == ["computing waits for the event on up", "kept for computing"]
 
 
 def test_what_comes_down_waits_for_computing_and_is_read_after_its_event(calls):
@@ -83,8 +97,22 @@ def test_what_comes_down_waits_for_computing_and_is_read_after_its_event(calls):
     assert calls[-1] == "synchronize"
 
 
+def test_what_is_handed_over_is_waited_for_and_kept_for_who_takes_it(calls):
+    copied = calls.pop()
+    lanes = Lanes(torch.device("cuda"))
+    taken = lanes.hand_over([torch.zeros(3).as_subclass(copied)])
+    with lanes.beside():
+        taken()
+        lanes.down([torch.ones(1)])
+    assert calls[:3] == ["event on computing", "beside waits for the event on computing", "kept for beside"]
+    assert calls[3] == "down waits for beside"
+
+
 def test_without_a_gpu_copies_are_plain():
     lanes = Lanes(torch.device("cpu"))
     rows = torch.arange(4)
     assert torch.equal(lanes.up(rows), rows)
     assert [t.tolist() for t in lanes.down([rows])()] == [[0, 1, 2, 3]]
+    taken = lanes.hand_over([rows])
+    with lanes.beside():
+        assert taken() is None

@@ -36,6 +36,8 @@ _MOST_THREADS = 32
 _FEW_CORES = 4
 """Up to so many cores, threads: the model computes on the same cores, and pauses of the interpreter cost little."""
 _MOST_PROCESSES = 64
+_MANY_IMAGES = 1024
+"""From so many on, loading compiled code for them pays."""
 _PIECE = 16
 """Images that a process decodes at a time: few enough to spread a slice, many enough for a message."""
 _PIECES_AHEAD = 2
@@ -110,7 +112,7 @@ class Decoder:
         pinned: bool = False,
     ):
         self.source = source
-        self.transform = transform
+        self.transform = transform.loaded() if plan.n_images >= _MANY_IMAGES else transform
         self.plan = plan
         self.on_error = on_error
         self.processes = processes

@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+WHOLE_SHARE = 0.25
+"""Rows that take up to this share of a GPU's free memory lie there whole, where training sees them more than once."""
+
 Pool = tuple[Float[Tensor, "pool d_in"], Int64[Tensor, "rows"]]
 """Rows of a round, and the order to see them in."""
 
@@ -63,7 +66,7 @@ def _upload(
         if transfers is not None and number >= 2:
             transfers.wait_event(slot.left)
         slot.rows.copy_(rows, non_blocking=True)
-        slot.order = _pinned(order, device).to(device, non_blocking=True)
+        slot.order = upload(order, device)
         if transfers is not None:
             slot.came.record(transfers)
     if transfers is not None:
@@ -71,8 +74,14 @@ def _upload(
     return slot
 
 
-def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+def fits_whole(size: int, device: torch.device) -> bool:
+    """Say whether so many bytes of rows may lie on a device for a whole training."""
+    return device.type == "cuda" and size <= WHOLE_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy on the device; a GPU's is made on its current stream, and nothing waits for it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _event(device: torch.device) -> Any:

@@ -32,7 +32,8 @@ def estimate(job: "CachingJob") -> dict[str, Any]:
     itemsize = plan.dtype.itemsize
     by_site = {site["folder"]: plan.n_images * site["n_tokens"] * site["d"] * itemsize for site in plan.sites}
     thumbnails = plan.n_images * _THUMBNAIL_BYTES if plan.settings.thumbnails else 0
-    rate = _images_per_second(job, backbone, plan)
+    start, rate = _rates(job, backbone, plan)
+    seconds = start + plan.n_images / rate
     shard = plan.slices_per_shard * plan.settings.batch_size
     # A shard that fills and those being written, at each site; the decoded slices, and one of them as the input.
     memory = (1 + WRITERS) * shard * sum(by_site.values()) // max(plan.n_images, 1)
@@ -46,8 +47,8 @@ def estimate(job: "CachingJob") -> dict[str, Any]:
         "bytes_on_disk": sum(by_site.values()) + thumbnails,
         "shards": plan.n_shards,
         "memory_bytes": memory + sum(p.numel() * p.element_size() for p in backbone.model.parameters()),
-        "images_per_second": round(rate, 2),
-        "seconds": round(plan.n_images / rate, 1),
+        "images_per_second": round(plan.n_images / seconds, 2),
+        "seconds": round(seconds, 1),
     }
 
 
@@ -64,15 +65,20 @@ def require_space(out: Path, needed: int) -> None:
         )
 
 
-def _images_per_second(job: "CachingJob", backbone: Backbone, plan: Plan) -> float:
-    """Return the rate of decoding and the model side by side, once what was decoded ahead has been used up."""
+def _rates(job: "CachingJob", backbone: Backbone, plan: Plan) -> tuple[float, float]:
+    """Return the seconds until the first slice is there, and then the rate of decoding and the model side by side.
+
+    The rate is taken once what was decoded ahead has been used up.
+    """
     decoder, forward = job.decoder(backbone, plan), Forward(backbone, job.stored(backbone), plan.dtype)
     first = decoder.slices_ahead + 1
     slices = decoder.slices(number % plan.n_slices for number in itertools.count())
     with contextlib.closing(slices):
         finishing: deque[Callable[[], Landed]] = deque()
-        begun, images = time.monotonic(), 0
+        started = begun = time.monotonic()
+        start, images = 0.0, 0
         for number, decoded in enumerate(slices):
+            start = start or time.monotonic() - started
             finishing.append(forward.launch(decoded))
             if len(finishing) > 1:  # as in the job, a GPU computes while the result before is on its way
                 finishing.popleft()()
@@ -82,4 +88,4 @@ def _images_per_second(job: "CachingJob", backbone: Backbone, plan: Plan) -> flo
             images += len(plan.images_of(decoded.number))
             if number >= first + _TIMED_SLICES - 1 and time.monotonic() - begun > _TIMED_SECONDS:
                 break
-        return images / max(time.monotonic() - begun, 1e-9)
+        return start, images / max(time.monotonic() - begun, 1e-9)

@@ -27,6 +27,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 _CODES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _ALIGNMENT = 8
 """Bytes: a header is filled up with spaces to a multiple."""
+_MOST_TARGETS = 512
+"""Places in memory that one call fills; systems take 1,024."""
 _LARGEST_HEADER = 1 << 20
 """Our headers have about a hundred bytes; a length beyond this is damage, not a header."""
 
@@ -103,18 +105,29 @@ class Shard:
 
     def read_into(self, out: Float[Tensor, "images tokens d"], start: int) -> None:
         """Read the images from `start` on into `out`, without mapping the file."""
-        target = out.view(torch.uint8).reshape(-1).numpy().data
+        self.scatter([out.view(torch.uint8).reshape(-1).numpy().data], start)
+
+    def scatter(self, targets: Sequence[memoryview], start: int) -> None:
+        """Read the images from `start` on into memory in several places, one after the other, in as few calls as can
+        be: a thread that reads holds Python's lock between them."""
+        left = list(targets)
         if isinstance(self.path, RemotePath):
-            target[:] = self._fetch(self.path, start, start + len(out))
+            data = memoryview(self._fetch(self.path, start, start + sum(map(len, left)) // self.image_bytes))
+            for target in left:
+                target[:], data = data[: len(target)], data[len(target) :]
             return
         place = self.begin + start * self.image_bytes
         with self.path.open("rb") as file:
             self._require_same(os.fstat(file.fileno()))
-            while len(target):
-                count = os.preadv(file.fileno(), [target], place)
+            while left:
+                count = os.preadv(file.fileno(), left[:_MOST_TARGETS], place)
                 if count <= 0:
                     raise RequestError(f"{self.path}: ends too early; it has changed since it was opened.")
-                target, place = target[count:], place + count
+                place += count
+                while left and count >= len(left[0]):
+                    count -= len(left.pop(0))
+                if count:
+                    left[0] = left[0][count:]
 
     def _require_same(self, status: os.stat_result) -> None:
         if self.written != _written(status):

@@ -48,7 +48,13 @@ class Shuffle:
     def _rounds(self, epoch: int) -> list[np.ndarray]:
         """Return the blocks of each round of an epoch: as many as fit into the pool, at least one."""
         generator = seeding.generator(self.seed, "blocks", epoch)
-        order = self._filled[torch.randperm(len(self._filled), generator=generator).numpy()]
+        return self._cut(self._filled[torch.randperm(len(self._filled), generator=generator).numpy()])
+
+    def in_order(self) -> list[np.ndarray]:
+        """Return all blocks in the order of the store, cut as a round's are."""
+        return self._cut(self._filled)
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         ends = np.cumsum(self.block_rows[order])
         rounds, start, begin = [], 0, 0
         while start < len(order):
@@ -56,6 +62,11 @@ class Shuffle:
             rounds.append(order[start:stop])
             start, begin = stop, int(ends[stop - 1])
         return rounds
+
+    @property
+    def most_rows(self) -> int:
+        """The rows that a round can have."""
+        return min(max(self.pool_rows, int(self.block_rows.max(initial=0))), int(self.block_rows.sum()))
 
     def size(self, epoch: int, round_: int) -> int:
         """Return the number of rows in a round."""

@@ -8,6 +8,7 @@ activations/
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ _MAPPED = 16
 """Shards of a site that stay mapped: a view keeps its own mapping alive, so this bounds only what nobody uses."""
 _FETCHED = 4
 """Shards of a site behind an address that stay in memory: passes over a store read them in order."""
+
+_SKIPPED = 1 << 20
+"""Bytes of unwanted images that are read along with what is wanted."""
 
 
 class ActivationStore:
@@ -123,6 +127,37 @@ class SiteStore:
             self._opened(index).read_into(out[place : place + b - a], a)
             place += b - a
 
+    def read_runs_into(self, out: Float[Tensor, "images tokens d"], wanted: Sequence[tuple[int, int]]) -> None:
+        """Read runs (start, stop) of images, ascending, into `out`, one after the other, as `read_into` does.
+
+        What little lies between two runs is read and forgotten: another call would cost more.
+        """
+        gap = _SKIPPED // (self.tokens * self.d * self.dtype.itemsize)
+        for near in near_runs(wanted, gap):
+            images = sum(stop - start for start, stop in near)
+            self._read_near(out[:images], near)
+            out = out[images:]
+
+    def _read_near(self, out: Tensor, near: Sequence[tuple[int, int]]) -> None:
+        (index, first, _), *others = self._parts(near[0][0], near[-1][1])
+        if others:  # across shards
+            for start, stop in near:
+                self.read_into(out[: stop - start], start, stop)
+                out = out[stop - start :]
+            return
+        shard, at, targets = self._opened(index), near[0][0], []
+        view = out.view(torch.uint8).reshape(-1).numpy().data
+        for start, stop in near:
+            size = (stop - start) * shard.image_bytes
+            targets += [self._skipped[: (start - at) * shard.image_bytes]] * (start > at) + [view[:size]]
+            view, at = view[size:], stop
+        shard.scatter(targets, first)
+
+    @cached_property
+    def _skipped(self) -> memoryview:
+        """Where images go that nobody wants."""
+        return np.empty(_SKIPPED, dtype=np.uint8).data
+
     def statistics(self, images: Bool[np.ndarray, "images"] | None = None) -> Statistics:
         """Return the moments of all rows, or of the images where `images` is true, in float64.
 
@@ -130,7 +165,7 @@ class SiteStore:
         """
         if images is None or images.all():
             return self._stored_statistics
-        if images.sum() <= len(images) // 2:
+        if smaller_part(images) is images:
             return self._read_statistics(images)
         return self._stored_statistics.without(self._read_statistics(~images))
 
@@ -168,10 +203,27 @@ class SiteStore:
         return parts
 
 
+def smaller_part(images: Bool[np.ndarray, "images"]) -> Bool[np.ndarray, "images"]:
+    """Return `images` itself, or what it leaves out where that is less."""
+    return images if images.sum() <= len(images) // 2 else ~images
+
+
 def runs(mask: Bool[np.ndarray, "n"]) -> list[tuple[int, int]]:
     """Return (start, stop) of each run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def near_runs(wanted: Sequence[tuple[int, int]], gap: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield ascending runs (start, stop) in groups whose members are at most `gap` apart."""
+    group: list[tuple[int, int]] = []
+    for run in wanted:
+        if group and run[0] - group[-1][1] > gap:
+            yield group
+            group = []
+        group.append(run)
+    if group:
+        yield group
 
 
 def _ranges(counts: list[int]) -> list[range]:

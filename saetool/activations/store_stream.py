@@ -1,17 +1,20 @@
 """A store as a stream: blocks are read whole into a bounded pool and shuffled there."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import tee
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from saetool import seeding
+from saetool.activations.device_pool import Pool, upload
+from saetool.activations.prefetch import prefetch
 from saetool.activations.shuffle import Shuffle
-from saetool.activations.store import SiteStore, runs
+from saetool.activations.store import SiteStore, runs, smaller_part
 from saetool.activations.stream import ShuffledStream, spread
 from saetool.errors import RequestError
 from saetool.statistics import Statistics
@@ -29,7 +32,7 @@ class StoreStream(ShuffledStream):
 
     A block is the training part of one slice. Memory: three pools of `pool_rows` rows (or of one block where that is
     larger) and a few batches, whatever the size of the store; the order never depends on memory. On an accelerator two
-    more pools lie there; see `device_pool`.
+    more pools lie there (see `device_pool`), or, with `whole`, all training rows, read once.
     """
 
     def __init__(
@@ -40,18 +43,22 @@ class StoreStream(ShuffledStream):
         seed: int,
         held_out: Bool[np.ndarray, "images"] | None = None,
         device: torch.device | None = None,
+        whole: bool = False,
     ):
-        self.site = site
+        self.site, self.whole = site, whole
         held_out = np.zeros(site.n_images, dtype=bool) if held_out is None else np.asarray(held_out, dtype=bool)
         if held_out.shape != (site.n_images,):
             raise RequestError(f"The split has {held_out.size} images, the store {site.n_images}.")
         self._train = ~held_out
-        # Cumulative counts give the training images of any slice without a list of them.
-        before = np.concatenate([[0], np.cumsum(self._train)])
-        slices = site.store.slices
-        counts = [before[block.stop] - before[block.start] for block in slices]
-        shuffle = Shuffle(np.array(counts, dtype=np.int64) * site.tokens, pool_rows, seed)
-        super().__init__(shuffle, site.d, batch_size, device)
+        self._spread_rows: tuple[int, list[Tensor]] | None = None
+        super().__init__(self._rounds_of(self._train, pool_rows, seed), site.d, batch_size, device)
+
+    def _rounds_of(self, images: np.ndarray, pool_rows: int, seed: int) -> Shuffle:
+        """Return the rounds in which these images of the store can be read."""
+        # Cumulative counts give the images of any slice without a list of them.
+        before = np.concatenate([[0], np.cumsum(images)])
+        counts = [before[block.stop] - before[block.start] for block in self.site.store.slices]
+        return Shuffle(np.array(counts, dtype=np.int64) * self.site.tokens, pool_rows, seed)
 
     def ordered(self) -> Iterator[Float[Tensor, "rows d_in"]]:
         """Yield every training row once, in order, a run of training images inside a slice at a time."""
@@ -66,7 +73,11 @@ class StoreStream(ShuffledStream):
         images = np.flatnonzero(~self._train)
         waiting, count = [], 0
         if rows is not None and rows < len(images) * self.site.tokens:
-            parts = self._spread(images, rows)
+            parts = self._kept(images, rows)
+        elif self.device is not None:
+            for pool in self._on_device(~self._train, self.device):
+                yield from pool.split(self.batch_size)
+            return
         else:
             parts = self._in_order(~self._train)
         for part in parts:
@@ -78,6 +89,12 @@ class StoreStream(ShuffledStream):
                 count += len(piece)
         if waiting:
             yield torch.cat(waiting)
+
+    def _kept(self, images: np.ndarray, rows: int) -> list[Tensor]:
+        """Return what `_spread` yields, kept for the next time: evaluations along the way ask for the same rows."""
+        if self._spread_rows is None or self._spread_rows[0] != rows:
+            self._spread_rows = rows, list(self._spread(images, rows))
+        return self._spread_rows[1]
 
     def _spread(self, images: np.ndarray, rows: int) -> Iterator[Tensor]:
         """Yield `rows` rows of evenly spaced `images`, equally many of each but for one."""
@@ -94,42 +111,85 @@ class StoreStream(ShuffledStream):
             for start, stop in runs(images[block.start : block.stop]):
                 yield self.site.rows(block.start + start, block.start + stop).reshape(-1, self.d_in)
 
-    def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _placed(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Pool]:
+        if not self.whole or self.device is None:
+            yield from super()._placed(rounds)
+            return
+        rows = self._all_rows(self.device)
+        for order in prefetch(self._orders(rounds), self.rounds_ahead):
+            yield rows, upload(order, self.device)
+
+    def _all_rows(self, device: torch.device) -> Float[Tensor, "rows d_in"]:
+        """Return all training rows on a device, in the order of the store."""
+        rows, place = torch.empty(self.n_rows, self.d_in, dtype=self.site.dtype, device=device), 0
+        for pool in self._on_device(self._train, device):
+            rows[place : place + len(pool)] = pool
+            place += len(pool)
+        return rows
+
+    def _on_device(self, images: np.ndarray, device: torch.device) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield the rows of these images on a device, a pool at a time, in the order of the store."""
+        rounds = self._rounds_of(images, self._shuffle.pool_rows, 0)
+        groups = rounds.in_order()
+        for blocks, pool in zip(groups, prefetch(self._filled(groups, images, rounds), 1), strict=True):
+            yield pool[: rounds.block_rows[blocks].sum()].to(device, copy=True)
+
+    def _orders(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Int64[Tensor, "rows"]]:
+        """Yield the numbers of the training rows of each round, in the order to see them in."""
+        counts = self._shuffle.block_rows
+        starts = np.cumsum(counts) - counts
+        for epoch, round_ in rounds:
+            blocks = self._shuffle.rounds(epoch)[round_]
+            rows = np.concatenate([np.arange(int(starts[b]), int(starts[b] + counts[b])) for b in blocks])
+            yield torch.from_numpy(rows)[self._shuffle.rows(epoch, round_)]
+
+    def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Pool]:
+        asked, told = tee(rounds)
+        groups = (self._shuffle.rounds(epoch)[round_] for epoch, round_ in asked)
+        pools = self._filled(groups, self._train, self._shuffle)
+        for pool, (epoch, round_) in zip(pools, told, strict=False):
+            yield pool, self._shuffle.rows(epoch, round_)
+
+    def _filled(
+        self, groups: Iterable[np.ndarray], images: np.ndarray, rounds: Shuffle
+    ) -> Iterator[Float[Tensor, "pool d_in"]]:
+        """Yield buffers that begin with what each group of blocks holds of these images, one group after the other."""
         buffers: list[Tensor] = []
         pinned = self.device is not None and self.device.type == "cuda"
         number_of_readers = min(_MOST_READERS, max(_READERS, (os.cpu_count() or 1) // 2)) if pinned else _READERS
         # A buffer comes back after two others: its batches have been gathered (they are copies) by the time that the
         # next but one round is asked for.
         with ThreadPoolExecutor(number_of_readers, thread_name_prefix="saetool-read") as readers:
-            for number, (epoch, round_) in enumerate(rounds):
+            for number, blocks in enumerate(groups):
                 if len(buffers) < _POOLS:
-                    size = (self._pool_capacity(), self.d_in)
+                    size = (rounds.most_rows, self.d_in)
                     buffers.append(torch.empty(size, dtype=self.site.dtype, pin_memory=pinned))
                 pool = buffers[number % _POOLS]
-                tasks = self._reads(self._shuffle.rounds(epoch)[round_])
-                list(readers.map(lambda task, pool=pool: self._read(pool, *task), tasks))
-                yield pool, self._shuffle.rows(epoch, round_)
+                tasks = self._reads(blocks, images)
+                list(readers.map(lambda task, pool=pool: self._read(pool[task[0]], task[1]), tasks))
+                yield pool
 
-    def _pool_capacity(self) -> int:
-        largest = int(self._shuffle.block_rows.max())
-        return min(max(self._shuffle.pool_rows, largest), self.n_rows)
-
-    def _reads(self, blocks: np.ndarray) -> list[tuple[int, int, int]]:
-        """Return (first row in the pool, first image, end) for each run of training images of a round's blocks."""
+    def _reads(self, blocks: np.ndarray, images: np.ndarray) -> list[tuple[slice, list[tuple[int, int]]]]:
+        """Return the rows of the pool that each block of a round fills, and which of its images with."""
         tasks, place = [], 0
         for index in blocks:
             block = self.site.store.slices[index]
-            for start, stop in runs(self._train[block.start : block.stop]):
-                tasks.append((place, block.start + start, block.start + stop))
-                place += (stop - start) * self.site.tokens
+            wanted = [(block.start + a, block.start + b) for a, b in runs(images[block.start : block.stop])]
+            count = sum(b - a for a, b in wanted) * self.site.tokens
+            tasks.append((slice(place, place + count), wanted))
+            place += count
         return tasks
 
-    def _read(self, pool: Tensor, place: int, start: int, stop: int) -> None:
-        count = (stop - start) * self.site.tokens
-        self.site.read_into(pool[place : place + count].view(stop - start, self.site.tokens, self.d_in), start, stop)
+    def _read(self, rows: Float[Tensor, "rows d_in"], wanted: list[tuple[int, int]]) -> None:
+        self.site.read_runs_into(rows.view(-1, self.site.tokens, self.d_in), wanted)
 
     def _moments(self) -> Statistics:
-        return self.site.statistics(self._train)
+        if self.device is None:
+            return self.site.statistics(self._train)
+        read, total = smaller_part(self._train), Statistics.none(self.d_in)
+        for pool in self._on_device(read, self.device):
+            total = total.merge(Statistics.of(pool))
+        return total if read is self._train else self.site.statistics().without(total)
 
     def _rows_at(self, rows: Tensor) -> Tensor:
         images, tokens = np.divmod(rows.numpy(), self.site.tokens)

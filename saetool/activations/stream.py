@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saetool import distributed, seeding
-from saetool.activations.device_pool import on_device
+from saetool.activations.device_pool import Pool, on_device
 from saetool.activations.prefetch import prefetch
 from saetool.activations.shuffle import Position, Shuffle
 from saetool.errors import RequestError
@@ -91,9 +91,7 @@ class ShuffledStream:
         mine = slice(distributed.rank() * part, (distributed.rank() + 1) * part)
         offset, missing = position.offset, self.batch_size
         pieces: list[Tensor] = []  # the beginning of a batch that runs on into the next round
-        rounds = self._shuffle.from_(position)
-        pools = prefetch(self._pools(rounds), self.rounds_ahead)
-        for pool, order in pools if self.device is None else on_device(pools, self.device):
+        for pool, order in self._placed(self._shuffle.from_(position)):
             while len(order) - offset >= missing:
                 rows = order[offset : offset + missing]
                 batch = torch.cat([*pieces, _gather(pool, rows)])[mine] if pieces else _gather(pool, rows[mine])
@@ -105,7 +103,12 @@ class ShuffledStream:
                 missing -= len(order) - offset
             offset = 0
 
-    def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[tuple[Tensor, Int64[Tensor, "rows"]]]:
+    def _placed(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Pool]:
+        """Yield the pools where batches are gathered from: on the device, where there is one."""
+        pools = prefetch(self._pools(rounds), self.rounds_ahead)
+        return pools if self.device is None else on_device(pools, self.device)
+
+    def _pools(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Pool]:
         """Yield the rows of each round and the order to see them in."""
         raise NotImplementedError
 

@@ -226,6 +226,9 @@ class Autoencoder(nn.Module):
     def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
         """Restore constraints and update running state after the optimizer's step."""
 
+    def after_step(self, step: int) -> None:
+        """Decide how later steps are taken, once this one is over: a GPU's recording of it does not hold this."""
+
     def phases(self) -> list[Phase]:
         """Return the phases of training, in order."""
         return [Phase("train")]

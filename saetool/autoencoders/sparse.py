@@ -191,9 +191,9 @@ class SparseAutoencoder(Autoencoder):
             return self._loss(x, step, half, optimizer, found)
 
     def repeats(self, step: int) -> bool:
-        """Say whether this step does the same as the next ones, but for the batch and the number of its entries."""
+        """Say whether this sparse step does the same as the next ones, but for the batch and its number of entries."""
         cure, settled = self.settings.dead, step + 1 >= self.penalty_weight.warmup_steps
-        if self._is_dense() or (step + 1) % DENSITY_EVERY == 0 or not settled:
+        if not settled:
             return False
         if isinstance(cure, Resample):
             every = resample_every(cure, self._training.steps)
@@ -204,7 +204,7 @@ class SparseAutoencoder(Autoencoder):
     def begin(self, x: Float[Tensor, "batch d_in"]) -> Begun | None:
         """Begin the selection of a batch, as far as it goes without waiting for the device; None where it does not."""
         x, centered = self._in_units(x)
-        search = self.activation.search(self._encoder, centered, self.encoder_bias.detach(), self._precision)
+        search = self.activation.search_training(self._encoder, centered, self.encoder_bias.detach(), self._precision)
         return None if search is None else Begun(x, centered, search)
 
     @torch.no_grad()
@@ -219,7 +219,7 @@ class SparseAutoencoder(Autoencoder):
     def _loss(self, x: Tensor, step: int, half: bool, optimizer: Deferring | None, found: Selected | None) -> Loss:
         deferred = (optimizer.deferred(self.encoder), optimizer.deferred(self.decoder)) if optimizer else (None, None)
         x, centered = found[:2] if found else self._in_units(x)
-        view = None if self._is_dense() else self._sparse_view(centered, deferred[0], found)
+        view = None if self.is_dense() else self._sparse_view(centered, deferred[0], found)
         if view is not None:
             z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
             error, errors, residual = self._error(view, z, x, deferred[1])
@@ -358,7 +358,8 @@ class SparseAutoencoder(Autoencoder):
     def _dense_only(self) -> bool:
         return self.activation.dense_only or self._sparse_share() == 0.0
 
-    def _is_dense(self) -> bool:
+    def is_dense(self) -> bool:
+        """Say whether training takes the dense step; what the device decided is read once, until it decides again."""
         if self._dense is None:
             self._dense = bool(self.use_dense) or self._dense_only()
         return self._dense
@@ -393,7 +394,7 @@ class SparseAutoencoder(Autoencoder):
     def step_context(self) -> AbstractContextManager[None]:
         """Return what a whole step runs in: where nearly all of it is the backend's, the backend says."""
         plain = self.prefixes is None and not isinstance(self.activation, Gated)
-        return backend_for(self.encoder).step_context() if plain and not self._is_dense() else nullcontext()
+        return backend_for(self.encoder).step_context() if plain and not self.is_dense() else nullcontext()
 
     @torch.no_grad()
     def before_update(self) -> None:
@@ -403,7 +404,7 @@ class SparseAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
-        """Restore unit rows, count silence, move thresholds, steer the penalty, resample, choose sparse or dense."""
+        """Restore unit rows, count silence, move thresholds, steer the penalty, resample."""
         if self.unit_decoder and not isinstance(optimizer, SparseAdam):
             normalize_rows(self.decoder)
         if not self._last:
@@ -414,14 +415,18 @@ class SparseAutoencoder(Autoencoder):
         self.activation.after_update()
         self.penalty_weight.after_update(step, l0, self.mean_l0)
         self.mean_l0.lerp_(l0.to(self.mean_l0), 0.1)
-        if (step + 1) % DENSITY_EVERY == 0:
-            self._decide_density()
         cure = self.settings.dead
         if isinstance(cure, Resample) and due(
             cure, step, self.tokens_seen, self._training.steps, self._training.tokens
         ):
             resample(self, cure, self._last["errors"], self._last["x"], optimizer, generator)
         self._last, self._rows = {}, 0
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Choose the sparse or the dense step for the next ones."""
+        if (step + 1) % DENSITY_EVERY == 0:
+            self._decide_density()
 
     def _decide_density(self) -> None:
         self.use_dense.copy_(self.mean_l0 > self._sparse_share() * self.n_latents)

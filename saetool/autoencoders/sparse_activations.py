@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.sparse_settings import Activation, JumpReluActivation
-from saetool.sparse.backends import Backend, Found, Precision, Search, backend_for, kth_largest
+from saetool.sparse.backends import Backend, Found, Precision, Search, backend_for, finish, kth_largest
 from saetool.sparse.weight import Weight
 
 Gather = Callable[[Tensor], Tensor]
@@ -38,15 +38,19 @@ class SparseActivation(nn.Module):
 
     def select(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         """Return the support of a batch and the pre-activations on it, as inference does: row by row."""
-        return backend_for(encoder.tensor).encode_threshold(x, encoder, bias, self.cut(bias), precision)
+        return finish(self.search(encoder, x, bias, precision))
 
     def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         """Do what `select` does, as training does."""
         return self.select(encoder, x, bias, precision)
 
-    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
-        """Begin what `select_training` does; None where that cannot be done apart from the rest."""
+    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search:
+        """Begin what `select` does."""
         return backend_for(encoder.tensor).search(x, encoder, bias, precision, cut=self.cut(bias))
+
+    def search_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+        """Begin what `select_training` does; None where that cannot be done apart from the rest."""
+        return self.search(encoder, x, bias, precision)
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         """Return which of all pre-activations [batch, n_latents] are selected; None: the values say it."""
@@ -83,10 +87,7 @@ class TopK(SparseActivation):
         super().__init__()
         self.k = k
 
-    def select(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
-        return backend_for(encoder.tensor).encode_topk(x, encoder, bias, self.k, precision)
-
-    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search:
         return backend_for(encoder.tensor).search(x, encoder, bias, precision, k=self.k)
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
@@ -137,18 +138,18 @@ class BatchTopK(SparseActivation):
     def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
         backend, guess, wanted = backend_for(encoder.tensor), self.guess.to(bias) * GUESS, self.k * len(x)
         for tries in count(1):
-            support, a = backend.encode_threshold(x, encoder, bias, guess.expand_as(bias), precision)
+            support, a = finish(backend.search(x, encoder, bias, precision, cut=guess.expand_as(bias)))
             if self._enough(a, guess, wanted, precision) or float(guess) == 0:
                 break
             guess = guess * LOWER if tries < TRIES else torch.zeros_like(guess)
         return backend.keep(support, a, self._largest(a, wanted))
 
-    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+    def search_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
         if precision == "exact":
             return None  # how many exceed the guess is known only when their outputs are
         backend, guess = backend_for(encoder.tensor), self.guess.to(bias) * GUESS
         search = backend.search(x, encoder, bias, precision, cut=guess.expand_as(bias))
-        return None if search is None else _BatchSearch(search, self, backend, self.k * len(x))
+        return _BatchSearch(search, self, backend, self.k * len(x))
 
     def _enough(self, a: Tensor, guess: Tensor, wanted: int, precision: Precision) -> bool:
         """Say whether every process has enough outputs above the guess: then the batch's largest are all among them.

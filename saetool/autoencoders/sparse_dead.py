@@ -12,7 +12,7 @@ from saetool import distributed
 from saetool.autoencoders.sparse_activations import Gated
 from saetool.autoencoders.sparse_settings import AuxK, Dead, NoCure, PreActivation, Resample
 from saetool.errors import RequestError
-from saetool.sparse.backends import Precision, backend_for, count_later, marked
+from saetool.sparse.backends import Precision, backend_for, count_later, finish, marked
 from saetool.sparse.backends.plain import SLICE_ROWS
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient
@@ -90,8 +90,8 @@ def auxk_loss(
         return residual.new_zeros(())
     k = min(settings.k or min(x.shape[1] // 2, 512), dead.numel())
     some = Weight(encoder.detach()[dead])
-    found, values = backend_for(encoder).encode_topk(x, some, bias.detach()[dead], max(k, 1), precision)
-    support = Support(found.offsets, dead[found.latents], encoder.shape[0], found.rows)
+    among, values = finish(backend_for(encoder).search(x, some, bias.detach()[dead], precision, k=max(k, 1)))
+    support = Support(among.offsets, dead[among.latents], encoder.shape[0], among.rows)
     a = pre_activations(values, x, center, encoder, bias, support, deferred[0])
     estimate = decode(a.relu(), decoder, support, deferred[1])
     return settings.weight * (residual.detach() - estimate).square().sum() / len(x)

@@ -105,20 +105,17 @@ class Fitted:
     model: Autoencoder
 
 
-def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clusters: int, seed: int) -> list[Fitted]:
-    """Fit the baselines on raw training rows, at k active latents where that is a choice.
+def fit_baselines(
+    rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clusters: int, seed: int
+) -> dict[str, Tensor]:
+    """Fit the baselines on raw training rows, at k active latents where that is a choice; for `baselines_of`.
 
-    PCA has the freedom of a sparse code, which takes other latents for every token: the k components of largest score
-    out of all. "PCA, fixed" keeps the same k for all tokens. The random dictionary has as many latents as the
-    autoencoder it stands beside (`n_latents`); it, k-means and the sign of PCA's components depend on `seed` only.
+    k-means, the random dictionary and the sign of PCA's components depend on `seed` only.
     """
     rows = rows.float()
     mean = rows.double().mean(0).float()
-    d_in = rows.shape[1]
-    k = max(1, min(k, d_in))
-    pca = PCA(min(d_in, len(rows)), random_state=0)
+    pca = PCA(min(rows.shape[1], len(rows)), random_state=0)
     pca.fit(rows.double().numpy())
-    components = torch.from_numpy(pca.components_).float()
     clusters = max(1, min(clusters, len(rows)))
     kmeans = MiniBatchKMeans(
         clusters,
@@ -128,44 +125,74 @@ def fit_baselines(rows: Float[Tensor, "rows d_in"], k: int, n_latents: int, clus
         max_iter=20,
         random_state=seeding.derive(seed, "k-means") % 2**32,
     ).fit(rows.numpy())
-    return [
+    scale = best_scale(random_dictionary(mean, n_latents, _active(k, rows.shape[1]), seed), rows)
+    return {
+        "mean": mean,
+        "components": torch.from_numpy(pca.components_).float(),
+        "centers": torch.from_numpy(kmeans.cluster_centers_),
+        "scale": torch.tensor(scale, dtype=torch.float64),
+    }
+
+
+def baselines_of(
+    fit: dict[str, Tensor], k: int, n_latents: int, seed: int, device: torch.device | str = "cpu"
+) -> list[Fitted]:
+    """Return the baselines that `fit_baselines` fitted, on a device.
+
+    PCA has the freedom of a sparse code, which takes other latents for every token: the k components of largest score
+    out of all. "PCA, fixed" keeps the same k for all tokens. The random dictionary has as many latents as the
+    autoencoder it stands beside (`n_latents`).
+    """
+    mean, components, centers = fit["mean"], fit["components"], fit["centers"]
+    k = _active(k, len(mean))
+    made = [
         Fitted("PCA", f"each token's {k} principal components of largest score", Dictionary(mean, components, k)),
         Fitted("PCA, fixed", f"the first {k} principal components, for all tokens", Dictionary(mean, components[:k])),
-        Fitted("k-means", f"the nearest of {clusters} centers", KMeans(torch.from_numpy(kmeans.cluster_centers_))),
+        Fitted("k-means", f"the nearest of {len(centers)} centers", KMeans(centers)),
         Fitted(
             "random dictionary",
             f"top {k} of {n_latents} random unit directions, one scale by least squares",
-            random_dictionary(rows, mean, n_latents, k, seed),
+            random_dictionary(mean, n_latents, k, seed, float(fit["scale"])),
         ),
         Fitted(
             "raw neurons",
             f"the {k} coordinates farthest from their mean",
-            Dictionary(mean, torch.eye(d_in), k),
+            Dictionary(mean, torch.eye(len(mean)), k),
         ),
     ]
+    for baseline in made:
+        baseline.model.to(device)
+    return made
+
+
+def _active(k: int, d_in: int) -> int:
+    return max(1, min(k, d_in))
 
 
 @torch.no_grad()
 def random_dictionary(
-    rows: Float[Tensor, "rows d_in"], mean: Float[Tensor, "d_in"], n_latents: int, k: int, seed: int
+    mean: Float[Tensor, "d_in"], n_latents: int, k: int, seed: int, scale: float = 1.0
 ) -> SparseAutoencoder:
-    """Return a TopK autoencoder of random unit directions around `mean`, encoder and decoder alike.
-
-    The decoder has the one scale that minimizes the error on (some of) `rows`.
-    """
+    """Return a TopK autoencoder of random unit directions around `mean`, its decoder's as long as `scale`."""
     settings = SparseSettings(
         kind="sparse",
         n_latents=n_latents,
         normalize="none",
         activation=TopKActivation(kind="topk", k=min(k, n_latents)),
     )
-    model = SparseAutoencoder(settings, rows.shape[1]).eval()
-    draws = torch.randn(n_latents, rows.shape[1], generator=seeding.generator(seed, "random dictionary"))
+    model = SparseAutoencoder(settings, len(mean)).eval()
+    draws = torch.randn(n_latents, len(mean), generator=seeding.generator(seed, "random dictionary"))
     directions = torch.nn.functional.normalize(draws, dim=-1)
     for parameter, value in ((model.encoder, directions), (model.decoder, directions), (model.decoder_bias, mean)):
         parameter.copy_(value)
-    guess = model(rows[:SCALE_ROWS]) - mean
-    square = float(guess.double().square().sum())
-    if square > 0:
-        model.decoder.mul_(float((guess.double() * (rows[:SCALE_ROWS] - mean).double()).sum()) / square)
+    model.decoder.mul_(scale)
     return model
+
+
+@torch.no_grad()
+def best_scale(model: SparseAutoencoder, rows: Float[Tensor, "rows d_in"]) -> float:
+    """Return the one number by which a decoder is multiplied to minimize the error on (some of) `rows`."""
+    rows, mean = rows[:SCALE_ROWS], model.decoder_bias
+    guess = (model(rows) - mean).double()
+    square = float(guess.square().sum())
+    return float((guess * (rows - mean).double()).sum()) / square if square > 0 else 1.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +26,7 @@ def pool_codes(codes: Codes, tokens: int) -> tuple[Float[Tensor, "images n"], Fl
 @torch.no_grad()
 def pool_latents(
     autoencoder: Autoencoder | None, batches: Iterable[Float[Tensor, "images tokens d_in"]]
-) -> dict[str, Float[np.ndarray, "images n"]]:
+) -> dict[str, Float[Tensor, "images n"]]:
     """Return {"max", "mean"}: image features of an autoencoder, or of the raw activations where it is None."""
     highest, means = [], []
     for x in batches:
@@ -40,4 +39,4 @@ def pool_latents(
             top, mean = pool_codes(codes, x.shape[1])
         highest.append(top.cpu())
         means.append(mean.cpu())
-    return {"max": torch.cat(highest).numpy(), "mean": torch.cat(means).numpy()}
+    return {"max": torch.cat(highest), "mean": torch.cat(means)}

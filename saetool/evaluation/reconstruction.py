@@ -85,6 +85,17 @@ class HeldOutSums:
         """Return the sums, one row an image, in the order they came."""
         return torch.cat(self.images)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all of it but the mean, for `merge`."""
+        return {"images": self.table(), "firing": self.firing, "first": self.first, "second": self.second}
+
+    def merge(self, later: dict[str, Tensor]) -> None:
+        """Take in the sums over images that follow."""
+        self.images.append(later["images"])
+        self.firing += later["firing"]
+        self.first += later["first"]
+        self.second += later["second"]
+
 
 def _row_numbers(
     x: Float[Tensor, "rows d_in"], codes: Codes, x_hat: Float[Tensor, "rows d_in"], mean: Float[Tensor, "d_in"]
@@ -136,6 +147,17 @@ def numbers(sums: HeldOutSums, seed: int, resamples: int = bootstrap.RESAMPLES) 
     found |= bootstrap.ratios(table, COLUMNS, RATIOS, seed, resamples)
     found["explained_variance"] = _one_minus(found["fvu"])
     return found | latent_counts(sums.firing, found["tokens"])
+
+
+def fvu_difference(
+    sums: HeldOutSums, own: HeldOutSums, seed: int, resamples: int = bootstrap.RESAMPLES
+) -> dict[str, float | None]:
+    """Return FVU(`sums`) − FVU(`own`), both of the same images, with its interval: an image is drawn with both."""
+    mine, other = own.table(), sums.table()
+    sse, variance = COLUMNS.index("sse"), COLUMNS.index("variance")
+    pairs = torch.stack([other[:, sse] - mine[:, sse], mine[:, variance]], dim=1)
+    wanted = {"difference": ("more", "variance")}
+    return bootstrap.ratios(pairs, ["more", "variance"], wanted, seed, resamples)["difference"]
 
 
 def _one_minus(number: dict[str, float | None]) -> dict[str, float | None]:

@@ -1,32 +1,42 @@
 """The sections of evaluation.json: each takes the subject and the settings and returns JSON types."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from torch import Tensor
 
 from saetool.artifacts import Artifact
+from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError
 from saetool.evaluation.alignment import align
-from saetool.evaluation.baselines import FIT_ROWS, Fitted, fit_baselines
+from saetool.evaluation.baselines import FIT_ROWS, Fitted, baselines_of, fit_baselines
 from saetool.evaluation.geometry import coherence
 from saetool.evaluation.matching import stability
 from saetool.evaluation.pooled import pool_latents
 from saetool.evaluation.probing import Prepared, probe_labels
-from saetool.evaluation.reconstruction import binarity, held_out_sums, numbers
+from saetool.evaluation.reconstruction import HeldOutSums, binarity, fvu_difference, held_out_sums, numbers
+from saetool.evaluation.references import reference_models
 from saetool.evaluation.refit import Refitted
 from saetool.evaluation.settings import EvaluationSettings
 from saetool.evaluation.splits import Split
 from saetool.evaluation.subject import Labels, Subject, spread
 from saetool.progress import bar, say
 
+REFERENCE_IMAGES, REFERENCE_TOKENS = 64, 2048
+"""Images, and tokens of all of them together, that other codes are computed of: half a minute a dictionary of 12,288
+directions on two cores."""
+
 
 def held_out(subject: Subject, settings: EvaluationSettings) -> dict[str, Any]:
     """Return the autoencoder's numbers on held-out images; for KL penalties binarity as well."""
-    sums = _sums(subject, subject.autoencoder, "held-out images")
+    sums = _own_sums(subject)
+    if sums is None:
+        return {}
     found = numbers(sums, subject.seed, settings.bootstrap)
     penalty = subject.content["settings"].get("penalty") or {}
     if penalty.get("kind") == "kl":
@@ -41,19 +51,23 @@ def decoder(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] | 
 
 
 def fitted_baselines(subject: Subject, settings: EvaluationSettings, l0: float) -> list[Fitted]:
-    """Fit the baselines at the autoencoder's rounded L0, on training rows."""
-    rows = subject.training_rows(FIT_ROWS)
-    n_latents = subject.autoencoder.n_latents
-    return fit_baselines(rows, max(1, round(l0)), n_latents, settings.clusters, subject.seed)
+    """Return the baselines at the autoencoder's rounded L0, fitted on training rows by the main process."""
+    own, k = subject.autoencoder, max(1, round(l0))
+
+    def fit() -> dict[str, Tensor]:
+        return fit_baselines(subject.training_rows(FIT_ROWS), k, own.n_latents, settings.clusters, subject.seed)
+
+    device = next(own.parameters()).device
+    return baselines_of(subject.shared.once("baselines", fit), k, own.n_latents, subject.seed, device)
 
 
 def baselines(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]) -> list[dict[str, Any]]:
     """Return the baselines' numbers on the same held-out images, in the same columns."""
     rows = []
     for baseline in fitted:
-        model = baseline.model.to(next(subject.autoencoder.parameters()).device)
-        found = numbers(_sums(subject, model, baseline.name), subject.seed, settings.bootstrap)
-        rows.append({"name": baseline.name, "about": baseline.about, "numbers": found})
+        sums, own = _sums(subject, baseline.model, baseline.name), _own_sums(subject)
+        if sums is not None and own is not None:
+            rows.append(_row(subject, settings, baseline.name, baseline.about, sums, own))
     return rows
 
 
@@ -62,20 +76,81 @@ def refitted(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] |
     own = subject.autoencoder
     if not isinstance(own, SparseAutoencoder) or own.normalizer.kind == "layer_norm" or own.activation.dense_only:
         return None
-    found = numbers(_sums(subject, Refitted(own), "refitted values"), subject.seed, settings.bootstrap)
-    return {"name": "refitted", "about": "the same latents, their values by least squares", "numbers": found}
+    sums, before = _sums(subject, Refitted(own), "refitted values"), _own_sums(subject)
+    if sums is None or before is None:
+        return None
+    return _row(subject, settings, "refitted", "the same latents, their values by least squares", sums, before)
 
 
-def _sums(subject: Subject, model: torch.nn.Module, name: str):
-    images = subject.measured
-    with bar(f"Evaluating {name}", len(images), "images") as advance:
+def references(subject: Subject, settings: EvaluationSettings, l0: float) -> dict[str, Any] | None:
+    """Return the numbers of other codes of the same dictionary and others of the same L0; None of no sparse model.
 
-        def batches():
-            for x in subject.batches(images):
+    They take minutes for what an autoencoder does in a second, so a part of the measured tokens must do, the
+    autoencoder's own numbers among them.
+    """
+    own = subject.autoencoder
+    if not isinstance(own, SparseAutoencoder) or own.normalizer.kind == "layer_norm" or own.activation.dense_only:
+        return None
+    images = spread(subject.measured, REFERENCE_IMAGES)
+    every = max(1, len(images) * subject.site.tokens // REFERENCE_TOKENS)
+    batches = [x[:, ::every] for x in subject.batches(images)]
+    mean = torch.cat([x.flatten(0, 1) for x in batches]).double().mean(0)
+    before = held_out_sums(own, batches, mean)
+    found = numbers(before, subject.seed, settings.bootstrap)
+    rows = [{"name": "this autoencoder", "about": "on the same tokens", "numbers": found}]
+    made = reference_models(own, subject.training_rows(FIT_ROWS), max(1, round(l0)), subject.seed)
+    with bar("Other codes", len(made), "codes") as advance:
+        for reference in made:
+            sums = held_out_sums(reference.model, batches, mean)
+            rows.append(_row(subject, settings, reference.name, reference.about, sums, before))
+            advance(1)
+    return {"images": len(images), "tokens": sum(x.shape[0] * x.shape[1] for x in batches), "rows": rows}
+
+
+def _row(
+    subject: Subject, settings: EvaluationSettings, name: str, about: str, sums: HeldOutSums, own: HeldOutSums
+) -> dict[str, Any]:
+    """Return a model's numbers, and how its FVU differs from the autoencoder's on the same images (paired)."""
+    found = numbers(sums, subject.seed, settings.bootstrap)
+    difference = fvu_difference(sums, own, subject.seed, settings.bootstrap)
+    return {"name": name, "about": about, "numbers": found, "fvu_difference": difference}
+
+
+def _own_sums(subject: Subject) -> HeldOutSums | None:
+    """Return the autoencoder's own sums over the measured images, computed once."""
+    if "sums" not in subject.kept:
+        subject.kept["sums"] = _sums(subject, subject.autoencoder, "held-out images")
+    return subject.kept["sums"]
+
+
+def _sums(subject: Subject, model: Autoencoder, name: str) -> HeldOutSums | None:
+    """Return a model's sums over the measured images, which the processes share; None in all but the main one."""
+    parts, mean = subject.parts(subject.measured), subject.measured_mean
+    sums = HeldOutSums(mean.double(), model.n_latents)
+    with bar(f"Evaluating {name}", sum(map(len, subject.shared.mine(parts))), "images") as advance:
+
+        def batches(part: np.ndarray) -> Iterator[Tensor]:
+            for x in subject.batches(part):
                 yield x
                 advance(len(x))
 
-        return held_out_sums(model, batches(), subject.mean(images))  # pyright: ignore[reportArgumentType]
+        found = subject.shared.map(f"sums of {name}", parts, lambda p: held_out_sums(model, batches(p), mean).tensors())
+    if found is None:
+        return None
+    for part in found:
+        sums.merge(part)
+    return sums
+
+
+def _pooled(subject: Subject, model: Autoencoder | None, name: str, rows: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Return the image features of some images, which the processes share; None in all but the main one."""
+    which = f"{rows[0]} to {rows[-1]}" if len(rows) else "none"
+    parts = subject.shared.map(
+        f"features of {name}, {which}", subject.parts(rows), lambda p: pool_latents(model, subject.batches(p))
+    )
+    if parts is None:
+        return None
+    return {key: torch.cat([part[key] for part in parts]).numpy() for key in ("max", "mean")}
 
 
 def features(subject: Subject, artifact: Artifact) -> dict[str, Any]:
@@ -112,8 +187,9 @@ def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]
     models += [(b.name, b.model) for b in fitted if b.name != "raw neurons"]
     with bar("Probing", len(models), "representations") as advance:
         for name, model in models:
-            pooled = [pool_latents(model, subject.batches(rows)) for rows in (train, test)]
-            for known, splits in groups:
+            pairs = (_pooled(subject, model, name, rows) for rows in (train, test))
+            pooled = [pair for pair in pairs if pair is not None]
+            for known, splits in groups if pooled else ():
                 _probe(subject, name, [found[i] for i in splits], list(splits.values()), known, pooled)
             advance(1)
     return {"images": {"train": len(train), "held_out": len(test)}, "labels": found}

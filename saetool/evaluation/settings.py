@@ -16,6 +16,9 @@ class EvaluationSettings(Settings):
     """PCA (each token's components, and fixed ones), k-means, a random dictionary, raw neurons, at the same L0."""
     refit: bool = False
     """A sparse autoencoder's own latents with values by least squares."""
+    references: bool = False
+    """Other codes at a sparse autoencoder's L0, on some of the images: matching pursuit on its decoder and on a random
+    dictionary, ICA."""
     clusters: PositiveInt = 256
     """Centers of k-means."""
     probing: bool = False
@@ -40,6 +43,8 @@ class EvaluationSettings(Settings):
         unused = {"stability"}  # the inputs tell them
         if not self.refit:
             unused |= {"refit"}
+        if not self.references:
+            unused |= {"references"}
         if not self.effect:
             unused |= {"effect_images", "effect_label", "effect_latents"}
         if not self.probing:

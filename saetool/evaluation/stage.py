@@ -48,9 +48,6 @@ def evaluation_stage(
     inputs = [autoencoder, store, *([features] if features else []), *others]
 
     def build(partial: Partial) -> dict[str, Any]:
-        # One process measures: the passes are short beside training. The others need the content for the seal only.
-        if not distributed.is_main():
-            return {}
         return _build(partial, autoencoder, store, settings, backbone, source, features, others, seed)
 
     return Stage(KIND, config, build, tuple(inputs))
@@ -77,14 +74,15 @@ def _build(
     from saetool.evaluation.figures import figures
     from saetool.evaluation.markdown import render
     from saetool.evaluation.pareto import mark_frontier, point
+    from saetool.evaluation.sharing import Shared
     from saetool.evaluation.subject import Subject
     from saetool.evaluation.tables import all_tables
 
-    subject = Subject.open(autoencoder, store, settings, seed)
+    subject = Subject.open(autoencoder, store, settings, seed, Shared(partial))
     journal = Journal(partial)
     found: dict[str, Any] = {"schema": SCHEMA, "subject": _facts(autoencoder, store, subject)}
     found["held_out"] = journal("held_out", lambda: sections.held_out(subject, settings))
-    found["decoder"] = journal("decoder", lambda: sections.decoder(subject, settings))
+    found["decoder"] = journal.alone("decoder", lambda: sections.decoder(subject, settings))
     fitted = None
     if settings.baselines or settings.probing:
         fitted = sections.fitted_baselines(subject, settings, found["held_out"]["l0"]["value"])
@@ -92,14 +90,19 @@ def _build(
         found["baselines"] = journal("baselines", lambda: sections.baselines(subject, settings, fitted or []))
     if settings.refit:
         found["refitted"] = journal("refitted", lambda: sections.refitted(subject, settings))
+    if settings.references:
+        l0 = found["held_out"]["l0"]["value"]
+        found["references"] = journal.alone("references", lambda: sections.references(subject, settings, l0))
     if features is not None:
-        found["features"] = journal("features", lambda: sections.features(subject, features))
+        found["features"] = journal.alone("features", lambda: sections.features(subject, features))
     if settings.probing:
         found["probing"] = journal("probing", lambda: sections.probing(subject, settings, fitted or []))
     if settings.effect:
-        found["effect"] = journal("effect", lambda: _effect(subject, settings, backbone, source, seed))
+        found["effect"] = journal.alone("effect", lambda: _effect(subject, settings, backbone, source, seed))
     if others:
-        found["stability"] = journal("stability", lambda: sections.other_seeds(subject, others))
+        found["stability"] = journal.alone("stability", lambda: sections.other_seeds(subject, others))
+    if not distributed.is_main():
+        return {}
     points = [point("this autoencoder", "autoencoder", found["held_out"])]
     points += [point(row["name"], "baseline", row["numbers"]) for row in found.get("baselines", [])]
     found["pareto"] = mark_frontier(points)
@@ -123,11 +126,21 @@ class Journal:
         self.partial = partial
 
     def __call__(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return the section, from the journal or made now."""
-        kept = self.partial.unit_of(f"section/{name}")
-        if kept is None:  # a new section is taken as it will be read again, in the journal's order of keys
-            kept = self.partial.record(f"section/{name}", {"found": make()})
-        return kept["found"]
+        """Return the section, from the journal or made now; every process makes it, and what the main one has counts.
+
+        A new section is taken as it will be read again, in the journal's order of keys.
+        """
+        key = f"section/{name}"
+        if not distributed.all_gather(self.partial.unit_of(key) is not None)[0]:
+            made = make()
+            if distributed.is_main():
+                self.partial.record(key, {"found": made})
+            distributed.barrier()
+        return self.partial.record_of(key)["found"]
+
+    def alone(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return the section; the main process makes it, and the others wait."""
+        return self(name, lambda: make() if distributed.is_main() else None)
 
 
 def _facts(autoencoder: Artifact, store: Artifact, subject: Any) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What is evaluated, on what: a trained autoencoder, its site in a store, the images it was and was not trained on."""
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +20,14 @@ from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
 from saetool.evaluation.settings import EvaluationSettings
+from saetool.evaluation.sharing import Shared
 
 ROWS_AT_ONCE = 2048
 """Rows encoded together; whole images, at least one."""
-GPU_ROWS_AT_ONCE = 16_384
-"""The same on a GPU: some milliseconds of work, 0.8 GB of outputs of 24,576 latents."""
+GPU_CELLS = 1 << 28
+"""Outputs computed together on a GPU: some milliseconds of work, a gigabyte where they are float32."""
+MOST_PARTS = 64
+"""Parts of a pass, at most: what processes share, and each keeps sums of its own until the end."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,17 @@ class Subject:
     train: Int[np.ndarray, "images"]
     measured: Int[np.ndarray, "images"]
     seed: int
+    shared: Shared = field(default_factory=Shared)
 
     @classmethod
-    def open(cls, autoencoder: Artifact, store: Artifact, settings: EvaluationSettings, seed: int) -> "Subject":
+    def open(
+        cls,
+        autoencoder: Artifact,
+        store: Artifact,
+        settings: EvaluationSettings,
+        seed: int,
+        shared: Shared | None = None,
+    ) -> "Subject":
         """Load the autoencoder and split the store's images; raises RequestError where no image was held out."""
         content = autoencoder.content
         opened = ActivationStore(store)
@@ -65,17 +79,40 @@ class Subject:
         held_out = np.flatnonzero(mask)
         model = load(autoencoder).to(distributed.default_device())
         measured = spread(held_out, settings.max_images)
-        return cls(model, content, opened, site, held_out, np.flatnonzero(~mask), measured, seed)
+        return cls(model, content, opened, site, held_out, np.flatnonzero(~mask), measured, seed, shared or Shared())
+
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """What one section has computed and another needs too."""
+        return {}
+
+    @property
+    def _images_at_once(self) -> int:
+        on_gpu = distributed.default_device().type == "cuda"
+        rows = GPU_CELLS // self.autoencoder.n_latents if on_gpu else ROWS_AT_ONCE
+        return max(1, rows // self.site.tokens)
+
+    def parts(self, images: Int[np.ndarray, "images"]) -> list[Int[np.ndarray, "images"]]:
+        """Return images in runs of whole batches, MOST_PARTS at most, which processes share."""
+        size = self._images_at_once
+        batches = -(-len(images) // size)
+        count = max(1, min(MOST_PARTS, batches))
+        bounds = [batches * i // count * size for i in range(count + 1)]
+        return [images[start:stop] for start, stop in itertools.pairwise(bounds)]
 
     def batches(self, images: Int[np.ndarray, "images"]) -> Iterator[Float[Tensor, "images tokens d_in"]]:
         """Yield the tokens of some images, whole images at a time, in order, as stored."""
-        rows = GPU_ROWS_AT_ONCE if distributed.default_device().type == "cuda" else ROWS_AT_ONCE
-        at_once = max(1, rows // self.site.tokens)
+        at_once = self._images_at_once
         for start in range(0, len(images), at_once):
             mask = np.zeros(images[start : start + at_once].max() + 1, dtype=bool)
             mask[images[start : start + at_once]] = True
             parts = [self.site.rows(a, b) for a, b in runs(mask)]
             yield parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @cached_property
+    def measured_mean(self) -> Float[Tensor, "d_in"]:
+        """The global mean of the tokens of `measured`, float64."""
+        return self.mean(self.measured)
 
     def mean(self, images: Int[np.ndarray, "images"]) -> Float[Tensor, "d_in"]:
         """Return the global mean of some images' tokens, float64."""

@@ -14,7 +14,7 @@ Table = dict[str, Any]
 
 def all_tables(evaluation: dict[str, Any]) -> list[Table]:
     """Return every table that the sections at hand give."""
-    makers = (_quality, _decoder, _features, _effect, _strongest, _probes, _alignment, _stability)
+    makers = (_quality, _references, _decoder, _features, _effect, _strongest, _probes, _alignment, _stability)
     return [table for make in makers for table in make(evaluation)]
 
 
@@ -39,10 +39,12 @@ def _quality(evaluation: dict[str, Any]) -> list[Table]:
     beside = [evaluation["refitted"]] if evaluation.get("refitted") else []
     beside += evaluation.get("baselines") or []
     rows += [(f"{row['name']}: {row['about']}", row["numbers"]) for row in beside]
+    differences = [None, *(row["fvu_difference"] for row in beside)]
     body = [
         [
             name,
             with_interval(found["fvu"]),
+            number(None) if difference is None else with_interval(difference, "+.3f"),
             with_interval(found["l0"], ".1f"),
             number(found["l1"]["value"], ".2f"),
             number(found["cosine"]["value"]),
@@ -51,13 +53,14 @@ def _quality(evaluation: dict[str, Any]) -> list[Table]:
             f"{found['dead']:,} of {found['n_latents']:,}",
             f"{found['dense']:,}",
         ]
-        for name, found in rows
+        for (name, found), difference in zip(rows, differences, strict=True)
     ]
     note = (
         f"{held_out['images']:,} images held out of training, {held_out['tokens']:,} tokens; [95 % over images]. "
+        "Difference: to this autoencoder's FVU, image by image. "
         "γ: Σ‖x̂‖² / Σ x̂·x, 1 is unbiased; centered: after the mean is taken off."
     )
-    columns = ["model", "FVU", "L0", "L1", "cosine", "γ", "γ centered", "dead", "dense"]
+    columns = ["model", "FVU", "difference", "L0", "L1", "cosine", "γ", "γ centered", "dead", "dense"]
     tables = [_table("On held-out images", note, columns, body)]
     if "binarity" in held_out:
         found = held_out["binarity"]
@@ -66,6 +69,27 @@ def _quality(evaluation: dict[str, Any]) -> list[Table]:
         note = "Var(z) / (q (1 − q)), q a latent's mean: near 0 a dense code around ρ, around .5 on and off."
         tables.append(_table("Binarity", note, ["of", "mean", "median", "mean q", "ρ"], [row]))
     return tables
+
+
+def _references(evaluation: dict[str, Any]) -> list[Table]:
+    found = evaluation.get("references")
+    if not found:
+        return []
+    body = [
+        [
+            f"{row['name']}: {row['about']}",
+            with_interval(row["numbers"]["fvu"]),
+            with_interval(row["fvu_difference"], "+.3f") if "fvu_difference" in row else number(None),
+            number(row["numbers"]["l0"]["value"], ".1f"),
+        ]
+        for row in found["rows"]
+    ]
+    note = (
+        f"{found['tokens']:,} tokens of {found['images']:,} held-out images; pursuit: orthogonal matching pursuit, of "
+        "either sign, with least squares. Own decoder against the autoencoder: what its encoder loses; random against "
+        "own: what its directions are worth."
+    )
+    return [_table("Other codes at this L0", note, ["code", "FVU", "difference", "L0"], body)]
 
 
 def _decoder(evaluation: dict[str, Any]) -> list[Table]:

@@ -8,9 +8,10 @@ were made.
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from functools import partial as with_given
 from pathlib import Path
 
@@ -34,17 +35,19 @@ Work = Callable[[int, Codes, Sequence[int]], list[Tensor]]
 
 CHUNK_ROWS = 2048
 """Rows encoded at a time, as whole images: a dense family's [rows, n_latents] stays in the hundreds of megabytes."""
-GPU_CELLS = 1 << 29
-"""Cells of [rows, n_latents] encoded at a time on a GPU: 1 GiB in bfloat16, and some milliseconds of work."""
+GPU_CELLS = 1 << 30
+"""Cells of [rows, n_latents] encoded at a time on a GPU, at most: 2 GiB in bfloat16, and some milliseconds of work."""
+_BYTES_A_CELL = 64
+"""Of a GPU's memory: a chunk's outputs take a thirtieth of it."""
 PART_ROWS = 1 << 17
 """Rows of a part, at least: what a kill costs, a second or so."""
 GPU_PART_ROWS = 1 << 21
 MAX_PARTS = 64
 """Parts of a store, at most: each keeps its own sums on disk until the end."""
-_READERS = 4
-"""Threads that read for a GPU: each copies some 5 GB/s from the page cache."""
-_AHEAD = 3
-"""Chunks on their way through reading, encoding and counting."""
+_READERS = 6
+"""Threads that read for a GPU: each copies 2 to 5 GB/s from the page cache."""
+_AHEAD = 2 + _READERS
+"""Chunks on their way: one that is encoded, one that is counted, and one for each thread that reads."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,14 @@ class Pass:
     @property
     def chunk_images(self) -> int:
         """Images of a chunk."""
-        rows = GPU_CELLS // self.autoencoder.n_latents if self.staged else CHUNK_ROWS
+        rows = self._gpu_cells // self.autoencoder.n_latents if self.staged else CHUNK_ROWS
         return max(1, rows // self.site.tokens)
+
+    @cached_property
+    def _gpu_cells(self) -> int:
+        if self.device.type != "cuda":
+            return GPU_CELLS
+        return min(GPU_CELLS, torch.cuda.get_device_properties(self.device).total_memory // _BYTES_A_CELL)
 
     def cut(self, images: Sequence[int]) -> list[Sequence[int]]:
         """Return image rows in chunks."""
@@ -106,7 +115,7 @@ class Pass:
         """Where codes are counted: MPS has no float64, and less of what integers need."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
-    def map(self, work: Work, chunks: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
+    def map(self, work: Work, chunks: Iterable[Sequence[int]]) -> Iterator[list[Tensor]]:
         """Yield what work(worker, codes, images) makes of every chunk, on the CPU, in order; several are under way."""
         if self.staged:
             return self._staged(work, chunks)
@@ -116,23 +125,32 @@ class Pass:
 
         return in_order(self.autoencoder, self.workers, one, chunks)
 
-    def _staged(self, work: Work, chunks: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
-        """Read, upload and encode, count: a chunk in each of them, while the one before is on its way back."""
-        lanes = Lanes(self.device)
+    def _staged(self, work: Work, chunks: Iterable[Sequence[int]]) -> Iterator[list[Tensor]]:
+        """Read and send, encode, count: a chunk in each of them, while the one before is on its way back."""
+        lanes = self._lanes
 
-        def encode(rows: Future[Tensor]) -> Codes:
-            return self.encode(lanes.up(rows.result()))
+        def read(images: Sequence[int]) -> Callable[[], Tensor]:
+            return lanes.send(self.read(images))
 
-        def count(codes: Future[Codes], images: Sequence[int]) -> Callable[[], list[Tensor]]:
-            return lanes.down(work(0, codes.result(), images))
+        def encode(rows: Future[Callable[[], Tensor]]) -> tuple[Codes, Callable[[], None]]:
+            codes = self.encode(rows.result()())
+            return codes, lanes.hand_over([codes.offsets, codes.latents, codes.values])
+
+        def count(
+            encoded: Future[tuple[Codes, Callable[[], None]]], images: Sequence[int]
+        ) -> Callable[[], list[Tensor]]:
+            codes, taken = encoded.result()
+            with lanes.beside():
+                taken()
+                return lanes.down(work(0, codes, images))
 
         stage = with_given(ThreadPoolExecutor, initializer=_use, initargs=(self.device,))
         waiting: deque[Future[Callable[[], list[Tensor]]]] = deque()
         with stage(_READERS) as reading, stage(1) as encoding, stage(1) as counting:
             try:
                 for images in chunks:
-                    codes = encoding.submit(encode, reading.submit(self.read, images))
-                    waiting.append(counting.submit(count, codes, images))
+                    encoded = encoding.submit(encode, reading.submit(read, images))
+                    waiting.append(counting.submit(count, encoded, images))
                     if len(waiting) > _AHEAD:
                         yield waiting.popleft().result()()
                 while waiting:
@@ -140,6 +158,11 @@ class Pass:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    @cached_property
+    def _lanes(self) -> Lanes:
+        """One set of streams for the whole pass: each has memory of its own."""
+        return Lanes(self.device)
 
     @property
     def workers(self) -> int:
@@ -185,8 +208,7 @@ def encode_store(pass_: Pass, partial: Partial, k: int) -> tuple[Spill, Tally]:
         ThreadPoolExecutor(1, thread_name_prefix="saetool-part") as behind,
     ):
         finishing: Future | None = None
-        for images in todo:
-            finish = _encode_part(pass_, images, partial, k, unit, advance)
+        for finish in _encode_parts(pass_, todo, partial, k, unit, advance):
             if finishing is not None:
                 finishing.result()
             finishing = behind.submit(finish)
@@ -205,30 +227,40 @@ def _is_done(partial: Partial, images: range) -> bool:
     return False
 
 
-def _encode_part(
-    pass_: Pass, images: range, partial: Partial, k: int, unit: float, advance: Callable[[int], None]
-) -> Callable[[], None]:
-    """Encode one part; return what makes it durable and records it, in any thread."""
-    started, n_latents, tokens = time.monotonic(), pass_.autoencoder.n_latents, pass_.site.tokens
-    writer = PartWriter(partial.scratch(f"part-{part_name(images)}"), n_latents)
-    tallies = [Tally.empty(n_latents, tokens, unit, pass_.counted_on) for _ in range(pass_.workers)]
+def _encode_parts(
+    pass_: Pass, parts: Sequence[range], partial: Partial, k: int, unit: float, advance: Callable[[int], None]
+) -> Iterator[Callable[[], None]]:
+    """Encode parts; yield for each what makes it durable and records it, in any thread.
+
+    The first chunks of a part are under way while the last ones of the part before come back.
+    """
+    n_latents, tokens = pass_.autoencoder.n_latents, pass_.site.tokens
+    cut = {part: pass_.cut(part) for part in parts}
+    part_of = {chunk[0]: part for part, chunks in cut.items() for chunk in chunks}
+    tallies: dict[tuple[range, int], Tally] = {}
 
     def count(worker: int, codes: Codes, chunk: Sequence[int]) -> list[Tensor]:
-        return [tallies[worker].add(codes, chunk[0]), *strongest(codes, k)]
+        mine = part_of[chunk[0]], worker
+        if mine not in tallies:
+            tallies[mine] = Tally.empty(n_latents, tokens, unit, pass_.counted_on)
+        return [tallies[mine].add(codes, chunk[0]), *strongest(codes, k)]
 
-    chunks = pass_.cut(images)
-    for chunk, (words, latents, values) in zip(chunks, pass_.map(count, chunks), strict=True):
-        writer.add(records_of(words), latents, values)
-        advance(len(chunk) * tokens)
-    for other in tallies[1:]:
-        tallies[0].merge(other)
+    found = pass_.map(count, itertools.chain.from_iterable(cut.values()))
+    for part, chunks in cut.items():
+        started, writer = time.monotonic(), PartWriter(partial.scratch(f"part-{part_name(part)}"), n_latents)
+        for chunk, (words, latents, values) in zip(chunks, itertools.islice(found, len(chunks)), strict=True):
+            writer.add(records_of(words), latents, values)
+            advance(len(chunk) * tokens)
+        tally, *others = (tallies.pop((part, i)) for i in range(pass_.workers) if (part, i) in tallies)
+        for other in others:
+            tally.merge(other)
+        yield with_given(_finish_part, partial, part, writer, tally, started)
 
-    def finish() -> None:
-        digests = writer.close(tallies[0])
-        done = {"images": tallies[0].images, "largest": tallies[0].largest, "seconds": time.monotonic() - started}
-        partial.record(f"parts/{part_name(images)}", {**done, "digests": digests})
 
-    return finish
+def _finish_part(partial: Partial, part: range, writer: PartWriter, tally: Tally, started: float) -> None:
+    digests = writer.close(tally)
+    done = {"images": tally.images, "largest": tally.largest, "seconds": time.monotonic() - started}
+    partial.record(f"parts/{part_name(part)}", {**done, "digests": digests})
 
 
 def _unit(pass_: Pass) -> float:

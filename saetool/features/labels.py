@@ -7,10 +7,13 @@ the images at 0 are one tie at the bottom. Images without a label are left out.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from scipy import stats
+from torch import Tensor
 
 from saetool.features.maxima import Maxima
+from saetool.features.runs import counts_of, heads_of, order_of, spread_over, sums_of_runs
 
 _NORMAL_95 = 1.959963984540054
 
@@ -93,36 +96,33 @@ class LabelStatistics:
 class _Runs:
     """Runs of equal keys and, inside them, ties: positions counted from the start of the run."""
 
-    first: np.ndarray
+    first: Tensor
     """Position of the first element of an element's tie."""
-    last: np.ndarray
+    last: Tensor
     """Position of the last element of its tie."""
-    leads: np.ndarray
-    """Whether an element is the first of its tie."""
+    heads: Tensor
+    """Where among all elements each tie begins."""
 
     @classmethod
-    def of(cls, run: np.ndarray, values: np.ndarray) -> "_Runs":
-        places = np.arange(len(run))
-        new_run = np.ones(len(run), bool)
-        new_run[1:] = run[1:] != run[:-1]
-        leads = new_run.copy()
-        leads[1:] |= values[1:] != values[:-1]
-        start = np.maximum.accumulate(np.where(new_run, places, 0))
-        heads = np.flatnonzero(leads)
-        lengths = np.diff(np.append(heads, len(run)))
-        first = np.repeat(heads, lengths)
-        return cls(first - start, first + np.repeat(lengths, lengths) - 1 - start, leads)
+    def of(cls, run: Tensor, values: Tensor) -> "_Runs":
+        n, new_run, heads = len(run), heads_of(run), heads_of(run, values)
+        start = spread_over(new_run, new_run, n)
+        first = spread_over(heads, heads, n)
+        last = spread_over(heads, torch.cat([heads[1:], heads.new_tensor([n])])[: len(heads)], n) - 1
+        return cls(first - start, last - start, heads)
 
 
-def label_statistics(maxima: Maxima, descending: np.ndarray, column: LabelColumn) -> LabelStatistics:
-    """Compute the statistics of one label column; `descending` is `ranking.by_value(maxima)`."""
-    labels = column.classes[maxima.records["image"][descending]]
-    kept = descending[labels >= 0]
-    pairs = _Pairs.of(maxima, kept, column)
+def label_statistics(maxima: Maxima, descending: Tensor, column: LabelColumn) -> LabelStatistics:
+    """Compute the statistics of one label column; `descending` is `ranking.by_value(maxima)`.
+
+    What is added up for each firing pair is added up where the maxima are, in the same order on every device; what
+    follows for [latents, classes] is computed on the CPU.
+    """
+    pairs = _Pairs.of(maxima, descending, column)
     positives, n, classes = pairs.class_images, pairs.images, len(column.names)
     auroc = pairs.auroc()
     low, high = pairs.interval(auroc)
-    share = pairs.sum_by_class(maxima.column("mass")[kept].astype(np.float64))
+    share = pairs.sum_by_class(maxima.column("mass")[pairs.record].double())
     total = share.sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = share / np.where(total > 0, total, np.nan)
@@ -143,13 +143,18 @@ def label_statistics(maxima: Maxima, descending: np.ndarray, column: LabelColumn
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The firing (latent, labeled image) pairs of a block, by latent and falling value, with their ties."""
+    """The firing (latent, labeled image) pairs of a block, by latent and falling value, with their ties.
 
-    latent: np.ndarray
-    cell: np.ndarray
-    image: np.ndarray
+    Tensors are where the maxima are; arrays, of latents and classes, on the CPU.
+    """
+
+    record: Tensor
+    latent: Tensor
+    image: Tensor
     runs: _Runs
-    by_class: np.ndarray
+    by_class: Tensor
+    cell: Tensor
+    """latent · classes + class of every pair, in the order `by_class`, in which it ascends."""
     class_runs: _Runs
     class_images: np.ndarray
     images: int
@@ -157,38 +162,50 @@ class _Pairs:
     firing: np.ndarray
 
     @classmethod
-    def of(cls, maxima: Maxima, kept: np.ndarray, column: LabelColumn) -> "_Pairs":
+    def of(cls, maxima: Maxima, descending: Tensor, column: LabelColumn) -> "_Pairs":
+        classes = torch.from_numpy(column.classes).to(maxima.device)
         shape = (maxima.n_latents, len(column.names))
-        latent, image = maxima.latent[kept], maxima.records["image"][kept]
-        values = maxima.column("value")[kept]
-        cell = latent * shape[1] + column.classes[image]
-        by_class = np.argsort(cell, kind="stable")
+        labels = classes[maxima.image[descending]]
+        known = (labels >= 0).nonzero().squeeze(1)
+        record, labels = descending[known], labels[known]
+        latent, values = maxima.latent[record], maxima.column("value")[record]
+        cell = latent * shape[1] + labels
+        by_class = order_of(cell)
+        cell = cell[by_class]
         class_images = np.bincount(column.classes[column.classes >= 0], minlength=shape[1]).astype(np.float64)
+        firing = counts_of(cell, torch.ones_like(cell), shape[0] * shape[1]).cpu().numpy()
         return cls(
+            record=record,
             latent=latent,
-            cell=cell,
-            image=image,
+            image=maxima.image[record],
             runs=_Runs.of(latent, values),
             by_class=by_class,
-            class_runs=_Runs.of(cell[by_class], values[by_class]),
+            cell=cell,
+            class_runs=_Runs.of(cell, values[by_class]),
             class_images=class_images,
             images=int(class_images.sum()),
             shape=shape,
-            firing=np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64),
+            firing=firing.reshape(shape).astype(np.float64),
         )
 
-    def sum_by_class(self, weights: np.ndarray) -> np.ndarray:
+    def sum_by_class(self, weights: Tensor) -> np.ndarray:
         """Add up one number a pair, [latents, classes]."""
-        return np.bincount(self.cell, weights=weights, minlength=self.shape[0] * self.shape[1]).reshape(self.shape)
+        return self._collect(self.cell, weights[self.by_class])
+
+    def _collect(self, cell: Tensor, weights: Tensor) -> np.ndarray:
+        return sums_of_runs(cell, weights, self.shape[0] * self.shape[1]).cpu().numpy().reshape(self.shape)
+
+    def _sum_by_latent(self, latent: Tensor, weights: Tensor) -> np.ndarray:
+        return sums_of_runs(latent, weights, self.shape[0]).cpu().numpy()
 
     @property
     def silent(self) -> np.ndarray:
         """The number of labeled images at 0, [latents, 1]."""
         return self.images - self.firing.sum(1, keepdims=True)
 
-    def _twice_rank(self) -> np.ndarray:
+    def _twice_rank(self) -> Tensor:
         """Twice the ascending midrank of every pair among all labeled images."""
-        return (2 * self.images - self.runs.first - self.runs.last).astype(np.float64)
+        return (2 * self.images - self.runs.first - self.runs.last).double()
 
     def _rank_sums(self) -> np.ndarray:
         """The sum of the midranks of each class, [latents, classes]."""
@@ -203,9 +220,8 @@ class _Pairs:
 
     def average_precision(self) -> np.ndarray:
         """Σ precision · Δrecall over falling thresholds, ties taken together (scikit-learn's definition)."""
-        hits = np.empty(len(self.cell))
-        hits[self.by_class] = self.class_runs.last + 1
-        precision = self.sum_by_class(hits / (self.runs.last + 1))
+        hits, above = self.class_runs.last + 1, self.runs.last[self.by_class] + 1
+        precision = self._collect(self.cell, hits.double() / above.double())
         rest = (self.class_images - self.firing) * self.class_images / max(self.images, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return (precision + rest) / self.class_images
@@ -237,36 +253,29 @@ class _Pairs:
     def _squares(self, silent_negative: np.ndarray, silent_positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Σ over positives of (negatives below)², Σ over negatives of (positives above)²; ties count half."""
         inside, first, last = self.class_runs, self.runs.first[self.by_class], self.runs.last[self.by_class]
-        cell = self.cell[self.by_class]
-        positives = self.class_images[cell % self.shape[1]] if len(cell) else np.empty(0)
+        positives = torch.from_numpy(self.class_images).to(first.device).long()[self.cell % self.shape[1]]
         twice_below = (2 * self.images - first - last) - (2 * positives - inside.first - inside.last)
-        size = self.shape[0] * self.shape[1]
-
-        def collect(weights: np.ndarray, where: np.ndarray | slice = slice(None)) -> np.ndarray:
-            return np.bincount(cell[where], weights=weights[where], minlength=size).reshape(self.shape)
-
-        below = collect((twice_below / 2) ** 2) + silent_positive * (silent_negative / 2) ** 2
+        below = self._collect(self.cell, (twice_below.double() / 2).square())
+        below = below + silent_positive * (silent_negative / 2) ** 2
         # Negatives lie in the ties of positives, in the gaps above them, after the last of them, or at 0.
-        heads = np.flatnonzero(inside.leads)
-        through = last[heads] - inside.last[heads]
-        before = np.where(inside.first[heads] > 0, np.concatenate([[0], through[:-1]])[: len(heads)], 0)
-        in_gap = (first[heads] - inside.first[heads]) - before
-        tied = inside.last[heads] - inside.first[heads] + 1
-        in_tie = last[heads] - first[heads] + 1 - tied
-        squares = in_gap * inside.first[heads] ** 2.0 + in_tie * (inside.first[heads] + tied / 2) ** 2
-        above = np.bincount(cell[heads], weights=squares, minlength=size).reshape(self.shape)
-        seen = np.bincount(cell[heads], weights=(in_gap + in_tie).astype(np.float64), minlength=size).reshape(
-            self.shape
-        )
+        heads, cell = inside.heads, self.cell[inside.heads]
+        at, until, head, end = first[heads], last[heads], inside.first[heads], inside.last[heads]
+        through = until - end
+        before = torch.cat([through.new_zeros(1), through[:-1]])[: len(heads)]
+        in_gap = (at - head) - torch.where(head > 0, before, 0)
+        tied = end - head + 1
+        in_tie = until - at + 1 - tied
+        squares = in_gap * head.double().square() + in_tie * (head + tied.double() / 2).square()
+        above, seen = self._collect(cell, squares), self._collect(cell, (in_gap + in_tie).double())
         firing_negative = self.firing.sum(1, keepdims=True) - self.firing
         above = above + (firing_negative - seen) * self.firing**2
         return below, above + silent_negative * (self.firing + silent_positive / 2) ** 2
 
     def _tie_correction(self) -> np.ndarray:
         """1 − Σ(t³ − t)/(N³ − N) over ties of size t, [latents]; 0 where all images tie."""
-        heads = np.flatnonzero(self.runs.leads)
-        sizes = (self.runs.last[heads] - self.runs.first[heads] + 1).astype(np.float64)
-        ties = np.bincount(self.latent[heads], weights=sizes**3 - sizes, minlength=self.shape[0])
+        heads = self.runs.heads
+        sizes = (self.runs.last[heads] - self.runs.first[heads] + 1).double()
+        ties = self._sum_by_latent(self.latent[heads], sizes * sizes * sizes - sizes)
         silent = self.silent[:, 0]
         n = float(self.images)
         return 1 - (ties + silent**3 - silent) / max(n**3 - n, 1)
@@ -293,8 +302,10 @@ class _Pairs:
         labeled = column.classes >= 0
         ranks = np.where(labeled, column.ranks - (n + 1) / 2, 0.0)
         # Centered label ranks add up to 0, so a constant can be taken from the scores: let silence be 0.
-        scores = (self._twice_rank() - (self.silent[self.latent, 0] + 1)) / 2
-        product = np.bincount(self.latent, weights=scores * ranks[self.image], minlength=self.shape[0])
+        device = self.latent.device
+        silent = torch.from_numpy(self.silent[:, 0]).to(device)
+        scores = (self._twice_rank() - (silent[self.latent] + 1)) / 2
+        product = self._sum_by_latent(self.latent, scores * torch.from_numpy(ranks).to(device)[self.image])
         variance = (float(n) ** 3 - n) / 12 * self._tie_correction()
         scale = np.sqrt(variance * (ranks**2).sum())
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -2,25 +2,29 @@
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
 from saetool.features.maxima import Maxima
 from saetool.features.ranking import largest
+from saetool.features.runs import counts_of
 from saetool.statistics import squarable
 
 
-def block_numbers(block: Maxima, held_out: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what the image maxima of a block say by themselves: counts and the largest value (0 when dead)."""
-    tokens = block.column("tokens").astype(np.float64)
-    mine = held_out[block.records["image"]]
-    return {
+def block_numbers(block: Maxima, held_out: Bool[Tensor, "images"]) -> dict[str, np.ndarray]:
+    """Return what the image maxima of a block say by themselves: counts and the largest value (0 when dead).
+
+    `held_out` is on the block's device.
+    """
+    tokens = block.column("tokens")
+    found = {
         "image_count": block.counts,
-        "token_count": np.bincount(block.latent, weights=tokens, minlength=block.n_latents).astype(np.int64),
-        "held_out_token_count": np.bincount(block.latent[mine], weights=tokens[mine], minlength=block.n_latents).astype(
-            np.int64
-        ),
+        "token_count": counts_of(block.latent, tokens, block.n_latents),
+        "held_out_token_count": counts_of(block.latent, tokens * held_out[block.image], block.n_latents),
         "max": largest(block),
     }
+    return {name: numbers.cpu().numpy() for name, numbers in found.items()}
 
 
 def spatial_entropy(profile: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from saetool.features.maxima import Maxima
@@ -13,9 +13,9 @@ SAMPLE = 4096
 _STEPS = 127
 
 
-def sample_of(hashes: np.ndarray) -> np.ndarray:
+def sample_of(hashes: Int[Tensor, "images"]) -> np.ndarray:
     """Return the rows of the images kept, int32 in rising order: all, or the `SAMPLE` of smallest seeded hash."""
-    return np.sort(np.argsort(hashes, kind="stable")[:SAMPLE]).astype(np.int32)
+    return np.sort(np.argsort(hashes.numpy().view(np.uint64), kind="stable")[:SAMPLE]).astype(np.int32)
 
 
 def firing_bits(maxima: Maxima, sample: np.ndarray, images: int) -> np.ndarray:
@@ -23,12 +23,10 @@ def firing_bits(maxima: Maxima, sample: np.ndarray, images: int) -> np.ndarray:
     width = -(-len(sample) // 8)
     place = np.full(images, -1, np.int64)
     place[sample] = np.arange(len(sample))
-    at = place[maxima.records["image"]]
+    at, latent = place[maxima.image.cpu().numpy()], maxima.latent.cpu().numpy()
     known = at >= 0
     bits = np.zeros(maxima.n_latents * width, np.uint8)
-    np.bitwise_or.at(
-        bits, maxima.latent[known] * width + at[known] // 8, np.uint8(1) << (at[known] % 8).astype(np.uint8)
-    )
+    np.bitwise_or.at(bits, latent[known] * width + at[known] // 8, np.uint8(1) << (at[known] % 8).astype(np.uint8))
     return bits.reshape(maxima.n_latents, width)
 
 

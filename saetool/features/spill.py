@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saetool.artifacts import digest_file
-from saetool.features.maxima import RECORD, Maxima
+from saetool.features.maxima import RECORD
 from saetool.features.tally import Tally
 
 STRIPES = 128
@@ -97,10 +97,6 @@ class Spill:
         """Return the integer sums of one part: histogram and profile."""
         return load_file(self.folders[part] / _SUMS)
 
-    def blocks(self, columns: int = 1) -> Iterator[Maxima]:
-        """Yield the maxima of consecutive blocks of latents, together all of them; `columns` as in `spans`."""
-        return (self.block(*span) for span in self.spans(columns))
-
     def spans(self, columns: int = 1) -> Iterator[tuple[int, int]]:
         """Yield the stripes, first and end, of consecutive blocks of latents, for `block`.
 
@@ -114,19 +110,18 @@ class Spill:
             yield first, stop
             first = stop
 
-    def block(self, first: int, stop: int) -> Maxima:
-        """Return the maxima of some stripes of latents; from any thread."""
+    def block(self, first: int, stop: int) -> np.ndarray:
+        """Return the records of some stripes of latents, for `Maxima.of`: chunks in image order, sorted by latent."""
         pieces = [
             records[begin:end]
             for records, stripes in zip(self._maps, self._stripes, strict=True)
             for begin, end in zip(stripes[:, first].tolist(), stripes[:, stop].tolist(), strict=True)
         ]
-        records = np.concatenate(pieces) if pieces else np.empty(0, RECORD)
-        low, high = first * self.width, min(stop * self.width, self.n_latents)
-        # Chunks come in image order and are sorted by latent: a stable sort by latent leaves images ascending.
-        latent = records["latent"] - low
-        small = latent.astype(np.int16) if high - low < 1 << 15 else latent
-        return Maxima.of(records[np.argsort(small, kind="stable")], low, high)
+        return np.concatenate(pieces) if pieces else np.empty(0, RECORD)
+
+    def latents_of(self, first: int, stop: int) -> tuple[int, int]:
+        """Return the latents, first and end, of some stripes."""
+        return first * self.width, min(stop * self.width, self.n_latents)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield the records of each chunk of images, sorted by latent, then image."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from saetool.errors import RequestError
 from saetool.features import heat, neighbors, ranking, tables
 from saetool.features.columns import EXAMPLES, LABEL_STATISTICS
 from saetool.features.encoding import Pass, encode_store
-from saetool.features.labels import LabelColumn, LabelStatistics, label_statistics
+from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import Maxima
 from saetool.features.monosemanticity import Chance, all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
@@ -98,13 +99,23 @@ def _embedding_site(settings: IndexSettings, store: Artifact, embeddings: Artifa
     return opened.site()
 
 
+@dataclass(frozen=True)
+class _Images:
+    """What is known of every image, where the maxima of latents are."""
+
+    held_out: Tensor
+    hashes: Tensor
+    embeddings: Tensor | None
+    chance: Chance | None
+
+
 @dataclass
 class _Block:
-    """What the maxima of a block of latents from `first` come to; `records` are those of the chosen examples."""
+    """What the maxima of a block of latents come to; `records` are those of the chosen examples."""
 
-    first: int
     numbers: dict[str, np.ndarray]
-    labels: list[tuple[LabelColumn, LabelStatistics]]
+    labels: pa.Table | None
+    """Its rows of label_statistics.parquet."""
     records: np.ndarray
     chosen: ranking.Chosen
 
@@ -158,7 +169,7 @@ class Index:
         return held_out_mask(self.site.store.digests, self.seed, self.share)
 
     @cached_property
-    def hashes(self) -> np.ndarray:
+    def hashes(self) -> Tensor:
         """The images' hashes for drawing examples."""
         return ranking.image_hashes(self.site.store.digests, self.seed)
 
@@ -192,7 +203,7 @@ class Index:
         encoded = time.monotonic()
         embeddings = image_embeddings(self.embedding_site) if self.embedding_site and distributed.is_main() else None
         if distributed.is_main():
-            found = self._statistics(spill, embeddings, partial)
+            found = self._statistics(spill, embeddings, partial, pass_.counted_on)
         counted = time.monotonic()
         maps = self._heat(pass_, partial) if self.site.grid else None
         drawn = time.monotonic()
@@ -219,13 +230,14 @@ class Index:
         if distributed.is_main():
             partial.note("where", line)
 
-    def _statistics(self, spill: Spill, embeddings: np.ndarray | None, partial: Partial) -> _Found:
-        """Compute the numbers of every latent, and note the examples whose heat maps are wanted."""
-        found, labels = _Found(), self.labels
-        chance = None if embeddings is None else Chance.of(embeddings)
+    def _statistics(
+        self, spill: Spill, embeddings: np.ndarray | None, partial: Partial, device: torch.device
+    ) -> _Found:
+        """Compute the numbers of every latent on a device, and note the examples whose heat maps are wanted."""
+        found, labels, facts = _Found(), self.labels, self._facts_on(device, embeddings)
 
         def of_block(span: tuple[int, int]) -> _Block:
-            return self._block(spill.block(*span), embeddings, chance)
+            return self._block(Maxima.of(spill.block(*span), *spill.latents_of(*span), device), facts)
 
         spans = list(spill.spans(max([1, *(len(column.names) for column in labels)])))
         with ExitStack() as stack:
@@ -233,11 +245,9 @@ class Index:
             rows = stack.enter_context(tables.TableWriter(path, LABEL_STATISTICS)) if labels else None
             advance = stack.enter_context(bar("statistics", len(spans), "blocks"))
             largest = max(int(spill.stripe_records[first:stop].sum()) for first, stop in spans)
-            for block in ordered(of_block, spans, block_workers(largest)):
-                if rows is not None:
-                    rows.write(tables.label_table(block.labels, self.settings.label_classes, block.first))
-                for column, statistics in block.labels:
-                    block.numbers.update(tables.label_numbers(column, statistics))
+            for block in ordered(of_block, spans, block_workers(largest, device)):
+                if rows is not None and block.labels is not None:
+                    rows.write(block.labels)
                 found.add(block)
                 advance(1)
         images, latents = (
@@ -246,33 +256,42 @@ class Index:
         heat.Wanted.of(images, latents, found.column("max")).save(partial.scratch("wanted.npz"))
         return found
 
-    def _block(self, block: Maxima, embeddings: np.ndarray | None, chance: Chance | None) -> _Block:
+    def _facts_on(self, device: torch.device, embeddings: np.ndarray | None) -> _Images:
+        moved = None if embeddings is None else torch.from_numpy(embeddings).to(device)
+        chance = None if moved is None else Chance.of(moved)
+        return _Images(torch.from_numpy(self.held_out).to(device), self.hashes.to(device), moved, chance)
+
+    def _block(self, block: Maxima, images: _Images) -> _Block:
         """Compute what a block of latents comes to, in any thread."""
         descending = ranking.by_value(block)
-        numbers = block_numbers(block, self.held_out)
+        numbers = block_numbers(block, images.held_out)
         numbers["fires"] = firing_bits(block, self.sample, len(self.hashes))
         labels = [(column, label_statistics(block, descending, column)) for column in self.labels]
-        chosen = ranking.choose(block, descending, self.hashes, self.settings, self.seed, self.held_out)
-        numbers |= self._likeness(block, chosen, embeddings, chance)
-        return _Block(block.first, numbers, labels, block.records[chosen.record], chosen)
+        chosen = ranking.choose(block, descending, images.hashes, self.settings, self.seed, images.held_out)
+        records = block.records(torch.from_numpy(chosen.record))
+        numbers |= self._likeness(block, chosen, records, images)
+        for column, statistics in labels:
+            numbers.update(tables.label_numbers(column, statistics))
+        table = tables.label_table(labels, self.settings.label_classes, block.first) if labels else None
+        return _Block(numbers, table, records, chosen)
 
     def _likeness(
-        self, block: Maxima, chosen: ranking.Chosen, embeddings: np.ndarray | None, chance: Chance | None
+        self, block: Maxima, chosen: ranking.Chosen, records: np.ndarray, images: _Images
     ) -> dict[str, np.ndarray]:
         """Return how alike the images are on which each latent fires, NaN without embeddings."""
         nothing = np.full(block.n_latents, np.nan)
-        score = nothing if embeddings is None else monosemanticity(block, embeddings)
-        score = np.where(block.counts > 0, score, np.nan)
-        if chance is None:
+        score = nothing if images.embeddings is None else monosemanticity(block, images.embeddings)
+        score = np.where(block.counts.cpu().numpy() > 0, score, np.nan)
+        if images.chance is None:
             kinds = ("monosemanticity_excess", "monosemanticity_spread", "top_excess")
             return {"monosemanticity": score, **dict.fromkeys(kinds, nothing)}
-        image, top = block.records["image"][chosen.record], chosen.group == ranking.GROUPS.index("top")
-        seen = top & ~self.held_out[image]
+        seen = (chosen.group == ranking.GROUPS.index("top")) & ~self.held_out[records["image"]]
+        latent, image = records["latent"][seen] - block.first, records["image"][seen]
         return {
             "monosemanticity": score,
-            "monosemanticity_excess": chance.excess(block, score),
-            "monosemanticity_spread": chance.spread(block),
-            "top_excess": chance.of_groups(block.latent[chosen.record][seen], image[seen], block.n_latents),
+            "monosemanticity_excess": images.chance.excess(block, score),
+            "monosemanticity_spread": images.chance.spread(block),
+            "top_excess": images.chance.of_groups(latent, image, block.n_latents),
         }
 
     def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray | None:

@@ -101,9 +101,7 @@ def label_table(labels: Sequence[tuple[LabelColumn, LabelStatistics]], keep: int
 
 def _label_rows(column: LabelColumn, found: LabelStatistics, keep: int, first: int) -> pa.Table:
     alive = found.firing_images.sum(1) > 0
-    ranked = np.argsort(np.where(np.isnan(found.auroc), np.inf, -found.auroc), axis=1, kind="stable")
-    kept = np.zeros(found.auroc.shape, bool)
-    np.put_along_axis(kept, ranked[:, :keep], True, axis=1)
+    kept = largest_of_rows(np.where(np.isnan(found.auroc), -1.0, found.auroc), keep)
     latent, class_ = np.nonzero(kept & alive[:, None])
     images = np.bincount(column.classes[column.classes >= 0], minlength=len(column.names))
     names = pa.DictionaryArray.from_arrays(pa.array(class_, pa.int32()), pa.array(column.names, pa.string()))
@@ -116,6 +114,16 @@ def _label_rows(column: LabelColumn, found: LabelStatistics, keep: int, first: i
         **{name: getattr(found, name)[latent, class_] for name in statistics},
     }
     return table(LABEL_STATISTICS, values)
+
+
+def largest_of_rows(values: np.ndarray, k: int) -> np.ndarray:
+    """Return which entries [rows, columns] are among the k largest of their row, of equal ones the first."""
+    columns = values.shape[1]
+    if columns <= k:
+        return np.ones(values.shape, bool)
+    last = np.partition(values, columns - k, axis=1)[:, columns - k, None]
+    above, equal = values > last, values == last
+    return above | (equal & (np.cumsum(equal, axis=1) <= k - above.sum(1, keepdims=True)))
 
 
 def examples_table(

@@ -211,5 +211,5 @@ def strongest(codes: Codes, k: int) -> tuple[Int[Tensor, "rows k"], Float[Tensor
     return latents, values
 
 
-_RECTANGLE = 1 << 22
-"""Cells of the padded rectangle in which rows are ranked: 32 MiB."""
+_RECTANGLE = 1 << 23
+"""Cells of the padded rectangle in which rows are ranked: 64 MiB."""

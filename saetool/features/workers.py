@@ -22,6 +22,9 @@ MAX_WORKERS = 8
 _FEW_CORES = 4
 _RECORD_BYTES = 128
 """Of a record that is ranked: its own 24, and a dozen numbers of eight by which it is sorted and chosen."""
+_GPU_RECORD_BYTES = 256
+"""The same on a GPU, whose sorts are not in place."""
+_GPU_BLOCKS = 8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,11 +35,14 @@ def worker_count(device: torch.device) -> int:
     return min(torch.get_num_threads(), MAX_WORKERS) if device.type == "cpu" else 1
 
 
-def block_workers(records: int) -> int:
+def block_workers(records: int, device: torch.device) -> int:
     """Return how many blocks of latents of so many records are worked on at once: one where there are few cores.
 
-    Together they take half of the machine's memory at most.
+    Together they take half of the machine's memory at most; on a GPU, half of what is free there.
     """
+    if device.type == "cuda":  # one is computed while others are read, and while what follows from them is worked out
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(1, min(_GPU_BLOCKS, distributed.cores() // 2, free // 2 // max(records * _GPU_RECORD_BYTES, 1)))
     cores = distributed.cores()
     if cores <= _FEW_CORES:
         return 1

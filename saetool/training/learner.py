@@ -88,6 +88,7 @@ class Learner:
         """Learn from one batch of raw activations (this process's part of the global one)."""
         with self.autoencoder.step_context() if self._deferring() else nullcontext():
             self._step(batch)
+        self.autoencoder.after_step(self.done)
         self.done += 1
         self.latest = batch
 

@@ -2,12 +2,13 @@
 
 A step has two parts: the search for the batch's entries, and all that follows once their number is known. Each is a
 graph. The second is recorded for each `shape` of what was found, of which a training sees a few; a step of a shape that
-is new is recorded and replayed at once. What a graph does is what the same step does without one, launch by launch, so
-a training that resumes ends with the same bits.
+is new is recorded and replayed at once. A step that does more than the others (a cure for dead latents, a penalty that
+still rises) takes the search from its graph and the rest as it comes. What a graph does is what the same step does
+without one, launch by launch, so a training that resumes ends with the same bits.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,12 +54,12 @@ class Recordings:
     def step(self, batch: Tensor, step: int) -> dict[str, Tensor] | None:
         """Take a step and return its scalars; None, with nothing done, where it must be taken otherwise."""
         upcoming = self.optimizer.upcoming()
-        if upcoming is None or not self.autoencoder.repeats(step):
+        if upcoming is None or self.autoencoder.is_dense():
             return None
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self._step(batch, upcoming)
+            return self._step(batch, upcoming, self.autoencoder.repeats(step))
 
-    def _step(self, batch: Tensor, upcoming: AdamStep) -> dict[str, Tensor] | None:
+    def _step(self, batch: Tensor, upcoming: AdamStep, repeats: bool) -> dict[str, Tensor] | None:
         begun = self._begin(batch)
         if begun is None:
             return None
@@ -66,7 +67,8 @@ class Recordings:
         shape = begun.search.shape(numbers)
         if shape is None or self.autoencoder.too_dense(numbers[0], len(batch)):
             return None
-        if self.search is None or (shape not in self.rest and len(self.rest) == MOST_SHAPES):
+        room_for_one = shape in self.rest or len(self.rest) < MOST_SHAPES
+        if self.search is None or not (repeats and room_for_one):
             self.plain_steps += 1
             return self.body(begun.found(numbers, shape[0]))
         self.numbers.copy_(torch.tensor(upcoming.values(), dtype=torch.float32), non_blocking=True)
@@ -84,9 +86,11 @@ class Recordings:
         if self.search is None or self.batch.shape != batch.shape or self.batch.dtype != batch.dtype:
             self.search = self._record_search(batch)
         self.batch.copy_(batch, non_blocking=True)
-        self.search.replay()
         for weight, copy in self.copies:
-            weight.copy = copy  # evaluation may have asked for another since; the update renews what the search reads
+            # Evaluation may have asked for another copy since, resampling have changed the weight: the search reads
+            # this one as the weight is now, and the update renews it.
+            weight.copied(type(copy))
+        self.search.replay()
         return self.begun
 
     def _record_search(self, batch: Tensor) -> Any:
@@ -96,7 +100,7 @@ class Recordings:
         for _, copy in self.optimizer.copies():
             copy.changed()  # what a search measures of them, the recorded one measures every time
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with _recorded_into(graph):
             self.begun = self.autoencoder.begin(self.batch)
         self.copies = self.optimizer.copies()
         return graph
@@ -104,9 +108,26 @@ class Recordings:
     def _record(self, numbers: list[int], room: int) -> Recording:
         graph = torch.cuda.CUDAGraph()
         self.optimizer.placed = self.numbers
-        with torch.cuda.graph(graph, pool=self.search.pool(), capture_error_mode="thread_local"):
+        with _recorded_into(graph, self.search.pool()):
             scalars = self.body(self.begun.found(numbers, room))
             together = torch.stack([value.float() for value in scalars.values()])
         self.optimizer.placed = None
         self.optimizer.zero_grad(set_to_none=True)  # gradients lie in the graphs' memory
         return Recording(graph, list(scalars), together)
+
+
+@contextmanager
+def _recorded_into(graph: Any, pool: Any = None) -> Iterator[None]:
+    """Record what is launched. What fails meanwhile is raised, not what its interruption does to the recording."""
+    failed: Exception | None = None
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            try:
+                yield
+            except Exception as error:
+                failed = error
+                raise
+    except Exception:
+        if failed is not None:
+            raise failed from None
+        raise

@@ -78,11 +78,14 @@ class StoreSource:
     def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
         """Open the store and shuffle the chosen site."""
         from saetool.activations import ActivationStore, StoreStream, held_out_mask
+        from saetool.activations.device_pool import fits_whole
 
         store = ActivationStore(self.artifact)
         mask = held_out_mask(store.digests, seed, settings.held_out)
         site = store.site(self.site(settings)["folder"])
-        return StoreStream(site, settings.batch_size, settings.pool_rows, seed, mask, device)
+        rows = site.n_images * site.tokens
+        whole = settings.tokens > rows and fits_whole(rows * site.d * site.dtype.itemsize, device)
+        return StoreStream(site, settings.batch_size, settings.pool_rows, seed, mask, device, whole)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ Here the device is the CPU, where copies are made at once; on a GPU `scripts/che
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from saetool.activations import StoreStream
-from saetool.activations.device_pool import on_device
+from saetool.activations.device_pool import fits_whole, on_device
 
 CPU = torch.device("cpu")
 
@@ -36,13 +37,64 @@ def test_two_pools_lie_on_the_device_whatever_the_number_of_rounds():
     assert len(places) == 2
 
 
-def test_batches_from_a_device_are_those_from_the_host(numbered):
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("start", [None, {"epoch": 1, "round": 1, "offset": 3}])
+def test_batches_from_a_device_are_those_from_the_host(numbered, whole, start):
     store, _ = numbered()
+    held_out = np.arange(store.n_images) % 3 == 1
 
     def batches(device):
-        stream = StoreStream(store.site(), batch_size=7, pool_rows=20, seed=3)
+        stream = StoreStream(store.site(), 7, 20, 3, held_out, whole=whole)
         stream.device = device  # the constructor leaves out a CPU
-        return [batch.clone() for batch in itertools.islice(stream.batches(), 30)]
+        if start:
+            stream.seek(start)
+        taken = [batch.clone() for batch in itertools.islice(stream.batches(), 60)]
+        return taken, stream.position()
 
-    host, device = batches(None), batches(CPU)
+    (host, at), (device, where) = batches(None), batches(CPU)
     assert all(torch.equal(a, b) for a, b in zip(host, device, strict=True))
+    assert at == where
+    assert at["epoch"] > 1
+
+
+@pytest.mark.parametrize("share", [0, 3, 9])
+def test_moments_and_held_out_rows_on_a_device_are_the_hosts(numbered, share):
+    store, _ = numbered()
+    held_out = np.arange(store.n_images) % 10 < share
+    host, device = (StoreStream(store.site(), 7, 20, 3, held_out) for _ in range(2))
+    device.device = CPU
+    for name in ("mean", "variance"):
+        torch.testing.assert_close(*(getattr(stream.statistics(), name) for stream in (device, host)))
+    blocks = [list(stream.held_out()) for stream in (device, host)]
+    assert all(len(block) <= 7 for block in blocks[0])
+    if share:
+        assert torch.equal(*map(torch.cat, blocks))
+    else:
+        assert blocks == [[], []]
+
+
+def test_rows_for_evaluations_along_the_way_are_read_once(numbered, monkeypatch):
+    store, _ = numbered()
+    stream = StoreStream(store.site(), 7, 20, 3, np.arange(store.n_images) % 3 == 1)
+    first = torch.cat(list(stream.held_out(5)))
+    monkeypatch.setattr(stream.site, "rows", None)
+    assert torch.equal(torch.cat(list(stream.held_out(5))), first)
+
+
+def test_a_whole_store_is_read_once(numbered, monkeypatch):
+    store, _ = numbered()
+    site, read = store.site(), []
+    real = site.read_runs_into
+    monkeypatch.setattr(site, "read_runs_into", lambda out, wanted: (read.extend(wanted), real(out, wanted)))
+    stream = StoreStream(site, 7, 20, 3, whole=True)
+    stream.device = CPU
+    for _ in itertools.islice(stream.batches(), 3 * stream.n_rows // 7):
+        pass
+    assert sorted(image for run in read for image in range(*run)) == list(range(store.n_images))
+
+
+def test_only_a_gpu_with_much_more_room_holds_a_store_whole(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    gpu = torch.device("cuda")
+    assert [fits_whole(size, gpu) for size in (250, 251)] == [True, False]
+    assert not fits_whole(1, CPU)

@@ -46,6 +46,7 @@ def take(model, batch, step, optimizer, generator=None):
     optimizer.step()
     optimizer.zero_grad()
     model.after_update(optimizer, step, generator or torch.Generator().manual_seed(step))
+    model.after_step(step)
     return record
 
 
@@ -403,16 +404,18 @@ def test_a_huge_penalty_silences_everything_and_reconstructs_the_bias():
 
 def test_a_dense_start_moves_to_the_sparse_step():
     model, _ = started(penalty=L1, initial_l0=1e9)
-    assert model._is_dense()  # a quarter of all latents
+    assert model.is_dense()  # a quarter of all latents
     model.mean_l0.fill_(5.0)
-    model._decide_density()
-    assert not model._is_dense()
+    model.after_step(98)
+    assert model.is_dense()
+    model.after_step(99)  # every hundredth step decides
+    assert not model.is_dense()
 
 
 def test_a_batch_much_too_dense_for_the_sparse_step_is_taken_densely_at_once():
     model, x = started(penalty=L1, initial_l0=5)
     calm = float(model.loss(x[:64], 0, torch.Generator()).total.detach())
-    assert not model._is_dense()
+    assert not model.is_dense()
     with torch.no_grad():
         model.encoder_bias += 20.0  # everything is active
     dense = model.loss(x[:64], 0, torch.Generator())

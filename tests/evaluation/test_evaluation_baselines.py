@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saetool.evaluation.baselines import Dictionary, KMeans, fit_baselines, random_dictionary
+from saetool.evaluation.baselines import Dictionary, KMeans, baselines_of, best_scale, fit_baselines, random_dictionary
 from saetool.evaluation.reconstruction import held_out_sums, numbers
 
 
@@ -19,7 +19,7 @@ def fvu(model, x):
 
 
 def fitted(x, k=3, n_latents=32, clusters=10):
-    return {b.name: b.model for b in fit_baselines(x, k, n_latents, clusters, seed=0)}
+    return {b.name: b.model for b in baselines_of(fit_baselines(x, k, n_latents, clusters, 0), k, n_latents, 0)}
 
 
 def test_pca_leaves_exactly_the_trailing_eigenvalues():
@@ -70,7 +70,7 @@ def test_raw_neurons_keep_the_coordinates_farthest_from_their_mean():
 def test_the_random_dictionarys_scale_is_the_best_one():
     x = rows()
     mean = x.mean(0)
-    best = random_dictionary(x, mean, 32, 3, seed=0)
+    best = random_dictionary(mean, 32, 3, 0, best_scale(random_dictionary(mean, 32, 3, 0), x))
     directions = best.encoder.detach()
     assert torch.allclose(directions.norm(dim=1), torch.ones(32), atol=1e-6)
     projections = (x - mean) @ directions.T
@@ -80,8 +80,8 @@ def test_the_random_dictionarys_scale_is_the_best_one():
     guess = z @ directions
     scale = float((guess * (x - mean)).sum() / guess.square().sum())
     assert torch.allclose(best(x), mean + scale * guess, atol=1e-3)
-    assert torch.equal(random_dictionary(x, mean, 32, 3, seed=0).encoder, best.encoder)
-    assert not torch.equal(random_dictionary(x, mean, 32, 3, seed=1).encoder, best.encoder)
+    assert torch.equal(random_dictionary(mean, 32, 3, 0).encoder, best.encoder)
+    assert not torch.equal(random_dictionary(mean, 32, 3, 1).encoder, best.encoder)
 
 
 def test_order_of_merit_at_equal_budget():

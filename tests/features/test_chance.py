@@ -14,8 +14,8 @@ from saetool.statistics import unit_rows
 IMAGES = 6
 
 
-def unit(rng, images: int = IMAGES) -> np.ndarray:
-    return unit_rows(torch.from_numpy(rng.normal(0.4, 1, (images, 5)))).numpy()
+def unit(rng, images: int = IMAGES) -> torch.Tensor:
+    return unit_rows(torch.from_numpy(rng.normal(0.4, 1, (images, 5))))
 
 
 def maxima_of(weights: np.ndarray) -> Maxima:
@@ -26,9 +26,9 @@ def maxima_of(weights: np.ndarray) -> Maxima:
     return Maxima.of(records, 0, len(weights))
 
 
-def excess_by_hand(weights: np.ndarray, vectors: np.ndarray) -> float:
+def excess_by_hand(weights: np.ndarray, vectors: torch.Tensor) -> float:
     """The mean of s_ij − r_i − r_j + c over pairs, weighted by the products of their weights, pair by pair."""
-    s = vectors.astype(float) @ vectors.T.astype(float)
+    s = (vectors.double() @ vectors.double().T).numpy()
     n = len(s)
     usual = [np.mean([s[i, j] for j in range(n) if j != i]) for i in range(n)]
     above = weight = 0.0
@@ -58,7 +58,7 @@ def test_images_of_a_kind_that_is_like_all_others_are_not_specific():
     rng = np.random.default_rng(1)
     rows = np.stack([middle] * 8 + [apart] * 3) + rng.normal(0, 0.05, (11, 3))
     rows[8:] += rng.normal(0, 0.05, (3, 3))
-    vectors = unit_rows(torch.from_numpy(rows)).numpy()
+    vectors = unit_rows(torch.from_numpy(rows))
     maxima = maxima_of(np.array([[1.0] * 4 + [0] * 7, [0] * 8 + [1] * 3]))
     score, chance = monosemanticity(maxima, vectors), Chance.of(vectors)
     assert chance is not None
@@ -90,9 +90,9 @@ def test_firing_bits_say_who_fires_where():
 
 
 def test_the_sample_is_all_images_or_those_of_smallest_hash():
-    hashes = np.random.default_rng(5).permutation(SAMPLE + 100).astype(np.uint64)
+    hashes = torch.from_numpy(np.random.default_rng(5).permutation(SAMPLE + 100))
     assert sample_of(hashes[:7]).tolist() == list(range(7))
-    assert sample_of(hashes).tolist() == np.flatnonzero(hashes < SAMPLE).tolist()
+    assert sample_of(hashes).tolist() == np.flatnonzero(hashes.numpy() < SAMPLE).tolist()
 
 
 def test_cosines_of_small_directions_are_right_to_a_few_thousandths():

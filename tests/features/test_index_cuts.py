@@ -330,6 +330,7 @@ def test_of_latents_with_many_columns_few_are_held_at_a_time(tmp_path, monkeypat
     writer.add(records, torch.zeros(1, 1), torch.zeros(1, 1))
     writer.close(Tally.empty(256, 1, 1.0))
     read = spill.Spill([tmp_path], 256)
-    assert [(block.first, block.stop) for block in read.blocks()] == [(0, 256)]
-    assert max(block.n_latents for block in read.blocks(100)) == 10
-    assert np.concatenate([block.records["latent"] for block in read.blocks(100)]).tolist() == list(range(256))
+    assert [read.latents_of(*span) for span in read.spans()] == [(0, 256)]
+    cut = [read.latents_of(*span) for span in read.spans(100)]
+    assert max(stop - first for first, stop in cut) == 10
+    assert np.concatenate([read.block(*span)["latent"] for span in read.spans(100)]).tolist() == list(range(256))

@@ -11,6 +11,7 @@ from saetool.features.blocks import largest_in_rows
 from saetool.features.monosemanticity import monosemanticity
 from saetool.features.neighbors import by_decoder
 from saetool.features.sheet import Cell, contact_sheet, overlay
+from saetool.features.tables import largest_of_rows
 from saetool.vision.geometry import Geometry
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -54,7 +55,7 @@ def test_monosemanticity_is_the_weighted_mean_similarity_of_pairs(random_scores,
     u = np.random.default_rng(seed).normal(size=(len(dense), 3))
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     u[:: 1 + seed % 4] *= seed % 2  # some embeddings are zero
-    found = monosemanticity(maxima_of(dense), u)
+    found = monosemanticity(maxima_of(dense), torch.from_numpy(u).float())
     for latent, a in enumerate(dense.T.astype(float)):
         span = a.max() - a.min()
         a = (a - a.min()) / span if span else 0 * a
@@ -71,7 +72,7 @@ def test_images_alike_score_one():
 
     records = np.zeros(3, RECORD)
     records["image"], records["value"] = np.arange(3), dense[:, 0]
-    same = np.tile([[1.0, 0.0]], (4, 1))
+    same = torch.tensor([[1.0, 0.0]]).repeat(4, 1)
     assert monosemanticity(Maxima.of(records, 0, 1), same) == pytest.approx(1)
 
 
@@ -90,3 +91,12 @@ def test_a_sheet_has_a_row_for_each_latent():
     sheet = contact_sheet([("latent 1", [Cell(picture, "a")] * 3), ("latent 2", [Cell(picture, "b")])], None, size=50)
     assert sheet.size == (150, 2 * (50 + 28))
     assert contact_sheet([], None).width > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 6))
+def test_the_largest_of_a_row_are_the_first_of_a_stable_sort(seed, k):
+    values = np.random.default_rng(seed).integers(-1, 3, (5, 4)) / 2
+    wanted = np.zeros(values.shape, bool)
+    np.put_along_axis(wanted, np.argsort(-values, axis=1, kind="stable")[:, :k], True, axis=1)
+    assert np.array_equal(largest_of_rows(values, k), wanted)

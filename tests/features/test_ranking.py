@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,10 +15,10 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def chosen_images(maxima, chosen, latent: int, group: str, interval: int = -1) -> list[int]:
     """Return the images of one latent's group, by rank."""
-    mine = (maxima.latent[chosen.record] == latent) & (chosen.group == GROUPS.index(group))
+    mine = (maxima.records()["latent"][chosen.record] == latent) & (chosen.group == GROUPS.index(group))
     mine &= chosen.interval == interval
     assert chosen.rank[mine].tolist() == list(range(mine.sum()))
-    return maxima.records["image"][chosen.record[mine]].tolist()
+    return maxima.records()["image"][chosen.record[mine]].tolist()
 
 
 def choose_from(maxima, images: int, seed: int = 0, **settings):
@@ -86,9 +87,9 @@ def test_many_latents_times_many_intervals_are_ordered_alike(maxima_of, random_s
 
 
 def test_the_last_of_very_many_cells_stays_last():
-    hashes = np.array([5, 1, 3, 2], dtype=np.int64)
+    hashes = torch.tensor([5, 1, 3, 2])
     for cell in ([0, 1 << 23, (1 << 23) - 1, 0], [0, 1 << 40, 7, 0]):
-        assert _by_cell(np.array(cell, dtype=np.int64), hashes).tolist() == [3, 0, 2, 1]
+        assert _by_cell(torch.tensor(cell), hashes, max(cell) + 1).tolist() == [3, 0, 2, 1]
 
 
 def test_random_members_are_drawn_evenly(maxima_of):
@@ -96,7 +97,7 @@ def test_random_members_are_drawn_evenly(maxima_of):
     maxima = maxima_of(np.ones((10, latents), np.float32))
     chosen = choose_from(maxima, 10, random=2)
     random = chosen.group == GROUPS.index("random")
-    counts = np.bincount(maxima.records["image"][chosen.record[random]], minlength=10)
+    counts = np.bincount(maxima.records()["image"][chosen.record[random]], minlength=10)
     assert counts.sum() == 2 * latents
     assert counts == pytest.approx(np.full(10, 600), abs=110)  # 5 standard deviations
 
@@ -119,4 +120,4 @@ def test_blocks_side_by_side_fit_into_half_of_the_memory(monkeypatch, cores, gig
     monkeypatch.setattr("saetool.distributed.cores", lambda: cores)
     pages = {"SC_PHYS_PAGES": gigabytes * 10**9 // 4096, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr("os.sysconf", pages.__getitem__)
-    assert block_workers(records) == workers
+    assert block_workers(records, torch.device("cpu")) == workers

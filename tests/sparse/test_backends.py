@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saetool.errors import RequestError
 from saetool.sparse import backends
-from saetool.sparse.backends import AdamStep, Backend, backend_for
+from saetool.sparse.backends import AdamStep, Backend, backend_for, finish
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import Along, DeferredGradient, Outer
 from saetool.sparse.weight import Weight
@@ -117,7 +117,7 @@ def test_what_exceeds_the_threshold_is_found(backend, made):
     data = made()
     x, weight, bias = cast(backend, data.x, data.weight, data.bias)
     cut = torch.linspace(-0.2, 0.4, len(bias), dtype=bias.dtype)
-    support, values = backend.encode_threshold(x, Weight(weight), bias, cut, "exact")
+    support, values = finish(backend.search(x, Weight(weight), bias, "exact", cut=cut))
     check_support(support)
     found = torch.full(data.outputs.shape, -torch.inf, dtype=torch.float64)
     found[support.rows, support.latents] = values.double()
@@ -135,7 +135,7 @@ def test_the_k_largest_are_found_and_of_equals_the_first(backend, made, k):
     data = made()
     x, weight, bias = cast(backend, data.x, data.weight, data.bias)
     k = min(k, len(bias))
-    support, values = backend.encode_topk(x, Weight(weight), bias, k, "exact")
+    support, values = finish(backend.search(x, Weight(weight), bias, "exact", k=k))
     check_support(support)
     found = dense(support, values)
     outputs = data.outputs.nan_to_num(-1.0)
@@ -156,13 +156,13 @@ def test_bfloat16_decides_within_its_rounding(backend, made):
     x, weight, bias = cast(backend, data.x, data.weight, data.bias)
     reach = data.x.norm(dim=1, keepdim=True) * data.weight.norm(dim=1) + data.bias.abs()
     margin = 2.0**-7 * reach.double()
-    support, values = backend.encode_threshold(x, Weight(weight), bias, torch.zeros_like(bias), "bf16")
+    support, values = finish(backend.search(x, Weight(weight), bias, "bf16", cut=torch.zeros_like(bias)))
     found = dense(support, values)
     assert (found > 0)[data.outputs > margin].all()
     assert not (found > 0)[data.outputs < -margin].any()
     there = found > 0
     assert ((found - data.outputs).abs() <= margin)[there].all()
-    support, values = backend.encode_topk(x, Weight(weight), bias, 4, "bf16")
+    support, values = finish(backend.search(x, Weight(weight), bias, "bf16", k=4))
     found = dense(support, values)
     kth = data.outputs.topk(4, dim=1).values[:, -1:].clamp_min(0)
     assert (found > 0)[data.outputs > kth + 2 * margin.amax(1, keepdim=True)].all()
@@ -181,9 +181,9 @@ def test_exact_mode_finds_what_16_bits_misjudge(backend, apart):
     x, weight, bias = cast(backend, x, weight, bias)
     for k, bound in ((None, torch.zeros(1)), (40, data.outputs.topk(40, dim=1).values[:, -1:])):
         if k is None:
-            support, values = backend.encode_threshold(x, Weight(weight), bias, torch.zeros_like(bias), "exact")
+            support, values = finish(backend.search(x, Weight(weight), bias, "exact", cut=torch.zeros_like(bias)))
         else:
-            support, values = backend.encode_topk(x, Weight(weight), bias, k, "exact")
+            support, values = finish(backend.search(x, Weight(weight), bias, "exact", k=k))
         sure = (data.outputs - bound).abs() > 1e-5
         wanted = (data.outputs >= bound) & (data.outputs > 0)
         assert torch.equal((dense(support, values) > 0)[sure], wanted[sure])
@@ -196,10 +196,10 @@ def test_exact_mode_finds_what_16_bits_do_not_hold(backend, scale):
     bias = weight.new_zeros(len(weight))
     outputs = (data.x * scale).double() @ data.weight.double().T
     sure = outputs.abs() > 1e-5 * scale
-    support, values = backend.encode_threshold(x, Weight(weight), bias, bias, "exact")
+    support, values = finish(backend.search(x, Weight(weight), bias, "exact", cut=bias))
     found = dense(support, values.clamp_min(0))
     torch.testing.assert_close(found[sure], outputs.clamp_min(0)[sure], rtol=1e-4, atol=1e-6 * scale)
-    support, values = backend.encode_topk(x, Weight(weight), bias, 4, "exact")
+    support, values = finish(backend.search(x, Weight(weight), bias, "exact", k=4))
     wanted = torch.where(outputs >= outputs.topk(4, dim=1).values[:, -1:], outputs, 0.0).clamp_min(0)
     torch.testing.assert_close(dense(support, values)[sure], wanted[sure], rtol=1e-4, atol=1e-6 * scale)
 
@@ -215,10 +215,9 @@ def test_room_behind_the_entries_changes_nothing(monkeypatch, precision, wanted)
     data = always_on()
     backend, weight, bias = backend_for(data.x), Weight(data.weight), data.bias
     given = {"cut": torch.zeros_like(bias)} if wanted == "threshold" else {"k": 5}
-    found = []
+    results = []
     for more in (None, 40):
         search = backend.search(data.x, weight, bias, precision, **given)
-        assert search is not None
         numbers = search.numbers.tolist()
         support, values = search.found(numbers, None if more is None else numbers[0] + more)
         if more and wanted == "threshold":
@@ -229,8 +228,8 @@ def test_room_behind_the_entries_changes_nothing(monkeypatch, precision, wanted)
         total = int(support.offsets[-1])
         sums = backend.latent_sums(support, z), backend.latent_gradient(support, z, data.x, 0, len(bias))
         codes = support.codes(values)
-        found.append([error, residual, slopes[:total], *sums, codes.offsets, codes.latents, codes.values])
-    for plain, roomy in zip(*found, strict=True):
+        results.append([error, residual, slopes[:total], *sums, codes.offsets, codes.latents, codes.values])
+    for plain, roomy in zip(*results, strict=True):
         assert torch.equal(plain, roomy)
 
 
@@ -241,7 +240,7 @@ def test_a_row_that_no_width_holds_is_decided_all_the_same(monkeypatch):
     monkeypatch.setenv(backends.SWITCH, "cuda")
     monkeypatch.setattr(launch, "WIDEST", 16)
     data = ties()
-    support, values = backend_for(data.x).encode_topk(data.x, Weight(data.weight), data.bias, 5, "exact")
+    support, values = finish(backend_for(data.x).search(data.x, Weight(data.weight), data.bias, "exact", k=5))
     found = dense(support, values)
     assert ((found > 0)[:, :5] == (data.outputs[:, :1] > 0)).all()
     assert not (found > 0)[:, 5:].any()
@@ -317,7 +316,7 @@ def test_an_update_is_adams(backend, terms, unit):
     moments = torch.zeros_like(start), torch.zeros_like(start)
     adam = torch.optim.Adam([theirs], 1e-2, (0.9, 0.99), 1e-8)
     if backend.name != "reference":
-        backend.encode_threshold(table, ours, table.new_zeros(30), table.new_zeros(30), "exact")
+        finish(backend.search(table, ours, table.new_zeros(30), "exact", cut=table.new_zeros(30)))
         assert ours.copy is not None
     for count in range(1, 5):
         support, weights = random_codes(11, 30, 0.2, count)
@@ -363,9 +362,9 @@ def test_a_changed_weight_is_copied_again(backend):
     data = case()
     x, tensor, bias = cast(backend, data.x, data.weight, data.bias)
     weight, cut = Weight(tensor), torch.zeros_like(bias)
-    backend.encode_threshold(x, weight, bias, cut, "exact")
+    finish(backend.search(x, weight, bias, "exact", cut=cut))
     tensor.mul_(-1.0)
-    support, values = backend.encode_threshold(x, weight, bias, cut, "exact")
+    support, values = finish(backend.search(x, weight, bias, "exact", cut=cut))
     wanted = (x @ tensor.T + bias).double().clamp_min(0)
     torch.testing.assert_close(dense(support, values).clamp_min(0), wanted, rtol=1e-5, atol=1e-5)
 

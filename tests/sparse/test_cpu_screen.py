@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from saetool.sparse.backends import finish
 from saetool.sparse.backends.cpu import backend
 from saetool.sparse.backends.cpu.backend import Cpu
 from saetool.sparse.backends.cpu.screen import HalfWeight, ceil_half
@@ -35,7 +36,7 @@ def test_support_and_values_are_those_of_the_dense_formula(rows, d_in, n_latents
     x, weight, bias = problem(rows, d_in, n_latents, seed)
     cut = torch.full((n_latents,), 0.3)
     dense = x.double() @ weight.double().T + bias.double()
-    support, values = Cpu().encode_threshold(x, Weight(weight), bias, cut, "exact")
+    support, values = finish(Cpu().search(x, Weight(weight), bias, "exact", cut=cut))
     found = torch.full_like(dense, -torch.inf)
     found[support.rows, support.latents] = values.double()
     above = dense > cut
@@ -50,7 +51,7 @@ def test_the_k_largest_are_those_of_the_dense_formula(rows, d_in, n_latents, k, 
     x, weight, bias = problem(rows, d_in, n_latents, seed)
     k = min(k, n_latents)
     dense = x.double() @ weight.double().T + bias.double()
-    support, values = Cpu().encode_topk(x, Weight(weight), bias, k, "exact")
+    support, values = finish(Cpu().search(x, Weight(weight), bias, "exact", k=k))
     codes = support.codes(values).dense().double()
     kth = dense.topk(k, dim=1).values[:, -1:].clamp_min(0)
     expected = torch.where(dense >= kth, dense, 0.0).clamp_min(0)
@@ -77,8 +78,8 @@ def test_the_half_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale):
 def test_many_rows_are_shared_out_and_come_back_in_order():
     x, weight, bias = problem(1100, 16, 64)
     for found in (
-        Cpu().encode_threshold(x, Weight(weight), bias, torch.zeros(64), "exact"),
-        Cpu().encode_topk(x, Weight(weight), bias, 64, "exact"),
+        finish(Cpu().search(x, Weight(weight), bias, "exact", cut=torch.zeros(64))),
+        finish(Cpu().search(x, Weight(weight), bias, "exact", k=64)),
     ):
         codes = found[0].codes(found[1])
         torch.testing.assert_close(codes.dense(), (x @ weight.T + bias).relu(), rtol=1e-4, atol=1e-5)
@@ -93,7 +94,7 @@ def test_rounding_to_half_is_directed():
 
 def test_ties_in_half_precision_go_to_the_lowest_latent():
     weight = torch.ones(64, 8)
-    support, values = Cpu().encode_topk(torch.ones(3, 8), Weight(weight), torch.zeros(64), 5, "bf16")
+    support, values = finish(Cpu().search(torch.ones(3, 8), Weight(weight), torch.zeros(64), "bf16", k=5))
     assert support.latents.view(3, 5).tolist() == [[0, 1, 2, 3, 4]] * 3
     assert torch.equal(values, torch.full((15,), 8.0))
 
@@ -101,10 +102,10 @@ def test_ties_in_half_precision_go_to_the_lowest_latent():
 def test_a_row_alone_has_the_code_it_has_in_company():
     x, weight, bias = problem(40, 32, 96)
     encoder = Weight(weight)
-    support, values = Cpu().encode_threshold(x, encoder, bias, torch.zeros(96), "exact")
+    support, values = finish(Cpu().search(x, encoder, bias, "exact", cut=torch.zeros(96)))
     together = support.codes(values)
     for i in (0, 17, 39):
-        support, values = Cpu().encode_threshold(x[i : i + 1], encoder, bias, torch.zeros(96), "exact")
+        support, values = finish(Cpu().search(x[i : i + 1], encoder, bias, "exact", cut=torch.zeros(96)))
         latents, expected = together.row(i)
         assert torch.equal(support.codes(values).latents, latents)
         torch.testing.assert_close(support.codes(values).values, expected, rtol=1e-6, atol=1e-6)

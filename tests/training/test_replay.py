@@ -68,18 +68,15 @@ def test_a_step_in_two_parts_is_the_step(on_the_gpus_backend, monkeypatch, name)
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        (KINDS["ReLU + L1"], [False, True, True, False, True]),
+        (KINDS["ReLU + L1"], [False, True, True, True, True]),
         ({"activation": {"kind": "topk", "k": 4}, "dead": {"kind": "auxk"}}, [False] * 5),
         (
             KINDS["ReLU + L1"] | {"dead": {"kind": "resample", "every_steps": 3, "after_tokens": 4}},
-            [False, True, False, False, True],
+            [False, True, False, True, True],
         ),
     ],
 )
-def test_which_steps_repeat(monkeypatch, keys, expected):
-    from saetool.autoencoders import sparse
-
-    monkeypatch.setattr(sparse, "DENSITY_EVERY", 4)
+def test_which_steps_repeat(keys, expected):
     model = SparseAutoencoder(SparseSettings(kind="sparse", n_latents=24, sparse_below=1.0, **keys), 10)
     assert [model.repeats(step) for step in range(5)] == expected
 

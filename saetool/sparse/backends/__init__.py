@@ -61,6 +61,11 @@ class Search(Protocol):
         ...
 
 
+def finish(search: Search) -> Found:
+    """Return what a search finds; on a GPU this waits, once."""
+    return search.found(search.numbers.tolist())
+
+
 class Backend(Protocol):
     """The functions that a sparse step is made of. Rows are a batch's, [batch, d_in]; weights are [n_latents, d_in]."""
 
@@ -76,19 +81,12 @@ class Backend(Protocol):
         encoder: Weight,
         bias: Tensor,
         precision: Precision,
+        *,
         cut: Tensor | None = None,
         k: int | None = None,
-    ) -> Search | None:
-        """Begin what `encode_threshold` (by a cut) or `encode_topk` does; None where nothing is waited for anyway."""
-        ...
-
-    def encode_threshold(self, x: Tensor, encoder: Weight, bias: Tensor, cut: Tensor, precision: Precision) -> Found:
-        """Return a support that holds every output x·Wᵀ + b above its latent's cut [n_latents], and the outputs."""
-        ...
-
-    def encode_topk(self, x: Tensor, encoder: Weight, bias: Tensor, k: int, precision: Precision) -> Found:
-        """Return a support that holds each row's k largest positive outputs, of equals the lowest latents; others on
-        it have the output 0."""
+    ) -> Search:
+        """Search for every output x·Wᵀ + b above its latent's `cut` [n_latents]; or for each row's `k` largest positive
+        ones, of equals the lowest latents: others on the support found have the output 0 then."""
         ...
 
     def keep(self, support: Support, values: Tensor, kept: Bool[Tensor, "entries"]) -> Found:

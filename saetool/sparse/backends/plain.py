@@ -35,6 +35,42 @@ def slices(
             yield torch.addmm(bias, part, weight.T)
 
 
+def search(
+    x: Float[Tensor, "batch d_in"],
+    encoder: Weight,
+    bias: Float[Tensor, "n_latents"],
+    half: bool,
+    cut: Tensor | None,
+    k: int | None,
+) -> "Done":
+    """Do what a backend's `search` does, a slice of rows at a time."""
+    parts = slices(x, encoder.tensor.detach(), bias, half)
+    if k is not None:
+        return Done(*joined([entries_largest(pre, k) for pre in parts]))
+    assert cut is not None
+    return Done(*joined([entries_above(pre, cut) for pre in parts]))
+
+
+@dataclass(frozen=True)
+class Done:
+    """A `Search` that has found its entries already."""
+
+    support: Support
+    values: Float[Tensor, "entries"]
+
+    @property
+    def numbers(self) -> Tensor:
+        """Return how many entries there are."""
+        return torch.tensor([len(self.values)])
+
+    def shape(self, numbers: list[int]) -> None:
+        """Return None: what follows depends on everything."""
+
+    def found(self, numbers: list[int], room: int | None = None) -> tuple[Support, Tensor]:
+        """Return the entries and the outputs on them."""
+        return self.support, self.values
+
+
 def entries_above(
     pre: Float[Tensor, "rows n_latents"], cut: Float[Tensor, "n_latents"]
 ) -> tuple[Support, Float[Tensor, "entries"]]:

@@ -29,16 +29,8 @@ class Reference:
         units = x if mean is None else (x - mean) * factor
         return units, units - bias
 
-    def search(self, x, encoder: Weight, bias, precision, cut=None, k=None) -> None:
-        return None
-
-    def encode_threshold(self, x, encoder: Weight, bias, cut, precision) -> tuple[Support, Tensor]:
-        parts = plain.slices(x, encoder.tensor.detach(), bias, precision == "bf16")
-        return plain.joined([plain.entries_above(pre, cut) for pre in parts])
-
-    def encode_topk(self, x, encoder: Weight, bias, k, precision) -> tuple[Support, Tensor]:
-        parts = plain.slices(x, encoder.tensor.detach(), bias, precision == "bf16")
-        return plain.joined([plain.entries_largest(pre, k) for pre in parts])
+    def search(self, x, encoder: Weight, bias, precision, *, cut=None, k=None) -> plain.Done:
+        return plain.search(x, encoder, bias, precision == "bf16", cut, k)
 
     def keep(self, support: Support, values: Tensor, kept: Tensor) -> tuple[Support, Tensor]:
         return support, torch.where(kept, values, 0.0)

@@ -46,20 +46,11 @@ class Cpu:
         parallel_rows(part, len(x), ROWS_IN_CACHE)
         return units, centered
 
-    def search(self, x, encoder: Weight, bias, precision, cut=None, k=None) -> None:
-        return None
-
-    def encode_threshold(self, x: Tensor, encoder: Weight, bias, cut, precision: str) -> tuple[Support, Tensor]:
-        if not has_fast_half() and precision == "exact":
-            parts = plain.slices(x, encoder.tensor.detach(), bias, half=False)
-            return plain.joined([plain.entries_above(pre, cut) for pre in parts])
-        return _select(x, encoder, bias, cut, None, precision == "exact")
-
-    def encode_topk(self, x: Tensor, encoder: Weight, bias, k: int, precision: str) -> tuple[Support, Tensor]:
-        if not has_fast_half() and precision == "exact":
-            parts = plain.slices(x, encoder.tensor.detach(), bias, half=False)
-            return plain.joined([plain.entries_largest(pre, k) for pre in parts])
-        return _select(x, encoder, bias, torch.zeros_like(bias), k, precision == "exact")
+    def search(self, x: Tensor, encoder: Weight, bias, precision, *, cut=None, k=None) -> plain.Done:
+        exact = precision == "exact"
+        if exact and not has_fast_half():
+            return plain.search(x, encoder, bias, False, cut, k)
+        return plain.Done(*_select(x, encoder, bias, torch.zeros_like(bias) if cut is None else cut, k, exact))
 
     def keep(self, support: Support, values: Tensor, kept: Tensor) -> tuple[Support, Tensor]:
         return support.where(kept), values[kept]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saetool.sparse.backends import Search, plain
+from saetool.sparse.backends import plain
 from saetool.sparse.backends.cuda import kernels as compiled_at_launch
 from saetool.sparse.backends.plain import AdamStep
 from saetool.sparse.codes import ByLatent, Support
@@ -117,20 +117,12 @@ class Cuda:
             )
         return units, centered
 
-    def search(
-        self, x: Tensor, encoder: Weight, bias: Tensor, precision: str, cut: Tensor | None = None, k: int | None = None
-    ) -> "Search":
+    def search(self, x: Tensor, encoder: Weight, bias: Tensor, precision, *, cut=None, k=None) -> "_Threshold | _TopK":
         product = _Product(x, encoder, bias, precision == "exact")
         if k is not None:
             return _TopK(product, min(k, len(bias)))
         assert cut is not None
         return _Threshold(product, (bias - cut).contiguous())
-
-    def encode_threshold(self, x: Tensor, encoder: Weight, bias, cut, precision: str) -> tuple[Support, Tensor]:
-        return _read(self.search(x, encoder, bias, precision, cut=cut))
-
-    def encode_topk(self, x: Tensor, encoder: Weight, bias, k: int, precision: str) -> tuple[Support, Tensor]:
-        return _read(self.search(x, encoder, bias, precision, k=k))
 
     def keep(self, support: Support, values: Tensor, kept: Tensor) -> tuple[Support, Tensor]:
         return support, torch.where(kept, values, 0.0)
@@ -328,8 +320,7 @@ class _TopK:
         (total, widest), product, k = numbers, self.product, self.k
         x, bias = product.x, product.bias
         if widest > WIDEST:  # equal outputs by the thousand: a degenerate model
-            parts = plain.slices(x, product.encoder.tensor.detach(), bias, half=not product.exact)
-            return plain.joined([plain.entries_largest(pre, k) for pre in parts])
+            return plain.search(x, product.encoder, bias, not product.exact, None, k).found(numbers)
         support = product.entries(self.bits, self.counts, total, total if room is None else room)
         values = product.outputs(support)
         latents = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
@@ -347,10 +338,6 @@ def room_for(total: int) -> int:
     """Return room for so many entries, at most an eighth more than need be: few sizes, so that steps repeat."""
     step = max(1024, 1 << max(0, total.bit_length() - 4))
     return _blocks(total, step) * step
-
-
-def _read(search: Search) -> tuple[Support, Tensor]:
-    return search.found(search.numbers.tolist())  # the one wait of a step
 
 
 def _width(widest: int) -> int:

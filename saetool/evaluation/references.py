@@ -1,0 +1,146 @@
+"""What other codes of the same number of active directions keep: how far an encoder, and a dictionary, are from it.
+
+Orthogonal matching pursuit (Pati, Rezaiifar & Krishnaprasad 1993) is as good an encoder as is to be had in reasonable
+time; ICA (Hyvärinen & Oja 2000) is a dictionary that no sparse penalty made. Both choose for every token, as the
+autoencoder does.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.decomposition import FastICA
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from saetool import seeding
+from saetool.autoencoders.sparse import SparseAutoencoder
+from saetool.evaluation.baselines import Baseline, Fitted
+from saetool.sparse.codes import Codes
+
+ROWS_AT_ONCE = 512
+"""Rows whose scores are held at once: 50 MB of 24,576 directions."""
+
+RIDGE = 1e-9
+"""Added to the diagonal of unit directions' products: two that are equal have no single best values."""
+
+ICA_ROWS, ICA_ITERATIONS = 16_384, 100
+"""Training rows that ICA is fitted on, and its steps: half a minute of two cores for 384 coordinates."""
+
+
+class Pursuit(Baseline):
+    """Codes of `k` directions a row by orthogonal matching pursuit: x_hat = offset + Σ of chosen directions.
+
+    k times, the direction that points most along what is left, of either sign, joins those chosen, and the values of
+    all of them are set anew by least squares.
+    """
+
+    directions: Tensor
+    offset: Tensor
+
+    def __init__(self, directions: Float[Tensor, "n_latents d_in"], offset: Float[Tensor, "d_in"], k: int):
+        super().__init__()
+        self.n_latents, self.d_in = directions.shape
+        self.k = max(1, min(k, self.n_latents, self.d_in))
+        self.register_buffer("directions", normalize(directions.detach().float(), dim=1))
+        self.register_buffer("offset", offset.detach().float())
+
+    def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
+        """Return the chosen directions and their values."""
+        return Codes.concatenate([self._pursue(rows) for rows in x.split(ROWS_AT_ONCE)])
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        """Return the codes of `encode_sparse` as a dense tensor."""
+        return self.encode_sparse(x).dense()
+
+    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+        """Return offset + z W."""
+        return self.offset + z @ self.directions
+
+    def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
+        """Return W, of unit rows."""
+        return self.directions
+
+    def _pursue(self, x: Float[Tensor, "rows d_in"]) -> Codes:
+        wanted = (x - self.offset).double()
+        left, chosen = wanted, torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
+        values = wanted.new_empty(len(x), 0)
+        for _ in range(self.k):
+            scores = (left.float() @ self.directions.T).abs().scatter_(1, chosen, -1.0)
+            chosen = torch.cat([chosen, scores.argmax(1, keepdim=True)], 1)
+            among = self.directions[chosen].double()
+            gram = among @ among.mT
+            gram.diagonal(dim1=-2, dim2=-1).add_(RIDGE)
+            values = torch.cholesky_solve(among @ wanted[..., None], torch.linalg.cholesky(gram))[..., 0]
+            left = wanted - (values[:, None] @ among)[:, 0]
+        latents, order = chosen.sort(dim=1)
+        offsets = torch.arange(0, latents.numel() + 1, self.k, device=x.device)
+        return Codes(offsets, latents.flatten(), values.gather(1, order).float().flatten(), self.n_latents)
+
+
+class Components(Baseline):
+    """Independent components: scores s = U (x − mean), of which those k stay that change x_hat = mean + s A most."""
+
+    mean: Tensor
+    unmixing: Tensor
+    mixing: Tensor
+
+    def __init__(
+        self,
+        mean: Float[Tensor, "d_in"],
+        unmixing: Float[Tensor, "n_latents d_in"],
+        mixing: Float[Tensor, "n_latents d_in"],
+        k: int,
+    ):
+        super().__init__()
+        self.n_latents, self.d_in = mixing.shape
+        self.k = min(k, self.n_latents)
+        for name, value in (("mean", mean), ("unmixing", unmixing), ("mixing", mixing)):
+            self.register_buffer(name, value.float())
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        """Return the chosen scores, zero elsewhere."""
+        scores = (x.float() - self.mean) @ self.unmixing.T
+        chosen = (scores.abs() * self.mixing.norm(dim=1)).topk(self.k, dim=1).indices
+        return torch.zeros_like(scores).scatter_(1, chosen, scores.gather(1, chosen))
+
+    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+        """Return mean + s A."""
+        return self.mean + z @ self.mixing
+
+    def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
+        """Return A."""
+        return self.mixing
+
+
+def fit_components(rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> Components:
+    """Return ICA fitted on raw training rows (scikit-learn's FastICA, as far as it comes in its iterations)."""
+    rows = rows[:ICA_ROWS].double()
+    ica = FastICA(
+        min(rows.shape),
+        whiten="unit-variance",
+        max_iter=ICA_ITERATIONS,
+        random_state=seeding.derive(seed, "ICA") % 2**32,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ica.fit(rows.numpy())
+    mean, unmixing, mixing = (torch.from_numpy(np.asarray(a)) for a in (ica.mean_, ica.components_, ica.mixing_))
+    return Components(mean, unmixing, mixing.T, k)
+
+
+@torch.no_grad()
+def reference_models(own: SparseAutoencoder, rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> list[Fitted]:
+    """Return what a sparse autoencoder of about `k` active latents stands beside; `rows` are raw training rows."""
+    offset = own.decode(own.decoder_bias.new_zeros(1, own.n_latents))[0]
+    draws = torch.randn(own.n_latents, own.d_in, generator=seeding.generator(seed, "random dictionary"))
+    made = [
+        Fitted("own decoder, pursuit", "its directions, chosen anew", Pursuit(own.decoder_directions(), offset, k)),
+        Fitted("random dictionary, pursuit", "as many random directions", Pursuit(draws, rows.mean(0), k)),
+        Fitted("ICA", f"each token's {k} independent components of largest share", fit_components(rows, k, seed)),
+    ]
+    for reference in made:
+        reference.model.to(offset.device)
+    return made
