@@ -88,6 +88,7 @@ saetool.search = (() => {
       if (!event.target.closest(".search")) place.hidden = true;
     });
     input.addEventListener("focus", () => show().catch(complain));
+    addEventListener("hashchange", () => { place.hidden = true; });
   }
 
   document.addEventListener("DOMContentLoaded", () => {
