@@ -49,7 +49,9 @@ class Interest:
     @cached_property
     def score(self) -> np.ndarray:
         """How alike the strongest training images are, or how much of one class, or (of neither) how strong it is."""
-        for found in (self._column("top_excess"), self.words.enrichment, self._column("max")):
+        seen = self.places.where(~self.places.held_out.astype(bool))
+        of_one_class = Words(self.files.latents, seen, self.words.facts).enrichment
+        for found in (self._column("top_excess"), of_one_class, self._column("max")):
             if found is not None and not np.isnan(found).all():
                 return np.where(np.isnan(found), -np.inf, found)
         return np.zeros(self.files.n_latents)

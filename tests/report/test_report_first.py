@@ -181,3 +181,17 @@ def test_the_least_interesting_latents_lose_their_page_first(interest, run, tmp_
     assert 0 < len(kept) < 9
     best = list(dict.fromkeys(latent // 8 for latent in interest.order.tolist()))
     assert kept == set(best[: len(kept)])
+
+
+def test_without_embeddings_classes_of_training_images_choose(planted):
+    """Latent 0 is of one class on its training images only; latent 6 on held-out ones only."""
+    kinds = ["b"] * IMAGES
+    for image in range(0, SEEN, 4):
+        kinds[image] = "a"
+    labels = [{"name": "kind", "kind": "category", "classes": ["a", "b"]}]
+    facts = ImageFacts(pa.table({"path": [""] * IMAGES, "kind": kinds}), labels, None)
+    planted.files.latents = planted.files.latents.drop_columns(["top_excess"])
+    words = Words(planted.files.latents, planted.places, facts)
+    interest = Interest(planted.files, planted.places, words)
+    assert interest.first_look[0] == NAMES.index("best")
+    assert interest.score[NAMES.index("on held-out only")] == -np.inf

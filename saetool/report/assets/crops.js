@@ -16,7 +16,7 @@ saetool.crops = (() => {
   }
 
   /** Return one crop {image, patch, box}: a square, as the model saw it. */
-  function crop(facts, { image, patch, box }, { alt = "" } = {}) {
+  function crop(facts, { image, patch, box }, { alt = "", eager = false } = {}) {
     const source = image < 0 ? null : site.thumbnail(facts, image);
     const frame = h("span.crop", { "data-image": image });
     if (!source) {
@@ -25,7 +25,7 @@ saetool.crops = (() => {
     }
     const [left, top, right, bottom] = window(patch, box, facts.values.grid);
     const whole = right - left >= 1 && bottom - top >= 1;
-    const picture = h(whole ? "img.whole" : "img", { src: source, alt, decoding: "async", loading: "lazy" });
+    const picture = h(whole ? "img.whole" : "img", { src: source, alt, decoding: "async", loading: eager ? null : "lazy" });
     if (!whole) {
       const set = (key, value) => picture.style.setProperty(key, `${value * 100}%`);
       set("width", 1 / (right - left));

@@ -33,12 +33,19 @@
     by("found").hidden = by("strip").hidden = !found.part;
     if (found.part) strips(facts, found);
     document.body.dataset.shown = String(latent);
-    await others; // the strip is on the screen before all else is made, or even loaded
+    await Promise.all([others, seen()]); // the strip is on the screen before all else is made, or even loaded
     if (mine !== turn) return;
     saetool.panels.statistics(facts, found);
     if (found.part) fill(facts, found);
     document.body.dataset.ready = String(latent);
     place(facts, latent, mine).catch(complain);
+  }
+
+  /** Wait until the pictures of the strip are there, a second at most. */
+  function seen() {
+    const pictures = [...by("strip-top").querySelectorAll("img")].filter((picture) => !picture.complete);
+    const each = pictures.map((picture) => new Promise((done) => Object.assign(picture, { onload: done, onerror: done })));
+    return Promise.race([Promise.all(each), new Promise((done) => setTimeout(done, 1000))]);
   }
 
   /** Return what the table says of a latent that has no page. */
@@ -100,7 +107,7 @@
   }
 
   function strips(facts, found) {
-    const crop = (example, k) => crops.crop(facts, saetool.record.crop(example), { alt: k ? "" : `Around the peak of latent ${found.latent}` });
+    const crop = (example, k) => crops.crop(facts, saetool.record.crop(example), { alt: k ? "" : `Around the peak of latent ${found.latent}`, eager: true });
     for (const [id, group] of [["strip-top", "top"], ["strip-held-out", "held_out"]]) {
       const examples = found.of(group);
       by(id).replaceChildren(...examples.map((one, k) => h("a", { href: `image.html#image=${one.facts.row}&patch=${Math.max(one.patch, 0)}&latent=${found.latent}`, "aria-label": `Image ${one.facts.row}, ${format("value", one.value)}` }, crop(one, k))));
