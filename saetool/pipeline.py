@@ -112,7 +112,7 @@ class Run:
         stage = self.caching() if kind == "activations" else self.members[0].training()
         if stage.estimate is None:
             raise RequestError(f"{COMMANDS[kind]} has no dry run.")
-        return stage.estimate()
+        return stage.estimate(self.directory)
 
     def require_space(self, estimate: dict[str, Any]) -> None:
         """Raise RequestError when the disk cannot hold what an estimate says."""
@@ -359,6 +359,7 @@ def _holds(store: Path, config: RunConfig) -> bool:
             # A resolved precision answers `auto`; a folder's place is no part of what was made.
             free = (section, key, value) == ("backbone", "precision", "auto")
             value = "folder" if (section, key) == ("images", "source") and not is_named(value) else value
-            if not free and key in found[section] and found[section][key] != value:
+            known = found[section].get("decode", "pillow") if key == "decode" else found[section].get(key, value)
+            if not free and known != value:
                 return False
     return True

@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--source", default="256x256" if gpu else "elpv", help="WIDTHxHEIGHT makes JPEGs of that size")
     parser.add_argument("--images", type=int, default=20_480 if gpu else 1_600)
     parser.add_argument("--batch", type=int, default=256 if gpu else 32)
+    parser.add_argument("--decode", choices=["pillow", "gpu"], default="pillow")
+    parser.add_argument("--disk", action="store_true", help="also write by fewer and by more threads, and bare files")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
         "--compiled", action="store_true", help="also time the model's blocks as torch.compile makes them"
@@ -72,9 +74,9 @@ def main() -> None:
         name=given.backbone, layers=[given.layer], pretrained=given.backbone.startswith("demo/")
     )
     with tempfile.TemporaryDirectory(prefix="saetool-bench-") as folder:
-        source = open_source(ImageSettings(source=pictures(given.source, images, Path(folder)), limit=images))
+        source = ImageSettings(source=pictures(given.source, images, Path(folder)), limit=images, decode=given.decode)
         store = CacheSettings(batch_size=given.batch, shard_mb=256 if gpu else 64)
-        figures = measure(settings, source, store, Path(folder), given.turns)
+        figures = measure(settings, source, store, Path(folder), given.turns, given.disk)
         if given.compiled:
             figures |= ways_of_the_forward_pass(settings, given.batch)
     for name, value in figures.items():
@@ -114,18 +116,19 @@ def jpeg(seed: int, width: int, height: int) -> bytes:
 
 
 def measure(
-    settings: BackboneSettings, source: ImageSource, store: CacheSettings, folder: Path, turns: int
+    settings: BackboneSettings, images: ImageSettings, store: CacheSettings, folder: Path, turns: int, disk: bool
 ) -> dict[str, float | str]:
     """Return the rates in images a second, caching's share of the lowest limit, processor time, the peak memory."""
     backbone = load_backbone(settings, device=distributed.default_device())
-    job = CachingJob(lambda: backbone, lambda b: b.sites, source, store, "fail")
+    source = open_source(images)
+    job = CachingJob(lambda: backbone, lambda b: b.sites, source, store, "fail", decode=images.decode)
     plan = job.plan(backbone)
     found: dict[str, list[float]] = {}
     before = limits(job, backbone, plan, folder)
     for turn in range(turns):
         began, busy = time.perf_counter(), processor_seconds()
         with launches() as times, seconds_in(CachingJob, "_fill") as filling:
-            cache(backbone, source, None, folder / "store", store, force=True)
+            made = cache(backbone, images, None, folder / "store", store, force=True)
         rate = len(source) / (time.perf_counter() - began)
         spent = (processor_seconds() - busy) / len(source)
         first = min(job.decoder(backbone, plan).slices_ahead, len(times) - 2)  # those were decoded ahead
@@ -140,11 +143,14 @@ def measure(
         print(f"turn {turn + 1}: " + ", ".join(f"{name} {value:,.4g}" for name, value in row.items()), flush=True)
         before = after
     figures: dict[str, float | str] = {name: statistics.median(values) for name, values in found.items()}
+    figures |= {
+        f"{name}_difference": value for name, value in made.content.get("decoded", {}).get("difference", {}).items()
+    }
     if backbone.precision != "fp32":
         figures |= beside_float32(settings, plan, float(figures["steady"]))
-    predicted = estimate(job)["images_per_second"]
+    predicted = estimate(job, folder)["images_per_second"]
     figures |= {"dry_run": predicted, "dry_run_vs_progress": predicted / float(figures["progress"])}
-    if backbone.device.type == "cuda":
+    if disk:
         figures |= beside_the_disk(job, backbone, plan, folder)
     figures |= beside_pillow(source, backbone, float(figures["decode_milliseconds"]))
     scale = 2**20 if sys.platform == "darwin" else 2**10  # where ru_maxrss counts bytes, not KiB
@@ -259,7 +265,7 @@ def written(
 
 def beside_the_disk(job: CachingJob, backbone: Backbone, plan: Plan, folder: Path) -> dict[str, float]:
     """Return gigabytes a second that reach the disk through more writers, and as bare files, four side by side."""
-    found = {f"write_gigabytes_by_{writers}": written(job, backbone, plan, folder, writers)[1] for writers in (1, 4, 8)}
+    found = {f"write_gigabytes_by_{writers}": written(job, backbone, plan, folder, writers)[1] for writers in (1, 2, 8)}
     data = memoryview(bytes(plan.slices_per_shard * plan.settings.batch_size * plan.image_bytes))
 
     def bare(i: int) -> None:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import bench_gpu
@@ -25,6 +26,8 @@ import yaml
 
 from saetool.activations import write_store
 from saetool.activations.settings import CacheSettings
+from saetool.activations.store import ActivationStore
+from saetool.activations.store_stream import StoreStream
 from saetool.machine import describe_machine
 
 PATCHES = 196
@@ -46,6 +49,34 @@ def make_store(folder, setting, rows):
     start = time.perf_counter()
     write_store(folder, data, images=described, settings=CacheSettings(dtype="bfloat16"))
     return time.perf_counter() - start
+
+
+def feeding(store, setting, batch, pools=16):
+    """Return rows a second of what feeds a training, each alone: reading pools, uploading them, batches of both."""
+    site = ActivationStore.open(store).site(None)
+    pool_rows = min(262_144, site.n_images * site.tokens // 4)
+    stream = StoreStream(site, batch, pool_rows, 0, device=setting.device)
+
+    def rate(rounds):
+        start, rows = time.perf_counter(), 0
+        for count in rounds:
+            rows += count
+        setting.wait()
+        return rows / (time.perf_counter() - start)
+
+    def uploads(pool):
+        there = torch.empty_like(pool, device=setting.device)
+        for _ in range(pools):
+            there.copy_(pool, non_blocking=True)
+            yield len(pool)
+
+    def read():
+        for _, order in islice(stream._pools(stream._shuffle.from_(stream._position)), pools):
+            yield len(order)
+
+    pool, _ = next(stream._pools(stream._shuffle.from_(stream._position)))
+    batches = (len(rows) for rows in islice(stream.batches(), pools * pool_rows // batch))
+    return {"reading": rate(read()), "uploading": rate(uploads(pool)), "batches": rate(batches)}
 
 
 def train(folder, store, kind, setting, tokens, batch, reading):
@@ -98,6 +129,10 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         store = Path(name) / "store"
         print(f"a store of {rows:,} rows, written in {make_store(store, setting, rows):.1f} s", flush=True)
+        found["feeding"] = feeding(store, setting, batch)
+        print(
+            "feeding: " + ", ".join(f"{name} {rate:,.0f} rows/s" for name, rate in found["feeding"].items()), flush=True
+        )
         for kind in given.kinds:
             codes = "exact" if given.tiny else "bf16"
             bare = bench_gpu.rate_in_turns(

@@ -67,7 +67,7 @@ def stopwatches() -> dict[str, float]:
 
     for owner, name in (
         (encoding.Pass, "read"),
-        (encoding.Pass, "encode"),
+        (encoding.Pass, "codes"),
         (encoding.Tally, "add"),
         (encoding, "strongest"),
         (spill.PartWriter, "add"),

@@ -25,11 +25,12 @@ from saetool.activations import ActivationStore, CacheSettings, cache
 from saetool.activations.caching import CachingJob
 from saetool.activations.forward import Forward
 from saetool.activations.moments import SiteMoments
+from saetool.errors import RequestError
 from saetool.features import IndexSettings, encoding, index, ranking
 from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import RECORD, Maxima
 from saetool.features.numbers import block_numbers
-from saetool.images import open_source
+from saetool.images import ImageSettings, open_source
 from saetool.vision import BackboneSettings, load_backbone
 
 GPU = torch.cuda.is_available()
@@ -107,6 +108,32 @@ def rows_are_those_of_a_plain_pass(folder: Path) -> None:
         exact = SiteMoments.of(site.rows(0, IMAGES).flatten(0, 1)).statistics
         assert torch.allclose(site.statistics().mean, exact.mean, rtol=1e-9, atol=1e-12)
         assert torch.allclose(site.statistics().variance, exact.variance, rtol=1e-9)
+
+
+def what_the_gpu_decodes_is_near_pillow_s(folder: Path) -> str:
+    """Pixels by `images.decode: gpu` lie a few steps of a byte from Pillow's on average, and are always the same."""
+    if not GPU:
+        return "left out: no GPU"
+    settings = BackboneSettings(name="timm/vit_tiny_patch16_224", layers=[2], pretrained=False)
+    said, backbone = [], load_backbone(settings, device=distributed.default_device())
+    for size in ("256x256", "500x375"):
+        here = folder / size
+        here.mkdir()
+        images, store = ImageSettings(source=pictures(size, 64, here), decode="gpu"), CacheSettings(batch_size=BATCH)
+        try:
+            made = [cache(backbone, images, None, here / name, store) for name in ("store", "again")]
+        except RequestError as error:
+            return f"left out: {error}"
+        assert made[0].id == made[1].id
+        found = made[0].content["decoded"]["difference"]
+        assert found["mean"] < 3, found
+        job = CachingJob(lambda: backbone, lambda b: b.sites, open_source(images), store, "fail", decode="gpu")
+        decoder, began = job.decoder(backbone, job.plan(backbone)), time.perf_counter()
+        pixels = [decoded.pixels for decoded in decoder.slices([0, 1] * 16)]
+        torch.cuda.synchronize()
+        rate = len(pixels) * BATCH / (time.perf_counter() - began)
+        said.append(f"{size}: {found['mean']:.3f}, at most {found['largest']} ({rate:,.0f} images/s by themselves)")
+    return "ok, of 255 they differ by " + "; ".join(said)
 
 
 def ids_do_not_depend(folder: Path) -> None:
@@ -190,6 +217,7 @@ CHECKS = (
     launching_waits_for_nothing,
     rows_are_those_of_a_plain_pass,
     ids_do_not_depend,
+    what_the_gpu_decodes_is_near_pillow_s,
     statistics_are_the_cpu_s,
     indexes_agree,
 )

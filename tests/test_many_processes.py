@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,14 @@ LiveStream.batches = dying
 main()
 """
 """The command line, whose second process dies in the middle of live training."""
+SMALL_PARTS = """
+from saetool.cli import main
+from saetool.evaluation import model_sections, subject
+
+subject.ROWS_AT_ONCE, model_sections.IMAGES_AT_ONCE = 16, 1
+main()
+"""
+"""The command line, whose evaluation takes an image at a time."""
 LIVE = [
     "train",
     "digits",
@@ -121,6 +130,21 @@ def test_torchrun_makes_the_run_of_one_process(alone, config, tmp_path):
     assert sorted(run["report"].files) == sorted(Artifact.open(alone / "report").files)
     assert not list((tmp_path / "run").glob("*.partial"))
     assert "sealed" not in made(2, "run", config, f"run={tmp_path / 'run'}")
+
+
+def test_processes_share_an_evaluation_and_make_that_of_one(alone, config, tmp_path):
+    (tmp_path / "small.py").write_text(SMALL_PARTS)
+    ids = []
+    for processes in (1, 3):
+        run = tmp_path / f"{processes}"
+        shutil.copytree(alone, run)
+        done = saetool(processes, "evaluate", config, f"run={run}", script=tmp_path / "small.py")
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = Artifact.open(run / "evaluation")
+        assert found.config["settings"]["probing"]
+        assert found.config["settings"]["effect"]
+        ids.append(found.id)
+    assert ids[0] == ids[1]
 
 
 @pytest.mark.parametrize("resumed_with", [1, 3])

@@ -30,7 +30,7 @@ from saetool.images.source import Label, SourceError, stored_label
 from saetool.images.thumbnail import thumbnail_of
 from saetool.vision import Transform
 
-_SLICES_AHEAD = 2
+SLICES_AHEAD = 2
 _MOST_THREADS = 32
 """More threads than this wait for the interpreter, not for images."""
 _FEW_CORES = 4
@@ -64,7 +64,7 @@ class DecodedSlice:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
     """What is known of an image that was decoded, or why it was not, and the processor time it took."""
 
     found: dict[str, Any] | str
@@ -133,10 +133,10 @@ class Decoder:
     def slices_ahead(self) -> int:
         """How many slices, about, are decoded before they are asked for."""
         ahead = self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size
-        return max(_SLICES_AHEAD, ahead)
+        return max(SLICES_AHEAD, ahead)
 
     def _by_threads(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
-        waiting: deque[tuple[int, Tensor, list[Future[_Answer]]]] = deque()
+        waiting: deque[tuple[int, Tensor, list[Future[Answer]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="saetool-decode") as executor:
             try:
                 for number in numbers:
@@ -145,14 +145,14 @@ class Decoder:
                     images = enumerate(self.plan.images_of(number))
                     futures = [executor.submit(self._decode, i, number, out[place]) for place, i in images]
                     waiting.append((number, pixels, futures))
-                    if len(waiting) > _SLICES_AHEAD:
+                    if len(waiting) > SLICES_AHEAD:
                         yield self._collect(*waiting.popleft())
                 while waiting:
                     yield self._collect(*waiting.popleft())
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
 
-    def _collect(self, number: int, pixels: Tensor, futures: list[Future[_Answer]]) -> DecodedSlice:
+    def _collect(self, number: int, pixels: Tensor, futures: list[Future[Answer]]) -> DecodedSlice:
         return self._slice(number, pixels, [future.result() for future in futures])
 
     def _by_processes(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
@@ -194,7 +194,7 @@ class Decoder:
         shape = (self.plan.settings.batch_size, *self.transform.pixel_shape)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
 
-    def _decode(self, i: int, slice_: int, out: np.ndarray) -> _Answer:
+    def _decode(self, i: int, slice_: int, out: np.ndarray) -> Answer:
         """Write an image's pixels into `out` and return what is known of it."""
         start = time.thread_time()
         try:
@@ -202,12 +202,12 @@ class Decoder:
         except WorkError as error:
             if self.on_error == "fail" or isinstance(error, SourceError):
                 raise
-            return _Answer(str(error), time.thread_time() - start)
+            return Answer(str(error), time.thread_time() - start)
         labels = self._labels(i)
         self.transform.fill_pixels(picture.image, out)
         thumbnail = thumbnail_of(picture.image) if self.plan.settings.thumbnails else None
         row = {"path": self.source.path(i), "width": picture.width, "height": picture.height, "digest": picture.digest}
-        return _Answer({**row, "slice": slice_, **labels}, time.thread_time() - start, thumbnail)
+        return Answer({**row, "slice": slice_, **labels}, time.thread_time() - start, thumbnail)
 
     def _labels(self, i: int) -> dict[str, Label]:
         """Return an image's labels as they are stored; RequestError where a source of one's own gives another kind."""
@@ -218,7 +218,7 @@ class Decoder:
         except ValueError as error:
             raise RequestError(f"{self.source.path(i)}: {error}") from None
 
-    def _slice(self, number: int, pixels: Tensor, answers: Sequence[_Answer]) -> DecodedSlice:
+    def _slice(self, number: int, pixels: Tensor, answers: Sequence[Answer]) -> DecodedSlice:
         result = DecodedSlice(number, pixels, [], [], [], [], [])
         empty = list(range(len(answers), len(pixels)))
         for place, (i, answer) in enumerate(zip(self.plan.images_of(number), answers, strict=True)):
@@ -242,7 +242,7 @@ class _Pieces:
     def __init__(self, decoder: Decoder, shared: np.ndarray):
         self._decoder, self._shared = decoder, shared
 
-    def __getitem__(self, piece: _Piece) -> tuple[_Piece, list[_Answer] | SaetoolError]:
+    def __getitem__(self, piece: _Piece) -> tuple[_Piece, list[Answer] | SaetoolError]:
         room = self._shared[piece.room]
         try:
             return piece, [self._decoder._decode(i, piece.slice_, room[n]) for n, i in enumerate(piece.images)]
@@ -259,7 +259,7 @@ def _begin(lock: Any, worker: int) -> None:
     take_turns(lock)
 
 
-def _words_of_death(answers: Iterator[tuple[_Piece, Any]]) -> Iterator[tuple[_Piece, list[_Answer]]]:
+def _words_of_death(answers: Iterator[tuple[_Piece, Any]]) -> Iterator[tuple[_Piece, list[Answer]]]:
     """Yield DataLoader's answers; raise a process's own error, and WorkError where one of them has died.
 
     DataLoader ends its processes when nobody holds its iterator: an error's traceback would, for as long as it lives.

@@ -3,16 +3,20 @@
 import contextlib
 import itertools
 import math
+import os
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetool.activations.forward import Forward, Landed
 from saetool.activations.shard_keeper import WRITERS
 from saetool.activations.writer import Plan
+from saetool.artifacts import Partial
 from saetool.errors import RequestError
 from saetool.vision import Backbone
 
@@ -21,22 +25,35 @@ if TYPE_CHECKING:
 
 _THUMBNAIL_BYTES = 8_000
 """Of a picture's, at most, about."""
+_DOUBTFUL = 2e8
+"""Bytes a second that a disk is not believed without a try."""
+_MOST_TRIED, _PIECE = 1 << 31, 1 << 24
+"""Bytes written to try a disk, about, and in a piece."""
 _TIMED_SLICES, _TIMED_SECONDS = 2, 2.0
 """At least so many slices, and so long, are timed."""
 
 
-def estimate(job: "CachingJob") -> dict[str, Any]:
-    """Return images, rows, bytes a site and in all, memory, and a rate measured on two batches, as JSON types."""
+def estimate(job: "CachingJob", place: Path | None = None) -> dict[str, Any]:
+    """Return images, rows, bytes a site and in all, memory, and a rate measured on some batches, as JSON types.
+
+    Where the disk that would hold the store, under `place`, may be slower than that, some shards are written there too,
+    and deleted.
+    """
     backbone = job.backbone()
     plan = job.plan(backbone)
     itemsize = plan.dtype.itemsize
     by_site = {site["folder"]: plan.n_images * site["n_tokens"] * site["d"] * itemsize for site in plan.sites}
     thumbnails = plan.n_images * _THUMBNAIL_BYTES if plan.settings.thumbnails else 0
     start, rate = _rates(job, backbone, plan)
+    stored = sum(by_site.values()) / max(plan.n_images, 1)
+    if place is not None and rate * stored > _DOUBTFUL:
+        rate = min(
+            rate,
+            _written_per_second(place, plan.slices_per_shard * plan.settings.batch_size * plan.image_bytes) / stored,
+        )
     seconds = start + plan.n_images / rate
-    shard = plan.slices_per_shard * plan.settings.batch_size
     # A shard that fills and those being written, at each site; the decoded slices, and one of them as the input.
-    memory = (1 + WRITERS) * shard * sum(by_site.values()) // max(plan.n_images, 1)
+    memory = int((1 + WRITERS) * plan.slices_per_shard * plan.settings.batch_size * stored)
     pixels = plan.settings.batch_size * math.prod(backbone.transform.pixel_shape)
     memory += (job.decoder(backbone, plan).slices_ahead + 2) * pixels + 4 * pixels
     return {
@@ -52,11 +69,31 @@ def estimate(job: "CachingJob") -> dict[str, Any]:
     }
 
 
-def require_space(out: Path, needed: int) -> None:
-    """Raise RequestError when the disk that would hold `out` has less than `needed` bytes free."""
-    place = out.absolute()
+def _written_per_second(place: Path, size: int) -> float:
+    """Return bytes a second that reach the disk in shards of a size; infinity where it has little room to try."""
+    place = _standing(place)
+    count = min(2 * WRITERS, _MOST_TRIED // size + 1)
+    if shutil.disk_usage(place).free < 2 * count * size:
+        return math.inf
+    pieces = [os.urandom(min(size, _PIECE))] * -(-size // _PIECE)  # disks may make little of what repeats at once
+    with tempfile.TemporaryDirectory(prefix=".saetool-dry-run-", dir=place) as folder:
+        partial, begun = Partial(Path(folder), Path(folder)), time.monotonic()
+        with ThreadPoolExecutor(WRITERS) as writers:
+            list(writers.map(lambda i: partial.write_bytes(f"{i}.bin", *pieces), range(count)))
+        return count * len(pieces) * len(pieces[0]) / (time.monotonic() - begun)
+
+
+def _standing(place: Path) -> Path:
+    """Return the nearest folder that is there."""
+    place = place.absolute()
     while not place.exists():
         place = place.parent
+    return place
+
+
+def require_space(out: Path, needed: int) -> None:
+    """Raise RequestError when the disk that would hold `out` has less than `needed` bytes free."""
+    place = _standing(out)
     free = shutil.disk_usage(place).free
     if free < needed:
         raise RequestError(

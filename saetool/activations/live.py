@@ -251,7 +251,10 @@ class LiveSource:
     inputs: tuple[Artifact, ...] = ()
 
     def __post_init__(self) -> None:
+        """Raise RequestError where the images are decoded as live training does not."""
         self._site: dict[str, Any] | None = None
+        if self.images.decode != "pillow":
+            raise RequestError("images.decode: gpu is for caching; `activations: live` decodes by pillow.")
 
     @property
     def listing(self) -> str:

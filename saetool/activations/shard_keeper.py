@@ -18,8 +18,8 @@ from saetool.vision import Site
 
 _SLICES = 2
 """Slices of outputs that may wait to be kept: enough to hide a write, few enough for a GPU's memory."""
-WRITERS = 2
-"""Shards written at once: one is handed to the system while another is being made durable."""
+WRITERS = 4
+"""Shards written at once: some are handed to the system while others are being made durable."""
 
 
 class ShardKeeper:

@@ -37,7 +37,8 @@ class Stage:
     """One piece of work that ends in one artifact.
 
     `config` is resolved and made of JSON types; `listing` is the digest of an outside source's file list; `build`
-    writes into a `Partial` and returns the artifact's `content`; `estimate` answers a dry run without building.
+    writes into a `Partial` and returns the artifact's `content`; `estimate` answers a dry run without building, of the
+    folder where it would be built.
     """
 
     kind: str
@@ -45,7 +46,7 @@ class Stage:
     build: Callable[[Partial], dict[str, Any]]
     inputs: tuple[Artifact, ...] = ()
     listing: str | None = None
-    estimate: Callable[[], dict[str, Any]] | None = None
+    estimate: Callable[[Path], dict[str, Any]] | None = None
     listed: str | None = None
     """What `listing` stands for, for people: `60 images`."""
     changed: Callable[[Artifact], str | None] | None = None

@@ -1,23 +1,41 @@
-"""Does a single latent stand for a label? AUROC of image maxima, chosen on some images and scored on others.
+"""Does a single latent stand for a label? Its AUROC over images, chosen on some images and scored on others.
 
 The best of thousands of latents looks good by chance on the images it was chosen on; so the latent is chosen on
-training images and scored on held-out ones, beside the same procedure with labels shuffled (about .5).
+training images and scored on held-out ones, beside the same procedure with labels shuffled (about .5). Chosen are the
+latent, how an image's tokens are pooled, and the sign: a latent may be silent on a class, and a neuron has no sign.
 """
 
 import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from saetool.evaluation.splits import Split, side_by_side
-from saetool.features import auroc
 
 SHUFFLES = 10
 """Permutations of the labels behind the control: one alone is off by .04 with a hundred images a side."""
 
 LATENTS_AT_ONCE = 1024
 """Columns ranked at once: 240 MB of float64 at 30,000 images."""
+
+Features = Mapping[str, Float[np.ndarray, "images latents"]]
+"""Image features by how they were pooled."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """What was chosen for a class on training images, and its values on held-out ones, larger on the class."""
+
+    latent: int
+    pooling: str
+    sign: int
+    train_auroc: float
+    held_out: Float[np.ndarray, "images"]
+    members: Bool[np.ndarray, "images"]
 
 
 def aurocs(
@@ -38,43 +56,82 @@ def aurocs(
     return np.concatenate(side_by_side(block, range(0, values.shape[1], LATENTS_AT_ONCE)), axis=1)
 
 
-def align(
-    train: Float[np.ndarray, "train latents"], test: Float[np.ndarray, "test latents"], splits: list[Split], seed: int
-) -> list[dict]:
-    """Return, a label and class, the latent of best AUROC on training images and its AUROC on held-out images.
+def choose(train: Features, test: Features, splits: list[Split], seed: int) -> tuple[list[list[Best | None]], list]:
+    """Return, a label and class, what tells the class best on training images; and the same under shuffled labels.
 
-    `control` repeats it SHUFFLES times with the labels permuted among training and among held-out images. A class
-    without both members and others on either side is null.
+    None for a class without both members and others on either side. The second is, a label, of SHUFFLES permutations
+    among training and among held-out images.
     """
     controls = [split.shuffled(seed, SHUFFLES) for split in splits]
     asked = [*splits, *itertools.chain(*controls)]
-    scores = aurocs(train, np.concatenate([split.members(split.train) for split in asked]))
-    at = np.cumsum([len(split.classes) for split in asked])[:-1]
-    found = [_best(split, rows, test) for split, rows in zip(asked, np.split(scores, at), strict=True)]
+    members = np.concatenate([split.members(split.train) for split in asked])
+    there = np.concatenate([split.members(split.test) for split in asked])
+    scores = {pooling: aurocs(values, members) for pooling, values in train.items()}
+    best = [_best(scores, test, question, there[question]) for question in range(len(members))]
+    at = np.cumsum([0, *(len(split.classes) for split in asked)])
+    found = [best[start:stop] for start, stop in itertools.pairwise(at)]
+    rest = found[len(splits) :]
+    shuffled = [list(itertools.chain(*rest[i * SHUFFLES : (i + 1) * SHUFFLES])) for i in range(len(splits))]
+    return found[: len(splits)], shuffled
+
+
+def _best(scores: Features, test: Features, question: int, members: Bool[np.ndarray, "images"]) -> Best | None:
+    """Return the latent whose AUROC is farthest from one half, of equals the first pooling's and then the lowest."""
+    if any(np.isnan(rows[question]).any() for rows in scores.values()) or members.all() or not members.any():
+        return None
+    rows = {pooling: np.abs(values[question] - 0.5) for pooling, values in scores.items()}
+    pooling = max(rows, key=lambda name: rows[name].max())
+    latent = int(rows[pooling].argmax())
+    score = float(scores[pooling][question, latent])
+    sign = 1 if score >= 0.5 else -1
+    held_out = sign * test[pooling][:, latent].astype(np.float64)
+    return Best(latent, pooling, sign, max(score, 1 - score), held_out, members)
+
+
+def placements(best: Best) -> tuple[Float[np.ndarray, "members"], Float[np.ndarray, "others"]]:
+    """Return, for each image of the class, the share of others below it, and the reverse; ties count half."""
+    ranks, n = rankdata(best.held_out), int(best.members.sum())
+    others = len(best.members) - n
+    inside, outside = rankdata(best.held_out[best.members]), rankdata(best.held_out[~best.members])
+    return (ranks[best.members] - inside) / others, 1 - (ranks[~best.members] - outside) / n
+
+
+def auroc_with_interval(best: Best, other: Best | None = None) -> dict[str, float | None]:
+    """Return the held-out AUROC, or how much it exceeds another's on the same images, with its 95 % interval.
+
+    The interval is DeLong's (DeLong, DeLong & Clarke-Pearson 1988), paired for a difference; null with fewer than two
+    images on a side.
+    """
+    sides = placements(best)
+    if other is not None:
+        sides = tuple(mine - theirs for mine, theirs in zip(sides, placements(other), strict=True))
+    value = float(sides[0].mean())
+    if min(map(len, sides)) < 2:
+        return {"value": value, "low": None, "high": None}
+    error = float(norm.ppf(0.975)) * float(sum(side.var(ddof=1) / len(side) for side in sides)) ** 0.5
+    least, most = (0.0, 1.0) if other is None else (-1.0, 1.0)
+    return {"value": value, "low": max(value - error, least), "high": min(value + error, most)}
+
+
+def align(
+    chosen: list[Best | None], shuffled: list[Best | None], beside: list[Best | None], classes: list[str]
+) -> dict[str, Any]:
+    """Return one label's table: each class's chosen latent and its held-out AUROC, the difference to what was chosen
+    `beside` it (of another representation), the mean over classes, and that of the control."""
     rows = []
-    for i in range(len(splits)):
-        first = len(splits) + i * SHUFFLES
-        control = list(itertools.chain(*found[first : first + SHUFFLES]))
-        scores = {"mean_auroc": _mean(found[i]), "control_mean_auroc": _mean(control)}
-        rows.append({"classes": found[i], "control": control, **scores})
-    return rows
+    for name, best, other in zip(classes, chosen, beside, strict=True):
+        row: dict[str, Any] = {"class": name, "latent": None, "pooling": None, "sign": None, "train_auroc": None}
+        row |= {"auroc": {"value": None, "low": None, "high": None}, "difference": None}
+        if best is not None:
+            row |= {"latent": best.latent, "pooling": best.pooling, "sign": best.sign, "train_auroc": best.train_auroc}
+            row["auroc"] = auroc_with_interval(best)
+            row["difference"] = None if other is None else auroc_with_interval(best, other)
+        rows.append(row)
+    control = [None if best is None else auroc_with_interval(best)["value"] for best in shuffled]
+    means = {"mean_auroc": _mean([row["auroc"]["value"] for row in rows]), "control_mean_auroc": _mean(control)}
+    return {"classes": rows, "control": control, **means}
 
 
-def _best(
-    split: Split, scores: Float[np.ndarray, "classes latents"], test: Float[np.ndarray, "test latents"]
-) -> list[dict]:
-    rows = []
-    for name, row, members in zip(split.classes, scores, split.members(split.test), strict=True):
-        if np.isnan(row).any():
-            rows.append({"class": name, "latent": None, "train_auroc": None, "auroc": None})
-            continue
-        latent = int(row.argmax())
-        score = float(auroc(test[:, [latent]], members)[0])
-        score = None if np.isnan(score) else score
-        rows.append({"class": name, "latent": latent, "train_auroc": float(row[latent]), "auroc": score})
-    return rows
-
-
-def _mean(rows: list[dict]) -> float | None:
-    scores = [row["auroc"] for row in rows if row["auroc"] is not None]
-    return float(np.mean(scores)) if scores else None
+def _mean(scores: list[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if known else None

@@ -1,6 +1,7 @@
-"""What the model loses when it computes with the reconstruction, beside zero and mean ablation and the exact splice."""
+"""What the model loses when it computes with the reconstruction, beside the same splice of baselines, zero and mean
+ablation and the exact splice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,12 +18,20 @@ CONDITIONS = ("clean", "spliced", "spliced_with_error", "mean_ablation", "zero_a
 
 
 def condition(
-    name: str, readout: Readout, autoencoder: Autoencoder, mean: Float[Tensor, "d"], site: int | str | None = None
+    name: str,
+    readout: Readout,
+    autoencoder: Autoencoder,
+    mean: Float[Tensor, "d"],
+    site: int | str | None = None,
+    beside: Mapping[str, Autoencoder] | None = None,
 ) -> AbstractContextManager[None]:
-    """Return the context in which the model runs under one of CONDITIONS; `mean` is the site's mean activation."""
+    """Return the context in which the model runs under one of CONDITIONS, or with the reconstruction of one of those
+    `beside` it; `mean` is the site's mean activation."""
     backbone = readout.backbone
     if name == "clean":
         return nullcontext()
+    if beside and name in beside:
+        return splice(backbone, beside[name], site=site_of(backbone, autoencoder, site).module)
     if name in ("spliced", "spliced_with_error"):
         return splice(backbone, autoencoder, error=name == "spliced_with_error", site=site)
     place = site_of(backbone, autoencoder, site)
@@ -33,7 +42,7 @@ class EffectSums:
     """Per-image numbers under every condition, kept as they come: a few floats an image."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[Tensor]] = {name: [] for name in CONDITIONS}
+        self.rows: dict[str, list[Tensor]] = {}
         self.columns: list[str] = []
 
     def table(self, name: str) -> Float[Tensor, "images columns"]:
@@ -48,19 +57,21 @@ def measure_effect(
     batches: Iterator[tuple[Tensor, Int[Tensor, "batch"] | None]],
     mean: Float[Tensor, "d"],
     site: int | str | None = None,
+    beside: Mapping[str, Autoencoder] | None = None,
 ) -> EffectSums:
-    """Run every batch of (prepared images, class indices or None) under every condition."""
+    """Run every batch of (prepared images, class indices or None) under every condition, and with each of those
+    `beside` the autoencoder spliced in its place."""
     sums = EffectSums()
     with remembering(readout.backbone):
         for images, target in batches:
             clean: tuple[Tensor, Tensor | None] | None = None
-            for name in CONDITIONS:
-                with condition(name, readout, autoencoder, mean, site):
+            for name in (*CONDITIONS, *(beside or ())):
+                with condition(name, readout, autoencoder, mean, site, beside):
                     said = readout(images)
                 clean = clean or said
                 numbers = _image_numbers(said, clean, target)
                 sums.columns = list(numbers)
-                sums.rows[name].append(torch.stack(list(numbers.values()), dim=-1))
+                sums.rows.setdefault(name, []).append(torch.stack(list(numbers.values()), dim=-1))
     return sums
 
 
@@ -91,18 +102,24 @@ def _image_numbers(
 def summarize(sums: EffectSums, seed: int, resamples: int = bootstrap.RESAMPLES) -> dict:
     """Return the mean of every number under every condition, with intervals, and the shares recovered.
 
-    A share is (spliced − ablated) / (clean − ablated), for zero and mean ablation.
+    A share is (spliced − ablated) / (clean − ablated), for zero and mean ablation. `differences`: by how
+    much each number with a baseline spliced exceeds that with the autoencoder, on the same images.
     """
     wanted = {name: (name, "one") for name in sums.columns if name != "one"}
-    conditions = {
-        name: bootstrap.ratios(sums.table(name), sums.columns, wanted, seed, resamples) for name in CONDITIONS
-    }
+    conditions = {name: bootstrap.ratios(sums.table(name), sums.columns, wanted, seed, resamples) for name in sums.rows}
     return {
         "images": int(sums.table("clean").shape[0]),
         "conditions": conditions,
+        "differences": {
+            name: bootstrap.ratios(_less_spliced(sums, name), sums.columns, wanted, seed, resamples)
+            for name in sums.rows
+            if name not in CONDITIONS
+        },
         "share_recovered": {
             ablation: {
-                number: share_recovered(_paired(sums, number, ablation), seed, resamples)
+                number: share_recovered(
+                    _paired(sums, number, ablation), seed, resamples, _worth_recovering(sums, number)
+                )
                 for number in wanted
                 if number in RECOVERED
             }
@@ -114,8 +131,18 @@ def summarize(sums: EffectSums, seed: int, resamples: int = bootstrap.RESAMPLES)
 RECOVERED = ("embedding_cosine", "accuracy", "cross_entropy", "kl_from_clean", "probability")
 """Numbers of which a share recovered is told."""
 
+LEAST_SHARE = 0.05
+"""An ablation that costs less than this share of what the clean model reaches leaves nothing to recover."""
+
 SMALLEST_LOSS = 1e-9
 """Differences an image between clean and ablated below this are rounding; a share of them means nothing."""
+
+
+def _less_spliced(sums: EffectSums, name: str) -> Float[Tensor, "images columns"]:
+    """Return each image's numbers with a baseline in the model, less those with the autoencoder."""
+    difference = sums.table(name) - sums.table("spliced")
+    difference[:, sums.columns.index("one")] = 1.0
+    return difference
 
 
 def _paired(sums: EffectSums, number: str, ablation: str) -> Float[Tensor, "images 2"]:
@@ -125,17 +152,24 @@ def _paired(sums: EffectSums, number: str, ablation: str) -> Float[Tensor, "imag
     return torch.stack([spliced - ablated, clean - ablated], dim=1)
 
 
+def _worth_recovering(sums: EffectSums, number: str) -> float:
+    """Return the least loss of a number that is worth the name: of those that grow towards 1, a share."""
+    if number not in ("embedding_cosine", "accuracy", "probability"):
+        return 0.0
+    return LEAST_SHARE * abs(float(sums.table("clean")[:, sums.columns.index(number)].mean()))
+
+
 def share_recovered(
-    paired: Float[Tensor, "images 2"], seed: int, resamples: int = bootstrap.RESAMPLES
+    paired: Float[Tensor, "images 2"], seed: int, resamples: int = bootstrap.RESAMPLES, least: float = 0.0
 ) -> dict[str, float | None]:
     """Return Σ (spliced − ablated) / Σ (clean − ablated): 1 as good as clean, 0 as bad as the ablation.
 
     With an interval: an image is drawn with all its conditions. Null where the interval of the loss holds 0, so that
-    it is not known whether there is anything to recover.
+    it is not known whether there is anything to recover, and where the mean loss is smaller than `least`.
     """
     share = bootstrap.ratios(paired, ["regained", "lost"], {"share": ("regained", "lost")}, seed, resamples)["share"]
     lost = paired[:, 1].double()
-    if abs(float(lost.mean())) < SMALLEST_LOSS:
+    if abs(float(lost.mean())) < max(SMALLEST_LOSS, least):
         return bootstrap.interval(None, None)
     if min(len(paired), resamples) > 1:
         loss = bootstrap.interval(float(lost.sum()), bootstrap.resample(lost[:, None], seed, resamples)[:, 0])

@@ -1,6 +1,6 @@
 """The sections of evaluation.json that run the backbone: splicing and the latents with the largest effects."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from saetool import distributed
+from saetool.autoencoders.base import Autoencoder
 from saetool.errors import RequestError
 from saetool.evaluation.attribution import class_effects
-from saetool.evaluation.effect import CONDITIONS, measure_effect, summarize
+from saetool.evaluation.baselines import Fitted
+from saetool.evaluation.effect import CONDITIONS, EffectSums, measure_effect, summarize
 from saetool.evaluation.readout import Readout, find_head, linear_probe
 from saetool.evaluation.settings import EvaluationSettings
+from saetool.evaluation.sharing import Shared
 from saetool.evaluation.subject import Labels, Subject, spread
 from saetool.features.originals import Originals
 from saetool.images import ImageSource
@@ -46,14 +49,24 @@ class Pictures:
         with ThreadPoolExecutor(distributed.cores()) as pool:
             return torch.stack(list(pool.map(lambda row: self.transform(self.originals.read(int(row))), rows)))
 
-    def batches(self, rows: np.ndarray, title: str) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield (rows, prepared images) of some images at a time."""
+    def parts(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Return images in runs that pass through the backbone together."""
         at_once = GPU_IMAGES_AT_ONCE if distributed.default_device().type == "cuda" else IMAGES_AT_ONCE
-        with bar(title, len(rows), "images") as advance:
-            for start in range(0, len(rows), at_once):
-                chosen = rows[start : start + at_once]
-                yield chosen, self.read(chosen)
-                advance(len(chosen))
+        return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+
+    def map(
+        self, shared: Shared, title: str, rows: np.ndarray, work: Callable[[np.ndarray, Tensor], dict[str, Tensor]]
+    ) -> list[dict[str, Tensor]] | None:
+        """Return what work(rows, images) makes of each part, which processes share; None in all but the main one."""
+        parts = self.parts(rows)
+        with bar(title, sum(map(len, shared.mine(parts))), "images") as advance:
+
+            def of_part(part: np.ndarray) -> dict[str, Tensor]:
+                made = work(part, self.read(part))
+                advance(len(part))
+                return made
+
+            return shared.map(title, parts, of_part)
 
 
 def choose_label(
@@ -82,8 +95,15 @@ def choose_label(
     return None, None
 
 
-def effect(subject: Subject, settings: EvaluationSettings, backbone: Backbone, source: ImageSource) -> dict[str, Any]:
-    """Return what splicing does to the model, and each class's latents of largest effect."""
+def effect(
+    subject: Subject,
+    settings: EvaluationSettings,
+    backbone: Backbone,
+    source: ImageSource,
+    fitted: Sequence[Fitted] = (),
+) -> dict[str, Any]:
+    """Return what splicing does to the model, the autoencoder and each of the baselines, and each class's latents of
+    largest effect."""
     pictures = Pictures(subject, source, backbone)
     label, head = choose_label(subject, settings, backbone)
     if not len(subject.train):
@@ -101,21 +121,22 @@ def effect(subject: Subject, settings: EvaluationSettings, backbone: Backbone, s
     rows = spread(_labeled(subject.held_out, label), settings.effect_images)
     readout = Readout(backbone, head)
     if label is not None and head is None:
-        readout = _with_probe(backbone, pictures, label, train)
-    sums = measure_effect(
-        readout, subject.autoencoder, _with_targets(pictures, rows, label), subject.mean(subject.train).float()
-    )
-    found: dict[str, Any] = {
+        readout = _with_probe(subject, backbone, pictures, label, train)
+    beside = {baseline.name: baseline.model for baseline in fitted}
+    sums = _measured(subject, pictures, readout, label, rows, beside)
+    latents = []
+    if label is not None and subject.autoencoder.decoder_directions() is not None:
+        latents = _strongest(subject, settings, pictures, readout, label, rows)
+    if sums is None:
+        return {}
+    return {
         "label": label.name if label else None,
         "readout": "head" if head else "probe" if label else "embedding",
         "probe_images": len(train) if label is not None else 0,
         "left_out": left_out,
         **summarize(sums, subject.seed, settings.bootstrap),
-        "latents": [],
+        "latents": latents,
     }
-    if label is not None and subject.autoencoder.decoder_directions() is not None:
-        found["latents"] = _strongest(subject, settings, pictures, readout, label, rows)
-    return found
 
 
 def _labeled(rows: np.ndarray, label: Labels | None) -> np.ndarray:
@@ -141,14 +162,44 @@ def _with_training_images(label: Labels, train: np.ndarray) -> tuple[Labels | No
     return (replace(label, classes=kept) if len(kept) > 1 else None), missing
 
 
-def _with_probe(backbone: Backbone, pictures: Pictures, label: Labels, rows: np.ndarray) -> Readout:
-    embeddings = [backbone.output(images).float() for _, images in pictures.batches(rows, "Images for the probe")]
-    return Readout(backbone, None, linear_probe(torch.cat(embeddings), label.values[rows].astype(str), label.classes))
+def _with_probe(subject: Subject, backbone: Backbone, pictures: Pictures, label: Labels, rows: np.ndarray) -> Readout:
+    found = pictures.map(
+        subject.shared, "Images for the probe", rows, lambda _, images: {"output": backbone.output(images).float()}
+    )
+
+    def fit() -> dict[str, Tensor]:
+        embeddings = torch.cat([part["output"] for part in found or []])
+        weight, bias = linear_probe(embeddings, label.values[rows].astype(str), label.classes)
+        return {"weight": weight, "bias": bias}
+
+    fitted = subject.shared.once("probe", fit)
+    return Readout(backbone, None, (fitted["weight"], fitted["bias"]))
 
 
-def _with_targets(pictures: Pictures, rows: np.ndarray, label: Labels | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    for chosen, images in pictures.batches(rows, f"Images under {len(CONDITIONS)} conditions"):
-        yield images, None if label is None else torch.tensor([label.classes.index(v) for v in label.values[chosen]])
+def _measured(
+    subject: Subject,
+    pictures: Pictures,
+    readout: Readout,
+    label: Labels | None,
+    rows: np.ndarray,
+    beside: Mapping[str, Autoencoder],
+) -> EffectSums | None:
+    """Return numbers of the images, which processes share, under every condition; None in all but the main one."""
+    sums, mean = EffectSums(), subject.mean(subject.train).float()
+
+    def work(chosen: np.ndarray, images: Tensor) -> dict[str, Tensor]:
+        target = None if label is None else torch.tensor([label.classes.index(v) for v in label.values[chosen]])
+        part = measure_effect(readout, subject.autoencoder, iter([(images, target)]), mean, beside=beside)
+        sums.columns = part.columns
+        return {name: part.table(name) for name in part.rows}
+
+    names = [*CONDITIONS, *beside]
+    found = pictures.map(subject.shared, f"Images under {len(names)} conditions", rows, work)
+    if found is None:
+        return None
+    for name in names:
+        sums.rows[name] = [part[name] for part in found]
+    return sums
 
 
 def _strongest(
@@ -164,7 +215,15 @@ def _strongest(
     classes = {name: label.classes.index(name) for name in most[: settings.probe_classes]}
 
     def batches(name: str) -> list[Tensor]:
-        of_class = rows[label.values[rows] == name]
-        return [images for _, images in pictures.batches(of_class, f"Images of {name}")]
+        parts = pictures.parts(rows[label.values[rows] == name])
+        with bar(f"Images of {name}", sum(map(len, parts)), "images") as advance:
+            found = []
+            for part in parts:
+                found.append(pictures.read(part))
+                advance(len(part))
+            return found
 
-    return class_effects(readout, subject.autoencoder, batches, classes, settings.effect_latents, CONFIRM_IMAGES)
+    mine = {name: classes[name] for name in subject.shared.mine(list(classes))}
+    found = class_effects(readout, subject.autoencoder, batches, mine, settings.effect_latents, CONFIRM_IMAGES)
+    of_all = [row for rows in distributed.all_gather(found) for row in rows]
+    return sorted(of_all, key=lambda row: list(classes).index(row["class"]))

@@ -9,7 +9,7 @@ from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage
 from saetool.errors import RequestError
 from saetool.evaluation.markdown import markdown_table
-from saetool.evaluation.tables import number, with_interval
+from saetool.evaluation.tables import AGREEMENT, AGREEMENT_COLUMNS, agreement, number, with_interval
 
 COLUMNS = ("fvu", "l0", "cosine", "relative_bias")
 """Numbers with intervals that stand in every row of the table."""
@@ -130,13 +130,10 @@ def sweep_markdown(summary: dict[str, Any]) -> str:
     planes = [_plane([row for row in summary["points"] if row["site"] == site]) for site in sites]
     titled = [f"## {site}\n\n{plane}" for site, plane in zip(sites, planes, strict=True)]
     text = "\n".join(planes if len(sites) < 2 else titled)
-    agreements = [
-        [*row["members"], *(number(row[way]["mean_max_cosine"]) for way in ("forward", "backward", "matched"))]
-        for row in summary.get("stability") or []
-    ]
+    agreements = [[*row["members"], *agreement(row)] for row in summary.get("stability") or []]
     if agreements:
-        head = ["seeds of one model", "and", "largest cosine there", "and back", "matched one to one"]
-        text += "\n" + markdown_table(head, agreements) + "\n"
+        table = markdown_table(["seeds of one model", "and", *AGREEMENT_COLUMNS], agreements)
+        text += f"\nMean largest cosine between decoder directions, {AGREEMENT}.\n\n{table}\n"
     return text
 
 

@@ -1,4 +1,4 @@
-"""An image as one vector: each latent's maximum and mean over the image's tokens."""
+"""An image as one vector: each latent's maximum, mean or minimum over the image's tokens."""
 
 from collections.abc import Iterable
 
@@ -7,36 +7,49 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
+from saetool.evaluation.baselines import Dictionary
 from saetool.sparse.codes import Codes
 
+POOLINGS = ("max", "mean", "min")
+Pooled = dict[str, Float[Tensor, "images n"]]
+"""Image features by how they were pooled: "max", "mean", "min"."""
 
-def pool_codes(codes: Codes, tokens: int) -> tuple[Float[Tensor, "images n"], Float[Tensor, "images n"]]:
-    """Return maximum and mean over each image's `tokens` consecutive rows; silent tokens count as 0."""
+
+def pool_codes(codes: Codes, tokens: int) -> Pooled:
+    """Return maximum, mean and minimum over each image's `tokens` consecutive rows; silent tokens count as 0."""
     images = codes.rows // tokens
     size = images * codes.n_latents
     place = (codes.row_of_entry() // tokens) * codes.n_latents + codes.latents
     total = codes.values.new_zeros(size).index_add_(0, place, codes.values)
-    lowest = float("-inf")
-    highest = codes.values.new_full((size,), lowest).scatter_reduce_(0, place, codes.values, "amax")
-    fires = torch.bincount(place, minlength=size)
-    highest = torch.where(fires < tokens, highest.clamp(min=0), highest)
-    return highest.view(images, -1), (total / tokens).view(images, -1)
+    some_silent = torch.bincount(place, minlength=size) < tokens
+
+    def extreme(start: float, way: str) -> Tensor:
+        found = codes.values.new_full((size,), start).scatter_reduce_(0, place, codes.values, way)
+        clamped = found.clamp(min=0) if way == "amax" else found.clamp(max=0)
+        return torch.where(some_silent, clamped, found)
+
+    found = {"max": extreme(-torch.inf, "amax"), "mean": total / tokens, "min": extreme(torch.inf, "amin")}
+    return {pooling: values.view(images, -1) for pooling, values in found.items()}
+
+
+def pool_rows(x: Float[Tensor, "images tokens n"]) -> Pooled:
+    """Return maximum, mean and minimum over each image's tokens."""
+    return {"max": x.amax(1), "mean": x.mean(1), "min": x.amin(1)}
 
 
 @torch.no_grad()
-def pool_latents(
-    autoencoder: Autoencoder | None, batches: Iterable[Float[Tensor, "images tokens d_in"]]
-) -> dict[str, Float[Tensor, "images n"]]:
-    """Return {"max", "mean"}: image features of an autoencoder, or of the raw activations where it is None."""
-    highest, means = [], []
+def pool_latents(autoencoder: Autoencoder | None, batches: Iterable[Float[Tensor, "images tokens d_in"]]) -> Pooled:
+    """Return the image features of an autoencoder, or of the raw activations where it is None."""
+    parts: list[Pooled] = []
     for x in batches:
         if autoencoder is None:
-            x = x.float()
-            top, mean = x.amax(1), x.mean(1)
+            pooled = pool_rows(x.float())
         else:
             like = next(iter([*autoencoder.parameters(), *autoencoder.buffers()]))
-            codes = autoencoder.encode_sparse(x.flatten(0, 1).to(like.device, like.dtype))
-            top, mean = pool_codes(codes, x.shape[1])
-        highest.append(top.cpu())
-        means.append(mean.cpu())
-    return {"max": torch.cat(highest), "mean": torch.cat(means)}
+            rows = x.flatten(0, 1).to(like.device, like.dtype)
+            if isinstance(autoencoder, Dictionary) and autoencoder.k is None:  # no entry is 0
+                pooled = pool_rows(autoencoder.encode(rows).unflatten(0, x.shape[:2]))
+            else:
+                pooled = pool_codes(autoencoder.encode_sparse(rows), x.shape[1])
+        parts.append({pooling: values.cpu() for pooling, values in pooled.items()})
+    return {pooling: torch.cat([part[pooling] for part in parts]) for pooling in POOLINGS}

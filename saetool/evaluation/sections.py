@@ -13,11 +13,11 @@ from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError
-from saetool.evaluation.alignment import align
-from saetool.evaluation.baselines import FIT_ROWS, Fitted, baselines_of, fit_baselines
+from saetool.evaluation.alignment import Best, align, choose
+from saetool.evaluation.baselines import FIT_ROWS, Dictionary, Fitted, baselines_of, fit_baselines
 from saetool.evaluation.geometry import coherence
 from saetool.evaluation.matching import stability
-from saetool.evaluation.pooled import pool_latents
+from saetool.evaluation.pooled import POOLINGS, pool_latents
 from saetool.evaluation.probing import Prepared, probe_labels
 from saetool.evaluation.reconstruction import HeldOutSums, binarity, fvu_difference, held_out_sums, numbers
 from saetool.evaluation.references import reference_models
@@ -31,6 +31,11 @@ REFERENCE_IMAGES, REFERENCE_TOKENS = 64, 2048
 """Images, and tokens of all of them together, that other codes are computed of: half a minute a dictionary of 12,288
 directions on two cores."""
 
+NEURONS = "raw activations"
+"""The representation that a latent's knowledge of a label is compared with."""
+
+Chosen = list[Best | None]
+
 
 def held_out(subject: Subject, settings: EvaluationSettings) -> dict[str, Any]:
     """Return the autoencoder's numbers on held-out images; for KL penalties binarity as well."""
@@ -42,6 +47,16 @@ def held_out(subject: Subject, settings: EvaluationSettings) -> dict[str, Any]:
     if penalty.get("kind") == "kl":
         found["binarity"] = binarity(sums) | {"rho": penalty["rho"]}
     return found
+
+
+def training(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] | None:
+    """Return the autoencoder's numbers on as many images that it was trained on, beside which those of held-out ones
+    say how much of them is memory; None for a store that it was not trained on."""
+    if not subject.trained_here or not len(subject.train):
+        return None
+    images = spread(subject.train, len(subject.measured))
+    sums = _sums(subject, subject.autoencoder, "training images", images)
+    return None if sums is None else numbers(sums, subject.seed, settings.bootstrap)
 
 
 def decoder(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] | None:
@@ -123,9 +138,10 @@ def _own_sums(subject: Subject) -> HeldOutSums | None:
     return subject.kept["sums"]
 
 
-def _sums(subject: Subject, model: Autoencoder, name: str) -> HeldOutSums | None:
-    """Return a model's sums over the measured images, which the processes share; None in all but the main one."""
-    parts, mean = subject.parts(subject.measured), subject.measured_mean
+def _sums(subject: Subject, model: Autoencoder, name: str, images: np.ndarray | None = None) -> HeldOutSums | None:
+    """Return a model's sums over images (the measured ones), which processes share; None in all but the main one."""
+    parts = subject.parts(subject.measured if images is None else images)
+    mean = subject.measured_mean if images is None else subject.mean(images)
     sums = HeldOutSums(mean.double(), model.n_latents)
     with bar(f"Evaluating {name}", sum(map(len, subject.shared.mine(parts))), "images") as advance:
 
@@ -150,7 +166,7 @@ def _pooled(subject: Subject, model: Autoencoder | None, name: str, rows: np.nda
     )
     if parts is None:
         return None
-    return {key: torch.cat([part[key] for part in parts]).numpy() for key in ("max", "mean")}
+    return {key: torch.cat([part[key] for part in parts]).numpy() for key in POOLINGS}
 
 
 def features(subject: Subject, artifact: Artifact) -> dict[str, Any]:
@@ -183,15 +199,31 @@ def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]
         {"name": label.name, "classes": label.classes, "probes": [], "alignment": []} for label in labels
     ]
     groups = _alike(labels, train, test)
-    models = [("autoencoder", subject.autoencoder), ("raw activations", None)]
-    models += [(b.name, b.model) for b in fitted if b.name != "raw neurons"]
+    models = [("autoencoder", subject.autoencoder), (NEURONS, None)]
+    for baseline in fitted:
+        if isinstance(baseline.model, SparseAutoencoder):  # as many random directions, but every token's score on all
+            directions, mean = baseline.model.encoder.detach(), baseline.model.decoder_bias.detach()
+            models.append(("random directions", Dictionary(mean, directions)))
+        elif baseline.name != "raw neurons":
+            models.append((baseline.name, baseline.model))
+    chosen: dict[tuple[str, int], tuple[Chosen, Chosen]] = {}
     with bar("Probing", len(models), "representations") as advance:
         for name, model in models:
             pairs = (_pooled(subject, model, name, rows) for rows in (train, test))
             pooled = [pair for pair in pairs if pair is not None]
             for known, splits in groups if pooled else ():
-                _probe(subject, name, [found[i] for i in splits], list(splits.values()), known, pooled)
+                known_train, known_test = (
+                    {key: part[key][mask] for key in part} for part, mask in zip(pooled, known, strict=True)
+                )
+                asked = list(splits.values())
+                for i, rows in zip(splits, _probes(name, known_train, known_test, asked), strict=True):
+                    found[i]["probes"] += rows
+                for i, *best in zip(splits, *choose(known_train, known_test, asked, subject.seed), strict=True):
+                    chosen[name, i] = (best[0], best[1])
             advance(1)
+    for (name, i), (best, shuffled) in chosen.items():
+        beside: Chosen = [None] * len(best) if name == NEURONS else chosen[NEURONS, i][0]
+        found[i]["alignment"].append({"representation": name, **align(best, shuffled, beside, found[i]["classes"])})
     return {"images": {"train": len(train), "held_out": len(test)}, "labels": found}
 
 
@@ -209,22 +241,17 @@ def _alike(labels: list[Labels], train: np.ndarray, test: np.ndarray) -> list[tu
     return list(groups.values())
 
 
-def _probe(
-    subject: Subject,
-    name: str,
-    entries: list[dict[str, Any]],
-    splits: list[Split],
-    known: Masks,
-    pooled: list[dict[str, np.ndarray]],
-) -> None:
+def _probes(
+    name: str, train: dict[str, np.ndarray], test: dict[str, np.ndarray], splits: list[Split]
+) -> list[list[dict[str, Any]]]:
+    """Return the rows of each label for one representation, of its training and held-out features."""
+    rows: list[list[dict[str, Any]]] = [[] for _ in splits]
     for pooling in ("max", "mean"):
-        a, b = (part[pooling][mask] for part, mask in zip(pooled, known, strict=True))
-        for entry, scores in zip(entries, probe_labels(Prepared(a, b), splits), strict=True):
-            facts = {"representation": name, "pooling": pooling, "features": a.shape[1]}
-            entry["probes"].append(facts | {"scores": scores})
-        if pooling == "max":
-            for entry, aligned in zip(entries, align(a, b, splits, subject.seed), strict=True):
-                entry["alignment"].append({"representation": name, **aligned})
+        prepared = Prepared(train[pooling], test[pooling])
+        for row, scores in zip(rows, probe_labels(prepared, splits), strict=True):
+            facts = {"representation": name, "pooling": pooling, "features": train[pooling].shape[1]}
+            row.append(facts | {"scores": scores})
+    return rows
 
 
 def other_seeds(subject: Subject, others: list[Artifact]) -> list[dict[str, Any]]:

@@ -82,12 +82,13 @@ def _build(
     journal = Journal(partial)
     found: dict[str, Any] = {"schema": SCHEMA, "subject": _facts(autoencoder, store, subject)}
     found["held_out"] = journal("held_out", lambda: sections.held_out(subject, settings))
+    found["training"] = journal("training", lambda: sections.training(subject, settings))
     found["decoder"] = journal.alone("decoder", lambda: sections.decoder(subject, settings))
-    fitted = None
+    fitted = []
     if settings.baselines or settings.probing:
         fitted = sections.fitted_baselines(subject, settings, found["held_out"]["l0"]["value"])
     if settings.baselines:
-        found["baselines"] = journal("baselines", lambda: sections.baselines(subject, settings, fitted or []))
+        found["baselines"] = journal("baselines", lambda: sections.baselines(subject, settings, fitted))
     if settings.refit:
         found["refitted"] = journal("refitted", lambda: sections.refitted(subject, settings))
     if settings.references:
@@ -96,9 +97,9 @@ def _build(
     if features is not None:
         found["features"] = journal.alone("features", lambda: sections.features(subject, features))
     if settings.probing:
-        found["probing"] = journal("probing", lambda: sections.probing(subject, settings, fitted or []))
+        found["probing"] = journal("probing", lambda: sections.probing(subject, settings, fitted))
     if settings.effect:
-        found["effect"] = journal.alone("effect", lambda: _effect(subject, settings, backbone, source, seed))
+        found["effect"] = journal("effect", lambda: _effect(subject, settings, backbone, source, seed, fitted))
     if others:
         found["stability"] = journal.alone("stability", lambda: sections.other_seeds(subject, others))
     if not distributed.is_main():
@@ -159,12 +160,14 @@ def _facts(autoencoder: Artifact, store: Artifact, subject: Any) -> dict[str, An
     }
 
 
-def _effect(subject: Any, settings: EvaluationSettings, backbone: Any, source: Any, seed: int) -> dict[str, Any]:
+def _effect(
+    subject: Any, settings: EvaluationSettings, backbone: Any, source: Any, seed: int, fitted: list[Any]
+) -> dict[str, Any]:
     from saetool.evaluation.model_sections import effect
     from saetool.vision import load_backbone
 
     if subject.site.info.get("token_kind", subject.site.info.get("tokens")) == "mean":
         return {"skipped": "mean tokens cannot be put back into the model"}
     if not isinstance(backbone, BackboneSettings):
-        return effect(subject, settings, backbone, source)
-    return effect(subject, settings, load_backbone(backbone, seed), source)
+        return effect(subject, settings, backbone, source, fitted)
+    return effect(subject, settings, load_backbone(backbone, seed), source, fitted)

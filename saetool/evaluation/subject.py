@@ -81,6 +81,11 @@ class Subject:
         measured = spread(held_out, settings.max_images)
         return cls(model, content, opened, site, held_out, np.flatnonzero(~mask), measured, seed, shared or Shared())
 
+    @property
+    def trained_here(self) -> bool:
+        """Whether the autoencoder was trained on this store's other images."""
+        return self.content["trained_on"] == self.store.artifact.id
+
     @cached_property
     def kept(self) -> dict[str, Any]:
         """What one section has computed and another needs too."""

@@ -6,7 +6,6 @@ A table is {"title", "note", "columns", "rows"}: texts, the first column a name,
 from collections.abc import Sequence
 from typing import Any
 
-from saetool.evaluation.effect import CONDITIONS
 from saetool.evaluation.probing import K_SPARSE
 
 Table = dict[str, Any]
@@ -39,7 +38,9 @@ def _quality(evaluation: dict[str, Any]) -> list[Table]:
     beside = [evaluation["refitted"]] if evaluation.get("refitted") else []
     beside += evaluation.get("baselines") or []
     rows += [(f"{row['name']}: {row['about']}", row["numbers"]) for row in beside]
-    differences = [None, *(row["fvu_difference"] for row in beside)]
+    if seen := evaluation.get("training"):
+        rows.append((f"this autoencoder, on {seen['images']:,} images that it was trained on", seen))
+    differences = [None, *(row["fvu_difference"] for row in beside), None][: len(rows)]
     body = [
         [
             name,
@@ -121,7 +122,11 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
     if "conditions" not in effect:
         return [_table("In the model", f"Not measured: {effect['skipped']}.", [], [])]
     names = list(effect["conditions"]["clean"])
-    body = [[c.replace("_", " "), *(with_interval(effect["conditions"][c][n]) for n in names)] for c in CONDITIONS]
+    body = [
+        [c.replace("_", " "), *(with_interval(found[n]) for n in names)] for c, found in effect["conditions"].items()
+    ]
+    for baseline, found in effect["differences"].items():
+        body.append([f"{baseline}, less spliced", *(with_interval(found[n], "+.3f") for n in names)])
     for ablation, shares in effect["share_recovered"].items():
         body.append(
             [
@@ -131,7 +136,10 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
         )
     by = {"head": "the model's own head", "probe": f"a linear probe on {effect['label']}", "embedding": "no label"}
     note = (
-        f"The reconstruction in place of the activation; {effect['images']:,} images; classes: {by[effect['readout']]}."
+        f"The reconstruction in place of the activation; {effect['images']:,} images; classes by "
+        f"{by[effect['readout']]}. "
+        "What the ablations leave says how much depends on these tokens at all; a dash: nothing to recover. Baselines "
+        "at the autoencoder's L0 are spliced in the same way; their differences to it are of the same images."
     )
     if effect.get("left_out"):
         note += f" {len(effect['left_out']):,} classes without training images are left out."
@@ -180,21 +188,41 @@ def _alignment(evaluation: dict[str, Any]) -> list[Table]:
     for label in (evaluation.get("probing") or {}).get("labels", []):
         body = [
             [row["representation"], number(row["mean_auroc"]), number(row["control_mean_auroc"])]
-            + [f"{number(c['auroc'])} ({c['latent']})" for c in row["classes"]]
+            + [text for c in row["classes"] for text in _one_latent(c)]
             for row in label["alignment"]
         ]
-        note = "AUROC of the best single latent (in brackets), chosen on training images, scored on held-out ones."
-        columns = ["representation", "mean", "shuffled labels", *label["classes"]]
+        note = (
+            "AUROC of the best single latent, with its number, pooling and sign, chosen on training images, scored on "
+            "held-out ones; and how much it exceeds that of the best neuron, on the same images. [95 %, DeLong]"
+        )
+        columns = ["representation", "mean", "shuffled labels"]
+        columns += [text for name in label["classes"] for text in (name, f"{name}: less the best neuron's")]
         tables.append(_table(f"One latent for a class of {label['name']}", note, columns, body))
     return tables
 
 
-def _stability(evaluation: dict[str, Any]) -> list[Table]:
-    body = [
-        [row["autoencoder"], *(number(row[way]["mean_max_cosine"]) for way in ("forward", "backward", "matched"))]
-        for row in evaluation.get("stability") or []
-    ]
-    note = "Mean largest cosine between decoder directions, here to there, there to here, and matched one to one."
+def _one_latent(row: dict[str, Any]) -> tuple[str, str]:
+    if row["latent"] is None:
+        return number(None), number(None)
+    which = f"{'−' if row['sign'] < 0 else ''}{row['latent']}, {row['pooling']}"
+    difference = row["difference"]
     return (
-        [_table("Against other trainings", note, ["autoencoder", "here", "there", "one to one"], body)] if body else []
+        f"{with_interval(row['auroc'])} ({which})",
+        number(None) if difference is None else with_interval(difference, "+.3f"),
     )
+
+
+def _stability(evaluation: dict[str, Any]) -> list[Table]:
+    body = [[row["autoencoder"], *agreement(row)] for row in evaluation.get("stability") or []]
+    note = f"Mean largest cosine between decoder directions, {AGREEMENT}."
+    return [_table("Against other trainings", note, ["autoencoder", *AGREEMENT_COLUMNS], body)] if body else []
+
+
+AGREEMENT = "here to there, there to here, and matched one to one; chance: to as many random directions"
+AGREEMENT_COLUMNS = ["here", "there", "one to one", "chance", "chance, one to one"]
+
+
+def agreement(row: dict[str, Any]) -> list[str]:
+    """Return the numbers of `stability` under AGREEMENT_COLUMNS."""
+    found = [row["forward"], row["backward"], row["matched"], row["chance"]["forward"], row["chance"]["matched"]]
+    return [number(way["mean_max_cosine"]) for way in found]

@@ -106,9 +106,13 @@ class Pass:
 
     def encode(self, rows: Float[Tensor, "images tokens d"], autoencoder: Autoencoder | None = None) -> Codes:
         """Return the positive codes of tokens, image by image; by another copy of the model where given."""
+        return firing(self.codes(rows, autoencoder)).to(self.counted_on)
+
+    def codes(self, rows: Float[Tensor, "images tokens d"], autoencoder: Autoencoder | None = None) -> Codes:
+        """Return the codes of tokens, of either sign, on the model's device."""
         with torch.inference_mode():
             x = rows.flatten(0, 1).to(self.device).float()
-            return firing((autoencoder or self.autoencoder).encode_sparse(x)).to(self.counted_on)
+            return (autoencoder or self.autoencoder).encode_sparse(x)
 
     @property
     def counted_on(self) -> torch.device:
@@ -133,7 +137,7 @@ class Pass:
             return lanes.send(self.read(images))
 
         def encode(rows: Future[Callable[[], Tensor]]) -> tuple[Codes, Callable[[], None]]:
-            codes = self.encode(rows.result()())
+            codes = self.codes(rows.result()())
             return codes, lanes.hand_over([codes.offsets, codes.latents, codes.values])
 
         def count(
@@ -142,7 +146,9 @@ class Pass:
             codes, taken = encoded.result()
             with lanes.beside():
                 taken()
-                return lanes.down(work(0, codes, images))
+                with torch.inference_mode():  # here, where the next chunk's encoding does not wait for it
+                    found = firing(codes)
+                return lanes.down(work(0, found, images))
 
         stage = with_given(ThreadPoolExecutor, initializer=_use, initargs=(self.device,))
         waiting: deque[Future[Callable[[], list[Tensor]]]] = deque()

@@ -20,7 +20,7 @@ RECORD = np.dtype(
 )
 """One (latent, image) pair with at least one firing token: the position of the strongest token (the first of equals),
 the number of firing tokens, the largest value and the sum of all values."""
-_FIELDS = list(RECORD.fields or ())
+_FIELDS: list[str] = list(RECORD.fields or ())
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,6 @@ def _first(order: Tensor, cell: Tensor, count: int, group: str, intervals: int =
     heads = heads_of(cell)
     rank = torch.arange(len(cell), device=cell.device) - spread_over(heads, heads, len(cell))
     kept = (rank < count).nonzero().squeeze(1)
-    cell, record, rank = (part[kept].cpu().numpy() for part in (cell, order, rank))
-    interval = cell % intervals if intervals else np.full(len(cell), _NO_INTERVAL)
-    return cell // max(intervals, 1), record, np.full(len(cell), GROUPS.index(group)), interval, rank
+    cells, record, ranks = (part[kept].cpu().numpy() for part in (cell, order, rank))
+    interval = cells % intervals if intervals else np.full(len(cells), _NO_INTERVAL)
+    return cells // max(intervals, 1), record, np.full(len(cells), GROUPS.index(group)), interval, ranks

@@ -65,7 +65,7 @@ class FolderSource:
     def __init__(self, root: Path | str, limit: int | None = None, max_pixels: int | None = MAX_PIXELS):
         self.root: str | None
         self.root, self.name = self._locate(str(root))
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         entries = sorted(self._list(), key=lambda entry: os.fsencode(entry.path))
         left_out = [entry for entry in entries if not is_image_name(entry.path)]
         entries = [entry for entry in entries if is_image_name(entry.path)]
@@ -102,11 +102,11 @@ class FolderSource:
 
     def read(self, i: int) -> Picture:
         """Decode the file; WorkError names it when it is corrupt or gone."""
-        return read_picture(*self._content(i), max_pixels=self._max_pixels)
+        return read_picture(*self.content(i), max_pixels=self.max_pixels)
 
     def digest(self, i: int) -> str:
         """Return the digest of the file's bytes."""
-        return digest_bytes(self._content(i)[0])
+        return digest_bytes(self.content(i)[0])
 
     def listing(self) -> str:
         """Return a digest over relative paths and sizes."""
@@ -128,7 +128,7 @@ class FolderSource:
         """Return every file below the root that is not hidden, in any order."""
         return walk(self._folder)
 
-    def _content(self, i: int) -> tuple[bytes, str]:
+    def content(self, i: int) -> tuple[bytes, str]:
         """Return a file's bytes, and what a message calls it."""
         file = self._folder / self.path(i)
         try:

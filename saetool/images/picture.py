@@ -120,6 +120,11 @@ def _without_text(content: bytes) -> bytes:
     return b"".join(kept)
 
 
+def is_upright(image: Image.Image) -> bool:
+    """Say whether an image needs no turning."""
+    return _orientation(image) not in _UPRIGHT
+
+
 def picture_of(image: Image.Image, digest: str) -> Picture:
     """Return a decoded image, of whatever mode, as an upright picture, RGB or L."""
     turn = _UPRIGHT.get(_orientation(image))

@@ -58,7 +58,7 @@ class RemoteFolderSource(FolderSource):
                     found[facts["name"]] = facts
         return found
 
-    def _content(self, i: int) -> tuple[bytes, str]:
+    def content(self, i: int) -> tuple[bytes, str]:
         name = f"{self.root}/{self.path(i)}"
         if self.size_hint(i) > MAX_FILE_BYTES:
             raise WorkError(f"{name} has {self.size_hint(i):,} bytes: too many for a picture")

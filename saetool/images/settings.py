@@ -1,6 +1,6 @@
 """The `images` section of a config."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,9 @@ class ImageSettings(Settings):
     """An image of more pixels is refused before it is decoded: it guards memory. null: no limit."""
     on_error: Literal["fail", "skip"] = "fail"
     """At an image that cannot be read: stop and name it, or record it and go on."""
+    decode: Literal["pillow", "gpu"] = "pillow"
+    """What decodes and resizes for caching: Pillow, or the GPU through torchvision (nvJPEG), whose pixels are near
+    Pillow's: another store, which says how near."""
     split: str = "train"
     """Of a dataset with splits."""
     subset: str | None = None
@@ -38,3 +41,11 @@ class ImageSettings(Settings):
     """Of a dataset; null: the only one that holds images."""
     label_columns: list[str] | None = None
     """Of a dataset; null: every class label, or a column named like one."""
+
+    def content(self) -> dict[str, Any]:
+        """Return what determines the pictures, as JSON types; `source` is as given.
+
+        What happens at a corrupt or an immense image is no part of it: work that stopped at one resumes.
+        """
+        usual = {"decode"} if self.decode == "pillow" else set()
+        return self.model_dump(mode="json", exclude={"on_error", "max_pixels"} | usual)

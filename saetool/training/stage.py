@@ -62,7 +62,7 @@ def training_stage(
         build=lambda partial: _train([plan], [partial])[0],
         inputs=plan.source.inputs,
         listing=plan.source.listing,
-        estimate=lambda: estimate(plan),
+        estimate=lambda place: estimate(plan),
         plan=plan,
     )
 

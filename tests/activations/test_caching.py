@@ -260,6 +260,23 @@ def test_a_dry_run_says_what_it_takes_and_the_store_agrees(tiny, pictures, tmp_p
     json.dumps(found)
 
 
+def test_a_dry_run_believes_no_disk_that_may_be_the_limit(tiny, pictures, tmp_path, monkeypatch):
+    from saetool.activations import estimate as estimating
+
+    backbone = tiny()
+    job = CachingJob(lambda: backbone, lambda b: b.sites, source_of(pictures), SMALL, "fail")
+    before = sorted(tmp_path.rglob("*"))
+    assert 0 < estimating._written_per_second(tmp_path / "not yet" / "there", 1 << 16) < float("inf")
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(estimating, "_DOUBTFUL", 0)
+    found, asked = estimate(job, tmp_path), []
+    image = found["bytes_on_disk"] / 23
+    monkeypatch.setattr(estimating, "_written_per_second", lambda place, size: asked.append(place) or 2 * image)
+    assert estimate(job, tmp_path)["images_per_second"] == pytest.approx(2, rel=0.2)
+    assert estimate(job)["images_per_second"] > 2.5
+    assert asked == [tmp_path]
+
+
 def test_a_disk_that_is_too_small_is_refused(tmp_path):
     require_space(tmp_path / "not/there/yet", 1000)
     with pytest.raises(RequestError, match="GB free"):

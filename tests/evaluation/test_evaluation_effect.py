@@ -17,6 +17,7 @@ from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings, evaluation_stage
 from saetool.evaluation.attribution import attribute, class_effects
+from saetool.evaluation.baselines import Dictionary
 from saetool.evaluation.effect import CONDITIONS, _paired, measure_effect, share_recovered, summarize
 from saetool.evaluation.interventions import intervene, splice
 from saetool.evaluation.model_sections import effect
@@ -104,6 +105,31 @@ def test_a_linear_probe_predicts_like_scikit_learns(n_classes):
     assert torch.allclose(weight.sum(0), torch.zeros(5), atol=1e-4)
     predicted = [classes[i] for i in (embeddings @ weight.T + bias).argmax(1)]
     assert np.mean(np.array(predicted) == labels) > 0.9
+
+
+def test_baselines_are_spliced_in_the_same_place_and_differ_by_what_they_differ():
+    backbone, autoencoder = model()
+    readout, images, target = Readout(backbone, "head"), pictures(), torch.tensor([0, 1, 2, 0, 1, 2])
+    perfect, mean = Dictionary(torch.zeros(8), torch.eye(8)), torch.zeros(8)
+    nothing = Dictionary(mean, torch.eye(8)[:1] * 0)
+    beside = {"perfect": perfect, "nothing": nothing}
+    sums = measure_effect(readout, autoencoder, iter([(images, target)]), mean, beside=beside)
+    found = summarize(sums, seed=0, resamples=50)
+    assert list(found["conditions"]) == [*CONDITIONS, "perfect", "nothing"]
+    for number in found["conditions"]["clean"]:
+        value = {name: numbers[number]["value"] for name, numbers in found["conditions"].items()}
+        assert value["perfect"] == pytest.approx(value["clean"], abs=1e-5)
+        assert value["nothing"] == pytest.approx(value["zero_ablation"], abs=1e-5)
+        for name in beside:
+            difference = found["differences"][name][number]["value"]
+            assert difference == pytest.approx(value[name] - value["spliced"], abs=1e-6)
+
+
+def test_where_an_ablation_costs_little_nothing_is_recovered():
+    lost, regained = torch.full((40,), 0.03), torch.full((40,), 0.02)
+    pairs = torch.stack([regained, lost], dim=1)
+    assert share_recovered(pairs, 0, 50)["value"] == pytest.approx(2 / 3)
+    assert share_recovered(pairs, 0, 50, least=0.05)["value"] is None
 
 
 def test_every_number_of_every_condition_equals_a_direct_computation():

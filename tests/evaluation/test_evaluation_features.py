@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from saetool.activations import CacheSettings, write_store
 from saetool.errors import RequestError
 from saetool.evaluation.baselines import Dictionary
-from saetool.evaluation.pooled import pool_codes, pool_latents
+from saetool.evaluation.pooled import POOLINGS, pool_codes, pool_latents
 from saetool.evaluation.probing import fit_probe, rotate
 from saetool.evaluation.subject import Subject, read_labels, spread
 from saetool.sparse.codes import Codes
@@ -21,19 +21,23 @@ def test_pooled_codes_equal_dense_ones(images, tokens, latents, seed):
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(images * tokens, latents)) * (rng.random((images * tokens, latents)) < 0.5)
     z = torch.from_numpy(z)
-    highest, mean = pool_codes(Codes.from_dense(z), tokens)
+    pooled = pool_codes(Codes.from_dense(z), tokens)
     dense = z.view(images, tokens, latents)
-    assert torch.equal(highest, dense.amax(1))
-    assert torch.allclose(mean, dense.mean(1))
+    assert torch.equal(pooled["max"], dense.amax(1))
+    assert torch.equal(pooled["min"], dense.amin(1))
+    assert torch.allclose(pooled["mean"], dense.mean(1))
 
 
 def test_latents_and_raw_activations_are_pooled_alike_in_any_batches():
     x = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0))
-    identity = Dictionary(torch.zeros(4), torch.eye(4))
-    raw, coded = pool_latents(None, x.split(2)), pool_latents(identity, x.split(3))
-    for pooling in ("max", "mean"):
+    dense, sparse = (Dictionary(torch.zeros(4), torch.eye(4), k) for k in (None, 3))
+    raw, coded = pool_latents(None, x.split(2)), pool_latents(dense, x.split(3))
+    for pooling in POOLINGS:
         assert np.allclose(raw[pooling], coded[pooling], atol=1e-6)
     assert torch.equal(raw["max"], x.amax(1))
+    assert torch.equal(raw["min"], x.amin(1))
+    kept = sparse.encode(x.flatten(0, 1)).view(x.shape)
+    assert torch.equal(pool_latents(sparse, x.split(3))["min"], kept.amin(1))
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

@@ -53,6 +53,18 @@ def test_both_ways_and_the_matching_equal_brute_force():
     assert found["matched"]["mean_max_cosine"] == pytest.approx(best / 5, rel=1e-5)
 
 
+def test_chance_is_the_agreement_with_as_many_random_directions():
+    a, b = directions(300, 8, 2), directions(500, 8, 3)
+    found = stability(a, b, seed=1, sample=50)
+    one, other = (torch.nn.functional.normalize(torch.randn(n, 8), dim=-1) for n in (300, 500))
+    slow = float((one @ other.T).amax(1).mean())
+    assert found["chance"]["forward"]["mean_max_cosine"] == pytest.approx(slow, abs=0.02)
+    # The compared dictionaries are random themselves: they agree no better.
+    for way in ("forward", "matched"):
+        assert found[way]["mean_max_cosine"] == pytest.approx(found["chance"][way]["mean_max_cosine"], abs=0.02)
+    assert stability(a, a, seed=1)["forward"]["mean_max_cosine"] > found["chance"]["forward"]["mean_max_cosine"] + 0.05
+
+
 def test_opposite_directions_are_not_the_same_latent():
     w = torch.eye(3)
     assert stability(w, -w)["forward"]["mean_max_cosine"] == pytest.approx(0)

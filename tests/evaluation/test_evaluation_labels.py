@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from saetool.evaluation.alignment import SHUFFLES, align, aurocs
+from saetool.evaluation.alignment import SHUFFLES, align, aurocs, choose
 from saetool.evaluation.probing import Prepared, choose_latents, fit_full_probe, fit_probe, probe_labels
 from saetool.evaluation.splits import Split
 
@@ -28,10 +28,21 @@ def test_aurocs_of_all_classes_equal_sklearn():
             assert float(found[i, j]) == pytest.approx(roc_auc_score(labels == name, values[:, j]), abs=1e-12)
 
 
+def features(values):
+    return {"max": values}
+
+
+def aligned(train, test, splits, seed=0, beside=None):
+    """Return the table of each label."""
+    best, shuffled = choose(train, test, splits, seed)
+    others = beside or [[None] * len(split.classes) for split in splits]
+    return [align(*rows, split.classes) for *rows, split in zip(best, shuffled, others, splits, strict=True)]
+
+
 def test_an_empty_class_has_no_auroc():
-    values = np.random.default_rng(0).random((4, 3))
-    (found,) = align(values, values, [Split(["a", "b", "c"], np.array(list("aabb")), np.array(list("aaaa")))], 0)
-    assert [row["auroc"] for row in found["classes"]] == [None, None, None]
+    values = features(np.random.default_rng(0).random((4, 3)))
+    (found,) = aligned(values, values, [Split(["a", "b", "c"], np.array(list("aabb")), np.array(list("aaaa")))])
+    assert [row["auroc"]["value"] for row in found["classes"]] == [None, None, None]
     assert found["classes"][2]["latent"] is None
     assert found["mean_auroc"] is None
 
@@ -41,15 +52,61 @@ def test_alignment_finds_the_planted_latent_and_the_control_nothing():
     test, test_labels = planted(400, seed=1)
     other = Split(["x", "y"], *(np.where(labels == "b", "x", "y") for labels in (train_labels, test_labels)))
     split = Split(["a", "b", "c"], train_labels, test_labels)
-    found, again = align(train, test, [split, other], seed=0)
+    found, again = aligned(features(train), features(test), [split, other])
     assert again["classes"][0] == found["classes"][1] | {"class": "x"}  # labels asked together do not mix
     b = found["classes"][1]
-    assert b["latent"] == 7
-    assert b["auroc"] == pytest.approx(roc_auc_score(test_labels == "b", test[:, 7]), abs=1e-9)
-    assert b["auroc"] > 0.75
+    assert (b["latent"], b["sign"]) == (7, 1)
+    assert b["auroc"]["value"] == pytest.approx(roc_auc_score(test_labels == "b", test[:, 7]), abs=1e-9)
+    assert b["auroc"]["value"] > 0.75
     assert abs(found["control_mean_auroc"] - 0.5) < 0.03
     assert len(found["control"]) == 3 * SHUFFLES
-    assert np.std([row["auroc"] for row in found["control"]]) > 0.01  # every time other labels
+    assert np.std(found["control"]) > 0.01  # every time other labels
+
+
+def test_a_latent_that_is_silent_on_a_class_and_any_pooling_may_be_chosen():
+    (train, train_labels), (test, test_labels) = planted(300, seed=0), planted(300, seed=1)
+    split = Split(["b"], train_labels, test_labels)
+    noise = np.random.default_rng(5).random((2, 300, 30)).astype(np.float32)
+    (found,) = aligned(
+        {"max": noise[0], "mean": noise[0], "min": -train}, {"max": noise[1], "mean": noise[1], "min": -test}, [split]
+    )
+    row = found["classes"][0]
+    assert (row["latent"], row["pooling"], row["sign"]) == (7, "min", -1)
+    assert row["auroc"]["value"] == pytest.approx(roc_auc_score(test_labels == "b", test[:, 7]), abs=1e-9)
+    assert row["train_auroc"] == pytest.approx(roc_auc_score(train_labels == "b", train[:, 7]), abs=1e-9)
+
+
+def test_a_difference_is_paired_and_its_interval_is_that_of_resampled_images():
+    (train, train_labels), (test, test_labels) = planted(300, seed=0), planted(300, seed=1)
+    weaker, held = train + 0.0, test + 0.0
+    rng = np.random.default_rng(2)
+    weaker[:, 7] += rng.normal(size=300) * 0.7
+    held[:, 7] += rng.normal(size=300) * 0.7
+    split = Split(["b"], train_labels, test_labels)
+    beside, _ = choose(features(weaker), features(held), [split], 0)
+    (found,) = aligned(features(train), features(test), [split], beside=beside)
+    row, members = found["classes"][0], test_labels == "b"
+    for got, scores in (
+        (row["auroc"], [roc_auc_score(members, test[:, 7])]),
+        (row["difference"], [roc_auc_score(members, test[:, 7]), -roc_auc_score(members, held[:, 7])]),
+    ):
+        assert got["value"] == pytest.approx(sum(scores), abs=1e-9)
+    draws = []
+    for _ in range(1500):
+        rows = rng.integers(0, 300, 300)
+        draws.append([roc_auc_score(members[rows], values[rows, 7]) for values in (test, held)])
+    own, theirs = np.array(draws).T
+    for got, drawn in ((row["auroc"], own), (row["difference"], own - theirs)):
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        assert got["low"] == pytest.approx(low, abs=0.012)
+        assert got["high"] == pytest.approx(high, abs=0.012)
+
+
+def test_one_image_on_a_side_gives_no_interval():
+    values = features(np.array([[3.0], [1.0], [0.0], [0.0]]))
+    labels = np.array(list("abbb"))
+    (found,) = aligned(values, values, [Split(["a"], labels, labels)])
+    assert found["classes"][0]["auroc"] == {"value": 1.0, "low": None, "high": None}
 
 
 def test_a_probe_on_one_latent_takes_the_planted_one():

@@ -103,6 +103,20 @@ def test_numbers_are_those_of_the_held_out_images(found, store, autoencoder):
     assert found["held_out"]["dead"] == final["dead"]
 
 
+def test_numbers_on_training_images_stand_beside(found, store, autoencoder):
+    from saetool.activations import ActivationStore, held_out_mask
+
+    opened = ActivationStore(store)
+    split = autoencoder.content["held_out"]
+    mask = held_out_mask(opened.digests, split["seed"], split["share"])
+    seen = np.flatnonzero(~mask)
+    chosen = seen[(np.arange(mask.sum()) * len(seen)) // mask.sum()]
+    x = opened.site().rows(0, 240)[torch.from_numpy(chosen)]
+    slow = numbers(held_out_sums(load(autoencoder.path), [x], x.double().mean((0, 1))), seed=0)
+    assert found["training"]["images"] == len(chosen)
+    assert found["training"]["fvu"]["value"] == pytest.approx(slow["fvu"]["value"], rel=1e-5)
+
+
 def test_the_trained_dictionary_beats_the_random_one(found):
     fvu = {row["name"]: row["numbers"]["fvu"]["value"] for row in found["baselines"]}
     assert set(fvu) == {"PCA", "PCA, fixed", "k-means", "random dictionary", "raw neurons"}
@@ -116,7 +130,11 @@ def test_one_latent_knows_the_planted_class_and_shuffled_labels_nothing(found):
     state = found["probing"]["labels"][0]
     best = next(row for row in state["alignment"] if row["representation"] == "autoencoder")
     crack = best["classes"][0]
-    assert crack["auroc"] > 0.95
+    assert crack["auroc"]["value"] > 0.95
+    neurons = next(row for row in state["alignment"] if row["representation"] == "raw activations")
+    other = neurons["classes"][0]["auroc"]["value"]
+    assert crack["difference"]["value"] == pytest.approx(crack["auroc"]["value"] - other)
+    assert {row["representation"] for row in state["alignment"]} >= {"random directions", "PCA"}
     assert abs(best["control_mean_auroc"] - 0.5) < 0.1
     probe = next(row for row in state["probes"] if (row["representation"], row["pooling"]) == ("autoencoder", "max"))
     assert probe["scores"]["1"]["balanced_accuracy"] > 0.9
@@ -230,7 +248,9 @@ def test_another_site_or_width_is_refused_naming_both(place, autoencoder):
 def test_images_of_another_store_of_the_same_site_are_welcome(place, autoencoder):
     other = planted_store(place / "other", seed=5)
     artifact = run_stage(evaluation_stage(autoencoder, other, EvaluationSettings(bootstrap=0)), place / "on-other")
-    assert json.loads(artifact.file("evaluation.json").read_text())["held_out"]["fvu"]["low"] is None
+    found = json.loads(artifact.file("evaluation.json").read_text())
+    assert found["held_out"]["fvu"]["low"] is None
+    assert found["training"] is None  # none of these was trained on
 
 
 def test_no_labels_and_one_class_are_said_in_words(place, autoencoder):

@@ -85,10 +85,10 @@ def test_an_error_in_a_stage_is_raised(build_index, monkeypatch, tmp_path):
             raise RuntimeError("broken stage")
         return encode(self, rows, *given)
 
-    encode, calls = encoding.Pass.encode, []
+    encode, calls = encoding.Pass.codes, []
     monkeypatch.setattr(encoding.Pass, "staged", True)
     monkeypatch.setattr(encoding, "GPU_CELLS", 1)
-    monkeypatch.setattr(encoding.Pass, "encode", broken)
+    monkeypatch.setattr(encoding.Pass, "codes", broken)
     with pytest.raises(RuntimeError, match="broken stage"):
         build_index(random_tokens(), where=tmp_path, **LABELED)
     assert not (tmp_path / "features").exists()

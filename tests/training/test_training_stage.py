@@ -97,8 +97,8 @@ def test_one_line_says_what_runs_where(stream, sparse, tmp_path, capfd):
     assert line in capfd.readouterr().err
 
 
-def test_a_dry_run_estimates_from_real_steps(stream, sparse):
-    estimate = training_stage(stream, sparse, how(tokens=499)).estimate()
+def test_a_dry_run_estimates_from_real_steps(stream, sparse, tmp_path):
+    estimate = training_stage(stream, sparse, how(tokens=499)).estimate(tmp_path)
     parameters = 2 * 8 * 16 + 16 + 8
     assert (estimate["tokens"], estimate["steps"], estimate["parameters"]) == (500, 10, parameters)
     assert estimate["bytes_on_disk"] >= 4 * parameters
