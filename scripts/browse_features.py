@@ -68,7 +68,9 @@ def _arguments() -> argparse.Namespace:
         "--by", choices=["decoder", "coactivation"], default="decoder", help="what makes latents similar"
     )
     parser.add_argument("--count", type=_count, default=8, help="rows of the table, pictures in a row of the sheet")
-    parser.add_argument("--group", choices=["top", "interval", "random"], default="top", help="pictures of the sheet")
+    parser.add_argument(
+        "--group", choices=["top", "interval", "random", "held_out"], default="top", help="pictures of the sheet"
+    )
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="write a contact sheet")
     parser.add_argument("--root", help="where the images are now, if they have moved")
     return parser.parse_args()

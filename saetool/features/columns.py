@@ -74,6 +74,27 @@ LATENTS = (
         "weighted by the product of the latent's min–max scaled image maxima (Pach et al. 2025); null without "
         "embeddings or with fewer than two images of positive weight.",
     ),
+    Column(
+        "monosemanticity_excess",
+        "double",
+        "",
+        "That score with s_ij − r_i − r_j + c in place of the cosine s_ij, where r_i is image i's mean cosine with all "
+        "others and c that of all pairs: 0 on average when the activations are dealt to random images. Null as above "
+        "and with fewer than four images.",
+    ),
+    Column(
+        "monosemanticity_spread",
+        "double",
+        "",
+        "Standard deviation of monosemanticity_excess over all ways to deal the same activations to the images "
+        "(Mantel 1967); null as above.",
+    ),
+    Column(
+        "top_excess",
+        "double",
+        "",
+        "Mean of s_ij − r_i − r_j + c over pairs of its `top` images that training saw; null as above.",
+    ),
 )
 
 LABELED = (
@@ -140,7 +161,8 @@ EXAMPLES = (
         "string",
         "",
         "top: the images with the largest maximum (or mean, index.top_by); interval: drawn from "
-        "those whose maximum lies in one part of (0, max]; random: drawn from all on which it fires.",
+        "those whose maximum lies in one part of (0, max]; random: drawn from all on which it fires; held_out: the 8 "
+        "strongest, as in top, among images held out of training.",
     ),
     Column("interval", "int8", "", "Which part, 0 the lowest: (max·i/n, max·(i+1)/n]; null in other groups."),
     Column(
@@ -210,6 +232,25 @@ TENSORS = (
         "Latents with the largest Jaccard index over images, −1 pads.",
     ),
     ("tensors.safetensors", "neighbors_coactivation_value", "float32 [n_latents, k]", "Those indices."),
+    (
+        "tensors.safetensors",
+        "decoder_directions",
+        "int8 [n_latents, d_in]",
+        "Decoder directions, each in 127ths of its largest magnitude: cosines of any two, to about .003. Not there "
+        "where the family has none.",
+    ),
+    (
+        "tensors.safetensors",
+        "sample_images",
+        "int32 [k]",
+        "Images on which `fires` tells who fires: all, or of more than 4,096 those with the smallest seeded hashes.",
+    ),
+    (
+        "tensors.safetensors",
+        "fires",
+        "uint8 [n_latents, ceil(k / 8)]",
+        "A bit a sample image, the first in the lowest bit: whether the latent fires on it.",
+    ),
     (
         "patches.safetensors",
         "latents",

@@ -4,6 +4,8 @@ The mean similarity of pairs of images by another encoder's embedding, weighted 
 min–max scaled over all images. In closed form: (‖Σ ãu‖² − Σ ã²‖u‖²) / ((Σ ã)² − Σ ã²).
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -33,6 +35,81 @@ def monosemanticity(maxima: Maxima, embeddings: Float[Tensor, "images d"]) -> Fl
     defined = weighty >= 2
     score = torch.where(defined, together / torch.where(defined, sums.square() - squares, 1.0), torch.nan)
     return score.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What images are alike by chance: those of a latent may be of a kind that is like all others.
+
+    A pair's similarity above chance is s_ij − r_i − r_j + c, where r_i is the mean similarity of image i with all
+    others (`usual` [images], float64) and c that of all pairs: its mean over random pairs is 0, for any number of
+    images. The sums over ordered pairs of it, of its square and of its product with another pair's that shares one
+    image say how far a score strays when the same activations are dealt to the images at random (Mantel 1967).
+    """
+
+    embeddings: Float[Tensor, "images d"]
+    usual: Float[Tensor, "images"]
+    all_pairs: float
+    total: float
+    squares: float
+    adjacent: float
+
+    @classmethod
+    def of(cls, embeddings: Float[Tensor, "images d"]) -> "Chance | None":
+        """Sum over all pairs of images; the similarities themselves are never held. None of fewer than 4 images."""
+        wide, n = embeddings.double(), len(embeddings)
+        if n < 4:
+            return None
+        lengths = wide.square().sum(1)
+        usual = (wide @ wide.sum(0) - lengths) / (n - 1)
+        c, square = float(usual.mean()), float(usual.square().sum())
+        raw = float((wide.T @ wide).square().sum() - lengths.square().sum())
+        # Σ (s − t)² with t = r_i + r_j − c, over ordered pairs of different images.
+        mixed = 2 * (n - 1) * square - c * n * (n - 1) * c
+        taken = 2 * (n - 1) * square + n * (n - 1) * c**2 + 2 * ((n * c) ** 2 - square) - 4 * c * (n - 1) * n * c
+        squares = raw - 2 * mixed + taken
+        rows = usual - c
+        return cls(embeddings, usual, c, float(rows.sum()), squares, float(rows.square().sum()) - squares)
+
+    def excess(self, maxima: Maxima, score: Float[np.ndarray, "latents"]) -> Float[np.ndarray, "latents"]:
+        """Return by how much every latent's score lies above that of random pairs."""
+        weights = scaled(maxima, len(self.usual))
+        sums, squares = (sums_of_runs(maxima.latent, weights**k, maxima.n_latents) for k in (1, 2))
+        shares = weights * (sums[maxima.latent] - weights) * self.usual[maxima.image]
+        pairs = sums.square() - squares
+        usual = sums_of_runs(maxima.latent, shares, maxima.n_latents) / torch.where(pairs > 0, pairs, 1.0)
+        return score - 2 * usual.cpu().numpy() + self.all_pairs
+
+    def spread(self, maxima: Maxima) -> Float[np.ndarray, "latents"]:
+        """Return the standard deviation of every latent's excess over all ways to deal its activations to images."""
+        n, weights = len(self.usual), scaled(maxima, len(self.usual))
+        p1, p2, p3, p4 = (sums_of_runs(maxima.latent, weights**k, maxima.n_latents) for k in (1, 2, 3, 4))
+        pairs, squares = p1.square() - p2, p2.square() - p4
+        adjacent = p1.square() * p2 - 2 * p1 * p3 + p4 - squares
+        apart = pairs.square() - 2 * squares - 4 * adjacent
+        others = self.total**2 - 2 * self.squares - 4 * self.adjacent
+        pair, triple = n * (n - 1), n * (n - 1) * (n - 2)
+        second = 2 * squares * self.squares / pair + 4 * adjacent * self.adjacent / triple
+        second = second + apart * others / (triple * (n - 3))
+        variance = second - (pairs * self.total / pair).square()
+        weighty = sums_of_runs(maxima.latent, (weights > 0).double(), maxima.n_latents) >= 2
+        spread = torch.where(weighty, variance.clamp_min(0).sqrt() / torch.where(weighty, pairs, 1.0), torch.nan)
+        return spread.cpu().numpy()
+
+    def of_groups(self, latent: np.ndarray, image: np.ndarray, n_latents: int) -> Float[np.ndarray, "n_latents"]:
+        """Return the mean similarity above chance of the pairs of each latent's images, NaN with fewer than two.
+
+        `latent` (ascending) and `image` [rows] are which images belong to which latent.
+        """
+        cell, row = (torch.from_numpy(part.astype(np.int64)).to(self.usual.device) for part in (latent, image))
+        starts = torch.searchsorted(cell, torch.arange(n_latents, device=cell.device))
+        total = torch.nn.functional.embedding_bag(row, self.embeddings, starts, mode="sum").double().square().sum(1)
+        lengths = self.embeddings.double().square().sum(1)
+        parts = (torch.ones(len(row), device=row.device), lengths[row], self.usual[row])
+        counts, alone, usual = (sums_of_runs(cell, part, n_latents) for part in parts)
+        pairs = counts * (counts - 1)
+        mean = (total - alone) / pairs.clamp_min(1) - 2 * usual / counts.clamp_min(1) + self.all_pairs
+        return torch.where(pairs > 0, mean, torch.nan).cpu().numpy()
 
 
 def all_pairs(embeddings: Float[np.ndarray, "images d"]) -> float | None:

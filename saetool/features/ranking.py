@@ -1,4 +1,5 @@
-"""Which images stand for a latent: the strongest, members of each interval of (0, max], random firing ones.
+"""Which images stand for a latent: the strongest, members of each interval of (0, max], random firing ones, and the
+strongest that training never saw.
 
 Everything is a stable sort of the image maxima of a block of latents, so ties go to the lower image row. It is done
 where the maxima are; what is chosen comes to the CPU.
@@ -16,7 +17,9 @@ from saetool.features.maxima import Maxima, ordered_bits
 from saetool.features.runs import heads_of, order_of, spread_over
 from saetool.features.settings import IndexSettings
 
-GROUPS = ("top", "interval", "random")
+GROUPS = ("top", "interval", "random", "held_out")
+HELD_OUT = 8
+"""Images of the group "held_out": a row of them on a page."""
 _HASH_BITS = 40
 _NO_INTERVAL = -1
 _PACKED_CELLS = 1 << (63 - _HASH_BITS)
@@ -36,10 +39,18 @@ class Chosen:
     rank: np.ndarray
 
 
-def choose(maxima: Maxima, descending: Tensor, hashes: Tensor, settings: IndexSettings, seed: int) -> Chosen:
+def choose(
+    maxima: Maxima,
+    descending: Tensor,
+    hashes: Tensor,
+    settings: IndexSettings,
+    seed: int,
+    held_out: Tensor | None = None,
+) -> Chosen:
     """Choose every latent's examples.
 
-    `descending` is `by_value(maxima)`; `hashes` [images] int64 are the images' seeded hashes, on the maxima's device.
+    `descending` is `by_value(maxima)`; `hashes` [images] int64 are the images' seeded hashes, on the maxima's device;
+    `held_out` [images] says which of them training never saw, None where none is to be shown apart.
     """
     ranked = descending if settings.top_by == "max" else by_mass(maxima)
     parts = [_first(ranked, maxima.latent[ranked], settings.top, "top")]
@@ -52,6 +63,9 @@ def choose(maxima: Maxima, descending: Tensor, hashes: Tensor, settings: IndexSe
     if settings.random:
         order = _by_cell(maxima.latent, mixed, maxima.n_latents)
         parts.append(_first(order, maxima.latent[order], settings.random, "random"))
+    if held_out is not None:
+        unseen = ranked[held_out[maxima.image[ranked]]]
+        parts.append(_first(unseen, maxima.latent[unseen], HELD_OUT, "held_out"))
     latent, record, group, interval, rank = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.lexsort((rank, interval, group, latent))
     return Chosen(record[order], group[order], interval[order], rank[order])

@@ -109,7 +109,7 @@ class Features:
         return self.examples(latent, "top", count)
 
     def examples(self, latent: int, group: str = "top", count: int | None = None) -> Rows:
-        """Return a latent's examples of one group (top, interval, random), with the images' paths."""
+        """Return a latent's examples of one group (top, interval, random, held_out), with the images' paths."""
         filters = [("latent", "=", self._checked(latent)), ("group", "=", group)]
         table = self.artifact.read_table("examples.parquet", filters=filters)
         table = table if count is None else table.slice(0, count)

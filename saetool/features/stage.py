@@ -23,8 +23,9 @@ from saetool.features.columns import EXAMPLES, LABEL_STATISTICS
 from saetool.features.encoding import Pass, encode_store
 from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import Maxima
-from saetool.features.monosemanticity import all_pairs, image_embeddings, monosemanticity
+from saetool.features.monosemanticity import Chance, all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
+from saetool.features.overlap import firing_bits, sample_of, small_directions
 from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
@@ -105,6 +106,7 @@ class _Images:
     held_out: Tensor
     hashes: Tensor
     embeddings: Tensor | None
+    chance: Chance | None
 
 
 @dataclass
@@ -170,6 +172,11 @@ class Index:
     def hashes(self) -> Tensor:
         """The images' hashes for drawing examples."""
         return ranking.image_hashes(self.site.store.digests, self.seed)
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """The images on which the index keeps who fires, int32 [k]."""
+        return sample_of(self.hashes)
 
     @cached_property
     def labels(self) -> list[LabelColumn]:
@@ -250,26 +257,42 @@ class Index:
         return found
 
     def _facts_on(self, device: torch.device, embeddings: np.ndarray | None) -> _Images:
-        return _Images(
-            torch.from_numpy(self.held_out).to(device),
-            self.hashes.to(device),
-            None if embeddings is None else torch.from_numpy(embeddings).to(device),
-        )
+        moved = None if embeddings is None else torch.from_numpy(embeddings).to(device)
+        chance = None if moved is None else Chance.of(moved)
+        return _Images(torch.from_numpy(self.held_out).to(device), self.hashes.to(device), moved, chance)
 
     def _block(self, block: Maxima, images: _Images) -> _Block:
         """Compute what a block of latents comes to, in any thread."""
         descending = ranking.by_value(block)
         numbers = block_numbers(block, images.held_out)
-        score = np.full(block.n_latents, np.nan)
-        if images.embeddings is not None:
-            score = monosemanticity(block, images.embeddings)
-        numbers["monosemanticity"] = np.where(numbers["image_count"] > 0, score, np.nan)
+        numbers["fires"] = firing_bits(block, self.sample, len(self.hashes))
         labels = [(column, label_statistics(block, descending, column)) for column in self.labels]
-        chosen = ranking.choose(block, descending, images.hashes, self.settings, self.seed)
+        chosen = ranking.choose(block, descending, images.hashes, self.settings, self.seed, images.held_out)
+        records = block.records(torch.from_numpy(chosen.record))
+        numbers |= self._likeness(block, chosen, records, images)
         for column, statistics in labels:
             numbers.update(tables.label_numbers(column, statistics))
         table = tables.label_table(labels, self.settings.label_classes, block.first) if labels else None
-        return _Block(numbers, table, block.records(torch.from_numpy(chosen.record)), chosen)
+        return _Block(numbers, table, records, chosen)
+
+    def _likeness(
+        self, block: Maxima, chosen: ranking.Chosen, records: np.ndarray, images: _Images
+    ) -> dict[str, np.ndarray]:
+        """Return how alike the images are on which each latent fires, NaN without embeddings."""
+        nothing = np.full(block.n_latents, np.nan)
+        score = nothing if images.embeddings is None else monosemanticity(block, images.embeddings)
+        score = np.where(block.counts.cpu().numpy() > 0, score, np.nan)
+        if images.chance is None:
+            kinds = ("monosemanticity_excess", "monosemanticity_spread", "top_excess")
+            return {"monosemanticity": score, **dict.fromkeys(kinds, nothing)}
+        seen = (chosen.group == ranking.GROUPS.index("top")) & ~self.held_out[records["image"]]
+        latent, image = records["latent"][seen] - block.first, records["image"][seen]
+        return {
+            "monosemanticity": score,
+            "monosemanticity_excess": images.chance.excess(block, score),
+            "monosemanticity_spread": images.chance.spread(block),
+            "top_excess": images.chance.of_groups(latent, image, block.n_latents),
+        }
 
     def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray | None:
         distributed.barrier()
@@ -331,6 +354,7 @@ class Index:
         else:
             decoder = neighbors.by_decoder(directions_.detach(), k)
         together = neighbors.by_coactivation(spill, numbers["image_count"], k, device)
+        kept = {} if directions_ is None else {"decoder_directions": small_directions(directions_.detach())}
         used = tally.histogram.any(0).nonzero().squeeze(1)
         low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         return {
@@ -341,6 +365,9 @@ class Index:
             "neighbors_decoder_value": decoder[1],
             "neighbors_coactivation": together[0],
             "neighbors_coactivation_value": together[1],
+            "sample_images": torch.from_numpy(self.sample),
+            "fires": torch.from_numpy(numbers["fires"]),
+            **kept,
         }
 
     def _content(self, numbers: dict[str, Any]) -> dict[str, Any]:

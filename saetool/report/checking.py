@@ -13,8 +13,8 @@ import numpy as np
 from saetool.artifacts.manifest import MANIFEST
 from saetool.errors import RequestError
 from saetool.report.chunks import unpack
-from saetool.report.pictures import thumbnail_name
 from saetool.report.site import POLICY
+from saetool.report.thumbnails import thumbnail_name
 
 _LINKS = {"a": "href", "link": "href", "script": "src", "img": "src", "iframe": "src", "form": "action"}
 _DATA_OF = {"curves": "data/curves.js", "figures": "data/figures.js", "command": "data/command.js"}
@@ -159,7 +159,7 @@ def _announced(index: Path) -> Iterator[str]:
     if "blocks" not in values:
         return
     blocks = values["blocks"]
-    yield "data/table.js"
+    yield from (f"data/{name}.js" for name in ("table", "first", "labels", "weights", "catalog"))
     yield from (f"data/latents/{block}.js" for block in _blocks(arrays["with_page"], blocks["latents"]))
     yield from (f"data/patches/{block}.js" for block in _blocks(arrays["image_page"], blocks["patches"]))
     yield from (f"data/glimpses/{block}.js" for block in range(-(-values["n_latents"] // blocks["glimpses"])))

@@ -6,7 +6,7 @@
 
 with named little-endian arrays, one after the other, deflated (zlib) and in base64, and JSON values beside them.
 Arrays stand in the order of their item size, largest first, so that each one is aligned. A chunk is ASCII and holds
-holds no `<`, whatever the data says: it cannot end a script element. The key "__proto__" stands in brackets, as in a
+no `<`, whatever the data says: it cannot end a script element. The key "__proto__" stands in brackets, as in a
 script it would otherwise not be a key.
 """
 
@@ -58,6 +58,11 @@ def unpack(script: bytes) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
     if start != len(body):
         raise ValueError(f"{len(body)} bytes of data where {start} were announced")
     return json.loads(found[1]), arrays, header["values"]
+
+
+def text(value: Any) -> np.ndarray:
+    """Return a JSON value as an array of bytes: deflated with the numbers, where `values` stand as they are."""
+    return np.frombuffer(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(), np.uint8)
 
 
 def smallest_unsigned(largest: int) -> np.dtype:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-Form = Literal["count", "share", "value", "unit", "probability", "text", "flag"]
+Form = Literal["count", "share", "value", "unit", "signed", "probability", "text", "flag"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,25 @@ PLAIN = (
     Column("max", "Max", "value", "Largest activation in the whole store"),
     Column("mean_firing", "Strength", "value", "Mean activation over the tokens on which the latent fires"),
     Column("spatial_entropy", "Spread", "unit", "Entropy of the mean activation over positions: 1 is everywhere alike"),
-    Column("monosemanticity", "Specificity", "unit", "Monosemanticity: how alike the images are on which it fires"),
+    Column(
+        "monosemanticity_excess",
+        "Specificity",
+        "signed",
+        "How much more alike its images are than chance explains: the cosine of their embeddings, less what each of "
+        "them has with all images; 0 is chance at any firing rate",
+    ),
+    Column(
+        "monosemanticity_low",
+        "Specificity, low",
+        "signed",
+        "Specificity less two standard deviations of what dealing its activations to random images gives",
+    ),
+    Column(
+        "monosemanticity",
+        "Raw specificity",
+        "unit",
+        "Monosemanticity as published: how alike its images are, without a baseline; all images of a set are alike",
+    ),
     Column("neighbor_similarity", "Nearest", "unit", "Largest cosine with another latent's decoder direction"),
     Column("coactivation_similarity", "Co-active", "unit", "Largest Jaccard overlap of firing images with another"),
     Column("encoder_decoder_cosine", "Enc·dec", "unit", "Cosine between the latent's encoder and decoder directions"),
@@ -46,7 +64,10 @@ OF_LABEL = (
     Column("auroc", "AUROC", "unit", "Area under the ROC curve for the best class, by the image's largest activation"),
     Column("auroc_low", "AUROC, low", "unit", "Lower end of the 95 % interval of the best class's AUROC"),
     Column("average_precision", "Avg. precision", "unit", "Average precision for the best class"),
-    Column("purity", "Purity", "unit", "Largest share of one class in the latent's activation mass"),
+    Column("purity", "Purity", "share", "Largest share of one class in the latent's activation mass"),
+    Column(
+        "base_rate", "Base rate", "share", "Share of images that are of the best class: average precision by chance"
+    ),
     Column("entropy", "Class entropy", "unit", "Entropy of the activation mass over classes"),
     Column("q_value", "q", "probability", "Share of false discoveries at this threshold (Benjamini–Hochberg)"),
     Column("spearman", "Spearman", "unit", "Rank correlation of the image's largest activation with the number"),

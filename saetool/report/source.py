@@ -14,8 +14,7 @@ from safetensors import safe_open
 from saetool.artifacts import Artifact
 from saetool.report.columns import places
 from saetool.report.heat import dense_bytes
-
-GROUPS = ["top", "interval", "random"]
+from saetool.report.places import COLUMNS, GROUPS, Places
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class FeatureFiles:
     @cached_property
     def latents(self) -> pa.Table:
         """`latents.parquet`, one row a latent; and for each label the lower end of its best class's AUROC."""
-        table = self.artifact.read_table("latents.parquet")
+        table = with_sure_excess(self.artifact.read_table("latents.parquet"))
         return with_lower_ends(table, self.label_statistics, [label["name"] for label in self.content["labels"]])
 
     @cached_property
@@ -71,9 +70,18 @@ class FeatureFiles:
         return self.artifact.read_table("label_statistics.parquet").sort_by("latent")
 
     @cached_property
-    def example_places(self) -> pa.Table:
-        """Which images serve as examples: latent, group, rank, image; without the heat maps."""
-        return self.artifact.read_table("examples.parquet", columns=["latent", "group", "rank", "image"])
+    def places(self) -> Places:
+        """Which images serve as examples, without the heat maps."""
+        return Places.of(self.artifact.read_table("examples.parquet", columns=COLUMNS))
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Which images training never saw, bool [images]; none where the index does not tell."""
+        if "images.parquet" not in self.artifact.files:
+            return np.zeros(self.n_images, bool)
+        return self.artifact.read_table("images.parquet", columns=["held_out"])["held_out"].to_numpy(
+            zero_copy_only=False
+        )
 
     def examples(self, block: int) -> Iterator[tuple[int, Examples]]:
         """Yield (first latent, examples) for every `block` latents; the file is read a piece at a time."""
@@ -102,15 +110,27 @@ class FeatureFiles:
 
     def tensor(self, name: str) -> np.ndarray | None:
         """Return a tensor of `tensors.safetensors`, None where it was not made."""
-        path = self.artifact.file("tensors.safetensors")
-        with safe_open(path, "np") as file:
-            return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118
+        return self._tensors.get(name)
+
+    @cached_property
+    def _tensors(self) -> dict[str, np.ndarray]:
+        with safe_open(self.artifact.file("tensors.safetensors"), "np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     @property
     def patches_file(self) -> Path | None:
-        """`patches.safetensors`, where there is a grid."""
+        """`patches.safetensors`: the strongest latents of each token."""
         name = "patches.safetensors"
-        return self.artifact.file(name) if name in self.artifact.files and self.content["grid"] else None
+        return self.artifact.file(name) if name in self.artifact.files else None
+
+
+def with_sure_excess(latents: pa.Table) -> pa.Table:
+    """Add "monosemanticity_low": the excess over chance less two of its standard deviations; what it is sorted by."""
+    if "monosemanticity_excess" not in latents.column_names:
+        return latents
+    names = ("monosemanticity_excess", "monosemanticity_spread")
+    excess, spread = (latents[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names)
+    return latents.append_column("monosemanticity_low", pa.array(excess - 2 * spread, from_pandas=True))
 
 
 def with_lower_ends(latents: pa.Table, statistics: pa.Table | None, labels: list[str]) -> pa.Table:

@@ -6,15 +6,16 @@ from typing import Any
 from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage
 from saetool.errors import RequestError
-from saetool.report import pictures
 from saetool.report.chunks import pack
 from saetool.report.curves import read_curves
 from saetool.report.figures import figures_chunk, picture_shape, read_figures
-from saetool.report.pages import FeaturePages
+from saetool.report.latents import PAGE_BLOCK
+from saetool.report.pages import PAGES, FeaturePages
 from saetool.report.settings import ReportSettings
 from saetool.report.site import write_assets, write_page
 from saetool.report.source import FeatureFiles
 from saetool.report.summary import summarize
+from saetool.report.thumbnails import ReadsImages
 
 
 def report_stage(
@@ -22,7 +23,7 @@ def report_stage(
     store: Artifact,
     autoencoder: Artifact,
     evaluation: Artifact | None,
-    source: pictures.ReadsImages | None,
+    source: ReadsImages | None,
     settings: ReportSettings,
     command: str | None = None,
 ) -> Stage:
@@ -64,7 +65,7 @@ class _Builder:
     store: Artifact
     autoencoder: Artifact
     evaluation: Artifact | None
-    source: pictures.ReadsImages | None
+    source: ReadsImages | None
     settings: ReportSettings
     command: str | None
 
@@ -85,11 +86,12 @@ class _Builder:
             "charts": self._write_curves(partial, run),
             "figures": self._write_figures(partial),
             "command": self.command is not None,
+            "latent_block": PAGE_BLOCK,
         }
         if self.command is not None:
             partial.write_log("data/command.js", pack("command", {}, {"command": self.command}))
         write_assets(partial.write_bytes)
-        for page in ("index.html", "latent.html", "image.html") if self.features else ("index.html",):
+        for page in PAGES if self.features else ("index.html",):
             write_page(partial.write_bytes, page, facts)
         return content
 

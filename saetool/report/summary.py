@@ -26,10 +26,36 @@ def summarize(features: Artifact | None, store: Artifact, autoencoder: Artifact,
         "source": _last_part(source_name),
         "attribution": store.content.get("attribution") or "",
         "family": family_words(settings),
+        "verdict": verdict(content, autoencoder.content, evaluation),
         "tiles": _tiles(content, autoencoder.content),
         "lineage": [lineage(a) for a in (store, autoencoder, features, evaluation) if a is not None],
         "evaluation": _evaluation(evaluation),
     }
+
+
+def verdict(content: dict, model: dict, evaluation: Artifact | None) -> str:
+    """Return how good the autoencoder is, in one sentence: variance, latents a token, PCA beside it, the dead."""
+    final = model.get("final") or {}
+    parts = []
+    if (fvu := final.get("fvu")) is not None:
+        parts.append(f"{_percent(1 - fvu)} of variance explained on held-out images")
+        if (l0 := final.get("l0")) is not None:
+            tokens = "patch" if content.get("grid") else "token"
+            parts[0] += f" with {l0:.0f} latents a {tokens}"
+    if evaluation is not None and "evaluation.json" in evaluation.files and parts:
+        found = json.loads(evaluation.read_bytes("evaluation.json")).get("baselines") or []
+        for name, words in (("PCA", "PCA, as sparse: {}"), ("PCA, fixed", "PCA, as many fixed components: {}")):
+            known = [one["numbers"].get("explained_variance") for one in found if one.get("name") == name]
+            if known and known[0] is not None:
+                parts.append(words.format(_percent(known[0]["value"])))
+    dead = (content.get("counts") or {}).get("dead")
+    if dead is not None:
+        parts.append(f"{dead:,} of {content['n_latents']:,} latents dead")
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
 
 
 def _last_part(source: str) -> str:

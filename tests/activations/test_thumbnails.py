@@ -13,7 +13,7 @@ from saetool.artifacts import Artifact, verify
 from saetool.errors import RequestError
 from saetool.images import ImageSettings, open_source
 from saetool.images.thumbnail import thumbnail_of
-from saetool.report.pictures import Thumbnails
+from saetool.report.thumbnails import Thumbnails
 
 SMALL = CacheSettings(batch_size=4, shard_mb=2 * 4 * 16 * 12 * 2 / 2**20)
 KEEPING = SMALL.model_copy(update={"thumbnails": True})

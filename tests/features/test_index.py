@@ -114,7 +114,7 @@ def test_examples_are_distinct_images_with_their_heat_maps(planted):
         assert heat.tolist() == wanted.tolist()
         if row["interval"] is not None:
             assert top * row["interval"] < row["value"] * 2 <= top * (row["interval"] + 1)
-    order = {"top": 0, "interval": 1, "random": 2}
+    order = {"top": 0, "interval": 1, "random": 2, "held_out": 3}
     keys = [(r["latent"], order[r["group"]], r["interval"] or 0, r["rank"]) for r in rows]
     assert keys == sorted(keys)
 
@@ -128,6 +128,16 @@ def test_top_examples_equal_brute_force_and_dead_latents_have_none(planted):
         assert [row["image"] for row in rows if row["latent"] == j and row["group"] == "top"] == wanted
     assert not any(row["latent"] == 0 for row in rows)
     assert sum(row["latent"] == 2 and row["group"] == "top" for row in rows) == 3
+
+
+def test_the_strongest_held_out_images_are_a_group_of_their_own(planted):
+    artifact, z, _ = planted
+    rows = parquet.read_table(artifact.file("examples.parquet")).to_pylist()
+    held_out = held_out_mask(ActivationStore(artifact.find_input("activations")).digests, 5, 0.3)
+    for j in range(z.shape[2]):
+        best = np.where(held_out, z[:, :, j].max(1), 0)
+        wanted = sorted(np.flatnonzero(best), key=lambda image: (-best[image], image))[:8]
+        assert [row["image"] for row in rows if row["latent"] == j and row["group"] == "held_out"] == wanted
 
 
 def test_tensors_equal_brute_force(planted):

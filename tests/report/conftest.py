@@ -35,6 +35,8 @@ PATHS = [
     "deep/er/img.png",
 ]
 SIZES = [(90, 60), (60, 90), (80, 80), (120, 50)]
+HELD_OUT = 5
+"""Every so many images are held out of training."""
 STATUSES = ["dead", "rare", "ok", "dense"]
 
 
@@ -212,6 +214,9 @@ def latents_table(z: np.ndarray) -> pa.Table:
             "neighbor_similarity": pa.array(rng.random(n), pa.float32()),
             "coactivation_similarity": pa.array(rng.random(n), pa.float32()),
             "monosemanticity": null(rng.random(n) ** 2),
+            "monosemanticity_excess": null(rng.normal(0.05, 0.1, n)),
+            "monosemanticity_spread": null(rng.random(n) / 20),
+            "top_excess": null(rng.normal(0.05, 0.1, n)),
             f"{label}.best_class": pa.array([HOSTILE[i % len(HOSTILE)] for i in range(n)], pa.string(), mask=dead),
             f"{label}.auroc": null(0.5 + rng.random(n) / 2),
             f"{label}.average_precision": null(rng.random(n)),
@@ -236,11 +241,15 @@ def examples_table(z: np.ndarray, shape: Shape) -> pa.Table:
             members = [i for i in order if low < peak[i, latent] <= high][:3]
             groups += [("interval", interval, image, rank) for rank, image in enumerate(members)]
         groups += [("random", None, image, rank) for rank, image in enumerate(sorted(order)[:4])]
+        unseen = [image for image in order if image % HELD_OUT == 0]
+        groups += [("held_out", None, image, rank) for rank, image in enumerate(unseen[:8])]
         for group, interval, image, rank in groups:
             heat = np.ceil(z[image, :, latent] / scale * 255).astype(np.uint8)
             patch = int(z[image, :, latent].argmax())
             value = float(z[image, patch, latent])
-            rows.append((latent, group, interval, rank, image, patch, value, image % 10 == 0, heat.tobytes(), scale))
+            rows.append(
+                (latent, group, interval, rank, image, patch, value, image % HELD_OUT == 0, heat.tobytes(), scale)
+            )
     names = ["latent", "group", "interval", "rank", "image", "patch", "value", "held_out", "heat", "heat_scale"]
     kinds = [pa.int32(), pa.string(), pa.int8(), pa.int16(), pa.int32(), pa.int32(), pa.float32(), pa.bool_()]
     kinds += [pa.binary(), pa.float32()]
@@ -268,6 +277,8 @@ def write_features(partial, shape: Shape, z: np.ndarray, facts: dict, site: dict
     partial.write_table("latents.parquet", latents)
     partial.write_table("examples.parquet", examples_table(z, shape))
     partial.write_table("label_statistics.parquet", label_table(z))
+    held_out = [image % HELD_OUT == 0 for image in range(shape.n_images)]
+    partial.write_table("images.parquet", pa.table({"image": range(shape.n_images), "held_out": held_out}))
     edges = np.geomspace(0.01, 100, 33).astype(np.float32)
     live = np.flatnonzero(z.any((0, 1)))
     neighbors = np.full((n, 10), -1, np.int32)
@@ -282,6 +293,11 @@ def write_features(partial, shape: Shape, z: np.ndarray, facts: dict, site: dict
         "neighbors_decoder_value": np.linspace(0.9, 0.1, 10, dtype=np.float32)[None].repeat(n, 0),
         "neighbors_coactivation": neighbors[:, ::-1].copy(),
         "neighbors_coactivation_value": np.linspace(0.5, 0.1, 10, dtype=np.float32)[None].repeat(n, 0),
+    }
+    tensors |= {
+        "sample_images": np.arange(shape.n_images, dtype=np.int32),
+        "fires": np.packbits((z > 0).any(1).T, axis=1, bitorder="little"),
+        "decoder_directions": np.random.default_rng(3).integers(-127, 128, (n, 16)).astype(np.int8),
     }
     partial.write_tensors("tensors.safetensors", {k: torch.from_numpy(v) for k, v in tensors.items()})
     patches = {"latents": np.where(values > 0, order, -1).astype(np.int32), "values": values}

@@ -47,26 +47,16 @@ def test_landing_sorts_filters_and_leads_to_a_latent(reader, run):
     assert page.locator("h1").inner_text() == f"Latent {wanted[0]}"
 
 
-def test_the_first_look_is_at_labels_where_there_are_any(reader):
-    page = reader.open("index.html")
-    assert "tell the labels' classes apart" in page.locator("#look-words").inner_text()
-    assert page.locator("#gallery a").count() > 0
-
-
-def test_presets_and_search(reader, run):
+def test_the_most_specific_are_above_chance_by_more_than_it_strays(reader, run):
     page = reader.open("index.html")
     latents = pq.read_table(run.features.path / "latents.parquet").to_pydict()
     page.locator("[data-preset='Most specific']").click()
-    ok = [i for i in range(70) if latents["status"][i] == "ok"]
-    assert shown(page)[:6] == sorted(ok, key=lambda i: -latents["monosemanticity"][i])[:6]
-    assert page.locator("[data-preset='Most specific']").get_attribute("aria-pressed") == "true"
-    page.locator("[data-preset=All]").click()
-    page.keyboard.press("/")
-    page.keyboard.type("plain")
-    label = latents["kind.of <thing>.best_class"]
-    wanted = [i for i in range(70) if label[i] == "plain"]
-    assert shown(page) == wanted[: len(shown(page))]
-    assert page.locator("#count").inner_text() == f"{len(wanted)} of 70"
+    often = [i for i in range(70) if latents["status"][i] == "ok" and latents["image_count"][i] >= 8]
+    often = [i for i in often if latents["spatial_entropy"][i] >= 0.5]
+    sure = {i: latents["monosemanticity_excess"][i] - 2 * latents["monosemanticity_spread"][i] for i in often}
+    assert len(often) > 2
+    assert shown(page)[:6] == sorted(often, key=lambda i: -sure[i])[:6]
+    assert page.locator("[data-preset='Most specific']").get_attribute("aria-current") == "true"
 
 
 def test_a_box_in_the_plane_filters_the_table(reader, run):
@@ -176,7 +166,9 @@ def test_image_page_picks_patches_by_mouse_and_keys(reader, run):
 
     def expect(patch):
         page.wait_for_selector(f"body[data-patch='{patch}']")
-        wanted = [i for i in np.argsort(-run.z[2, patch], kind="stable")[:8] if run.z[2, patch, i] > 0]
+        strongest = [i for i in np.argsort(-run.z[2, patch], kind="stable")[:8] if run.z[2, patch, i] > 0]
+        rarity = np.log(run.shape.n_images / np.maximum((run.z > 0).any(1).sum(0), 1))
+        wanted = sorted(strongest, key=lambda i: (-run.z[2, patch, i] * rarity[i], i))
         rows = page.locator("#patch-latents li")
         assert [int(row.get_attribute("data-latent")) for row in rows.all()] == wanted
         for row, latent in zip(rows.all(), wanted, strict=True):
@@ -204,12 +196,21 @@ def test_hostile_text_stays_text(reader):
         "latent.html#latent=2",
         "image.html#image=1",
         "image.html#image=6",
+        "images.html",
+        "labels.html",
+        "compare.html#latents=1,2",
+        "index.html",
     ):
         page = reader.open(name)
         page.wait_for_timeout(100)
         assert "pwned" not in page.title()
         assert page.locator("main img[src='x'], main b, main script").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.fill("#search", "onerror")
+    page.wait_for_selector("#answers .class")
+    assert "pwned" not in page.title()
+    assert page.locator("main img[src='x'], main b, main script").count() == 0
+    page = reader.open("image.html#image=6")
     assert page.locator("#facts").inner_text().count("x") > 4_000
     page = reader.open("image.html#image=1")
     assert "</script><script>" in page.locator("#facts").inner_text()
@@ -254,11 +255,23 @@ def test_pages_without_a_grid_have_no_heat_to_slide(open_site, reader, run, tmp_
         page.wait_for_selector("body[data-ready='0']")
         bars[page.url] = page.locator("#heat-bar").is_visible()
     assert list(bars.values()) == [True, False]
+    page = open_site(site.path).open("image.html#image=2")
+    page.wait_for_selector("body[data-ready='2']")
+    assert page.locator("#no-grid").is_visible()
+    assert page.locator("#patch-section").is_hidden()
+    assert page.locator("#image-latents li").count() > 3, "latents are listed where there is no place to show"
 
 
 @pytest.mark.parametrize("width", [360, 800])
 def test_narrow_screens_do_not_scroll_sideways(reader, width):
-    for name in ("index.html", "latent.html#latent=0", "image.html#image=0"):
+    for name in (
+        "index.html",
+        "latent.html#latent=0",
+        "image.html#image=0",
+        "images.html",
+        "labels.html",
+        "compare.html#latents=0,8",
+    ):
         page = reader.open(name)
         page.set_viewport_size({"width": width, "height": 740})
         page.wait_for_timeout(80)
@@ -274,6 +287,8 @@ def test_every_picture_has_words_and_colors_have_contrast(reader):
         assert contrast(page, "body", "color", "--paper") > 12
         for name in ("--muted", "--link", "--dead", "--rare", "--ok", "--dense"):
             assert contrast(page, "body", name, "--paper") >= 4.5, (scheme, name)
+        for name in ("--dead", "--rare", "--ok", "--dense"):
+            assert contrast(page, "body", name, f"{name}-bg") >= 4.5, (scheme, name)
 
 
 def contrast(page, selector, ink, paper):

@@ -45,10 +45,17 @@ def test_what_is_wrong_is_found(copy, name, old, new, finding):
     assert any(finding in problem and problem.startswith(name) for problem in check(copy)), check(copy)
 
 
-@pytest.mark.parametrize("name", ["data/latents/1.js", "data/glimpses/0.js", "data/table.js", "thumbs/0/3.webp"])
+@pytest.mark.parametrize(
+    "name", ["latents/1", "glimpses/0", "images/0", "patches/5", "table", "first", "labels", "catalog", "weights"]
+)
 def test_a_missing_part_is_found(copy, name):
-    (copy / name).unlink()
-    assert any(name in problem for problem in check(copy))
+    (copy / "data" / f"{name}.js").unlink()
+    assert any(f"data/{name}.js" in problem for problem in check(copy))
+
+
+def test_a_missing_thumbnail_is_found(copy):
+    (copy / "thumbs/0/3.webp").unlink()
+    assert any("thumbs/0/3.webp" in problem for problem in check(copy))
 
 
 def test_a_page_without_its_curves_or_figures_is_found(copy):

@@ -32,7 +32,7 @@ saetool.charts = (() => {
   }
 
   /** Return an SVG drawing area with axes: {svg, x(value), y(value)} in a view box of `width` × `height`. */
-  function axes({ width, height, x, y, left = 44, bottom = 24, top = 8, right = 10, xTicks, yTicks, xText = short, yText = short, label, tickX = left - 6 }) {
+  function axes({ width, height, x, y, left = 44, bottom = 24, top = 8, right = 10, xTicks, yTicks, xText = short, yText = short, label, xTitle, yTitle, tickX = left - 6 }) {
     const svg = s("svg.chart", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
     const across = (v) => left + ((v - x[0]) / (x[1] - x[0] || 1)) * (width - left - right);
     const down = (v) => height - bottom - ((v - y[0]) / (y[1] - y[0] || 1)) * (height - top - bottom);
@@ -48,6 +48,13 @@ saetool.charts = (() => {
       svg.append(text);
     }
     svg.append(s("line.axis", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }));
+    const titled = (text, attributes) => {
+      const element = s("text.tick", { "text-anchor": "end", ...attributes });
+      element.textContent = text;
+      svg.append(element);
+    };
+    if (xTitle) titled(xTitle, { x: width - right, y: height + 8 });
+    if (yTitle) titled(yTitle, { x: left - 6, y: top - 12, "text-anchor": "start", dx: -left + 8 });
     return { svg, x: across, y: down };
   }
 
@@ -58,7 +65,8 @@ saetool.charts = (() => {
     const yHigh = bound(ys);
     const yLow = Math.min(0, ...ys);
     const xRange = [Math.min(...xs), Math.max(...xs)];
-    const area = axes({ width, height, x: xRange, y: [yLow, yHigh], label: `${chart.title} during training` });
+    const percent = (v) => format("share", v).replace(/\.?0+%/, "%");
+    const area = axes({ width, height, x: xRange, y: [yLow, yHigh], label: `${chart.title} during training`, yText: chart.share ? percent : short, xTitle: chart.clock === "step" ? "steps" : "activations seen" });
     const hues = colors(chart);
     chart.series.forEach((one, k) => {
       const i = hues[k];
@@ -71,7 +79,13 @@ saetool.charts = (() => {
     });
     const readout = legend(chart);
     follow(area, chart, xRange, readout);
-    return h("figure.curve", {}, h("figcaption", {}, chart.title), area.svg, readout.element);
+    return h("figure.curve", {}, h("figcaption", {}, chart.title, saved(area.svg, chart.title)), area.svg, readout.element);
+  }
+
+  /** Return a button that saves a figure, on pages that can. */
+  function saved(svg, name) {
+    const file = `${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}.svg`;
+    return saetool.download ? h("button.chip.small", { type: "button", "aria-label": `Save ${name} as SVG`, onclick: () => saetool.download.svg(svg, file) }, "SVG") : null;
   }
 
   /** Return a color number a series: a measure has the same one in training and held out. */
@@ -126,16 +140,16 @@ saetool.charts = (() => {
   }
 
   /** Return bars over bins [{low, high, count, className, title}]; the x axis is in log10, the heights are counts. */
-  function bars(bins, { label, width = 380, height = 190, onpick, extra }) {
+  function bars(bins, { label, width = 380, height = 190, onpick, extra, hue, xText = powerText, xTitle, yTitle }) {
     const drawn = bins.filter((bin) => bin !== extra);
     const x = [drawn[0].low, drawn[drawn.length - 1].high];
     const most = Math.max(1, ...bins.map((bin) => bin.count));
     const left = extra ? 92 : 44;
     const whole = (v) => Number.isInteger(v);
     const powers = ticks(...x, 5).filter(whole);
-    const area = axes({ width, height, x, y: [0, most], left, label, xTicks: powers, xText: powerText, tickX: 38, yTicks: ticks(0, most).filter(whole) });
+    const area = axes({ width, height, x, y: [0, most], left, label, xTicks: powers, xText, xTitle, yTitle, top: yTitle ? 22 : 8, bottom: 24, tickX: 38, yTicks: ticks(0, most).filter(whole) });
     const bar = (bin, from, to) => {
-      const element = s(`rect.bar${bin.className ? `.${bin.className}` : ""}`, {
+      const element = s(`rect.bar${bin.className ?? hue ? `.${bin.className ?? hue}` : ""}`, {
         x: from + 0.5, width: Math.max(to - from - 1, 0.5), y: area.y(bin.count), height: area.y(0) - area.y(bin.count) });
       element.append(s("title"));
       element.firstChild.textContent = bin.title;
@@ -155,19 +169,18 @@ saetool.charts = (() => {
   const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
   const powerText = (v) => `10${v < 0 ? "⁻" : ""}${String(Math.abs(v)).replace(/\d/g, (d) => SUPERSCRIPT[d])}`;
 
-  /** Return rows of intervals [{name, low, middle, high, note}] on a common scale, `reference` marked. */
-  function intervals(rows, { x = [0, 1], reference = 0.5, label }) {
-    const body = rows.map((row) => {
-      const svg = s("svg.interval", { viewBox: "0 0 200 16", preserveAspectRatio: "none", "aria-hidden": "true" });
-      const across = (v) => 4 + ((v - x[0]) / (x[1] - x[0])) * 192;
-      svg.append(s("line.axis", { x1: across(reference), x2: across(reference), y1: 0, y2: 16 }));
-      if (!Number.isNaN(row.low)) svg.append(s("line.whisker", { x1: across(row.low), x2: across(row.high), y1: 8, y2: 8 }));
-      if (!Number.isNaN(row.middle)) svg.append(s("rect.dot", { x: across(row.middle) - 2, y: 3, width: 4, height: 10, rx: 1 }));
-      return h("tr", { title: row.note }, h("th.clip", { scope: "row", title: row.name.slice(0, 500), dir: "auto" }, row.name),
-        h("td.wide", {}, svg), ...row.cells.map((cell) => h("td.number", {}, cell)));
-    });
-    return h("tbody", { "aria-label": label }, ...body);
+  /** Return a power of ten as a percentage: −2 is 1%. */
+  const percentPower = (v) => format("share", 10 ** v).replace(/\.?0+%/, "%");
+
+  /** Return a bar of a share with a tick at its base rate, for a cell of a table. */
+  function shareBar(share, base, note) {
+    const svg = s("svg.share", { viewBox: "0 0 200 16", preserveAspectRatio: "none", role: "img", "aria-label": note });
+    const across = (v) => Math.min(Math.max(v, 0), 1) * 200;
+    svg.append(s("rect.share-room", { x: 0, y: 4, width: 200, height: 8 }));
+    if (!Number.isNaN(share)) svg.append(s("rect.share-bar", { x: 0, y: 4, width: across(share), height: 8 }));
+    if (!Number.isNaN(base)) svg.append(s("line.base-tick", { x1: across(base), x2: across(base), y1: 0, y2: 16 }));
+    return svg;
   }
 
-  return { ticks, logTicks, short, axes, lines, bars, intervals, powerText };
+  return { ticks, logTicks, short, axes, lines, saved, bars, shareBar, powerText, percentPower };
 })();

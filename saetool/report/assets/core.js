@@ -93,6 +93,9 @@ const saetool = (() => {
     return element;
   }
 
+  /** Return the JSON that a chunk holds as an array of bytes. */
+  const json = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
+
   const bit = (bytes, i) => i >= 0 && ((bytes[i >> 3] >> (i & 7)) & 1) === 1;
 
   /** Return where each member of a run-length coded array begins: [0, counts[0], counts[0] + counts[1], …]. */
@@ -137,12 +140,16 @@ const saetool = (() => {
     console.error(error);
   }
 
+  // The first script that runs asks for what the page will show, while the others are still on their way.
+  const { first, block } = document.documentElement.dataset, asked = first ? item("latent", Infinity) : null;
+  if (typeof asked === "number") load(`${first}/${Math.floor(asked / Number(block))}`);
+
   document.addEventListener("DOMContentLoaded", () => {
     const place = document.getElementById("command");
     if (place) load("command").then((chunk) => { place.textContent = chunk.values.command; }).catch(complain);
   });
 
-  return { define, load, h, s, bit, offsets, parameters, item, missing, complain };
+  return { define, load, h, s, json, bit, offsets, parameters, item, missing, complain };
 })();
 
 /** Numbers in words, one function a form of column. */
@@ -176,6 +183,7 @@ saetool.format = (() => {
     share,
     value,
     unit: (number) => digits(number, 3),
+    signed: (number) => (number < 0 ? "−" : "+") + digits(Math.abs(number), 3),
     probability: (number) => (number === 0 ? "< 10⁻³⁰⁰" : number < 0.001 ? scientific(number) : digits(number, 3)),
     flag: (number) => (number ? "yes" : "no"),
   };
@@ -185,24 +193,33 @@ saetool.format = (() => {
 
 /** The facts of the site that every page needs, and of single images. */
 saetool.site = (() => {
-  const { load, bit } = saetool;
-  /** Return a promise of an image's facts: path, width, height, box of the patch grid as shares, labels. */
-  async function image(row) {
-    const site = await load("site");
-    const block = Math.floor(row / site.values.blocks.images);
-    const chunk = await load(`images/${block}`);
-    const i = row - block * site.values.blocks.images;
-    const labels = chunk.values.labels.map(([name, values]) => [name, values[i]]);
+  const { load, bit, json } = saetool;
+
+  /** Return an image's facts from what chunks say of it: [row, path, width, height, label values] and its box in steps. */
+  function facts(site, [row, path, width, height, values], box) {
+    const steps = site.values.box_steps;
     return {
-      row,
-      path: chunk.values.path[i],
-      width: chunk.size[2 * i],
-      height: chunk.size[2 * i + 1],
-      box: chunk.box ? Array.from(chunk.box.subarray(4 * i, 4 * i + 4)) : null,
-      labels,
-      thumbnail: bit(site.thumbnail, row) ? `thumbs/${Math.floor(row / 1000)}/${row}.webp` : null,
+      row, path, width, height,
+      box: box && box.length ? Array.from(box, (step) => step / steps) : null,
+      labels: site.values.labels.map(({ name }, k) => [name, values[k]]),
+      thumbnail: thumbnail(site, row),
       page: bit(site.image_page, row),
     };
+  }
+
+  const thumbnail = (site, row) => (bit(site.thumbnail, row) ? `thumbs/${Math.floor(row / 1000)}/${row}.webp` : null);
+
+  /** Return a promise of an image's facts: path, width, height, box of the patch grid as shares, labels, strongest latents. */
+  async function image(row) {
+    const site = await load("site"), { images: size, strongest } = site.values.blocks;
+    const chunk = await load(`images/${Math.floor(row / size)}`);
+    chunk.list = chunk.list || json(chunk.shown);
+    const i = row - chunk.values.start, found = facts(site, chunk.list[i], chunk.box?.subarray(4 * i, 4 * i + 4));
+    const latents = [];
+    for (let k = i * strongest; chunk.latent && k < (i + 1) * strongest; k++) {
+      if (chunk.latent[k] >= 0) latents.push({ latent: chunk.latent[k], value: chunk.value[k], patch: chunk.patch[k] });
+    }
+    return { ...found, held_out: chunk.held_out[i] === 1, latents };
   }
 
   /** Return a random living latent with a page. */
@@ -217,16 +234,19 @@ saetool.site = (() => {
     get ready() {
       return load("site");
     },
+    facts,
     image,
     random,
+    thumbnail,
   };
 })();
 
 document.addEventListener("DOMContentLoaded", () => {
-  for (const link of document.querySelectorAll("a[data-random]")) {
-    link.addEventListener("click", async (event) => {
-      event.preventDefault();
-      location.href = `latent.html#latent=${await saetool.site.random()}`;
-    });
-  }
+  // A link from the start, so that it also opens in a new tab; drawn anew after each use.
+  const links = [...document.querySelectorAll("a[data-random]")];
+  const draw = async () => {
+    for (const link of links) link.href = `latent.html#latent=${await saetool.site.random()}`;
+  };
+  if (links.length) draw().catch(saetool.complain);
+  for (const link of links) link.addEventListener("click", () => setTimeout(draw));
 });

@@ -2,7 +2,7 @@
 "use strict";
 
 saetool.heat = (() => {
-  const { h, site, format } = saetool;
+  const { h, format } = saetool;
 
   // Plasma's upper part: dark to bright on gray photographs, told apart by most color-blind readers.
   const STOPS = [[126, 3, 168], [186, 50, 134], [225, 100, 98], [248, 149, 64], [240, 249, 33]];
@@ -92,34 +92,5 @@ saetool.heat = (() => {
     return frame;
   }
 
-  /** Return a small square with a whole picture in it, filled as soon as its facts are there. */
-  function stamp(row, map, grid, alt) {
-    const box = h("div.stamp");
-    if (row < 0) return box;
-    site.image(row).then((facts) => {
-      const inside = picture(facts, map, grid, { alt: alt ?? describe(facts) });
-      const wide = facts.width >= facts.height;
-      inside.style.setProperty(wide ? "width" : "height", "100%");
-      box.append(inside);
-    }).catch(saetool.complain);
-    return box;
-  }
-
-  /** Return a promise of `count` stamps: a latent's best images. */
-  async function glimpse(latent, count = 4) {
-    const { blocks, grid } = (await site.ready).values;
-    const block = Math.floor(latent / blocks.glimpses);
-    const chunk = await saetool.load(`glimpses/${block}`);
-    chunk.at = chunk.at || maps(chunk);
-    const each = blocks.glimpse_images;
-    const first = (latent - chunk.values.start) * each;
-    const stamps = [];
-    for (let i = 0; i < Math.min(count, each); i++) {
-      const row = chunk.image[first + i];
-      if (row >= 0) stamps.push(stamp(row, chunk.at(first + i), grid, i ? "" : `Best image of latent ${latent}`));
-    }
-    return stamps;
-  }
-
-  return { canvas, maps, byteAt, place, patchBox, patchAt, picture, stamp, glimpse, color, describe, labelText };
+  return { canvas, maps, byteAt, place, patchBox, patchAt, picture, color, describe, labelText };
 })();

@@ -2,10 +2,10 @@
 "use strict";
 
 (() => {
-  const { h, load, site, format, heat, parameters, item, missing, complain, bit } = saetool;
+  const { h, load, site, format, heat, crops, list, parameters, item, missing, complain } = saetool;
   const by = (id) => document.getElementById(id);
   const MOST = 24;
-  const state = { image: -1, patch: 0, latent: -1 };
+  const state = { image: -1, patch: 0, latent: -1, picked: false };
   let turn = 0; // counts calls of show: an earlier one that is still waiting must not draw over a later one
 
   /** Cut one image out of its chunk: for each patch its strongest latents, strongest first. */
@@ -28,34 +28,50 @@
     const latents = new Map();
     for (let patch = 0; patch < found.tokens; patch++) {
       for (const { latent, value } of found.at(patch)) {
-        const one = latents.get(latent) || { latent, max: 0, patches: [] };
-        one.max = Math.max(one.max, value);
+        const one = latents.get(latent) || { latent, value: 0, patches: [] };
+        one.value = Math.max(one.value, value);
         one.patches.push([patch, value]);
         latents.set(latent, one);
       }
     }
-    return [...latents.values()].sort((a, b) => b.max - a.max || a.latent - b.latent);
+    return [...latents.values()];
   }
 
-  /** Return one line of a list of latents, with its pictures; pointing at it lights its patches. */
+  // What fires on most images tells little of this one; what a latent adds to the reconstruction is its length times z.
+  const RANKS = {
+    distinctive: ({ latent, value }) => value * rarity(latent),
+    activation: ({ value }) => value,
+    contribution: ({ latent, value }) => value * (state.weights.decoder_norm[latent] || 0),
+  };
+  const rarity = (latent) => {
+    const count = state.weights.image_count[latent];
+    return count ? Math.log(state.n / count) : 0;
+  };
+  const rank = (latents) => {
+    const score = RANKS[by("rank").value];
+    return [...latents].sort((a, b) => score(b) - score(a) || a.latent - b.latent);
+  };
+
+  /** Return one line of a list of latents, with its crops; pointing at it lights its patches. */
   function line({ latent, value, note }) {
-    const stamps = h("div.stamps");
-    heat.glimpse(latent, 3).then((found) => stamps.replaceChildren(...found)).catch(complain);
     const light = () => highlight(latent);
+    const shown = state.found && state.facts.box;
+    const share = `fires on ${format("share", state.weights.image_count[latent] / state.n)} of images`;
     return h("li", { "data-latent": latent, onpointerenter: light, onfocusin: light },
-      h("a.neighbor", { href: `latent.html#latent=${latent}` }, stamps, h("span", {}, `Latent ${latent}`, note ? h("span.muted.note", {}, note) : null), h("span.number", {}, format("value", value))),
-      h("button.chip", { type: "button", "aria-label": `Show where latent ${latent} fires`, onclick: () => { state.latent = latent; highlight(latent); write(); } }, "show"));
+      h("a.neighbor", { href: list.address(latent, "") }, crops.stamps(latent, 3), h("span", {}, `Latent ${latent}`, h("span.muted.note", {}, [note, share].filter(Boolean).join(" · "))), h("span.number", {}, format("value", value))),
+      shown ? h("button.chip", { type: "button", "aria-label": `Show where latent ${latent} fires`, onclick: () => { state.latent = latent; highlight(latent); write(); } }, "show") : null);
   }
 
   /** Draw one latent's heat over the picture, on the scale of its largest value in this image. */
   function highlight(latent) {
+    const { facts, grid, frame, found } = state;
+    if (!found || !grid) return;
     const one = state.latents.find((candidate) => candidate.latent === latent);
-    const { facts, grid, frame } = state;
     frame.querySelector("canvas.heat")?.remove();
-    by("shown").textContent = one ? `Heat: latent ${latent}, up to ${format("value", one.max)}` : "Heat: none";
+    by("shown").textContent = one ? `Heat: latent ${latent}, up to ${format("value", one.value)}` : "Heat: none";
     if (!one || !facts.box) return;
     const positions = one.patches.map(([patch]) => patch);
-    const bytes = one.patches.map(([, value]) => Math.max(1, Math.round((value / one.max) * 255)));
+    const bytes = one.patches.map(([, value]) => Math.max(1, Math.round((value / one.value) * 255)));
     frame.append(heat.place(heat.canvas({ positions, bytes }, grid), facts.box));
   }
 
@@ -65,10 +81,22 @@
     if (facts.box) heat.place(cursor, heat.patchBox(facts, state.patch, grid));
     const row = Math.floor(state.patch / grid[1]), column = state.patch % grid[1];
     by("patch-name").textContent = `Patch ${state.patch} (row ${row}, column ${column})`;
-    const rows = found.at(state.patch);
+    const rows = rank(found.at(state.patch));
     by("patch-latents").replaceChildren(...rows.map(line));
     by("patch-none").hidden = rows.length > 0;
     document.body.dataset.patch = String(state.patch);
+    return rows;
+  }
+
+  /** Choose a patch as the reader does: its latents, and the heat of the first of them. */
+  function choose(patch) {
+    const rows = pick(patch);
+    state.picked = true;
+    if (rows.length) {
+      state.latent = rows[0].latent;
+      highlight(state.latent);
+    }
+    write();
   }
 
   function write() {
@@ -79,10 +107,7 @@
   function listen(frame) {
     if (state.facts.box) frame.addEventListener("click", (event) => {
       const patch = heat.patchAt(event, frame, state.facts, state.grid);
-      if (patch >= 0) {
-        pick(patch);
-        write();
-      }
+      if (patch >= 0) choose(patch);
     });
     frame.addEventListener("keydown", (event) => {
       const columns = state.grid[1];
@@ -91,13 +116,12 @@
       event.preventDefault();
       const next = state.patch + moves[event.key];
       const wraps = (event.key === "ArrowLeft" && state.patch % columns === 0) || (event.key === "ArrowRight" && next % columns === 0);
-      if (next >= 0 && next < state.found.tokens && !wraps) pick(next);
-      write();
+      if (next >= 0 && next < state.found.tokens && !wraps) choose(next);
     });
   }
 
   function about(facts) {
-    const rows = [["File", facts.path], ["Size", `${facts.width} × ${facts.height}`], ...facts.labels.map(([name, value]) => [name, value === null ? "–" : heat.labelText(value)])];
+    const rows = [["File", facts.path], ["Size", `${facts.width} × ${facts.height}`], ["Training", facts.held_out ? "held out" : "seen"], ...facts.labels.map(([name, value]) => [name, value === null ? "–" : heat.labelText(value)])];
     by("facts").replaceChildren(...rows.map(([name, value]) => h("div", {}, h("dt", { dir: "auto" }, name), h("dd", { dir: "auto" }, value))));
   }
 
@@ -109,20 +133,27 @@
       absent(site_, `There is no image ${image}: they go from 0 to ${n - 1}.`);
       return;
     }
-    const facts = await site.image(image);
+    const [facts, weights] = await Promise.all([site.image(image), load("weights")]);
     const chunk = facts.page ? await load(`patches/${Math.floor(image / blocks.patches)}`) : null;
     if (mine !== turn) return;
     missing(null);
-    const frame = head(site_, facts);
-    by("no-grid").hidden = grid !== null;
+    const frame = head(site_, facts), found = chunk ? record(chunk, image) : null;
+    Object.assign(state, { image, facts, grid, weights, n, frame, found, cursor: h("span.cursor"), picked: false });
+    state.latents = found ? gather(found) : facts.latents.map((one) => ({ ...one, patches: [[one.patch, one.value]] }));
     by("no-page").hidden = facts.page || grid === null;
-    by("heat-bar").hidden = by("hint").hidden = by("found").hidden = !facts.page;
-    if (chunk) {
-      const found = record(chunk, image);
-      Object.assign(state, { image, facts, grid, found, frame, latents: gather(found), cursor: h("span.cursor") });
-      fill(asked);
-    }
-    document.body.dataset.ready = String(image);
+    by("no-grid").hidden = grid !== null;
+    const places = Boolean(found && grid);
+    by("heat-bar").hidden = by("hint").hidden = by("patch-section").hidden = !places;
+    by("none").hidden = state.latents.length > 0;
+    if (places) fill(asked);
+    whole();
+    document.body.dataset.shown = document.body.dataset.ready = String(image);
+  }
+
+  /** List the whole image's latents in the chosen order. */
+  function whole() {
+    by("image-latents").replaceChildren(...rank(state.latents).slice(0, MOST).map((one) =>
+      line({ ...one, note: state.found && state.grid ? `on ${one.patches.length} patch${one.patches.length === 1 ? "" : "es"}` : "" })));
   }
 
   /** Say that the fragment names no image; the steps lead to the last and the first. */
@@ -131,7 +162,7 @@
     by("title").textContent = "Image";
     by("previous").href = `#image=${step(site_, site_.values.n_images, -1)}`;
     by("next").href = `#image=${step(site_, -1, 1)}`;
-    document.body.dataset.ready = "missing";
+    document.body.dataset.shown = document.body.dataset.ready = "missing";
   }
 
   /** Show what is known of an image without its patches; return the frame of its picture. */
@@ -154,22 +185,17 @@
     frame.setAttribute("role", "application");
     frame.setAttribute("aria-label", "Picture: arrow keys choose a patch");
     listen(frame);
-    by("image-latents").replaceChildren(...latents.slice(0, MOST).map(({ latent, max, patches }) =>
-      line({ latent, value: max, note: ` on ${patches.length} patch${patches.length === 1 ? "" : "es"}` })));
-    const best = latents.length ? latents[0].patches.reduce((a, b) => (b[1] > a[1] ? b : a))[0] : 0;
+    const first = rank(latents)[0];
+    const best = first ? first.patches.reduce((a, b) => (b[1] > a[1] ? b : a))[0] : 0;
     pick(asked.has("patch") ? Number(asked.get("patch")) || 0 : best);
     const wanted = asked.has("latent") ? Number(asked.get("latent")) : -1;
     state.latent = latents.some(({ latent }) => latent === wanted) ? wanted : -1;
-    highlight(state.latent >= 0 ? state.latent : latents[0]?.latent);
+    highlight(state.latent >= 0 ? state.latent : first?.latent);
   }
 
   function step(site_, image, direction) {
-    const n = site_.values.n_images, paged = site_.image_page.some((byte) => byte > 0);
-    for (let k = 1; k <= n; k++) {
-      const next = (((image + direction * k) % n) + n) % n;
-      if (!paged || bit(site_.image_page, next)) return next;
-    }
-    return image;
+    const n = site_.values.n_images;
+    return (((image + direction) % n) + n) % n;
   }
 
   document.addEventListener("DOMContentLoaded", () => {
@@ -177,6 +203,11 @@
     const set = () => document.documentElement.style.setProperty("--heat", slider.value / 100);
     slider.addEventListener("input", set);
     set();
+    by("rank").addEventListener("change", () => {
+      if (state.found && state.grid) pick(state.patch);
+      whole();
+    });
+    for (const id of ["previous", "next"]) list.replacing(by(id));
     show().catch(complain);
     addEventListener("hashchange", () => {
       if (item("image", Infinity) === null && location.hash) return; // a link to a part of this page

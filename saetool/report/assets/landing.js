@@ -1,71 +1,45 @@
-// The landing page: a first look, training curves, the plane of latents and their table.
+// The landing page: strips of crops, doors, the plane of latents and their table, training curves.
 "use strict";
 
 (() => {
-  const { h, load, site, format, heat, charts, complain } = saetool;
+  const { h, load, site, format, charts, crops, json, list, numbers, complain } = saetool;
   const by = (id) => document.getElementById(id);
-  const GALLERY = 12;
 
   async function curves() {
     const { charts: found, pareto } = (await load("curves")).values;
     const points = pareto.map((one) => ({ ...one, interval: one.fvu_interval }));
-    if (points.length) by("plane").replaceChildren(saetool.plane(points));
+    if (points.length) {
+      by("plane").replaceChildren(saetool.plane(points));
+      by("plane").append(charts.saved(by("plane").querySelector("svg"), "Evaluation") ?? "");
+    }
     by("training").hidden = !found.length;
     by("curves").replaceChildren(...found.map(charts.lines));
     by("clock").textContent = found.length && found[0].clock === "step" ? "steps" : "activations";
   }
 
-  /** Return latents by a column, largest first, of those that fire on enough images and pass a test. */
-  function ranked(model, key, test = () => true) {
-    const rows = [], fired = model.table.image_count;
-    for (let i = 0; i < model.n; i++) {
-      if (model.status(i) === "ok" && model.table[key][i] >= 0 && (!fired || fired[i] >= saetool.model.MIN_IMAGES) && test(i)) rows.push(i);
-    }
-    return rows.sort((a, b) => model.table[key][b] - model.table[key][a] || a - b);
-  }
-
-  /** Return what to choose from, in words and as ranked lists [{rows, note(latent)}] that are drawn from in turn. */
-  function looks(model) {
-    const share = (latent) => format("share", model.number("token_frequency", latent));
-    const lists = model.labels.filter((label) => model.byKey.has(`${label}.auroc`)).flatMap((label) => {
-      const best = `${label}.best_class`, auroc = `${label}.auroc`, low = `${label}.auroc_low`;
-      const q = model.table[`${label}.q_value`], order = model.byKey.has(low) ? low : auroc;
-      if (!model.byKey.has(best)) return [];
-      return model.table.values.texts[best].map((name, code) => ({
-        rows: ranked(model, order, (i) => model.table[best][i] === code && (!q || q[i] <= saetool.model.MAX_Q)),
-        note: (latent) => `${name.slice(0, 60)} · ${format("unit", model.number(auroc, latent))}`,
-      }));
+  /** Show the first look and the doors to junk: all that is needed comes in one small chunk. */
+  async function look() {
+    const facts = await site.ready, chunk = await load("first"), strips = json(chunk.strips), { each } = chunk.values;
+    const rows = strips.map(({ latent, words, held_out }, k) => {
+      const found = Array.from({ length: each }, (_, i) => crops.at(facts, chunk, k * each + i)).filter(({ image }) => image >= 0);
+      return h("a.strip", { href: list.address(latent, ""), "data-latent": latent },
+        h("span.crops", {}, ...found.map((one, i) => crops.crop(facts, one, { alt: i ? "" : `Strongest image of latent ${latent}` }))),
+        h("span.strip-words", {}, h("strong", {}, `Latent ${latent}`), h("span.muted", { dir: "auto" }, ` ${words}${held_out ? "" : " (few held-out images: shown on training images)"}`)));
     });
-    // Labels first: the most specific latents by embeddings are often those of near copies.
-    if (lists.length) return ["Latents that tell the labels' classes apart best (class and AUROC below each)", lists];
-    const key = model.byKey.has("monosemanticity") ? "monosemanticity" : "max";
-    return [key === "max" ? "The strongest latents" : "The most specific latents", [{ rows: ranked(model, key), note: share }]];
+    by("look").hidden = !rows.length;
+    by("strips").replaceChildren(...rows);
+    by("junk").replaceChildren(...json(chunk.junk).filter(({ count }) => count).map(({ name, count, filters, help }) =>
+      h("li", {}, h("a", { href: `#${filterFragment(filters)}`, "data-junk": name }, `${name}: ${format("count", count)}`), h("span.muted", {}, ` ${help}`))));
+    by("junk-door").hidden = !by("junk").children.length;
   }
 
-  /** Choose latents for the first look, each with another best image: [{latent, note}]. */
-  function chosen(model) {
-    const [words, lists] = looks(model), images = new Set(), found = [];
-    by("look-words").textContent = words;
-    const taken = (i) => found.some(({ latent }) => latent === i) || images.has(model.table.best_image[i]);
-    for (let round = 0; round < GALLERY && found.length < GALLERY; round++) {
-      for (const { rows, note } of lists) {
-        const latent = rows.find((i) => !taken(i));
-        if (latent === undefined || found.length === GALLERY) continue;
-        images.add(model.table.best_image[latent]);
-        found.push({ latent, note: note(latent) });
-      }
+  function filterFragment(filters) {
+    const found = new URLSearchParams();
+    for (const text of filters) {
+      if (text.includes(":")) found.append("range", text);
+      else found.set(...text.split("="));
     }
-    return found;
-  }
-
-  function gallery(model) {
-    const cards = chosen(model).map(({ latent, note }) => {
-      const stamps = h("div.stamps");
-      heat.glimpse(latent).then((found) => stamps.replaceChildren(...found)).catch(complain);
-      return h("a.card", { href: `latent.html#latent=${latent}` }, stamps, h("span.card-name", {}, `Latent ${latent}`), h("span.clip.muted", { dir: "auto" }, note));
-    });
-    by("look").hidden = !cards.length;
-    by("gallery").replaceChildren(...cards);
+    return found.toString();
   }
 
   /** Draw how often latents fire, in decades, the dead ones as a bar of their own. */
@@ -84,20 +58,23 @@
       ? model.set({ status: ["dead"], ranges: [] })
       : model.setRange("token_frequency", 10 ** bin.low, 10 ** bin.high));
     by("frequencies").replaceChildren(charts.bars([dead, ...bins], {
-      label: `How many latents fire how often; ${dead.count} are dead`, extra: dead, onpick, height: 330 }));
+      label: `How many latents fire how often; ${dead.count} are dead`, extra: dead, onpick, height: 330, hue: "frequency", xText: charts.percentPower, xTitle: "share of tokens", yTitle: "latents" }));
   }
 
-  function option(value, text, selected) {
-    return h("option", { value, selected }, text);
-  }
+  const option = (value, text, selected) => h("option", { value, selected }, text);
 
   /** Fill and connect everything above the table. */
   function controls(model) {
     const presets = saetool.model.presets(model);
-    by("presets").replaceChildren(...presets.map((preset) =>
-      h("button.chip", { type: "button", "data-preset": preset.name, onclick: () => model.set(preset.filters()) }, preset.name)));
-    const search = by("search");
-    search.addEventListener("input", () => model.set({ q: search.value }));
+    by("presets").replaceChildren(...presets.map((preset) => {
+      const link = h("a.chip", { href: `#${model.fragment({ ...model.filters, ...preset.filters() })}`, "data-preset": preset.name }, preset.name);
+      link.addEventListener("click", (event) => {
+        if (!list.plain(event)) return;
+        event.preventDefault();
+        model.set(preset.filters());
+      });
+      return link;
+    }));
     by("statuses").replaceChildren(...model.statuses.map((name) => h("label.check", {}, h("input", {
       type: "checkbox", value: name, onchange: () => model.set({
         status: [...by("statuses").querySelectorAll("input:checked")].map((input) => input.value) }) }), h(`span.status.${name}`, {}, name))));
@@ -106,23 +83,36 @@
     label.replaceChildren(...model.labels.map((name) => option(name, name.slice(0, 60), name === model.filters.label)));
     label.addEventListener("change", () => model.set({ label: label.value }));
     by("clear").addEventListener("click", () => model.set(presets[0].filters()));
+    by("csv").addEventListener("click", () => saetool.download.csv(model));
+    by("svg").addEventListener("click", () => saetool.download.svg(by("frequencies").querySelector("svg"), "frequencies.svg"));
+    by("png").addEventListener("click", () => saetool.download.png(by("scatter").querySelector("canvas"), "latents.png").catch(complain));
+    const statuses = h("div", {}, h("dt", {}, "Status"), h("dd", {}, "Dead: never fires. Rare: too seldom to judge. Dense: on a large share of tokens."));
+    by("meanings").replaceChildren(statuses, ...model.columns.filter(({ label: of }) => of === null || of === model.labels[0]).map(({ title, help }) =>
+      h("div", {}, h("dt", {}, title), h("dd", {}, `${help}.`))));
     rangeForm(model);
   }
 
   function rangeForm(model) {
-    const column = by("range-column"), low = by("range-low"), high = by("range-high");
+    const column = by("range-column"), low = by("range-low"), high = by("range-high"), said = by("range-error");
     const numeric = model.columns.filter(({ form }) => form !== "text");
     const title = ({ title: text, label }) => (label === null ? text : `${text} (${label.slice(0, 40)})`);
     column.replaceChildren(...numeric.map((one) => option(one.key, title(one))));
+    const unit = () => { by("range-unit").hidden = !numbers.isPercent(model.byKey.get(column.value).form); };
+    column.addEventListener("change", unit);
+    unit();
     by("range").addEventListener("submit", (event) => {
       event.preventDefault();
-      const end = (input, otherwise) => (input.value.trim() === "" || Number.isNaN(Number(input.value)) ? otherwise : Number(input.value));
-      model.setRange(column.value, end(low, -Infinity), end(high, Infinity));
+      const { form } = model.byKey.get(column.value), ends = [low, high].map((input) => numbers.read(input.value, form));
+      const wrong = ends.find(({ error }) => error)?.error ?? (ends[0].value > ends[1].value ? `Nothing lies from ${low.value.trim()} to ${high.value.trim()}: the first is larger.` : "");
+      said.textContent = wrong;
+      said.hidden = !wrong;
+      if (wrong || (ends[0].value === undefined && ends[1].value === undefined)) return;
+      model.setRange(column.value, ends[0].value ?? -Infinity, ends[1].value ?? Infinity);
       low.value = high.value = "";
     });
     const color = by("color");
     color.replaceChildren(option("status", "status"), ...numeric.map((one) => option(one.key, title(one))));
-    color.value = [...["monosemanticity", model.ofLabel("auroc"), "spatial_entropy"].filter((key) => model.byKey.has(key)), "status"][0];
+    color.value = [...["monosemanticity_excess", model.ofLabel("auroc"), "spatial_entropy"].filter((key) => model.byKey.has(key)), "status"][0];
     if (model.byKey.has(model.filters.color)) color.value = model.filters.color;
   }
 
@@ -130,20 +120,34 @@
   function reflect(model) {
     const { q, status, ranges, sort } = model.filters;
     const text = (value, form) => (Number.isFinite(value) ? format(form, value) : "");
-    by("chips").replaceChildren(...ranges.map(({ key, low, high }) => {
+    const words = q ? [h("button.chip.on", { type: "button", title: "Remove this filter", onclick: () => model.set({ q: "" }) }, `“${q.slice(0, 60)}” ×`)] : [];
+    by("chips").replaceChildren(...words, ...ranges.map(({ key, low, high }) => {
       const { title, form } = model.byKey.get(key);
-      const words = Number.isFinite(low) && Number.isFinite(high) ? `${text(low, form)} to ${text(high, form)}` : Number.isFinite(low) ? `≥ ${text(low, form)}` : `≤ ${text(high, form)}`;
-      return h("button.chip.on", { type: "button", title: "Remove this filter", onclick: () => model.setRange(key, -Infinity, Infinity) }, `${title} ${words} ×`);
+      const bounds = Number.isFinite(low) && Number.isFinite(high) ? `${text(low, form)} to ${text(high, form)}` : Number.isFinite(low) ? `≥ ${text(low, form)}` : `≤ ${text(high, form)}`;
+      return h("button.chip.on", { type: "button", title: "Remove this filter", onclick: () => model.setRange(key, -Infinity, Infinity) }, `${title} ${bounds} ×`);
     }));
-    if (by("search").value !== q) by("search").value = q;
     for (const input of by("statuses").querySelectorAll("input")) input.checked = status.includes(input.value);
     by("count").textContent = `${format("count", model.order.length)} of ${format("count", model.n)}`;
     by("clear").hidden = !q && !status.length && !ranges.length && sort === "latent";
     const same = (filters) => JSON.stringify([filters.q, filters.status, filters.ranges, filters.sort]) === JSON.stringify([q, status, ranges, sort]);
-    for (const button of by("presets").children) {
-      const preset = saetool.model.presets(model).find(({ name }) => name === button.dataset.preset);
-      button.setAttribute("aria-pressed", preset !== undefined && same(preset.filters()));
+    for (const link of by("presets").children) {
+      const preset = saetool.model.presets(model).find(({ name }) => name === link.dataset.preset);
+      if (preset !== undefined && same(preset.filters())) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
     }
+  }
+
+  /** Keep where the reader is, and go back there when the page is come back to. */
+  function places(model, table) {
+    const was = history.state;
+    if (was && Number.isFinite(was.table)) {
+      table.scroll(was.table);
+      scrollTo(0, was.page);
+    }
+    addEventListener("pagehide", () => {
+      list.keep(model.fragment(model.filters), model.order);
+      history.replaceState({ table: table.view.scrollTop, page: scrollY }, "");
+    });
   }
 
   async function start() {
@@ -152,28 +156,28 @@
     controls(model);
     reflect(model);
     model.addEventListener("change", () => reflect(model));
-    new saetool.table.Table(by("table"), model, facts);
+    const rows = new saetool.table.Table(by("table"), model, facts);
     new saetool.scatter.Scatter(by("scatter"), model, by("color"), by("scatter-legend"));
     frequencies(model);
-    gallery(model);
+    places(model, rows);
     addEventListener("hashchange", () => {
       const text = location.hash.slice(1);
-      if (text && !text.includes("=")) model.write(); // a link to a part of the page: the filters stay, and stay in the URL
-      else if (text !== model.written) model.set(model.read());
-    });
-    addEventListener("keydown", (event) => {
-      if (event.key === "/" && !event.target.closest("input, select, textarea")) {
-        event.preventDefault();
-        by("search").focus();
+      if (text && !text.includes("=")) return model.write(); // a link to a part of the page: the filters stay, and stay in the URL
+      if (text !== model.written) {
+        model.set(model.read());
+        by("latents").scrollIntoView();
       }
+      return undefined;
     });
+    if (location.hash.includes("=") && !history.state) by("latents").scrollIntoView();
+    await curves();
     document.body.dataset.ready = "true";
   }
 
   document.addEventListener("DOMContentLoaded", () => {
-    curves().catch(complain);
+    if (!by("table")) curves().catch(complain);
     if (by("figures")) saetool.figures.show(by("figures")).catch(complain);
-    if (by("table")) start().catch(complain);
+    if (by("table")) look().then(start).catch(complain); // the strips first: the table is large
     else document.body.dataset.ready = "true";
   });
 })();

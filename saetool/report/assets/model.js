@@ -6,11 +6,11 @@ saetool.model = (() => {
 
   /** Wrap the table chunk: columns by key, and which rows pass the present filters in which order. */
   class Model extends EventTarget {
-    constructor(site, table) {
+    constructor(site, table, fragment = null) {
       super();
       this.site = site.values;
       this.table = table;
-      this.columns = table.values.columns;
+      this.columns = site.values.columns;
       this.byKey = new Map(this.columns.map((column) => [column.key, column]));
       this.n = this.site.n_latents;
       this.statuses = this.site.statuses;
@@ -18,7 +18,7 @@ saetool.model = (() => {
       // A label of which every image has the same class tells nothing apart: it comes last.
       const tells = (label) => this.byKey.has(`${label}.auroc`);
       this.labels = [...labels].sort((a, b) => tells(b) - tells(a));
-      this.filters = this.read();
+      this.filters = this.read(fragment === null ? parameters() : new URLSearchParams(fragment));
       this.apply();
     }
 
@@ -48,8 +48,8 @@ saetool.model = (() => {
     }
 
     /** Read the filters from the URL's fragment; what does not fit is passed over. */
-    read() {
-      const filters = this.empty(), found = parameters();
+    read(found = parameters()) {
+      const filters = this.empty();
       filters.q = found.get("q") ?? "";
       filters.status = (found.get("status") ?? "").split(",").filter((name) => this.statuses.includes(name));
       const sort = found.get("sort") ?? "latent";
@@ -87,7 +87,12 @@ saetool.model = (() => {
     }
 
     write() {
-      const { q, status, ranges, sort, label, color } = this.filters;
+      this.written = this.fragment(this.filters);
+      history.replaceState(history.state, "", this.written ? `#${this.written}` : location.pathname);
+    }
+
+    /** Return filters as a URL's fragment, "" for none. */
+    fragment({ q, status, ranges, sort, label, color }) {
       const found = new URLSearchParams();
       if (q) found.set("q", q);
       if (status.length) found.set("status", status.join(","));
@@ -95,9 +100,7 @@ saetool.model = (() => {
       if (label !== null && label !== this.labels[0]) found.set("label", label);
       if (color) found.set("color", color);
       for (const { key, low, high } of ranges) found.append("range", `${key}:${endText(low)}:${endText(high)}`);
-      const text = found.toString();
-      this.written = text;
-      history.replaceState(null, "", text ? `#${text}` : location.pathname);
+      return found.toString();
     }
 
     /** Recompute which rows pass (mask) and their order. */
@@ -118,13 +121,12 @@ saetool.model = (() => {
       this.dispatchEvent(new Event("change"));
     }
 
-    /** Return a test of a row against typed text: a latent's number, a status, or part of a best class. */
+    /** Return a test of a row against typed text: a latent's number, a status, or part of its best class by any label. */
     matcher(text) {
       if (!text) return null;
-      const key = this.ofLabel("best_class");
-      const classes = key ? this.table.values.texts[key].map((name) => name.toLowerCase().includes(text)) : [];
-      return (i) => String(i) === text || (text.length > 1 && String(i).startsWith(text)) || this.status(i) === text ||
-        (key !== null && this.table[key][i] >= 0 && classes[this.table[key][i]]);
+      const best = this.columns.filter(({ key, form }) => form === "text" && key.endsWith(".best_class")).map(({ key }) =>
+        [this.table[key], this.table.values.texts[key].map((name) => name.toLowerCase().includes(text))]);
+      return (i) => String(i) === text || this.status(i) === text || best.some(([codes, fits]) => codes[i] >= 0 && fits[codes[i]]);
     }
 
     /** Sort rows by the chosen column; none comes last, ties by number. */
@@ -144,6 +146,7 @@ saetool.model = (() => {
   }
 
   const MIN_IMAGES = 8; // on fewer, an association with a label says little
+  const POSITIONAL = 0.5; // entropy over positions below which a latent is one of a place rather than of what is there
   const MAX_Q = 0.05; // share of false discoveries among the latents shown
 
   const numberOr = (text, otherwise) => (text === "" || text === undefined || Number.isNaN(Number(text)) ? otherwise : Number(text));
@@ -154,18 +157,16 @@ saetool.model = (() => {
     const has = (key) => key !== null && model.byKey.has(key);
     const plain = { q: "", status: [], ranges: [] };
     const auroc = () => model.ofLabel("auroc");
+    const often = () => (has("image_count") ? [{ key: "image_count", low: MIN_IMAGES, high: Infinity }] : []);
+    // What fires at one place of the picture is alike for that reason: it has a view of its own.
+    const anywhere = () => (has("spatial_entropy") ? [{ key: "spatial_entropy", low: POSITIONAL, high: Infinity }] : []);
     // By the lower end of the interval, among those that fire on enough images and stand the test over all latents.
-    const associated = () => [[model.ofLabel("q_value"), -Infinity, MAX_Q], ["image_count", MIN_IMAGES, Infinity]]
-      .filter(([key]) => has(key)).map(([key, low, high]) => ({ key, low, high }));
+    const sure = () => (has(model.ofLabel("q_value")) ? [{ key: model.ofLabel("q_value"), low: -Infinity, high: MAX_Q }] : []);
     return [
       { name: "All", filters: () => ({ ...plain, sort: "latent" }) },
-      has("monosemanticity") && { name: "Most specific", filters: () => ({ ...plain, status: ["ok"], sort: "-monosemanticity" }) },
-      has(auroc()) && { name: "Most associated with a label", filters: () => ({ ...plain, status: ["ok", "dense"], ranges: associated(), sort: `-${model.ofLabel("auroc_low") ?? auroc()}` }) },
+      has("monosemanticity_low") && { name: "Most specific", filters: () => ({ ...plain, status: ["ok"], ranges: [...often(), ...anywhere()], sort: "-monosemanticity_low" }) },
+      has(auroc()) && { name: "Most associated with a label", filters: () => ({ ...plain, status: ["ok", "dense"], ranges: [...sure(), ...often()], sort: `-${model.ofLabel("auroc_low") ?? auroc()}` }) },
       has("max") && { name: "Strongest", filters: () => ({ ...plain, sort: "-max" }) },
-      has("neighbor_similarity") && { name: "Near twins", filters: () => ({ ...plain, status: ["ok", "dense"], sort: "-neighbor_similarity" }) },
-      { name: "Dense", filters: () => ({ ...plain, status: ["dense"], sort: "-token_frequency" }) },
-      { name: "Rare", filters: () => ({ ...plain, status: ["rare"], sort: "-max" }) },
-      { name: "Dead", filters: () => ({ ...plain, status: ["dead"], sort: "latent" }) },
     ].filter(Boolean);
   }
 

@@ -2,7 +2,7 @@
 "use strict";
 
 saetool.scatter = (() => {
-  const { h, format, heat, charts } = saetool;
+  const { h, format, charts, crops, list } = saetool;
   const X = "token_frequency", Y = "mean_firing";
   const MARGIN = { left: 46, right: 12, top: 10, bottom: 34 };
   const REACH = 14; // pixels from the pointer to the nearest point
@@ -11,7 +11,7 @@ saetool.scatter = (() => {
     constructor(root, model, colorSelect, legend) {
       Object.assign(this, { root, model, colorSelect, legend });
       this.canvas = h("canvas.plane", { role: "img", "aria-label": "Frequency against strength of every living latent; the same choice can be made with the range filters of the table" });
-      this.tip = h("div.tip", { hidden: true, role: "status" });
+      this.tip = h("a.tip", { hidden: true });
       this.box = h("div.box", { hidden: true });
       root.replaceChildren(this.canvas, this.box, this.tip);
       this.collect();
@@ -127,9 +127,9 @@ saetool.scatter = (() => {
       const values = this.model.table[key], column = this.model.byKey.get(key);
       const sorted = this.members.map((i) => values[i]).filter((v) => !Number.isNaN(v)).sort((a, b) => a - b);
       const low = sorted[Math.floor(sorted.length * 0.01)] ?? 0, high = sorted[Math.floor((sorted.length - 1) * 0.99)] ?? 1;
-      this.legend.replaceChildren(h("span.key", {}, format(column.form, low), h("span.ramp"), format(column.form, high)));
+      this.legend.replaceChildren(h("span.key", {}, format(column.form, low), h(`span.ramp.${saetool.hues.of(key)}`), format(column.form, high)));
       const muted = style.getPropertyValue("--muted");
-      const shades = Array.from({ length: 65 }, (_, k) => `rgb(${heat.color(k / 64 * 0.94).join(" ")})`);
+      const shades = saetool.hues.shades(key, style, 65);
       return (i) => (Number.isNaN(values[i]) ? muted : shades[Math.round(64 * Math.min(Math.max((values[i] - low) / (high - low || 1), 0), 1))]);
     }
 
@@ -169,15 +169,16 @@ saetool.scatter = (() => {
         if (this.start && this.far(here)) this.frame(...this.corners(here));
         else this.hover(here);
       });
-      this.canvas.addEventListener("pointerup", (event) => this.finish(at(event)));
-      this.canvas.addEventListener("pointerleave", () => { this.tip.hidden = true; });
+      this.canvas.addEventListener("pointerup", (event) => (event.pointerType === "touch" ? this.hover(at(event)) : this.finish(at(event), event)));
+      this.canvas.addEventListener("auxclick", (event) => this.finish(at(event), event));
+      this.canvas.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") this.tip.hidden = true; });
     }
 
     far = ([x, y]) => Math.hypot(x - this.start[0], y - this.start[1]) > 5;
     corners = ([x, y]) => [Math.min(x, this.start[0]), Math.min(y, this.start[1]), Math.max(x, this.start[0]), Math.max(y, this.start[1])];
 
-    /** End a drag: its box becomes two range filters. A click opens the latent below it. */
-    finish(here) {
+    /** End a drag: its box becomes two range filters. A click opens the latent below it; a tap shows it with its link. */
+    finish(here, event) {
       const started = this.start;
       if (started && this.far(here)) {
         const [left, top, right, bottom] = this.corners(here);
@@ -186,8 +187,10 @@ saetool.scatter = (() => {
         const x = { key: X, low: 10 ** this.backX(left), high: 10 ** this.backX(right) };
         const y = { key: Y, low: 10 ** this.backY(bottom), high: 10 ** this.backY(top) };
         this.model.set({ ranges: [...others, x, y] });
-      } else if (this.nearest(here) >= 0 && started) {
-        location.href = `latent.html#latent=${this.nearest(here)}`;
+      } else if (this.nearest(here) >= 0 && (started || event.button === 1)) {
+        const href = list.address(this.nearest(here), this.model.fragment(this.model.filters));
+        if (event.button === 1 || event.ctrlKey || event.metaKey) window.open(href, "_blank", "noopener");
+        else location.href = href;
       }
       this.start = null;
     }
@@ -210,16 +213,37 @@ saetool.scatter = (() => {
       if (latent < 0 || (latent === this.tipped && !this.tip.hidden)) return;
       this.tipped = latent;
       const number = (key, form) => format(form, this.model.number(key, latent));
-      const stamps = h("div.stamps");
+      const stamps = h("span.stamps");
+      this.tip.href = list.address(latent, this.model.fragment(this.model.filters));
       this.tip.replaceChildren(h("strong", {}, `Latent ${latent}`), h("span.muted", {}, ` · fires on ${number(X, "share")} · strength ${number(Y, "value")}`), stamps);
       this.tip.hidden = false;
       const left = this.across(this.x[latent]), top = this.down(this.y[latent]);
       this.tip.style.setProperty("left", `${Math.min(Math.max(left - 150, 0), Math.max(this.width - 300, 0))}px`);
       this.tip.style.setProperty("top", `${top > 150 ? top - 130 : top + 14}px`);
-      const found = await heat.glimpse(latent);
+      const found = await crops.glimpse(latent);
       if (this.tipped === latent) stamps.replaceChildren(...found);
     }
   }
 
   return { Scatter, X, Y };
+})();
+
+/** One hue a quantity, wherever it is drawn: activations as in the heat maps, all others in shades of one color. */
+saetool.hues = (() => {
+  const { heat } = saetool;
+  const HUES = { max: "activation", mean: "activation", mean_firing: "activation", monosemanticity: "specificity", monosemanticity_excess: "specificity", monosemanticity_low: "specificity", spatial_entropy: "position", neighbor_similarity: "likeness", coactivation_similarity: "likeness", encoder_decoder_cosine: "likeness" };
+  const LABELS = ["auroc", "auroc_low", "average_precision", "purity", "entropy", "q_value", "p_value", "spearman"];
+
+  /** Return the name of a column's hue, a class of the style sheet. */
+  const of = (key) => HUES[key] ?? (LABELS.includes(key.split(".").pop()) ? "association" : "frequency");
+
+  /** Return `count` colors from weak to strong. */
+  function shades(key, style, count) {
+    if (of(key) === "activation") return Array.from({ length: count }, (_, k) => `rgb(${heat.color((k / (count - 1)) * 0.94).join(" ")})`);
+    const hue = style.getPropertyValue(`--hue-${of(key)}`).trim(), weak = style.getPropertyValue("--weak").trim();
+    const channels = (text) => text.match(/[\da-f]{2}/gi).map((pair) => parseInt(pair, 16)), [low, high] = [channels(weak), channels(hue)];
+    return Array.from({ length: count }, (_, k) => `rgb(${low.map((v, c) => Math.round(v + (high[c] - v) * (k / (count - 1)))).join(" ")})`);
+  }
+
+  return { of, shades };
 })();

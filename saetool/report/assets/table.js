@@ -2,14 +2,14 @@
 "use strict";
 
 saetool.table = (() => {
-  const { h, format, heat, bit } = saetool;
-  const WIDTH = { count: 116, share: 100, value: 92, unit: 112, probability: 88, text: 176, flag: 120 };
+  const { h, format, crops, list } = saetool;
+  const WIDTH = { count: 116, share: 100, value: 92, unit: 124, signed: 136, probability: 88, text: 176, flag: 120 };
   const OVERSCAN = 6;
   const SETTLE_MS = 70; // pictures wait until a fast scroll has settled
 
   /** Return the columns in display order for the chosen label. */
   function shown(model) {
-    const first = ["token_frequency", "max", "mean_firing"];
+    const first = ["image_frequency", "monosemanticity_excess", "max"];
     const plain = model.columns.filter((column) => column.label === null);
     const lead = first.map((key) => plain.find((column) => column.key === key)).filter(Boolean);
     const ofLabel = model.columns.filter((column) => column.label !== null && column.label === model.filters.label);
@@ -46,6 +46,12 @@ saetool.table = (() => {
       this.empty.hidden = this.model.order.length > 0;
       this.active = 0;
       this.view.scrollTop = 0;
+      this.draw();
+    }
+
+    /** Scroll to where the reader was. */
+    scroll(top) {
+      this.view.scrollTop = top;
       this.draw();
     }
 
@@ -105,10 +111,9 @@ saetool.table = (() => {
 
     row(place) {
       const latent = this.model.order[place], { model } = this;
-      const stamps = h("div.stamps", { "aria-hidden": "true" });
-      const name = bit(this.site.with_page, latent)
-        ? h("a", { href: `latent.html#latent=${latent}`, tabindex: "-1" }, String(latent))
-        : h("span", {}, String(latent));
+      const stamps = h("span.stamps", { "aria-hidden": "true" });
+      const href = list.address(latent, model.fragment(model.filters));
+      const name = h("a", { href, tabindex: "-1", draggable: "false", "aria-label": `Latent ${latent}` }, stamps, h("span", {}, String(latent)));
       const status = model.status(latent);
       const cells = this.columns.map((column) => (column.form === "text"
         ? h("div.cell.clip", { role: "gridcell", dir: "auto", title: (model.text(column.key, latent) ?? "").slice(0, 300) }, model.text(column.key, latent) ?? "–")
@@ -116,8 +121,8 @@ saetool.table = (() => {
       const row = h("div.row", {
         role: "row", id: `row-${place}`, "aria-rowindex": place + 2, "data-latent": latent,
         style: { transform: `translateY(${place * this.rowHeight}px)` },
-        onclick: (event) => { if (!event.target.closest("a")) this.open(place); },
-      }, h("div.cell.lead", { role: "rowheader" }, stamps, name), h("div.cell", { role: "gridcell" }, h(`span.status.${status}`, {}, status)), ...cells);
+        onclick: (event) => this.click(event, href), onauxclick: (event) => this.click(event, href),
+      }, h("div.cell.lead", { role: "rowheader" }, name), h("div.cell", { role: "gridcell" }, h(`span.status.${status}`, {}, status)), ...cells);
       if (place === this.active) row.classList.add("active");
       if (status !== "dead") setTimeout(() => this.fill(stamps, latent), this.first ? SETTLE_MS : 0);
       this.first = true;
@@ -125,12 +130,18 @@ saetool.table = (() => {
     }
 
     fill(stamps, latent) {
-      if (stamps.isConnected) heat.glimpse(latent).then((found) => stamps.replaceChildren(...found)).catch(saetool.complain);
+      if (stamps.isConnected) crops.glimpse(latent).then((found) => stamps.replaceChildren(...found)).catch(saetool.complain);
+    }
+
+    /** Follow the row's link from anywhere in the row, unless text is being selected. */
+    click(event, href) {
+      if (event.target.closest("a") || event.button > 1 || !getSelection().isCollapsed) return;
+      if (event.button === 1 || event.ctrlKey || event.metaKey || event.shiftKey) window.open(href, "_blank", "noopener");
+      else location.href = href;
     }
 
     open(place) {
-      const latent = this.model.order[place];
-      if (bit(this.site.with_page, latent)) location.href = `latent.html#latent=${latent}`;
+      location.href = list.address(this.model.order[place], this.model.fragment(this.model.filters));
     }
 
     key(event) {

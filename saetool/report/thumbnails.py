@@ -1,0 +1,96 @@
+"""One thumbnail an image, made in threads within a bound in bytes."""
+
+import itertools
+import shutil
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from saetool import distributed, progress
+from saetool.activations.thumbnails import StoredThumbnails
+from saetool.artifacts import Artifact
+from saetool.errors import WorkError
+from saetool.images import Picture
+from saetool.images.thumbnail import thumbnail_of
+
+_MOST_WORKERS = 32
+
+
+class ReadsImages(Protocol):
+    """The part of an image source that thumbnails need."""
+
+    def __len__(self) -> int: ...
+    def path(self, i: int) -> str: ...
+    def read(self, i: int) -> Picture: ...
+
+
+def thumbnail_name(image: int) -> str:
+    """Return the file of an image's thumbnail; a folder holds a thousand."""
+    return f"thumbs/{image // 1000}/{image}.webp"
+
+
+class Thumbnails:
+    """Writes thumbnails of a store's images in threads, in a given order, until a budget is spent.
+
+    They are the store's own where it has them, else made from `source`.
+    """
+
+    def __init__(self, store: Artifact, images: pa.Table, source: ReadsImages | None):
+        self.stored = StoredThumbnails(store) if StoredThumbnails.are_in(store) else None
+        self.paths = images["path"].to_pylist()
+        self.digests = images["digest"].to_pylist() if "digest" in images.column_names else None
+        self.source = source
+        self.place = {} if source is None or self.stored else {source.path(i): i for i in range(len(source))}
+
+    def make(self, order: np.ndarray, folder: Path, budget: int) -> np.ndarray:
+        """Write thumbnails below `folder` in `order` while `budget` bytes last; return the rows that have one.
+
+        What an earlier start left is made again: nobody knows whether it is whole. Raises WorkError when an image is
+        gone, unreadable or not the cached one.
+        """
+        shutil.rmtree(folder / "thumbs", ignore_errors=True)
+        made, spent = [], 0
+        workers = min(_MOST_WORKERS, distributed.cores())
+        with ThreadPoolExecutor(workers) as pool, progress.bar("thumbnails", len(order), "images") as advance:
+            waiting: deque = deque()
+            rows = iter(order.tolist())
+            for row in itertools.islice(rows, 4 * workers):
+                waiting.append((row, pool.submit(self._one, row, folder)))
+            while waiting:
+                row, future = waiting.popleft()
+                size = future.result()
+                if spent + size > budget:
+                    for other, pending in [(row, future), *waiting]:
+                        pending.result()
+                        (folder / thumbnail_name(other)).unlink(missing_ok=True)
+                    break
+                spent += size
+                made.append(row)
+                advance(1)
+                if (following := next(rows, None)) is not None:
+                    waiting.append((following, pool.submit(self._one, following, folder)))
+        return np.asarray(sorted(made), np.int64)
+
+    def _one(self, row: int, folder: Path) -> int:
+        path = folder / thumbnail_name(row)
+        data = self.stored.read(row) if self.stored else thumbnail_of(self._read(row))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return len(data)
+
+    def _read(self, row: int) -> Image.Image:
+        place = self.place.get(self.paths[row])
+        if place is None or self.source is None:
+            raise WorkError(
+                f"image {self.paths[row]!r} is in the store but not in the image source: "
+                "give the source that was cached, or its new place."
+            )
+        picture = self.source.read(place)
+        if self.digests and picture.digest != self.digests[row]:
+            raise WorkError(f"image {self.paths[row]!r} is not the one that was cached: its digest differs.")
+        return picture.image
