@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -25,7 +26,11 @@ from saetool.evaluation.refit import Refitted
 from saetool.evaluation.settings import EvaluationSettings
 from saetool.evaluation.splits import Split
 from saetool.evaluation.subject import Labels, Subject, spread
+from saetool.features.monosemanticity import Chance, image_embeddings
 from saetool.progress import bar, say
+
+SPECIFICITY_IMAGES = 4096
+"""Images by which neurons are compared with latents."""
 
 REFERENCE_IMAGES, REFERENCE_TOKENS = 64, 2048
 """Images, and tokens of all of them together, that other codes are computed of: half a minute a dictionary of 12,288
@@ -177,6 +182,7 @@ def features(subject: Subject, artifact: Artifact) -> dict[str, Any]:
     counts, _ = np.histogram(scores, edges)
     at = [0.05, 0.25, 0.5, 0.75, 0.95]
     return {
+        "specificity": _specificity(subject, artifact, table),
         "monosemanticity": {
             "latents": len(scores),
             "mean": float(np.mean(scores)) if scores else None,
@@ -184,7 +190,44 @@ def features(subject: Subject, artifact: Artifact) -> dict[str, Any]:
             "quantiles": dict(zip(map(str, at), np.quantile(scores, at).tolist(), strict=True)) if scores else None,
             "edges": edges.round(3).tolist(),
             "counts": counts.tolist(),
-        }
+        },
+    }
+
+
+def _specificity(subject: Subject, artifact: Artifact, table: pa.Table) -> dict[str, Any] | None:
+    """Return by how much latents' images are more alike than chance, and those of neurons of either sign beside them;
+    None without image embeddings, or of an index that was made before there was a chance."""
+    if "monosemanticity_excess" not in table.column_names:
+        return None
+    excess, deviation = (
+        table[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        for name in ("monosemanticity_excess", "monosemanticity_spread")
+    )
+    known = ~np.isnan(excess)
+    if not known.any():
+        return None
+    sure = float((excess[known] > 2 * deviation[known]).mean())
+    found: dict[str, Any] = {"latents": _spread_of(excess[known]) | {"above_two_deviations": sure}, "neurons": None}
+    site = subject.store.embedding
+    # Neurons are compared by the embeddings that the index took: the store's own.
+    if site is None or len(artifact.inputs) > 2 or artifact.config.get("embedding_layer") is not None:
+        return found
+    images = spread(np.arange(site.n_images), SPECIFICITY_IMAGES)
+    chance = Chance.of(torch.from_numpy(image_embeddings(site)[images]))
+    if chance is not None:
+        pooled = pool_latents(None, subject.batches(images))
+        neurons = chance.excess_of(torch.cat([pooled["max"], -pooled["min"]], dim=1))
+        found["neurons"] = _spread_of(neurons[~np.isnan(neurons)]) | {"images": len(images)}
+    return found
+
+
+def _spread_of(values: np.ndarray) -> dict[str, Any]:
+    at = ["0.05", "0.5", "0.95"]
+    quantiles = np.quantile(values, list(map(float, at))).tolist() if len(values) else [None] * len(at)
+    return {
+        "features": len(values),
+        "mean": float(values.mean()) if len(values) else None,
+        "quantiles": dict(zip(at, quantiles, strict=True)),
     }
 
 

@@ -112,7 +112,28 @@ def _features(evaluation: dict[str, Any]) -> list[Table]:
     row += [number(value) for value in found["quantiles"].values()]
     columns = ["of", "all pairs of images", "mean", *(f"{float(q):.0%}" for q in found["quantiles"])]
     note = "Pach et al. 2025: how alike a latent's images are, beside all images; mean and quantiles over latents."
-    return [_table("Monosemanticity", note, columns, [row])]
+    return [*_specificity(evaluation["features"].get("specificity")), _table("Monosemanticity", note, columns, [row])]
+
+
+def _specificity(found: dict[str, Any] | None) -> list[Table]:
+    if not found:
+        return []
+    body = [
+        [
+            f"{row['features']:,} {what}",
+            *(number(value, "+.3f") for value in (row["mean"], *row["quantiles"].values())),
+            number(row.get("above_two_deviations"), ".0%"),
+        ]
+        for what, row in (("latents", found["latents"]), ("neurons, of either sign", found["neurons"]))
+        if row
+    ]
+    columns = ["of", "mean", *(f"{float(q):.0%}" for q in found["latents"]["quantiles"]), "surely above chance"]
+    note = (
+        "How much more alike the images are that activate a feature than images by chance (0): monosemanticity less "
+        "what each image has in common with all others. Surely: by two standard deviations over all ways to deal the "
+        "same activations to the images."
+    )
+    return [_table("Specificity", note, columns, body)]
 
 
 def _effect(evaluation: dict[str, Any]) -> list[Table]:

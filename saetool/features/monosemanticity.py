@@ -80,6 +80,18 @@ class Chance:
         usual = sums_of_runs(maxima.latent, shares, maxima.n_latents) / torch.where(pairs > 0, pairs, 1.0)
         return score - 2 * usual.cpu().numpy() + self.all_pairs
 
+    def excess_of(self, values: Float[Tensor, "images features"]) -> Float[np.ndarray, "features"]:
+        """Return the same of features that have a value on every image, NaN of one that has the same on all."""
+        wide = values.to(self.usual.device, torch.float64)
+        low, high = wide.amin(0), wide.amax(0)
+        weights = (wide - low) / torch.where(high > low, high - low, torch.nan)
+        sums, squares = weights.sum(0), weights.square()
+        embeddings = self.embeddings.double()
+        alone = squares.T @ embeddings.square().sum(1)
+        together = (weights.T @ embeddings).square().sum(1) - alone
+        usual = (weights * (sums - weights)).T @ self.usual
+        return ((together - 2 * usual) / (sums.square() - squares.sum(0)) + self.all_pairs).cpu().numpy()
+
     def spread(self, maxima: Maxima) -> Float[np.ndarray, "latents"]:
         """Return the standard deviation of every latent's excess over all ways to deal its activations to images."""
         n, weights = len(self.usual), scaled(maxima, len(self.usual))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -27,6 +28,8 @@ from saetool.evaluation.reconstruction import held_out_sums, numbers
 from saetool.evaluation.stage import Journal
 from saetool.evaluation.tables import all_tables
 from saetool.features import index
+from saetool.features.monosemanticity import Chance
+from saetool.statistics import unit_rows
 from saetool.training import TrainingSettings, train
 
 D, TOKENS, ATOMS = 16, 4, 24
@@ -290,6 +293,27 @@ def test_monosemanticity_is_read_from_the_index(place, store, autoencoder):
     shown = next(shown for shown in all_tables(whole) if shown["title"] == "Monosemanticity")
     assert shown["rows"][0][:3] == ["4 latents", "0.125", "0.225"]
     assert found["quantiles"]["0.5"] == pytest.approx(0.3)
+
+
+def test_neurons_stand_beside_the_latents_specificity():
+    rows = torch.randn(30, 4, 6, generator=torch.Generator().manual_seed(0))
+    embedded = torch.randn(30, 1, 5, generator=torch.Generator().manual_seed(1)) + 1
+    site = SimpleNamespace(n_images=30, d=5, rows=lambda start, stop: embedded[start:stop])
+    subject = SimpleNamespace(store=SimpleNamespace(embedding=site), batches=lambda images: [rows[images]])
+    table = pyarrow.table(
+        {"monosemanticity_excess": [0.3, None, 0.1, -0.1], "monosemanticity_spread": [0.1, None, 0.06, 0.1]}
+    )
+    artifact = SimpleNamespace(inputs=[1, 2], config={})
+    found = sections._specificity(subject, artifact, table)
+    assert (found["latents"]["features"], found["latents"]["mean"]) == (3, pytest.approx(0.1))
+    assert found["latents"]["above_two_deviations"] == pytest.approx(1 / 3)
+    chance = Chance.of(unit_rows(embedded[:, 0]))
+    slow = [chance.excess_of(values[:, None])[0] for way in (rows.amax(1), -rows.amin(1)) for values in way.T]
+    assert found["neurons"]["mean"] == pytest.approx(np.mean(slow), abs=1e-6)
+    assert (found["neurons"]["features"], found["neurons"]["images"]) == (12, 30)
+    artifact.inputs.append(3)  # another model's embeddings
+    assert sections._specificity(subject, artifact, table)["neurons"] is None
+    assert sections._specificity(subject, artifact, table.select(["monosemanticity_spread"])) is None
 
 
 def test_planning_an_evaluation_imports_neither_scikit_learn_nor_timm():

@@ -52,6 +52,20 @@ def test_the_excess_and_its_spread_are_those_over_all_ways_to_deal():
         assert spread[latent] == pytest.approx(np.std(dealt), rel=1e-5)
 
 
+def test_the_excess_of_dense_values_is_that_by_hand():
+    rng = np.random.default_rng(3)
+    vectors, values = unit(rng), rng.normal(size=(IMAGES, 4))
+    values[:, 3] = 2.0  # the same on all
+    chance = Chance.of(vectors)
+    assert chance is not None
+    found = chance.excess_of(torch.from_numpy(values))
+    for column in range(3):
+        low, high = values[:, column].min(), values[:, column].max()
+        by_hand = excess_by_hand((values[:, column] - low) / (high - low), vectors)
+        assert found[column] == pytest.approx(by_hand, abs=1e-6)
+    assert np.isnan(found[3])
+
+
 def test_images_of_a_kind_that_is_like_all_others_are_not_specific():
     """Eight alike amid everything, three alike apart: the raw score prefers the first, the excess the last."""
     middle, apart = np.array([1.0, 0, 0]), np.array([0.55, 0.835, 0])
