@@ -62,6 +62,7 @@ def peak_memory(images: int, out) -> int:
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """1,200 images more are 66 MB more in the store, 16 shards of 4 MiB; buffers were full with 400 already."""
-    few, many = peak_memory(400, tmp_path / "few"), peak_memory(1600, tmp_path / "many")
+    """1,200 images more are 66 MB more in the store, 16 shards of 4 MiB; buffers were full with 1,100 already, and
+    what compiles the resizing of so many was loaded."""
+    few, many = peak_memory(1100, tmp_path / "few"), peak_memory(2300, tmp_path / "many")
     assert many - few < 0.2 * 1200 * IMAGE_BYTES

@@ -61,7 +61,7 @@ def test_a_slow_disk_is_what_a_job_says_it_waits_for(tiny, pictures, tmp_path, m
     write = StoreWriter.write_shard
 
     def slow(self, *given):
-        time.sleep(0.15)
+        time.sleep(0.4)
         write(self, *given)
 
     monkeypatch.setattr(StoreWriter, "write_shard", slow)
