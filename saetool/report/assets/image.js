@@ -187,7 +187,7 @@
     listen(frame);
     const first = rank(latents)[0];
     const best = first ? first.patches.reduce((a, b) => (b[1] > a[1] ? b : a))[0] : 0;
-    pick(asked.has("patch") ? Number(asked.get("patch")) || 0 : best);
+    pick(/^\d+$/.test(asked.get("patch") ?? "") ? Number(asked.get("patch")) : best);
     const wanted = asked.has("latent") ? Number(asked.get("latent")) : -1;
     state.latent = latents.some(({ latent }) => latent === wanted) ? wanted : -1;
     highlight(state.latent >= 0 ? state.latent : first?.latent);

@@ -118,7 +118,7 @@ saetool.classes = (() => {
       found.push(h("a.class-latent", { href: `latent.html#latent=${latent}`, title: words, "data-latent": latent },
         crops.crop(facts, crops.at(facts, chunk, i), { alt: "" }), h("span", {}, String(latent)), h("span.muted.number", {}, format("unit", chunk.auroc[i]))));
     }
-    const listed = `index.html#${new URLSearchParams([["q", name.slice(0, 200)], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`]])}`;
+    const listed = `index.html#${new URLSearchParams([["q", `"${name}"`], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`]])}`;
     return h("section.answer.class", { "data-class": name.slice(0, 200) },
       h("h2", {}, h("span.class-name", { dir: "auto" }, name.slice(0, 200)), h("span.muted", { dir: "auto" }, ` ${label.slice(0, 60)} · ${format("count", images)} images, base rate ${format("share", share)}`)),
       found.length ? h("div.class-latents", {}, ...found) : h("p.muted", {}, "No latent is surely associated with it."),
