@@ -9,6 +9,7 @@ import pytest
 
 from saetool.artifacts import Stage, run_stage
 from saetool.errors import RequestError
+from saetool.report import check
 from saetool.report.chunks import unpack
 
 LABEL = "kind.of <thing>"
@@ -133,3 +134,25 @@ def test_filters_of_images_stay_in_the_address_of_older_browsers(reader):
     page.fill("#find", "sharp")
     page.wait_for_timeout(50)
     assert page.url.endswith("#q=sharp")
+
+
+@pytest.mark.browser
+def test_rows_that_were_never_pictures_have_a_report(open_site, run, tmp_path):
+    """A store made from tensors: no source, no sizes, no thumbnails; all else stands."""
+    table = run.store.read_table("images.parquet")
+    for name in ("width", "height"):
+        table = table.set_column(table.column_names.index(name), name, pa.nulls(len(table), pa.int32()))
+
+    def build(partial):
+        partial.write_table("images.parquet", table)
+        return run.store.content | {"source": None, "attribution": None}
+
+    store = run_stage(Stage("activations", {"source": "tensors"}, build), tmp_path / "activations")
+    edited = remade(dataclasses.replace(run, store=store, pictures=None), tmp_path)
+    site = run_stage(edited.stage(), tmp_path / "report")
+    assert site.content["thumbnails"] == 0
+    assert check(site.path) == []
+    reader = open_site(site.path)
+    assert "no thumbnail" in reader.open("latent.html#latent=4").locator("#top").inner_text()
+    facts = reader.open("image.html#image=3").locator("#facts").inner_text()
+    assert "Size\n–" in facts
