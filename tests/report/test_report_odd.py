@@ -95,6 +95,31 @@ def test_a_class_in_quotes_is_that_class_alone(open_site, unseen_none, reader):
 
 
 @pytest.mark.browser
+def test_answers_are_walked_and_left_by_keyboard(reader):
+    page = reader.open("index.html")
+    page.fill("#search", "sharp#1")
+    page.wait_for_selector("#answers[data-answers='sharp#1']")
+    links = page.locator("#answers a").evaluate_all("all => all.map(one => one.href)")
+    at = "document.activeElement.href ?? document.activeElement.id"
+    for key, wanted in [("ArrowDown", links[0]), ("ArrowDown", links[1]), ("ArrowUp", links[0]), ("ArrowUp", "search")]:
+        page.keyboard.press(key)
+        assert page.evaluate(at) == wanted
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(50)
+    assert page.evaluate(at) == "search"
+    assert page.locator("#answers").is_hidden()
+
+
+@pytest.mark.browser
+def test_a_latent_is_found_by_its_number_as_the_report_writes_it(reader):
+    page = reader.open("index.html")
+    page.fill("#search", "12,287")
+    page.wait_for_selector("#answers[data-answers='12,287']")
+    assert "There is no latent 12287: they go from 0 to 69." in page.locator("#answers").inner_text()
+
+
+@pytest.mark.browser
 def test_the_choice_of_a_label_follows_the_address(reader):
     page = reader.open("index.html")
     for label in ("__proto__", LABEL):
