@@ -25,7 +25,8 @@ def main() -> None:
     store = features.find_input("activations", given.store)
     autoencoder = features.find_input("autoencoder", given.autoencoder)
     evaluation = Artifact.open(given.evaluation, "evaluation") if given.evaluation else None
-    source = None if StoredThumbnails.are_in(store) else open_cached(store, given.images)
+    pictures = store.content["source"] is not None and not StoredThumbnails.are_in(store)
+    source = open_cached(store, given.images) if pictures else None
     stage = report_stage(features, store, autoencoder, evaluation, source, ReportSettings(title=given.title))
     print(Path(run_stage(stage, given.out).path, "index.html").resolve().as_uri())
 

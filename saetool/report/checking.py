@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -85,11 +86,23 @@ def check(site: Path, max_mb: float | None = None) -> list[str]:
     return problems + ([] if max_mb is not None else list(_outgrown(site)))
 
 
+def _manifest(site: Path) -> dict[str, Any]:
+    """Return the site's manifest; raise RequestError where it is none."""
+    try:
+        manifest = json.loads((site / MANIFEST).read_bytes())
+        numbers = [manifest["config"]["max_mb"], *(file["bytes"] for file in manifest["files"].values())]
+        if all(isinstance(number, int | float) for number in numbers):
+            return manifest
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise RequestError(f"{site / MANIFEST}: not the manifest of a report; make the report again (`--force`).")
+
+
 def _outgrown(site: Path) -> Iterator[str]:
     """Yield a finding when pages and thumbnails take more than the site's settings allow."""
     if not (site / MANIFEST).is_file():
         return
-    max_mb = json.loads((site / MANIFEST).read_text("utf-8"))["config"]["max_mb"]
+    max_mb = _manifest(site)["config"]["max_mb"]
     sizes = {path.relative_to(site).as_posix(): path.stat().st_size for path in site.rglob("*") if path.is_file()}
     size = sum(size for name, size in sizes.items() if name.startswith(_OPTIONAL)) / 1e6
     if size > max_mb:
@@ -97,11 +110,12 @@ def _outgrown(site: Path) -> Iterator[str]:
 
 
 def _findings(site: Path) -> Iterator[tuple[Path, str]]:
+    yield from _check_sizes(site)
     for path in sorted(site.rglob("*.html")):
         for text in _check_page(site, path):
             yield path, text
     for path in sorted((site / "assets").glob("*")):
-        source = path.read_text("utf-8")
+        source = path.read_text("utf-8", "replace")
         for name, pattern in _FORBIDDEN.items():
             if found := pattern.search(source):
                 yield path, f"{name}: {found[0]!r}"
@@ -109,9 +123,21 @@ def _findings(site: Path) -> Iterator[tuple[Path, str]]:
         yield from _check_data(site)
 
 
+def _check_sizes(site: Path) -> Iterator[tuple[Path, str]]:
+    """Compare what was sealed with what is there: a file that was cut is found, whatever it holds."""
+    if not (site / MANIFEST).is_file():
+        return
+    for name, sealed in _manifest(site)["files"].items():
+        path = site / name
+        if not path.is_file():
+            yield path, "is missing"
+        elif (size := path.stat().st_size) != sealed["bytes"]:
+            yield path, f"has {size:,} bytes where {sealed['bytes']:,} were written"
+
+
 def _check_page(site: Path, path: Path) -> Iterator[str]:
     page = _Page()
-    page.feed(path.read_text("utf-8"))
+    page.feed(path.read_text("utf-8", "replace"))
     page.close()
     yield from page.problems
     if page.policy != POLICY:
@@ -145,17 +171,16 @@ def _check_data(site: Path) -> Iterator[tuple[Path, str]]:
             yield path, f"holds the chunk {name!r}"
     index = site / "data" / "site.js"
     if index.is_file():
-        for name in _announced(index):
-            if not (site / name).is_file():
-                yield index, f"announces {name}, which is missing"
+        try:
+            missing = [name for name in _announced(index) if not (site / name).is_file()]
+        except (ValueError, KeyError, TypeError):
+            return  # it is unreadable, as was said above, or of another page
+        yield from ((index, f"announces {name}, which is missing") for name in missing)
 
 
 def _announced(index: Path) -> Iterator[str]:
     """Yield the files that the pages will ask for."""
-    try:
-        _, arrays, values = unpack(index.read_bytes())
-    except (ValueError, KeyError, TypeError):
-        return
+    _, arrays, values = unpack(index.read_bytes())
     if "blocks" not in values:
         return
     blocks = values["blocks"]

@@ -48,7 +48,11 @@ def unpack(script: bytes) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
     if found is None or b"<" in script:
         raise ValueError("not a chunk")
     header = json.loads(found[2].replace(_PROTO_KEY, _PROTO))
-    body, start, arrays = zlib.decompress(base64.b64decode(found[3], validate=True)), 0, {}
+    try:
+        body = zlib.decompress(base64.b64decode(found[3], validate=True))
+    except zlib.error as error:
+        raise ValueError(f"damaged data: {error}") from None
+    start, arrays = 0, {}
     for key, dtype, size in header["arrays"]:
         if dtype not in DTYPES:
             raise ValueError(f"array {key} has dtype {dtype}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from saetool.features.labels import LabelColumn
 from saetool.vision.geometry import Geometry
@@ -29,8 +30,10 @@ class ImageFacts:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Width and height, int32 [images, 2]."""
-        return np.stack([self.table[name].to_numpy() for name in ("width", "height")], axis=1).astype(np.int32)
+        """Width and height, int32 [images, 2]; 0 of what is no picture."""
+        return np.stack([pc.fill_null(self.table[name], 0).to_numpy() for name in ("width", "height")], axis=1).astype(
+            np.int32
+        )
 
     @cached_property
     def label_values(self) -> list[tuple[str, list]]:
@@ -73,7 +76,7 @@ class ImageFacts:
         shape = Geometry.from_dict(self.geometry)
         kinds, inverse = np.unique(self.sizes[np.maximum(rows, 0)], axis=0, return_inverse=True)
         scale = np.concatenate([kinds, kinds], axis=1)
-        boxes = np.array([shape.grid_box(int(w), int(h)) for w, h in kinds]).reshape(-1, 4)
+        boxes = np.array([shape.grid_box(max(int(w), 1), max(int(h), 1)) for w, h in kinds]).reshape(-1, 4)
         steps = np.rint(np.clip(boxes / np.maximum(scale, 1), -3.9, 3.9) * BOX_STEPS).astype(np.int16)
         return steps[inverse.reshape(-1)]
 

@@ -149,7 +149,10 @@ class FeaturePages:
     def _site(self, with_page: np.ndarray, image_pages: np.ndarray, thumbnails: np.ndarray) -> bytes:
         """Return what every page loads first: sizes, labels, and which latents and images have a page."""
         status = np.array(self.files.latents["status"].to_pylist())
-        classes = {column.name: np.bincount(column.classes[column.classes >= 0]) for column in self.facts.columns}
+        classes = {
+            column.name: np.bincount(column.classes[column.classes >= 0], minlength=len(column.names))
+            for column in self.facts.columns
+        }
         shares = {name: (counts / max(counts.sum(), 1)).tolist() for name, counts in classes.items()}
         sample = self.files.tensor("sample_images")
         values = {

@@ -12,9 +12,30 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from saetool.artifacts import Artifact
+from saetool.errors import RequestError
 from saetool.report.columns import places
 from saetool.report.heat import dense_bytes
 from saetool.report.places import COLUMNS, GROUPS, Places
+
+REQUIRED = {
+    "latents.parquet": ("status", "token_frequency", "image_count", "image_frequency", "decoder_norm"),
+    "examples.parquet": (*COLUMNS, "interval", "value", "heat", "heat_scale"),
+    "label_statistics.parquet": ("latent", "label", "class", "images", "auroc", "auroc_low"),
+}
+"""What no report can do without, of the tables that an index has; all else is left out where it is not there."""
+
+
+def require_columns(features: Artifact) -> None:
+    """Raise RequestError when an index lacks what every report reads: another version of saetool made it."""
+    for name, wanted in REQUIRED.items():
+        if name not in features.files:
+            continue
+        known = pq.read_schema(features.file(name)).names
+        if missing := [column for column in wanted if column not in known]:
+            raise RequestError(
+                f"{features.path}: {name} has no column {missing[0]!r}: it was made by saetool "
+                f"{features.manifest['saetool']} before there was one. Make it again (`saetool index … --force`)."
+            )
 
 
 @dataclass(frozen=True)

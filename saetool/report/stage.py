@@ -13,7 +13,7 @@ from saetool.report.latents import PAGE_BLOCK
 from saetool.report.pages import PAGES, FeaturePages
 from saetool.report.settings import ReportSettings
 from saetool.report.site import write_assets, write_page
-from saetool.report.source import FeatureFiles
+from saetool.report.source import FeatureFiles, require_columns
 from saetool.report.summary import summarize
 from saetool.report.thumbnails import ReadsImages
 
@@ -31,11 +31,13 @@ def report_stage(
 
     `source` gives the images of `store` again, for thumbnails; a store that has its own needs none. `command` is how a
     reader would make this again: a note, which the page shows and no identity depends on. Raises RequestError when
-    `settings.latents` names one that does not exist, or the artifacts do not belong together.
+    `settings.latents` names one that does not exist, the artifacts do not belong together, or the index lacks a column
+    that every report reads.
     """
     if features is not None:
         _require_made_from(features, autoencoder, "index")
         _require_made_from(features, store, "index")
+        require_columns(features)
         _require_latents(settings, features.content["n_latents"])
     if evaluation is not None:
         _require_made_from(evaluation, autoencoder, "evaluate")

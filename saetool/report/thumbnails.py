@@ -37,7 +37,7 @@ def thumbnail_name(image: int) -> str:
 class Thumbnails:
     """Writes thumbnails of a store's images in threads, in a given order, until a budget is spent.
 
-    They are the store's own where it has them, else made from `source`.
+    They are the store's own where it has them, else made from `source`; rows that were never pictures have none.
     """
 
     def __init__(self, store: Artifact, images: pa.Table, source: ReadsImages | None):
@@ -45,6 +45,7 @@ class Thumbnails:
         self.paths = images["path"].to_pylist()
         self.digests = images["digest"].to_pylist() if "digest" in images.column_names else None
         self.source = source
+        self.without_pictures = source is None and not self.stored and store.content.get("source") is None
         self.place = {} if source is None or self.stored else {source.path(i): i for i in range(len(source))}
 
     def make(self, order: np.ndarray, folder: Path, budget: int) -> np.ndarray:
@@ -54,6 +55,8 @@ class Thumbnails:
         gone, unreadable or not the cached one.
         """
         shutil.rmtree(folder / "thumbs", ignore_errors=True)
+        if self.without_pictures:
+            return np.zeros(0, np.int64)
         made, spent = [], 0
         workers = min(_MOST_WORKERS, distributed.cores())
         with ThreadPoolExecutor(workers) as pool, progress.bar("thumbnails", len(order), "images") as advance:

@@ -69,6 +69,38 @@ def test_the_bound_of_the_site_itself_is_kept(copy):
     assert any("more than report.max_mb = 0.01" in problem for problem in check(copy)), check(copy)
 
 
+NAMES = ["index.html", "assets/core.js", "data/site.js", "data/table.js", "data/latents/0.js", "thumbs/0/3.webp"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_was_cut_is_found(copy, name):
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[: len(data) // 2])
+    assert any(problem.startswith(f"{name}: has ") for problem in check(copy)), check(copy)
+
+
+@pytest.mark.parametrize("name", ["data/site.js", "data/table.js", "data/latents/0.js"])
+def test_damaged_data_are_a_finding(copy, name):
+    data = (copy / name).read_bytes()
+    place = data.rindex(b'"') - 40
+    other = b"A" if data[place : place + 1] != b"A" else b"B"
+    (copy / name).write_bytes(data[:place] + other + data[place + 1 :])
+    assert any(problem.startswith(f"{name}: unreadable chunk") for problem in check(copy)), check(copy)
+
+
+def test_bytes_that_are_no_text_are_a_finding(copy):
+    for name in ("index.html", "assets/core.js"):
+        (copy / name).write_bytes(b"\xff\xfe" * 100)
+    assert {problem.split(":")[0] for problem in check(copy)} >= {"index.html", "assets/core.js"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"config": {}}', "\x00"])
+def test_a_damaged_manifest_is_said(copy, text):
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(RequestError, match=r"manifest\.json: not the manifest of a report"):
+        check(copy)
+
+
 def test_size_is_bounded(copy):
     assert any("more than 0.01 MB" in problem for problem in check(copy, max_mb=0.01))
 

@@ -11,18 +11,20 @@
   function asked(n) {
     const texts = (parameters().get("latents") ?? "").split(/[,\s]+/).filter(Boolean);
     const fits = (text) => /^\d+$/.test(text) && Number(text) < n;
-    return { latents: [...new Set(texts.filter(fits).map(Number))].slice(0, MOST), wrong: texts.filter((text) => !fits(text)) };
+    const named = [...new Set(texts.filter(fits).map(Number))];
+    return { latents: named.slice(0, MOST), beyond: named.slice(MOST), wrong: texts.filter((text) => !fits(text)) };
   }
 
   const address = (latents) => `#latents=${latents.join(",")}`;
 
   async function show() {
-    const mine = ++turn, facts = await site.ready, { latents, wrong } = asked(facts.values.n_latents);
+    const mine = ++turn, facts = await site.ready, { latents, beyond, wrong } = asked(facts.values.n_latents);
     const found = (await Promise.all(latents.map(record.of)));
     if (mine !== turn) return;
     const without = latents.filter((_, k) => !found[k]), records = found.filter(Boolean);
     const problems = [...wrong.map((text) => `There is no latent ${text.slice(0, 40)}: they go from 0 to ${format("count", facts.values.n_latents - 1)}.`),
       ...without.map((latent) => `Latent ${latent} has no page in this report (report.latents, report.max_mb).`)];
+    if (beyond.length) problems.push(`${MOST} latents are compared at most: ${beyond.join(", ").slice(0, 60)} left out.`);
     if (records.length < 2 && !problems.length) problems.push("Name the latents to compare, two at least.");
     by("missing").hidden = !problems.length;
     by("missing").textContent = problems.join(" ");

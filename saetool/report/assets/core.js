@@ -199,7 +199,7 @@ saetool.site = (() => {
   function facts(site, [row, path, width, height, values], box) {
     const steps = site.values.box_steps;
     return {
-      row, path, width, height,
+      row, path, width, height, ratio: width && height ? width / height : 1,
       box: box && box.length ? Array.from(box, (step) => step / steps) : null,
       labels: site.values.labels.map(({ name }, k) => [name, values[k]]),
       thumbnail: thumbnail(site, row),

@@ -81,12 +81,12 @@ saetool.heat = (() => {
 
   /** Return a picture with its heat map over it; `grid` null draws none. */
   function picture(facts, map, grid, { alt = describe(facts), eager = false } = {}) {
-    const frame = h("div.picture", { style: { "aspect-ratio": `${facts.width} / ${facts.height}` } });
+    const frame = h("div.picture", { style: { "aspect-ratio": facts.ratio } });
     if (facts.thumbnail) {
       const size = { width: facts.width, height: facts.height };
       frame.append(h("img", { src: facts.thumbnail, alt, decoding: "async", loading: eager ? null : "lazy", ...size }));
     } else {
-      frame.append(h("div.no-picture", { role: "img", "aria-label": alt }, "no thumbnail (report.max_mb)"));
+      frame.append(h("div.no-picture", { role: "img", "aria-label": alt }, "no thumbnail in this report"));
     }
     if (map && grid && facts.box) frame.append(place(canvas(map, grid), facts.box));
     return frame;

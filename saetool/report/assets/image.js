@@ -121,7 +121,7 @@
   }
 
   function about(facts) {
-    const rows = [["File", facts.path], ["Size", `${facts.width} × ${facts.height}`], ["Training", facts.held_out ? "held out" : "seen"], ...facts.labels.map(([name, value]) => [name, value === null ? "–" : heat.labelText(value)])];
+    const rows = [["File", facts.path], ["Size", facts.width ? `${facts.width} × ${facts.height}` : "–"], ["Training", facts.held_out ? "held out" : "seen"], ...facts.labels.map(([name, value]) => [name, value === null ? "–" : heat.labelText(value)])];
     by("facts").replaceChildren(...rows.map(([name, value]) => h("div", {}, h("dt", { dir: "auto" }, name), h("dd", { dir: "auto" }, value))));
   }
 
@@ -173,7 +173,7 @@
     by("next").href = `#image=${step(site_, facts.row, 1)}`;
     about(facts);
     const frame = heat.picture(facts, null, null, { eager: true });
-    frame.style.setProperty("--ratio", facts.width / facts.height);
+    frame.style.setProperty("--ratio", facts.ratio);
     by("picture").replaceChildren(frame);
     return frame;
   }
@@ -187,7 +187,7 @@
     listen(frame);
     const first = rank(latents)[0];
     const best = first ? first.patches.reduce((a, b) => (b[1] > a[1] ? b : a))[0] : 0;
-    pick(asked.has("patch") ? Number(asked.get("patch")) || 0 : best);
+    pick(/^\d+$/.test(asked.get("patch") ?? "") ? Number(asked.get("patch")) : best);
     const wanted = asked.has("latent") ? Number(asked.get("latent")) : -1;
     state.latent = latents.some(({ latent }) => latent === wanted) ? wanted : -1;
     highlight(state.latent >= 0 ? state.latent : first?.latent);

@@ -18,7 +18,7 @@
     if (text) kept.set("q", by("find").value.trim());
     if (held) kept.set("held", held);
     wanted.forEach((code, k) => { if (code !== "") kept.append("class", `${all.labels[k].name}:${code}`); });
-    history.replaceState(history.state, "", kept.size ? `#${kept}` : location.pathname);
+    history.replaceState(history.state, "", String(kept) ? `#${kept}` : location.pathname);
     await draw();
   }
 

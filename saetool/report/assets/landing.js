@@ -20,11 +20,13 @@
   /** Show the first look and the doors to junk: all that is needed comes in one small chunk. */
   async function look() {
     const facts = await site.ready, chunk = await load("first"), strips = json(chunk.strips), { each } = chunk.values;
+    const unseen = strips.some(({ held_out }) => held_out);
+    by("look-how").textContent = unseen ? "Chosen on training images, shown on held-out ones." : "Shown on all images: too few of them are held out.";
     const rows = strips.map(({ latent, words, held_out }, k) => {
       const found = Array.from({ length: each }, (_, i) => crops.at(facts, chunk, k * each + i)).filter(({ image }) => image >= 0);
       return h("a.strip", { href: list.address(latent, ""), "data-latent": latent },
         h("span.crops", {}, ...found.map((one, i) => crops.crop(facts, one, { alt: i ? "" : `Strongest image of latent ${latent}` }))),
-        h("span.strip-words", {}, h("strong", {}, `Latent ${latent}`), h("span.muted", { dir: "auto" }, ` ${words}${held_out ? "" : " (few held-out images: shown on training images)"}`)));
+        h("span.strip-words", {}, h("strong", {}, `Latent ${latent}`), h("span.muted", { dir: "auto" }, ` ${words}${held_out || !unseen ? "" : " (it fires on few held-out images: shown on all)"}`)));
     });
     by("look").hidden = !rows.length;
     by("strips").replaceChildren(...rows);
@@ -118,7 +120,8 @@
 
   /** Show the present filters: as chips that can be taken off, in the inputs, and as a count. */
   function reflect(model) {
-    const { q, status, ranges, sort } = model.filters;
+    const { q, status, ranges, sort, label } = model.filters;
+    by("label").value = label ?? "";
     const text = (value, form) => (Number.isFinite(value) ? format(form, value) : "");
     const words = q ? [h("button.chip.on", { type: "button", title: "Remove this filter", onclick: () => model.set({ q: "" }) }, `“${q.slice(0, 60)}” ×`)] : [];
     by("chips").replaceChildren(...words, ...ranges.map(({ key, low, high }) => {

@@ -121,9 +121,17 @@ saetool.model = (() => {
       this.dispatchEvent(new Event("change"));
     }
 
-    /** Return a test of a row against typed text: a latent's number, a status, or part of its best class by any label. */
+    /**
+     * Return a test of a row against typed text: a latent's number, a status, or part of its best class by any label;
+     * in quotes it is the whole name of its best class by the chosen label.
+     */
     matcher(text) {
       if (!text) return null;
+      const whole = text.match(/^"(.*)"$/s)?.[1], own = this.ofLabel("best_class");
+      if (whole !== undefined && own) {
+        const codes = this.table[own], fits = this.table.values.texts[own].map((name) => name.trim().toLowerCase() === whole.trim());
+        return (i) => codes[i] >= 0 && fits[codes[i]];
+      }
       const best = this.columns.filter(({ key, form }) => form === "text" && key.endsWith(".best_class")).map(({ key }) =>
         [this.table[key], this.table.values.texts[key].map((name) => name.toLowerCase().includes(text))]);
       return (i) => String(i) === text || this.status(i) === text || best.some(([codes, fits]) => codes[i] >= 0 && fits[codes[i]]);

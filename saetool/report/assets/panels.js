@@ -32,7 +32,9 @@ saetool.panels = (() => {
   /** Return how sure a label's association is and how much of the latent is in one class, beside that class's base rate. */
   function facts(found, label) {
     const most = found.labels.filter((row) => row.label === label).reduce((a, b) => (b.mass > a.mass ? b : a));
-    return [["q_value", "q", "probability", ""], ["purity", "purity", "share", `, base rate ${format("share", most.base)}`]].filter(([key]) => !Number.isNaN(found.number(`${label}.${key}`))).map(([key, name, form, more]) =>
+    // The class of the purity may be none of those that the index keeps a latent's statistics of.
+    const kept = Math.abs(most.mass - found.number(`${label}.purity`)) < 1e-5;
+    return [["q_value", "q", "probability", ""], ["purity", "purity", "share", kept ? `, base rate ${format("share", most.base)}` : ""]].filter(([key]) => !Number.isNaN(found.number(`${label}.${key}`))).map(([key, name, form, more]) =>
       h("span.beside.number", {}, `${name} ${format(form, found.number(`${label}.${key}`))}${more}`));
   }
 

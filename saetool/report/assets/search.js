@@ -15,7 +15,7 @@ saetool.search = (() => {
   }
 
   function latents(facts, wanted) {
-    const { n_latents: n } = facts.values, number = wanted.match(/^(?:latent\s*)?#?(\d+)$/)?.[1];
+    const { n_latents: n } = facts.values, number = wanted.match(/^(?:latent\s*)?#?(\d+|\d{1,3}(?:,\d{3})+)$/)?.[1].replaceAll(",", "");
     if (number === undefined) return [];
     const latent = Number(number);
     if (latent >= n) return [h("p.muted.answer", {}, `There is no latent ${number}: they go from 0 to ${format("count", n - 1)}.`)];
@@ -74,7 +74,7 @@ saetool.search = (() => {
     input.addEventListener("input", () => show().catch(complain));
     input.form.addEventListener("submit", async (event) => {
       event.preventDefault();
-      await show();
+      await show().catch(complain);
       place.querySelector("a")?.click();
     });
     input.addEventListener("keydown", (event) => {
@@ -83,6 +83,17 @@ saetool.search = (() => {
         event.preventDefault();
         place.querySelector("a")?.focus();
       }
+    });
+    place.addEventListener("keydown", (event) => {
+      const links = [...place.querySelectorAll("a")], at = links.indexOf(document.activeElement);
+      if (event.key === "Escape") {
+        input.focus();
+        turn++; // the focus asks for the answers again
+        place.hidden = true;
+      }
+      if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+      event.preventDefault();
+      (event.key === "ArrowDown" ? links[at + 1] ?? links[at] : links[at - 1] ?? input).focus();
     });
     document.addEventListener("pointerdown", (event) => {
       if (!event.target.closest(".search")) place.hidden = true;
@@ -118,7 +129,7 @@ saetool.classes = (() => {
       found.push(h("a.class-latent", { href: `latent.html#latent=${latent}`, title: words, "data-latent": latent },
         crops.crop(facts, crops.at(facts, chunk, i), { alt: "" }), h("span", {}, String(latent)), h("span.muted.number", {}, format("unit", chunk.auroc[i]))));
     }
-    const listed = `index.html#${new URLSearchParams([["q", name.slice(0, 200)], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`]])}`;
+    const listed = `index.html#${new URLSearchParams([["q", `"${name}"`], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`]])}`;
     return h("section.answer.class", { "data-class": name.slice(0, 200) },
       h("h2", {}, h("span.class-name", { dir: "auto" }, name.slice(0, 200)), h("span.muted", { dir: "auto" }, ` ${label.slice(0, 60)} · ${format("count", images)} images, base rate ${format("share", share)}`)),
       found.length ? h("div.class-latents", {}, ...found) : h("p.muted", {}, "No latent is surely associated with it."),

@@ -21,7 +21,7 @@ saetool.tiles = (() => {
     const words = facts.labels.filter(([, value]) => value !== null).map(([, value]) => heat.labelText(value)).join(" · ");
     const target = `image.html#image=${facts.row}&patch=${Math.max(example.patch, 0)}&latent=${latent}`;
     const held = example.held_out ? h("span.badge", {}, "held out") : null;
-    return h("figure.tile", { style: { "--ratio": facts.width / facts.height }, "data-image": facts.row },
+    return h("figure.tile", { style: { "--ratio": facts.ratio }, "data-image": facts.row },
       h("a", { href: target, title: facts.path }, frame),
       h("figcaption", {}, h("span.line", {}, readout, held), h("span.clip.muted", { dir: "auto", title: words.slice(0, 300) }, words || facts.path)));
   }
