@@ -6,6 +6,7 @@ A table is {"title", "note", "columns", "rows"}: texts, the first column a name,
 from collections.abc import Sequence
 from typing import Any
 
+from saetool.evaluation.effect import CONDITIONS
 from saetool.evaluation.probing import K_SPARSE
 
 Table = dict[str, Any]
@@ -143,8 +144,9 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
     if "conditions" not in effect:
         return [_table("In the model", f"Not measured: {effect['skipped']}.", [], [])]
     names = list(effect["conditions"]["clean"])
+    conditions = [*CONDITIONS, *(name for name in effect["conditions"] if name not in CONDITIONS)]
     body = [
-        [c.replace("_", " "), *(with_interval(found[n]) for n in names)] for c, found in effect["conditions"].items()
+        [name.replace("_", " "), *(with_interval(effect["conditions"][name][n]) for n in names)] for name in conditions
     ]
     for baseline, found in effect["differences"].items():
         body.append([f"{baseline}, less spliced", *(with_interval(found[n], "+.3f") for n in names)])
