@@ -92,14 +92,14 @@ def test_a_difference_is_paired_and_its_interval_is_that_of_resampled_images():
     ):
         assert got["value"] == pytest.approx(sum(scores), abs=1e-9)
     draws = []
-    for _ in range(1500):
+    for _ in range(400):
         rows = rng.integers(0, 300, 300)
         draws.append([roc_auc_score(members[rows], values[rows, 7]) for values in (test, held)])
     own, theirs = np.array(draws).T
     for got, drawn in ((row["auroc"], own), (row["difference"], own - theirs)):
         low, high = np.quantile(drawn, [0.025, 0.975])
-        assert got["low"] == pytest.approx(low, abs=0.012)
-        assert got["high"] == pytest.approx(high, abs=0.012)
+        assert got["low"] == pytest.approx(low, abs=0.02)
+        assert got["high"] == pytest.approx(high, abs=0.02)
 
 
 def test_one_image_on_a_side_gives_no_interval():
