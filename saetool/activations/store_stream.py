@@ -90,8 +90,11 @@ class StoreStream(ShuffledStream):
         if waiting:
             yield torch.cat(waiting)
 
-    def _kept(self, images: np.ndarray, rows: int) -> list[Tensor]:
-        """Return what `_spread` yields, kept for the next time: evaluations along the way ask for the same rows."""
+    def _kept(self, images: np.ndarray, rows: int) -> Iterable[Tensor]:
+        """Return what `_spread` yields, kept for the next time where it is no more than a pool: evaluations along the
+        way ask for the same rows."""
+        if rows > self._shuffle.pool_rows:
+            return self._spread(images, rows)
         if self._spread_rows is None or self._spread_rows[0] != rows:
             self._spread_rows = rows, list(self._spread(images, rows))
         return self._spread_rows[1]
@@ -184,7 +187,7 @@ class StoreStream(ShuffledStream):
         self.site.read_runs_into(rows.view(-1, self.site.tokens, self.d_in), wanted)
 
     def _moments(self) -> Statistics:
-        if self.device is None:
+        if self.device is None or self.device.type == "mps":  # it has no float64
             return self.site.statistics(self._train)
         read, total = smaller_part(self._train), Statistics.none(self.d_in)
         for pool in self._on_device(read, self.device):

@@ -40,28 +40,40 @@ class Baseline(Autoencoder):
 
 
 class Dictionary(Baseline):
-    """Unit directions around a mean: z = the chosen projections of x − mean, x_hat = mean + z W.
+    """Directions around a mean: z = the chosen scores of x − mean, x_hat = mean + z W.
 
-    Chosen are the k of largest magnitude, of either sign, or all of them.
+    Scores are the projections on W, of unit rows, or what other `readout` rows say. Chosen are the k that change x_hat
+    most, of either sign, or all of them.
     """
 
     mean: Tensor
     directions: Tensor
 
-    def __init__(self, mean: Float[Tensor, "d_in"], directions: Float[Tensor, "n_latents d_in"], k: int | None = None):
+    readout: Tensor
+
+    def __init__(
+        self,
+        mean: Float[Tensor, "d_in"],
+        directions: Float[Tensor, "n_latents d_in"],
+        k: int | None = None,
+        readout: Float[Tensor, "n_latents d_in"] | None = None,
+    ):
         super().__init__()
         self.n_latents, self.d_in = directions.shape
         self.k = None if k is None or k >= self.n_latents else k
         self.register_buffer("mean", mean.float())
         self.register_buffer("directions", directions.float())
+        self.register_buffer("readout", self.directions if readout is None else readout.float())
+        self.unit = readout is None
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return the chosen projections, zero elsewhere."""
-        projections = (x.float() - self.mean) @ self.directions.T
+        """Return the chosen scores, zero elsewhere."""
+        scores = (x.float() - self.mean) @ self.readout.T
         if self.k is None:
-            return projections
-        chosen = projections.abs().topk(self.k, dim=-1).indices
-        return torch.zeros_like(projections).scatter_(-1, chosen, projections.gather(-1, chosen))
+            return scores
+        changes = scores.abs() if self.unit else scores.abs() * self.directions.norm(dim=-1)
+        chosen = changes.topk(self.k, dim=-1).indices
+        return torch.zeros_like(scores).scatter_(-1, chosen, scores.gather(-1, chosen))
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return mean + z W."""

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from saetool import seeding
 from saetool.autoencoders.sparse import SparseAutoencoder
-from saetool.evaluation.baselines import Baseline, Fitted
+from saetool.evaluation.baselines import Baseline, Dictionary, Fitted
 from saetool.sparse.codes import Codes
 
 ROWS_AT_ONCE = 512
@@ -80,42 +80,7 @@ class Pursuit(Baseline):
         return Codes(offsets, latents.flatten(), values.gather(1, order).float().flatten(), self.n_latents)
 
 
-class Components(Baseline):
-    """Independent components: scores s = U (x − mean), of which those k stay that change x_hat = mean + s A most."""
-
-    mean: Tensor
-    unmixing: Tensor
-    mixing: Tensor
-
-    def __init__(
-        self,
-        mean: Float[Tensor, "d_in"],
-        unmixing: Float[Tensor, "n_latents d_in"],
-        mixing: Float[Tensor, "n_latents d_in"],
-        k: int,
-    ):
-        super().__init__()
-        self.n_latents, self.d_in = mixing.shape
-        self.k = min(k, self.n_latents)
-        for name, value in (("mean", mean), ("unmixing", unmixing), ("mixing", mixing)):
-            self.register_buffer(name, value.float())
-
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return the chosen scores, zero elsewhere."""
-        scores = (x.float() - self.mean) @ self.unmixing.T
-        chosen = (scores.abs() * self.mixing.norm(dim=1)).topk(self.k, dim=1).indices
-        return torch.zeros_like(scores).scatter_(1, chosen, scores.gather(1, chosen))
-
-    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return mean + s A."""
-        return self.mean + z @ self.mixing
-
-    def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return A."""
-        return self.mixing
-
-
-def fit_components(rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> Components:
+def fit_components(rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> Dictionary:
     """Return ICA fitted on raw training rows (scikit-learn's FastICA, as far as it comes in its iterations)."""
     rows = rows[:ICA_ROWS].double()
     ica = FastICA(
@@ -128,7 +93,7 @@ def fit_components(rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> Compo
         warnings.simplefilter("ignore", ConvergenceWarning)
         ica.fit(rows.numpy())
     mean, unmixing, mixing = (torch.from_numpy(np.asarray(a)) for a in (ica.mean_, ica.components_, ica.mixing_))
-    return Components(mean, unmixing, mixing.T, k)
+    return Dictionary(mean, mixing.T, k, unmixing)
 
 
 @torch.no_grad()

@@ -73,6 +73,23 @@ def test_moments_and_held_out_rows_on_a_device_are_the_hosts(numbered, share):
         assert blocks == [[], []]
 
 
+def test_a_device_without_float64_leaves_moments_to_the_host(numbered, monkeypatch):
+    store, _ = numbered()
+    stream = StoreStream(store.site(), 7, 20, 3, np.arange(store.n_images) % 3 == 1)
+    expected = stream.site.statistics(stream._train)
+    stream.device = torch.device("mps")
+    monkeypatch.setattr(stream, "_on_device", None)
+    assert torch.equal(stream.statistics().mean, expected.mean)
+
+
+def test_more_rows_than_a_pool_are_not_kept(numbered):
+    store, _ = numbered()
+    stream = StoreStream(store.site(), 7, 8, 3, np.arange(store.n_images) % 3 == 1)
+    first, again = (torch.cat(list(stream.held_out(9))) for _ in range(2))
+    assert torch.equal(first, again)
+    assert stream._spread_rows is None
+
+
 def test_rows_for_evaluations_along_the_way_are_read_once(numbered, monkeypatch):
     store, _ = numbered()
     stream = StoreStream(store.site(), 7, 20, 3, np.arange(store.n_images) % 3 == 1)

@@ -60,10 +60,10 @@ def test_independent_components_are_found_and_chosen_by_their_share():
     x = sources @ mixing + 3
     model = fit_components(x, 6, seed=0)
     torch.testing.assert_close(model(x), x, rtol=1e-3, atol=1e-3)
-    cosines = torch.nn.functional.cosine_similarity(model.mixing[:, None], mixing[None], dim=2).abs()
+    cosines = torch.nn.functional.cosine_similarity(model.directions[:, None], mixing[None], dim=2).abs()
     assert (cosines.amax(0) > 0.98).all()
     two = fit_components(x, 2, seed=0)
-    shares = (two.unmixing @ (x - two.mean).T).T.abs() * two.mixing.norm(dim=1)
+    shares = (two.readout @ (x - two.mean).T).T.abs() * two.directions.norm(dim=1)
     assert torch.equal((two.encode(x) != 0), shares >= shares.topk(2, dim=1).values[:, -1:])
 
 
