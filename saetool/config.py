@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from saetool.activations import CacheSettings
+from saetool.artifacts.files import write_atomic
 from saetool.artifacts.verification import KINDS
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.autoencoders.shorthand import spelled_out
@@ -29,6 +30,8 @@ from saetool.validation import check
 from saetool.vision import BackboneSettings
 
 LIVE = "live"
+KEPT = "config.yaml"
+"""The config in a run's folder."""
 LONGEST_NAME = 240
 """Bytes of a name that every usual file system takes, with `.partial` behind it."""
 
@@ -96,19 +99,32 @@ class RunConfig(Settings):
         return self
 
 
-def load_config(source: str, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML file, or a packaged config by name, apply `key.sub=value` overrides and check everything.
+def load_config(source: str | os.PathLike, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, a packaged config by name or the config that a run's folder keeps; apply overrides; check.
 
-    Raises RequestError naming the key, what is wrong with it and what would be right.
+    Overrides are `key.sub=value`. A run's folder is where it is now, whatever its config says. Raises RequestError
+    naming the key, what is wrong with it and what would be right.
     """
-    path = find_config(source)
+    path = find_config(os.fspath(source))
     values = _read_yaml(path)
+    if path.name == KEPT and path.parent == Path(source).expanduser():
+        values["run"] = os.fspath(source)
     for override in overrides or []:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise RequestError(f"{override!r} is not an override; write key.sub=value, for example training.lr=1e-3.")
         set_key(values, key.strip(), _parse(text, f"override {override!r}"))
     return build_config(values, path.name)
+
+
+def keep_config(config: RunConfig, folder: Path) -> None:
+    """Write a run's config, whole and with its overrides, into its folder: its stages then need no other argument."""
+    values = config.model_dump(mode="json")
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    head = "# What this run was asked for, defaults and overrides included. Paths are as they were given.\n"
+    path, data = folder / KEPT, (head + text).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, [data], folder / f".{KEPT}.{os.getpid()}")
 
 
 def build_config(values: dict[str, Any], name: str) -> RunConfig:
@@ -179,6 +195,10 @@ def find_config(source: str) -> Path:
     packaged = packaged_configs()
     if source in packaged:
         return packaged[source]
+    if path.is_dir():
+        if (path / KEPT).is_file():
+            return path / KEPT
+        raise RequestError(f"{source}: a folder without a {KEPT}, so no run that was begun: name the config itself.")
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
         raise RequestError(f"{source}: no such config file.")
     close = difflib.get_close_matches(source, packaged, n=1)
@@ -229,7 +249,12 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode, deep: bool
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as it was."""
+
+
 _float_and_bool_of_yaml_1_2()
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 _Loader.add_constructor(
     yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
     lambda loader, node: _mapping_without_repeats(loader, node, deep=True),  # pyright: ignore[reportArgumentType]

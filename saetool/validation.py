@@ -10,12 +10,14 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from saetool.errors import RequestError
+from saetool.errors import RequestError, shown
 from saetool.other_names import OTHER_NAMES
 
 M = TypeVar("M", bound=BaseModel)
-_LONGEST = 80
-"""Characters of a wrong value that are shown."""
+_MOST_LINES = 8
+"""Wrong keys that are named: a long list can be wrong in every place."""
+_MOST_PLACES = 3
+"""Where a key of elsewhere is said to belong."""
 _UNWRITABLE = re.compile("[\\0\\ud800-\\udfff]")
 _OF_A_KEY = ("extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found")
 """Errors about a key, not about a value that could have several types."""
@@ -35,22 +37,37 @@ def check(model: type[M], values: Mapping[str, Any], name: str) -> M:
     return made
 
 
-def shown(value: Any) -> str:
-    """Return a value as it stands in a message: short, whatever it is."""
-    if isinstance(value, BaseModel) or hasattr(value, "shape") or not hasattr(type(value), "__repr__"):
-        return f"a {type_name(value)}"
-    try:
-        text = repr(value)
-    except Exception:  # of anybody's class
-        return f"a {type_name(value)}"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+def request(
+    model: type[M],
+    call: str,
+    sections: Mapping[str, Any],
+    keywords: Mapping[str, Any],
+    others: Mapping[str, Any] | None = None,
+) -> M:
+    """Return what a Python call asks for, as a `model` whose sections were given whole, by single keys, or both.
+
+    A section is settings, a mapping or None; a keyword goes to the first section that has a key of its name; `others`
+    are keys of the model itself. Raises RequestError as `check` does: the message that a config would get.
+    """
+    values = {name: _as_mapping(given) for name, given in sections.items()} | dict(others or {})
+    for key, value in keywords.items():
+        section = next((name for name in sections if key in _keys_of(model, name)), None)
+        if section is None:
+            values[key] = value  # which `check` refuses, and says what would be right
+        elif isinstance(values[section], dict):
+            values[section][key] = value
+    return check(model, values, call)
 
 
-def type_name(value: Any) -> str:
-    """Return the name of a value's type, with the package that it is from."""
-    kind = type(value)
-    package = kind.__module__.partition(".")[0]
-    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+def _as_mapping(given: Any) -> Any:
+    if isinstance(given, BaseModel):
+        return {name: getattr(given, name) for name in given.model_fields_set}
+    return dict(given) if isinstance(given, Mapping) else {} if given is None else given
+
+
+def _keys_of(model: type[BaseModel], section: str) -> set[str]:
+    keys = {key for part in _models_in(model.model_fields[section].annotation) for key in part.model_fields}
+    return keys | ({"k"} if section == "autoencoder" else set())
 
 
 def _refuse_unwritable(value: Any, name: str, key: str, seen: set[int]) -> None:
@@ -86,7 +103,9 @@ class _Explainer:
             wanted = [_message(entry).removeprefix("Input should be ") for entry in entries]
             given = next((entry.get("input") for entry in entries), None)
             lines.append(f"{key}: should be {' or '.join(dict.fromkeys(wanted))} (given: {shown(given)})")
-        return list(dict.fromkeys(lines))
+        lines = list(dict.fromkeys(lines))
+        more = [f"… and {len(lines) - _MOST_LINES:,} more"] if len(lines) > _MOST_LINES else []
+        return lines[:_MOST_LINES] + more
 
     def line(self, entry: Any) -> str:
         """Put one error into a sentence that names the key and the way out."""
@@ -115,7 +134,7 @@ class _Explainer:
         if word in OTHER_NAMES and self.knows(OTHER_NAMES[word].key):
             return f" {OTHER_NAMES[word].sentence()}"
         close = [parent + name for name in difflib.get_close_matches(given, valid, n=1, cutoff=0.6)]
-        close = self.places.get(word, []) or close
+        close = self.places.get(word, [])[:_MOST_PLACES] or close
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         return f"{hint} Valid here: {', '.join(valid)}."
 

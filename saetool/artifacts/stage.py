@@ -5,7 +5,7 @@ A stage is settings, inputs and `build(partial) -> content`. Until it is sealed 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ from saetool.artifacts.manifest import (
     recipe_of,
 )
 from saetool.artifacts.partial import DamagedRecord, Partial
+from saetool.artifacts.remote import is_remote
 from saetool.artifacts.sealing import discard, is_left_over, move_into_place, old_path, partial_path, recover, seal
 from saetool.artifacts.verification import check_files
-from saetool.errors import RequestError, SaetoolError, WorkError, printable
+from saetool.errors import RequestError, SaetoolError, WorkError, printable, shown
 from saetool.progress import say
 
 Force = bool | Literal["different"]
@@ -69,20 +70,20 @@ def run_stage(stage: Stage, out: str | os.PathLike, *, force: Force = False) -> 
 
     Raises RequestError when something else stands there (unless `force`) or another process works on it.
     """
-    return run_stages([(stage, Path(out))], lambda partials: [stage.build(partials[0])], force=force)[0]
+    return run_stages([(stage, out)], lambda partials: [stage.build(partials[0])], force=force)[0]
 
 
 def run_stages(
-    members: list[tuple[Stage, Path]],
+    members: Sequence[tuple[Stage, str | os.PathLike]],
     build_all: Callable[[list[Partial]], list[dict[str, Any]]],
     *,
     force: Force = False,
 ) -> list[Artifact]:
     """Make several artifacts by one function; `build_all` gets the partial directories of the unsealed ones only."""
-    members = [(stage, place_beside(out)) for stage, out in members]
-    outs = [out for _, out in members]
+    placed = [(stage, place_beside(out)) for stage, out in members]
+    outs = [out for _, out in placed]
     with ExitStack() as locks:
-        todo = _agree(lambda: _prepare(members, locks, force))
+        todo = _agree(lambda: _prepare(placed, locks, force))
         if todo:
             partials = [Partial(partial_path(outs[i]), outs[i]) for i in todo]
             try:
@@ -91,7 +92,7 @@ def run_stages(
                 if distributed.is_main():
                     for i, partial, content in zip(todo, partials, contents, strict=True):
                         # Other processes may have recorded files and notes since this one began.
-                        seal(members[i][0], Partial(partial.path, partial.out), content)
+                        seal(placed[i][0], Partial(partial.path, partial.out), content)
             except Exception as error:
                 explained = None if isinstance(error, SaetoolError) else explain(error, outs[todo[0]])
                 if explained is None:
@@ -103,6 +104,12 @@ def run_stages(
 
 def place_beside(out: str | os.PathLike) -> Path:
     """Return where an artifact goes: `~` is the home folder, and a link leads where the artifact itself is."""
+    if not isinstance(out, str | os.PathLike) or not str(out):
+        raise RequestError(
+            f"out: say where the artifact goes, a path such as 'runs/mine/autoencoder', not {shown(out)}."
+        )
+    if is_remote(out):
+        raise RequestError(f"{out}: an artifact is made on a disk of this machine; push or copy it from there.")
     out = Path(out).expanduser()
     if printable(str(out)) != str(out):
         raise RequestError(f"{printable(str(out))}: a name that no manifest can hold; choose another (run=…).")
