@@ -222,7 +222,7 @@ def cache(
     >>> store.content["images"]
     20
     """
-    if on_error is not None:
+    if on_error is not None and not hasattr(images, "listing"):  # of an opened source it is not the source's own
         keywords = {**keywords, "on_error": on_error}
     backbone, images, settings, seed = asked_of("cache", backbone, images, sites, settings, seed, keywords)
     if isinstance(images, ImageSettings):
