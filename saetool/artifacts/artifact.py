@@ -138,7 +138,7 @@ class Artifact:
         """Raise RequestError unless the same artifact still stands there, and no file that was read has changed."""
         found = Artifact.open(self.path)
         if found.id != self.id:
-            raise RequestError(f"{self.path}: was replaced since it was opened ({self.id} then, {found.id} now).")
+            raise RequestError(f"{self.path}: was replaced since it was opened: open it again.")
         require_unchanged(self.path, self.files)
 
     def _entry(self, name: str) -> dict:
@@ -162,7 +162,7 @@ class Artifact:
                 if found.id == wanted:
                     return found
         looked = ", ".join(str(place) for place in places) or "nowhere"
-        raise RequestError(f"{self.path}: made from {kind} {wanted}, which is not at {looked}. Give its place.")
+        raise RequestError(f"{self.path}: the {kind} it was made from are not at {looked} now. Give their place.")
 
 
 @dataclass(frozen=True, repr=False)

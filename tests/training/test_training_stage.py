@@ -88,7 +88,7 @@ def test_another_request_at_the_same_place_is_refused_but_not_another_logbook(st
 def test_other_rows_are_another_request(sparse, tmp_path):
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     train(TensorStream(x[:350], batch_size=50), sparse, how(), tmp_path / "model")
-    with pytest.raises(RequestError, match="source's list of files"):
+    with pytest.raises(RequestError, match="what it reads: other rows or files than there"):
         train(TensorStream(x[50:], batch_size=50), sparse, how(), tmp_path / "model")
 
 
