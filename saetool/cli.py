@@ -34,20 +34,38 @@ _AGAIN = 0.02
 
 app = typer.Typer(
     name="saetool",
-    help="Open up vision transformers with sparse (and other) autoencoders: cache, train, index, evaluate, report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged config (demo, folder, …).")]
+Config = Annotated[
+    str, typer.Argument(help="A YAML file, a packaged config's name (demo, folder, …), or the folder of a run.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value …]", help="Overrides, e.g. training.lr=1e-3.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Build anew and replace what stands at the same place.")]
 Replace = Annotated[bool, typer.Option("--force", help="Replace what was made otherwise than asked for now.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="State tokens, disk, memory and time; start nothing.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from saetool.version import __version__
+
+        typer.echo(f"saetool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def saetool(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Which version this is.")
+    ] = False,
+) -> None:
+    """Open up vision transformers with sparse (and other) autoencoders: cache, train, index, evaluate, report."""
 
 
 @app.command()
@@ -251,6 +269,10 @@ def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry
         return
     for artifact in run_.make(name, force=force):
         _say(f"{artifact.kind}: {artifact.path}  ({artifact.id})")
+        if name == "evaluation":
+            from saetool.evaluation.summary import summary_lines
+
+            _say("\n".join(f"  {line}" for line in summary_lines(artifact)))
 
 
 def _say(text: str) -> None:
@@ -266,10 +288,18 @@ def _print_table(rows: dict[str, str]) -> None:
 
 
 def _print_estimate(estimate: dict[str, Any]) -> None:
-    width = max(map(len, estimate), default=0)
+    from saetool.progress import size_words, time_words
+
+    rows = {}
     for key, value in estimate.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        typer.echo(f"{key.replace('_', ' '):<{width}}  {shown}")
+        words = key.replace("_", " ")
+        if words.startswith(("bytes ", "memory bytes")):
+            rows[words.removeprefix("bytes ").removeprefix("of ").removesuffix(" bytes")] = size_words(value)
+        elif key == "seconds":
+            rows["time"] = time_words(value)
+        else:
+            rows[words] = f"{value:,}" if isinstance(value, int | float) else str(value)
+    _print_table(rows)
 
 
 class _Interrupt:
