@@ -44,7 +44,7 @@ def in_five_lines(artifact: Artifact) -> str:
         "made": f"{artifact.notes.get('created')}, {len(artifact.files):,} files, {size_words(size)}",
         "id": artifact.id,
     }
-    return "\n".join([f"{artifact.kind}: {artifact.path}", *(f"  {key}  {value}" for key, value in rows.items())])
+    return "\n".join([f"{artifact.kind}: {artifact.path}", *(f"  {key:<4}  {value}" for key, value in rows.items())])
 
 
 def _what(kind: str, content: dict[str, Any]) -> str:

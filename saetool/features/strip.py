@@ -67,7 +67,10 @@ def reader(features: "Features", images: "ImageSource | str | os.PathLike | None
     if images is None and StoredThumbnails.are_in(store):
         thumbnails = StoredThumbnails(store)
         return lambda row: Image.open(io.BytesIO(thumbnails.read(row))).convert("RGB")
-    source = images if hasattr(images, "listing") else open_cached(store, None if images is None else os.fspath(images))
+    if images is None or isinstance(images, str | os.PathLike):
+        source = open_cached(store, None if images is None else os.fspath(images))
+    else:
+        source = images
     return Originals(features.images["path"].to_pylist(), features.images["digest"].to_pylist(), source).read
 
 
