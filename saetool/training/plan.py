@@ -10,6 +10,7 @@ from saetool.artifacts import Artifact, digest_json
 from saetool.autoencoders.base import Autoencoder, Stream
 from saetool.autoencoders.families import AutoencoderSettings, build
 from saetool.errors import RequestError
+from saetool.images.settings import Grouping
 from saetool.sparse.backends import default_precision
 from saetool.training.settings import TrainingSettings
 from saetool.training.source import GivenStream, Source, StoreSource
@@ -46,6 +47,13 @@ class Plan:
             }
         )
 
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """What decides which images are held out: seed, share, and the rule of groups where there is one."""
+        share = {"seed": self.seed, "share": self.settings.held_out}
+        config = self.source.config()
+        return {**share, "group": config["group"]} if "group" in config else share
+
     def config(self) -> dict[str, Any]:
         """Return the resolved request, as JSON types."""
         return {
@@ -69,10 +77,10 @@ def resolved(autoencoder: AutoencoderSettings, device: torch.device | None) -> A
     return autoencoder.model_copy(update={"codes": default_precision(device or distributed.default_device())})
 
 
-def as_source(source: Artifact | Stream | Source) -> Source:
-    """Return what a stage needs to know of a store, of a stream that exists, or of another source."""
+def as_source(source: Artifact | Stream | Source, group: Grouping | None = None) -> Source:
+    """Return what a stage needs to know of a store (its images held out by `group`), of a stream, of another source."""
     if isinstance(source, Artifact):
-        return StoreSource(source)
+        return StoreSource(source, group=group)
     if not hasattr(source, "batches") and not hasattr(source, "open"):
         raise RequestError(
             f"train takes no {type(source).__module__}.{type(source).__name__}: give a store (its path, or what "

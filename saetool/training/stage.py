@@ -14,6 +14,7 @@ from saetool.artifacts.stage import Force, place_beside
 from saetool.autoencoders.base import Stream
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError, WorkError
+from saetool.images.settings import Grouping
 from saetool.progress import say
 from saetool.sparse.backends import describe
 from saetool.training.estimate import estimate
@@ -41,14 +42,15 @@ def training_stage(
     settings: TrainingSettings,
     seed: int = 0,
     device: torch.device | None = None,
+    group: Grouping | None = None,
 ) -> TrainingStage:
     """Return the stage that trains one autoencoder; nothing is read before it is built.
 
     `source` is a sealed store of activations, a stream of batches, or any other `Source`. `seed` decides the order
-    of the data and the held-out split, and the weights too unless `settings.seed` is given. Raises RequestError when
-    the site is missing or the settings cannot work together.
+    of the data and the held-out split, and the weights too unless `settings.seed` is given; by `group`, images of a
+    store are held out as one. Raises RequestError when the site is missing or the settings cannot work together.
     """
-    plan = Plan(as_source(source), resolved(autoencoder, device), settings, seed, device)
+    plan = Plan(as_source(source, group), resolved(autoencoder, device), settings, seed, device)
     shares = distributed.world_size() * settings.accumulate
     if settings.batch_size % shares:
         raise RequestError(
@@ -75,15 +77,19 @@ def train(
     *,
     seed: int = 0,
     device: torch.device | None = None,
+    group: Grouping | None = None,
     force: bool = False,
 ) -> Artifact:
     """Train one autoencoder and return its sealed artifact; finished work is skipped, begun work resumed.
 
-    `source` may also be the path of a store. Raises WorkError when training diverges.
+    `source` may also be the path of a store, whose images are held out as one by `group` (`images.group`). Raises
+    WorkError when training diverges.
     """
     if isinstance(source, str | os.PathLike):
         source = Artifact.open(source, kind="activations")
-    return train_together([(training_stage(source, autoencoder, settings, seed, device), Path(out))], force=force)[0]
+    return train_together(
+        [(training_stage(source, autoencoder, settings, seed, device, group), Path(out))], force=force
+    )[0]
 
 
 def train_together(members: Sequence[tuple[Stage, str | os.PathLike]], *, force: Force = False) -> list[Artifact]:
@@ -151,7 +157,7 @@ def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
         "n_latents": autoencoder.n_latents,
         "site": plan.source.site(settings),
         "loss_convention": autoencoder.loss_convention(),
-        "held_out": {"seed": plan.seed, "share": settings.held_out},
+        "held_out": plan.held_out,
         "trained_on": plan.source.inputs[0].id if plan.source.inputs else None,
         "tokens": stream.n_rows if run.fitted else settings.steps * settings.batch_size,
         "steps": 0 if run.fitted else settings.steps,
