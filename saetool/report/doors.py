@@ -92,8 +92,8 @@ def labels_chunk(interest: Interest) -> bytes:
         rows = order[starts[k] : starts[k + 1]]
         kept = rows[:PER_CLASS]
         found[k, : len(kept)] = latent[kept]
-        for name, column in known.items():
-            values[name][k, : len(kept)] = column[kept]
+        for key, column in known.items():
+            values[key][k, : len(kept)] = column[kept]
         images = int(counts[first[k]])
         classes.append([label, name, images, images / max(totals.get(label, 0), images, 1), len(rows)])
     images, patches = interest.places.of_group("top").first(files.n_latents, 1)
