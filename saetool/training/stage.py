@@ -17,6 +17,7 @@ from saetool.errors import RequestError, WorkError
 from saetool.images.settings import Grouping
 from saetool.progress import say
 from saetool.sparse.backends import describe
+from saetool.training.concerns import concerns
 from saetool.training.estimate import estimate
 from saetool.training.learner import Learner
 from saetool.training.metrics import MetricLog
@@ -150,7 +151,7 @@ def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
             )
     if distributed.is_main():
         run.partial.write_tensors("model.safetensors", autoencoder.state_dict())
-    return {
+    content = {
         "family": plan.autoencoder.kind,
         "settings": plan.autoencoder.model_dump(mode="json"),
         "d_in": autoencoder.d_in,
@@ -163,6 +164,9 @@ def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
         "steps": 0 if run.fitted else settings.steps,
         "final": run.final,
     }
+    for concern in concerns(content):
+        say(f"{run.partial.out}: {concern}")
+    return content
 
 
 def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
