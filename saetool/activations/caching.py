@@ -6,11 +6,12 @@ are missing.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from saetool import distributed
+from saetool.activations.asking import asked_of, no_backbone
 from saetool.activations.decoding import Decoder, decoding_processes
 from saetool.activations.forward import Forward
 from saetool.activations.gpu_decoding import GpuDecoder, difference
@@ -21,7 +22,7 @@ from saetool.activations.unchanged import changed_since, first_changed, times_of
 from saetool.activations.waits import Waits
 from saetool.activations.writer import Plan, StoreWriter
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
-from saetool.errors import RequestError
+from saetool.errors import RequestError, type_name
 from saetool.images import ImageSettings, ImageSource, open_source
 from saetool.images.settings import is_named
 from saetool.progress import bar, say
@@ -192,38 +193,50 @@ def caching_stage(
 
 
 def cache(
-    backbone: Backbone | BackboneSettings | str,
-    images: ImageSource | ImageSettings | str | os.PathLike,
-    sites: Sequence[int | str] | None,
-    out: str | os.PathLike,
-    settings: CacheSettings | None = None,
+    backbone: Backbone | BackboneSettings | Mapping[str, Any] | str,
+    images: ImageSource | ImageSettings | Mapping[str, Any] | str | os.PathLike,
+    sites: Sequence[int | str] | int | str | None = None,
+    out: str | os.PathLike = "",
+    settings: CacheSettings | Mapping[str, Any] | None = None,
     *,
     on_error: Literal["fail", "skip"] | None = None,
+    seed: int = 0,
     force: bool = False,
+    **keywords: Any,
 ) -> Artifact:
     """Cache the activations at `sites` (layers from 1, or module paths) over `images` into the store `out`.
 
-    backbone: a loaded one (any nn.Module: see `saetool.vision.wrap`), settings, or a name; images: an opened source,
-    settings, or a folder; on_error: what happens at an image that cannot be read (default: what the settings say).
-    Skips when the same is there, resumes when it was begun. Returns the sealed artifact.
+    Args:
+        backbone: a name, settings, or a loaded one (any nn.Module: `saetool.wrap`).
+        images: a folder, a name, settings, or an opened source.
+        sites: default: what the backbone's settings say, or those that it was loaded with.
+        settings: of a config's `cache` section.
+        on_error: what happens at an image that cannot be read (default: what the images' settings say).
+        seed: of the weights, where `pretrained` is false.
+        keywords: single keys of the sections `cache`, `backbone` and `images`: `dtype="float16", limit=100`.
+
+    Skips when the same is there, resumes when it was begun. Returns the sealed artifact; raises RequestError where
+    anything of the request is wrong.
+
+    >>> store = saetool.cache("pixels/gray", "digits", 1, "runs/digits/activations", image_size=8, limit=20)
+    >>> store.content["images"]
+    20
     """
-    settings = settings or CacheSettings()
-    if isinstance(images, str | os.PathLike):
-        images = ImageSettings(source=os.fspath(images))
+    if on_error is not None and not hasattr(images, "listing"):  # of an opened source it is not the source's own
+        keywords = {**keywords, "on_error": on_error}
+    backbone, images, settings, seed = asked_of("cache", backbone, images, sites, settings, seed, keywords)
     if isinstance(images, ImageSettings):
-        images = images.model_copy(update={"on_error": on_error or images.on_error})
         on_error = images.on_error
-    if isinstance(backbone, str):
-        backbone = BackboneSettings(name=backbone)
-    if isinstance(backbone, BackboneSettings) and sites is not None:
-        backbone = backbone.model_copy(update={"layers": list(sites)})
     if isinstance(backbone, BackboneSettings) and isinstance(images, ImageSettings):
-        return run_stage(caching_stage(backbone, open_source(images), images, settings), out, force=force)
-    loaded = load_backbone(backbone) if isinstance(backbone, BackboneSettings) else backbone
+        return run_stage(caching_stage(backbone, open_source(images), images, settings, seed), out, force=force)
+    loaded = load_backbone(backbone, seed) if isinstance(backbone, BackboneSettings) else backbone
     source = open_source(images) if isinstance(images, ImageSettings) else images
-    _require(isinstance(loaded, Backbone), loaded, "a name, BackboneSettings or saetool.vision.wrap(module, …)")
-    _require(hasattr(source, "listing"), source, "a folder, ImageSettings or open_source(…)")
-    wanted = loaded.sites if sites is None else loaded.sites_of(sites)
+    if not isinstance(loaded, Backbone):
+        raise no_backbone(loaded, "cache")
+    if not hasattr(source, "listing"):
+        raise RequestError(f"cache takes no {type_name(source)} as images: give a folder, a name, or open_source(…).")
+    named = [sites] if isinstance(sites, int | str) else sites
+    wanted = loaded.sites if named is None or isinstance(backbone, BackboneSettings) else loaded.sites_of(named)
     decode = images.decode if isinstance(images, ImageSettings) else "pillow"
     identity = {"source": source.name} | ({} if decode == "pillow" else {"decode": decode})
     job = CachingJob(
@@ -236,11 +249,6 @@ def cache(
         "cache": settings.content(),
     }
     return run_stage(_stage(job, config), out, force=force)
-
-
-def _require(known: bool, given: Any, way: str) -> None:
-    if not known:
-        raise RequestError(f"cache takes no {type(given).__module__}.{type(given).__name__}: give {way}.")
 
 
 def _stage(job: CachingJob, config: dict[str, Any]) -> Stage:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,8 @@ from torch import Tensor
 from saetool import distributed
 from saetool.activations import ActivationStore, SiteStore, held_out_images, image_groups
 from saetool.activations.sites import find_site
-from saetool.artifacts import Artifact, Partial, Stage, run_stage
+from saetool.artifacts import Artifact, Partial, Stage, artifact_of, run_stage
+from saetool.artifacts.artifact import ROWS
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
 from saetool.features import heat, neighbors, ranking, tables
@@ -32,29 +34,46 @@ from saetool.features.spill import Spill
 from saetool.features.tally import Tally, histogram_edges
 from saetool.features.workers import block_workers, ordered
 from saetool.progress import bar, say
+from saetool.settings import Settings
+from saetool.validation import request
 
 KIND = "features"
 
 
+class _Request(Settings):
+    """What `index` is asked for: the section that a config has."""
+
+    index: IndexSettings
+
+
 def index(
     autoencoder: Artifact | str | os.PathLike,
-    activations: Artifact | str | os.PathLike,
-    out: str | os.PathLike,
-    settings: IndexSettings | None = None,
+    activations: "Artifact | ActivationStore | str | os.PathLike",
+    out: str | os.PathLike = "",
+    settings: IndexSettings | Mapping[str, Any] | None = None,
     *,
-    embeddings: Artifact | str | os.PathLike | None = None,
+    embeddings: "Artifact | ActivationStore | str | os.PathLike | None" = None,
     force: bool = False,
+    **keywords: Any,
 ) -> Artifact:
     """Index every latent of a trained autoencoder over a store at its site; return the sealed features artifact.
 
-    `embeddings` is another store of the same images, as `settings.embeddings` would name it. Finished work is
-    skipped, begun work resumed. Raises RequestError when the store is of another site.
+    `settings`, or single keys of a config's `index` section as keywords (`top=32`). `embeddings` is another store of
+    the same images, as `settings.embeddings` would name it. Finished work is skipped, begun work resumed. Raises
+    RequestError when the store is of another site, or anything else is wrong.
+
+    >>> rows = torch.randn(40, 4, 16, generator=torch.Generator().manual_seed(0))      # images, tokens, d
+    >>> store = saetool.write_store("runs/index/activations", rows)
+    >>> model = saetool.train(store, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/index/model")
+    >>> saetool.Features(saetool.index(model, store, "runs/index/features", top=3)).n_latents
+    32
     """
+    asked = request(_Request, "index", {"index": settings}, keywords)
     stage = index_stage(
-        _open(autoencoder, "autoencoder"),
-        _open(activations, "activations"),
-        settings or IndexSettings(),
-        embeddings=_open(embeddings, "activations") if embeddings is not None else None,
+        artifact_of(autoencoder, "autoencoder", "index"),
+        artifact_of(activations, "activations", "index", ROWS),
+        asked.index,
+        embeddings=artifact_of(embeddings, "activations", "index", ROWS) if embeddings is not None else None,
     )
     return run_stage(stage, out, force=force)
 
@@ -68,7 +87,7 @@ def index_stage(
     """
     site = find_site(autoencoder, store)["folder"]
     if embeddings is None and settings.embeddings is not None:
-        embeddings = _open(settings.embeddings, "activations")
+        embeddings = Artifact.open(settings.embeddings, "activations")
     _embedding_site(settings, store, embeddings)
     # Which embeddings is told by the inputs; where they lie makes no difference.
     config = {**settings.model_dump(mode="json", exclude={"embeddings"}), "site": site}
@@ -79,10 +98,6 @@ def index_stage(
         build=lambda partial: Index.of(autoencoder, store, settings, embeddings, site).build(partial),
         inputs=(autoencoder, store) if embeddings is None else (autoencoder, store, embeddings),
     )
-
-
-def _open(given: Artifact | str | os.PathLike, kind: str) -> Artifact:
-    return given if isinstance(given, Artifact) else Artifact.open(given, kind=kind)
 
 
 def _embedding_site(settings: IndexSettings, store: Artifact, embeddings: Artifact | None) -> SiteStore | None:

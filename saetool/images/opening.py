@@ -1,22 +1,37 @@
 """From the `images` section of a config to a source."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from saetool.artifacts import Artifact
-from saetool.errors import RequestError
+from saetool.errors import RequestError, type_name
 from saetool.images.datasets import DATASET_SUFFIXES, data_files
 from saetool.images.settings import HUB_PREFIX, ImageSettings, is_named
 from saetool.images.source import ImageSource
+from saetool.settings import Settings
+from saetool.validation import request
 
 
-def open_source(settings: ImageSettings | str | os.PathLike, root: str | None = None) -> ImageSource:
+class _Request(Settings):
+    images: ImageSettings
+
+
+def open_source(
+    settings: ImageSettings | Mapping[str, Any] | str | os.PathLike, root: str | None = None
+) -> ImageSource:
     """Open the images that `settings` (or a name or path alone) name; `root` says where they are now, if they moved.
 
     Raises RequestError where there are none.
+
+    >>> len(saetool.open_source({"source": "digits", "limit": 20}))
+    20
     """
-    if not isinstance(settings, ImageSettings):
-        settings = ImageSettings(source=os.fspath(settings))
+    if not isinstance(settings, str | os.PathLike | Mapping | ImageSettings):
+        raise RequestError(f"open_source takes no {type_name(settings)}: give a folder, a name, or settings.")
+    section = {"source": os.fspath(settings)} if isinstance(settings, str | os.PathLike) else settings
+    settings = request(_Request, "open_source", {"images": section}, {}).images
     if "\0" in settings.source:
         raise RequestError(f"images.source: {settings.source!r} holds a zero byte, which no name does")
     try:
