@@ -164,7 +164,7 @@ def test_only_another_input_size_is_called_that(tmp_path):
     [
         ({"layers": [7]}, "layers 1 to 6; layer 7"),
         ({"layers": ["blocks.9"]}, r"no module 'blocks\.9'; its blocks are blocks\.0 to blocks\.5"),
-        ({"layers": ["head"]}, "one vector an image"),
+        ({"layers": [1, "head"]}, "one vector an image"),
         ({"layers": ["blocks.0.attn.q_norm"]}, "not \\[images, tokens, d\\]"),
         ({"name": "timm/test_vitt", "layers": [1]}, "near it: test_vit"),
         ({"name": "test_vit", "layers": [1]}, "did you mean timm/test_vit"),
