@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from saetool.evaluation import intervene
     from saetool.exchange import export_autoencoder, import_autoencoder, load
     from saetool.features import Features, index
-    from saetool.images import open_source
+    from saetool.images import open_source, register_source
     from saetool.training import train
     from saetool.vision import load_backbone, wrap
 
@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "load_backbone",
     "open_source",
+    "register_source",
     "train",
     "wrap",
 ]
@@ -47,6 +48,7 @@ __getattr__ = lazy_names(
         "load": "exchange",
         "load_backbone": "vision",
         "open_source": "images",
+        "register_source": "images",
         "train": "training",
         "wrap": "vision",
     },

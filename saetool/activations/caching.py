@@ -23,6 +23,7 @@ from saetool.activations.writer import Plan, StoreWriter
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
 from saetool.errors import RequestError
 from saetool.images import ImageSettings, ImageSource, open_source
+from saetool.images.registry import registered_in
 from saetool.images.settings import is_named
 from saetool.progress import bar, say
 from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
@@ -81,6 +82,7 @@ class CachingJob:
         if not distributed.is_main():
             return {}
         partial.note("images_root", self.source.root)
+        partial.note("images_registered", registered_in(self.source.name))
         partial.note("times", times_of(self.source))
         decoded = partial.record_of("decoded")
         return writer.finish(self._facts(backbone) | ({"decoded": decoded} if decoded else {}))
@@ -193,7 +195,7 @@ def caching_stage(
 
 def cache(
     backbone: Backbone | BackboneSettings | str,
-    images: ImageSource | ImageSettings | str | os.PathLike,
+    images: Any,
     sites: Sequence[int | str] | None,
     out: str | os.PathLike,
     settings: CacheSettings | None = None,
@@ -203,8 +205,9 @@ def cache(
 ) -> Artifact:
     """Cache the activations at `sites` (layers from 1, or module paths) over `images` into the store `out`.
 
-    backbone: a loaded one (any nn.Module: see `saetool.vision.wrap`), settings, or a name; images: an opened source,
-    settings, or a folder; on_error: what happens at an image that cannot be read (default: what the settings say).
+    backbone: a loaded one (any nn.Module: see `saetool.vision.wrap`), settings, or a name; images: settings, a folder,
+    or whatever else `open_source` takes; on_error: what happens at an image that cannot be read (default: what the
+    settings say). Pictures that exist in memory only leave thumbnails in the store, so that a report can show them.
     Skips when the same is there, resumes when it was begun. Returns the sealed artifact.
     """
     settings = settings or CacheSettings()
@@ -220,9 +223,10 @@ def cache(
     if isinstance(backbone, BackboneSettings) and isinstance(images, ImageSettings):
         return run_stage(caching_stage(backbone, open_source(images), images, settings), out, force=force)
     loaded = load_backbone(backbone) if isinstance(backbone, BackboneSettings) else backbone
-    source = open_source(images) if isinstance(images, ImageSettings) else images
     _require(isinstance(loaded, Backbone), loaded, "a name, BackboneSettings or saetool.vision.wrap(module, …)")
-    _require(hasattr(source, "listing"), source, "a folder, ImageSettings or open_source(…)")
+    source = open_source(images)
+    if getattr(source, "in_memory", False) and not is_named(source.name):
+        settings = settings.model_copy(update={"thumbnails": True})
     wanted = loaded.sites if sites is None else loaded.sites_of(sites)
     decode = images.decode if isinstance(images, ImageSettings) else "pillow"
     identity = {"source": source.name} | ({} if decode == "pillow" else {"decode": decode})

@@ -11,7 +11,7 @@ FAMILIES = {
     "relu": {"kind": "sparse"},
     "topk": {"kind": "sparse", "activation": {"kind": "topk", "k": 3}},
     "jump_relu": {"kind": "sparse", "activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 1.0}},
-    "gated": {"kind": "sparse", "activation": {"kind": "gated"}, "penalty": {"kind": "l1", "norm": "unit"}},
+    "gated": {"kind": "sparse", "activation": {"kind": "gated"}, "penalty": {"kind": "l1", "weight": 0.2}},
     "linear": {"kind": "linear", "solver": "gradient"},
     "dense": {"kind": "dense", "hidden": (4,)},
     "denoising residual": {

@@ -203,9 +203,10 @@ def test_pooled_modules_give_one_token_an_image(images):
 
 @pytest.mark.parametrize(("name", "channels"), [("pixels", 3), ("pixels/gray", 1)])
 def test_pixels_are_values_between_zero_and_one(name, channels):
+    from saetool.images import Sample
     from saetool.images.arrays import digits
 
-    picture = digits(limit=3).read(1)
+    picture = digits(Sample(first=3)).read(1)
     backbone = load(name=name, layers=[1], image_size=8, tokens="patches")
     row = backbone.forward_to(backbone.transform(picture.image)[None])[0]
     assert row.shape == (1, 1, channels * 64)
