@@ -31,7 +31,7 @@ def register_source(name: str, source: Any = None) -> Any:
     """Let `images.source: NAME` in a config mean `source`, and let reports and evaluations open it again.
 
     source: whatever `open_source` takes (a torch or Hugging Face Dataset, a list, an array, a folder's path), or a
-    function without arguments that makes it, which is called when the images are first needed. Left out, the next
+    function or class that makes it without arguments, which is called when the images are first needed. Left out, the next
     function is registered: `@saetool.register_source("mine")`. Another registration takes the place of the last.
 
     A later process knows the name once it has imported the module that registers it: list the module in the environment
@@ -94,7 +94,7 @@ def unknown_source(name: str, module: str | None) -> str:
 
 def _makes(source: Any) -> bool:
     holds = any(hasattr(source, name) for name in ("__getitem__", "__iter__", "listing"))
-    return callable(source) and not holds
+    return isinstance(source, type) or (callable(source) and not holds)
 
 
 def _found_elsewhere(name: str) -> bool:
