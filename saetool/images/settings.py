@@ -1,19 +1,32 @@
 """The `images` section of a config."""
 
 import re
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from saetool.errors import RequestError
+from saetool.images.registry import is_registered
 from saetool.settings import Settings
+
+if TYPE_CHECKING:
+    from saetool.images.sampling import Sample
 
 HUB_PREFIX = "hf/"
 """Before the name of a dataset on the Hugging Face hub; a folder of that name is `./hf/…`."""
 
 
+NAMED = ("elpv", "digits", "mnist")
+"""Sets that come with an installed package."""
+STREAM_HAS_NO_SAMPLE = (
+    "images.limit: takes a sample of all images, and a stream is read from its start: set images.first"
+)
+
+
 def is_named(source: str) -> bool:
     """Say whether `images.source` is a name that means the same everywhere, no place on this machine."""
-    return source in ("elpv", "digits", "mnist") or source.startswith(HUB_PREFIX)
+    return source in NAMED or source.startswith(HUB_PREFIX) or is_registered(source)
 
 
 class Grouping(Settings):
@@ -51,11 +64,17 @@ class ImageSettings(Settings):
     """Which images, and what happens at one that cannot be read."""
 
     source: str = "elpv"
-    """`elpv`, `digits`, `mnist`, `hf/NAME` (a dataset on the Hugging Face hub), or the path of a folder of images, of a
-    folder of Parquet or Arrow files, or of one such file, or the address of a folder of images that an installed fsspec
-    driver reads: `s3://bucket/images`, `file://…`."""
+    """`elpv`, `digits`, `mnist`, `hf/NAME` (a dataset on the Hugging Face hub), a name that `saetool.register_source`
+    gave, or the path of a folder of images, of a folder of Parquet, Arrow or tar files (webdataset), or of one such
+    file, or the address of a folder of images that an installed fsspec driver reads: `s3://bucket/images`, `file://…`."""
     limit: int | None = Field(default=None, ge=1)
-    """N images only: the first, or of several classes as many of each, their first ones."""
+    """N images only: drawn evenly from the whole listing, of several classes as many of each as can be."""
+    first: int | None = Field(default=None, ge=1)
+    """The first N images instead of a sample; what a stream can be asked for."""
+    seed: int = Field(default=0, ge=0)
+    """Of the sample that `limit` takes."""
+    labels: str | None = None
+    """A CSV or Parquet file with a row an image, which one column names by path or file name: labels of a folder."""
     max_pixels: int | None = Field(default=178_956_970, ge=1)
     """An image of more pixels is refused before it is decoded: it guards memory. null: no limit."""
     on_error: Literal["fail", "skip"] = "fail"
@@ -74,7 +93,23 @@ class ImageSettings(Settings):
     image_column: str | None = None
     """Of a dataset; null: the only one that holds images."""
     label_columns: list[str] | None = None
-    """Of a dataset; null: every class label, or a column named like one."""
+    """Of a dataset or of the table `labels`; null: every class label or a column named like one; of a table, all that
+    can be labels."""
+
+    @model_validator(mode="after")
+    def _one_choice_of_images(self) -> "ImageSettings":
+        if self.limit is not None and self.first is not None:
+            raise ValueError("give limit (an even sample) or first (the first ones), not both")
+        if self.limit is not None and self.streaming:
+            raise ValueError(STREAM_HAS_NO_SAMPLE.removeprefix("images."))
+        return self
+
+    @property
+    def sample(self) -> "Sample":
+        """Which images of the listing are taken."""
+        from saetool.images.sampling import Sample
+
+        return Sample(self.limit, self.first, self.seed)
 
     def content(self) -> dict[str, Any]:
         """Return what determines the pictures, as JSON types; `source` is as given.
@@ -83,4 +118,17 @@ class ImageSettings(Settings):
         images belong together: that is the training's.
         """
         usual = {"decode"} if self.decode == "pillow" else set()
-        return self.model_dump(mode="json", exclude={"on_error", "max_pixels", "group"} | usual)
+        usual |= {name for name in ("first", "labels") if getattr(self, name) is None}
+        usual |= {"seed"} if self.limit is None else set()
+        content = self.model_dump(mode="json", exclude={"on_error", "max_pixels", "group"} | usual)
+        return content | ({} if self.labels is None else {"labels": _digest(self.labels)})
+
+
+def _digest(file: str) -> str:
+    """Return the digest of a table of labels: what it says, not where it lies."""
+    from saetool.artifacts import digest_bytes
+
+    try:
+        return digest_bytes(Path(file).expanduser().read_bytes())
+    except OSError as error:
+        raise RequestError(f"images.labels: {file} cannot be read: {error.strerror}") from None
