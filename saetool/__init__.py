@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from saetool.evaluation import evaluate, intervene
     from saetool.exchange import export_autoencoder, import_autoencoder, load
     from saetool.features import Features, index
-    from saetool.images import open_source
+    from saetool.images import open_source, register_source
     from saetool.pipeline import run
     from saetool.report.stage import report
     from saetool.training import train
@@ -45,6 +45,7 @@ __all__ = [
     "load",
     "load_backbone",
     "open_source",
+    "register_source",
     "report",
     "run",
     "train",
@@ -70,6 +71,7 @@ __getattr__ = lazy_names(
         "load": "exchange",
         "load_backbone": "vision",
         "open_source": "images",
+        "register_source": "images",
         "report": "report",
         "run": "pipeline",
         "train": "training",

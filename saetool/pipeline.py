@@ -303,7 +303,7 @@ class Member:
         if isinstance(c.autoencoder, Trained):
             raise RequestError(f"autoencoder: {c.autoencoder.path} is trained already: index and evaluate it.")
         store = LiveSource(c.backbone, self.run.source, c.images, c.cache) if self.run.live else self.run.store
-        return training_stage(store, c.autoencoder, c.training, c.seed)
+        return training_stage(store, c.autoencoder, c.training, c.seed, group=None if self.run.live else c.images.group)
 
     def index(self, force: Force = False) -> Artifact:
         """Find what each latent responds to."""

@@ -81,9 +81,11 @@ def store_answers(store: Path, config: RunConfig) -> bool:
     found = Artifact.open(store, "activations").config
     if found["cache"] != config.cache.content():
         return False
-    asked = {"backbone": config.backbone, "images": config.images}
-    for section, settings in asked.items():
-        for key, value in settings.model_dump(mode="json").items():
+    # What a table of labels says counts, not where it lies.
+    images = config.images.model_dump(mode="json", exclude={"group"}) | config.images.content()
+    asked = {"backbone": config.backbone.model_dump(mode="json"), "images": images}
+    for section, values in asked.items():
+        for key, value in values.items():
             # A resolved precision answers `auto`; a folder's place is no part of what was made.
             free = (section, key, value) == ("backbone", "precision", "auto")
             value = "folder" if (section, key) == ("images", "source") and not is_named(value) else value

@@ -22,8 +22,9 @@ from saetool.activations.unchanged import changed_since, first_changed, times_of
 from saetool.activations.waits import Waits
 from saetool.activations.writer import Plan, StoreWriter
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
-from saetool.errors import RequestError, type_name
+from saetool.errors import RequestError
 from saetool.images import ImageSettings, ImageSource, open_source
+from saetool.images.registry import registered_in
 from saetool.images.settings import is_named
 from saetool.progress import bar, say
 from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
@@ -82,6 +83,7 @@ class CachingJob:
         if not distributed.is_main():
             return {}
         partial.note("images_root", self.source.root)
+        partial.note("images_registered", registered_in(self.source.name))
         partial.note("times", times_of(self.source))
         decoded = partial.record_of("decoded")
         return writer.finish(self._facts(backbone) | ({"decoded": decoded} if decoded else {}))
@@ -194,7 +196,7 @@ def caching_stage(
 
 def cache(
     backbone: Backbone | BackboneSettings | Mapping[str, Any] | str,
-    images: ImageSource | ImageSettings | Mapping[str, Any] | str | os.PathLike,
+    images: Any,
     sites: Sequence[int | str] | int | str | None = None,
     out: str | os.PathLike = "",
     settings: CacheSettings | Mapping[str, Any] | None = None,
@@ -208,7 +210,8 @@ def cache(
 
     Args:
         backbone: a name, settings, or a loaded one (any nn.Module: `saetool.wrap`).
-        images: a folder, a name, settings, or an opened source.
+        images: a folder, a name, settings, or whatever else holds pictures (`open_source`); those that exist in memory
+            only leave thumbnails in the store, so that a report can show them.
         sites: default: what the backbone's settings say, or those that it was loaded with.
         settings: of a config's `cache` section.
         on_error: what happens at an image that cannot be read (default: what the images' settings say).
@@ -230,11 +233,11 @@ def cache(
     if isinstance(backbone, BackboneSettings) and isinstance(images, ImageSettings):
         return run_stage(caching_stage(backbone, open_source(images), images, settings, seed), out, force=force)
     loaded = load_backbone(backbone, seed) if isinstance(backbone, BackboneSettings) else backbone
-    source = open_source(images) if isinstance(images, ImageSettings) else images
     if not isinstance(loaded, Backbone):
         raise no_backbone(loaded, "cache")
-    if not hasattr(source, "listing"):
-        raise RequestError(f"cache takes no {type_name(source)} as images: give a folder, a name, or open_source(…).")
+    source = open_source(images)
+    if getattr(source, "in_memory", False) and not is_named(source.name):
+        settings = settings.model_copy(update={"thumbnails": True})
     named = [sites] if isinstance(sites, int | str) else sites
     wanted = loaded.sites if named is None or isinstance(backbone, BackboneSettings) else loaded.sites_of(named)
     decode = images.decode if isinstance(images, ImageSettings) else "pillow"

@@ -10,55 +10,76 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from saetool.activations.moments import LARGEST, SiteMoments
+from saetool.activations.row_images import Pictures, RowImages, content_of, describe_rows
 from saetool.activations.settings import CacheSettings
+from saetool.activations.shard import DTYPES
 from saetool.activations.store import KIND, ActivationStore
 from saetool.activations.writer import Plan, ShardContent, StoreWriter, require_folder_name
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
 from saetool.errors import RequestError, type_name
-from saetool.images.source import require_text, stored_label
+from saetool.images.registry import registered_in
 
 
 def write_store(
     out: str | os.PathLike,
     tokens: "Shaped[Tensor, 'images tokens d'] | dict[str, Shaped[Tensor, 'images tokens d']]",
     *,
-    images: Sequence[dict[str, Any]] | None = None,
+    images: Any = None,
     labels: Sequence[dict[str, Any]] = (),
+    thumbnails: Sequence[Any] | None = None,
+    root: str | os.PathLike | None = None,
     grid: tuple[int, int] | None = None,
     geometry: dict[str, Any] | None = None,
     settings: CacheSettings | None = None,
     force: bool = False,
 ) -> ActivationStore:
-    """Store tensors [images, tokens, d], by site folder where there are several, and return the opened store.
+    """Store rows made elsewhere, and return the opened store: anything can be trained on and indexed like activations.
 
-    `images`: a dictionary an image with any of path, width, height, digest (default: of its values) and the labels;
-    `labels`: [{"name", "kind": "category" | "number", "classes"}]. Values are converted to `settings.dtype`.
+    tokens: a tensor or numpy array [images, tokens, d], or [images, d] where an image is one row; by site folder where
+    there are several. Values are converted to `settings.dtype`.
+    images: the pictures that the rows come from, in their order, as anything that `open_source` takes (a folder, a list
+    of paths, a data set, an array), which gives names, sizes and labels too; or a dictionary an image with any of path,
+    width, height, digest (default: of its values) and the labels. root: the folder that the paths lie below; a report
+    reads the pictures there. thumbnails: a picture an image, small or not, that the store keeps for reports.
+    labels: [{"name", "kind": "category" | "number", "classes"}].
+
     Raises RequestError for values that are not finite, labels of no class, and shapes that do not fit together.
 
     >>> store = saetool.write_store("runs/rows/activations", torch.randn(10, 4, 16))      # images, tokens, d
     >>> store.site().rows(0, 2).shape
     torch.Size([2, 4, 16])
+    >>> store = saetool.write_store("runs/seen/activations", np.ones((3, 4, 8)), images=np.zeros((3, 16, 16), np.uint8))
+    >>> store.images["width"].to_pylist()
+    [16, 16, 16]
     """
     settings = settings or CacheSettings(dtype="float32")
-    if settings.thumbnails:
-        raise RequestError("cache.thumbnails: a store made from tensors has no pictures to keep; leave it out.")
+    if settings.thumbnails and images is None and thumbnails is None:
+        raise RequestError(
+            "cache.thumbnails: a store made from rows has no pictures to keep; give thumbnails or images."
+        )
     sites = _sites(tokens, grid)
     n_images = len(next(iter(sites.values())))
+    stored = {folder: rows.detach().to(DTYPES[settings.dtype]).contiguous() for folder, rows in sites.items()}
+    pictures = Pictures(images, thumbnails, root, settings.thumbnails)
+    known = describe_rows(next(iter(stored.values())).cpu(), pictures, labels)
+    settings = settings.model_copy(update={"thumbnails": bool(known.thumbnails)})
     plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)
-    stored = {folder: rows.detach().to(plan.dtype).contiguous() for folder, rows in sites.items()}
-    contents = {folder: digest_bytes(_bytes(rows)) for folder, rows in stored.items()}
-    labels = _require_labels(labels)
-    table = _table(images, next(iter(stored.values())), labels)
-    facts = {"grid": list(grid) if grid else None, "token_kind": "rows", "geometry": geometry, "source": None}
+    contents = {folder: digest_bytes(content_of(rows)) for folder, rows in stored.items()}
+    facts = {"grid": list(grid) if grid else None, "token_kind": "rows", "geometry": geometry, **known.facts()}
 
     def build(partial: Partial) -> dict[str, Any]:
-        writer = StoreWriter(partial, plan, labels)
+        writer = StoreWriter(partial, plan, known.labels)
         for shard in range(plan.n_shards):
-            _write(writer, shard, stored, table)
+            _write(writer, shard, stored, known)
+        if known.source is not None:
+            partial.note("images_root", known.source.root)
+            partial.note("images_registered", registered_in(known.source.name))
         return writer.finish(facts)
 
     config = {"source": "tensors", "sites": plan.sites, "contents": contents, **settings.content(), **facts}
-    config |= {"images": digest_json(table), "labels": labels}
+    config |= {"images": digest_json(known.table), "labels": known.labels}
+    if known.thumbnails:
+        config["pictures"] = digest_json([digest_bytes(small) for small in known.thumbnails])
     return ActivationStore(run_stage(Stage(KIND, config, build), out, force=force))
 
 
@@ -74,6 +95,7 @@ def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
         kind = type_name(wrong[0]) if sites else "nothing"
         kind = str(wrong[0].dtype) if wrong and isinstance(wrong[0], Tensor) else kind
         raise RequestError(f"write_store takes tensors or numpy arrays [images, tokens, d], not {kind}.")
+    sites = {name: rows[:, None] if rows.ndim == 2 else rows for name, rows in sites.items()}
     n_images = len(next(iter(sites.values())))
     if any(rows.ndim != 3 or len(rows) != n_images for rows in sites.values()):
         raise RequestError("Each site needs a tensor [images, tokens, d], with the same number of images.")
@@ -86,7 +108,7 @@ def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
     return sites
 
 
-def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: list[dict[str, Any]]) -> None:
+def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], known: RowImages) -> None:
     slices = writer.plan.slices_of(shard)
     parts = [writer.plan.images_of(slice_) for slice_ in slices]
     tokens = {folder: rows[parts[0].start : parts[-1].stop] for folder, rows in stored.items()}
@@ -96,9 +118,10 @@ def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], table: li
             raise RequestError(
                 f"{folder}: some values are not finite and below {LARGEST:g} (in {writer.plan.settings.dtype})."
             )
-    rows = [{**table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
+    rows = [{**known.table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
     pieces = {folder: [piece.cpu()] for folder, piece in tokens.items()}
-    writer.write_shard(shard, pieces, ShardContent(rows, [len(part) for part in parts], moments))
+    small = known.thumbnails[parts[0].start : parts[-1].stop]
+    writer.write_shard(shard, pieces, ShardContent(rows, [len(part) for part in parts], moments, thumbnails=small))
 
 
 def _site(folder: str, rows: Tensor) -> dict[str, Any]:
@@ -106,39 +129,3 @@ def _site(folder: str, rows: Tensor) -> dict[str, Any]:
     size = {"n_tokens": rows.shape[1], "d": rows.shape[2]}
     fields = {"backbone": None, "folder": folder, "layer": None, "label": folder}
     return {**fields, **size, **identity, "digest": digest_json({**identity, "d": rows.shape[2]})}
-
-
-def _table(
-    images: Sequence[dict[str, Any]] | None, rows: Tensor, labels: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    entries = images if images is not None else [{} for _ in rows]
-    if len(entries) != len(rows):
-        raise RequestError(f"{len(entries)} images are described, {len(rows)} are given.")
-    table = []
-    for i, (entry, values) in enumerate(zip(entries, rows, strict=True)):
-        row = {"path": f"{i:06d}", "width": None, "height": None, **{label["name"]: None for label in labels}, **entry}
-        row.setdefault("digest", digest_bytes(_bytes(values)))
-        try:
-            require_text(row["path"])
-            for column in labels:
-                name, kind, classes = column["name"], column["kind"], column.get("classes")
-                row[name] = stored_label(row[name], name, kind, classes)
-        except ValueError as error:
-            raise RequestError(f"Image {i}: {error}.") from None
-        table.append(row)
-    return table
-
-
-def _require_labels(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the label columns; raise RequestError unless each has a name, a kind, and its classes where it has any."""
-    for label in labels:
-        name, kind, classes = (label.get(key) for key in ("name", "kind", "classes"))
-        if not isinstance(name, str) or kind not in ("category", "number"):
-            raise RequestError(f"A label is {{name, kind: category or number, classes}}, not {label}.")
-        if kind == "category" and not (isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)):
-            raise RequestError(f"Label {name!r}: give its classes, a list of texts, not {classes!r}.")
-    return [dict(label) for label in labels]
-
-
-def _bytes(rows: Tensor) -> memoryview:
-    return rows.reshape(-1).view(torch.uint8).numpy().data

@@ -161,12 +161,13 @@ class Normalizer(nn.Module):
     @staticmethod
     def row_units(x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 1"]]:
         """Return the mean and the deviation of each row."""
-        return x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
 
 
 class Autoencoder(nn.Module):
     """A map from raw activations [batch, d_in] to latents [batch, n_latents] and back.
 
+    `encode`, `decode` and the call itself take any axes before the last, [..., d_in]; `encode_sparse` takes their rows.
     Subclasses set `d_in` and `n_latents`, and answer `encode`, `decode` and `loss`; the rest has a default that
     does nothing. All state that training needs to resume lives in parameters and buffers.
     """
@@ -218,7 +219,7 @@ class Autoencoder(nn.Module):
 
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the active latents of raw activations; families with exact zeros override it and stay sparse."""
-        return Codes.from_dense(self.encode(x), self.active_above)
+        return Codes.from_dense(self.encode(x.reshape(-1, x.shape[-1])), self.active_above)
 
     def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction of sparse codes, in raw units."""

@@ -118,7 +118,7 @@ class SparseAutoencoder(Autoencoder):
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the active latents of raw activations."""
-        self._require_rows(x)
+        x = self._rows_of(x)
         if len(x) == 0:
             return Codes.from_dense(self.encoder.new_zeros(0, self.n_latents))
         if self._dense_only():
@@ -130,11 +130,13 @@ class SparseAutoencoder(Autoencoder):
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations."""
-        self._require_rows(x)
+        rows = self._rows_of(x)
         if not self._dense_only():
-            return self.encode_sparse(x).dense()
-        view = self._dense_view(self.normalizer(x.to(self.encoder)), training=False)
-        return self.activation.values(view.a, view.gather, self.encoder_bias, training=False)
+            z = self.encode_sparse(rows).dense()
+        else:
+            view = self._dense_view(self.normalizer(rows.to(self.encoder)), training=False)
+            z = self.activation.values(view.a, view.gather, self.encoder_bias, training=False)
+        return z.reshape(*x.shape[:-1], self.n_latents)
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction in raw units; under layer norm in each row's own (see `complete`)."""
@@ -165,10 +167,12 @@ class SparseAutoencoder(Autoencoder):
         """Return each latent's encoder row as it acts on raw activations."""
         return self.encoder.detach() * self.normalizer.factor
 
-    def _require_rows(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.d_in:
+    def _rows_of(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "rows d_in"]:
+        """Return activations of any axes as rows; RequestError where the last is not the model's width."""
+        if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[-1] != self.d_in:
             given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise RequestError(f"activations must be a tensor [batch, {self.d_in}], got {given}")
+            raise RequestError(f"activations must be a tensor [..., {self.d_in}], got {given}")
+        return x.reshape(-1, self.d_in)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 

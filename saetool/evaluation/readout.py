@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saetool.evaluation.probing import Standardizer, fit_full_probe, unconverged
 from saetool.vision.backbone import Backbone
-from saetool.vision.hooks import submodule
+from saetool.vision.paths import submodule
 
 HEADS = ("head", "classifier", "fc", "heads.head")
 """What timm, transformers and torchvision call the linear map from the final embedding to class logits."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saetool.vision.backbone import Backbone
-from saetool.vision.hooks import submodule
+from saetool.vision.paths import submodule
 
 
 @contextmanager

@@ -158,6 +158,7 @@ def _build(
     from saetool.evaluation.sharing import Shared
     from saetool.evaluation.subject import Subject
     from saetool.evaluation.tables import all_tables
+    from saetool.training.concerns import concerns
 
     subject = Subject.open(autoencoder, store, settings, seed, Shared(partial))
     journal = Journal(partial)
@@ -188,17 +189,19 @@ def _build(
     points = [point("this autoencoder", "autoencoder", found["held_out"])]
     points += [point(row["name"], "baseline", row["numbers"]) for row in found.get("baselines", [])]
     found["pareto"] = mark_frontier(points)
+    found["concerns"] = concerns(autoencoder.content, found)
     found["tables"] = all_tables(found)
     facts = found["subject"]
     title = (
         f"Evaluation of a {facts['family']} autoencoder, {facts['d_in']:,} → {facts['n_latents']:,}, {facts['site']}"
     )
     partial.write_json("evaluation.json", found)
-    partial.write_bytes("evaluation.md", render(title, found["tables"]).encode())
+    partial.write_bytes("evaluation.md", render(title, found["tables"], found["concerns"]).encode())
     if facts["family"] != "sparse":
         partial.write_tensors("figures.safetensors", figures(subject))
     summary = {key: found["held_out"][key]["value"] for key in ("fvu", "l0", "cosine")}
-    return {"sections": sorted(found), "images": found["held_out"]["images"], **summary}
+    about = {"sections": sorted(found), "images": found["held_out"]["images"], "concerns": found["concerns"]}
+    return about | summary
 
 
 class Journal:

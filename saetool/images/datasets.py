@@ -3,9 +3,7 @@
 import io
 import os
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,19 @@ from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images.folder import read_regular, refuse_folder
 from saetool.images.picture import Picture, read_picture
-from saetool.images.settings import HUB_PREFIX, ImageSettings
+from saetool.images.settings import HUB_PREFIX, STREAM_HAS_NO_SAMPLE, ImageSettings
 from saetool.images.source import (
     Label,
     LabelColumn,
-    SourceError,
     digest_listing,
     known_label,
     split_named,
-    spread_over_classes,
 )
+from saetool.images.stream import RowStream
 from saetool.progress import say
 
 LABEL_NAMES = ("label", "labels", "class", "category", "fine_label", "coarse_label")
 """Columns taken for labels where a dataset declares no class labels and none are named."""
-STREAM_BUFFER = 1024
-"""Examples of a stream kept after they were read: threads ask a little out of order, labels are asked for later."""
 MOST_LISTED_CLASSES = 64
 """Classes of a column that lists several for an image: each becomes a label of its own, yes or no."""
 
@@ -56,6 +51,7 @@ class DatasetSource:
     """Rows of a dataset, by index: the image's path is the row's number."""
 
     attribution: str | None = None
+    in_memory = False
 
     def __init__(
         self,
@@ -77,7 +73,7 @@ class DatasetSource:
         rows = rows.select_columns([self._image_column, *self._features])
         self.sequential = settings.streaming
         self.forkable = not settings.streaming
-        self._rows = _Stream(rows, name) if settings.streaming else _Table(rows)
+        self._rows = RowStream(lambda i: iter(rows.skip(i)), name) if settings.streaming else _Table(rows)
         self._chosen = self._choose(rows, settings)
         self.label_columns = [made for column in self._features for made in self._label_columns(column)]
         self._files = files
@@ -121,12 +117,13 @@ class DatasetSource:
         return _content(self._rows.row(row)[self._image_column], f"{self.name}, row {row}", self.root)
 
     def _choose(self, rows: Any, settings: ImageSettings) -> Sequence[int]:
-        """Return the numbers of the rows to read: with a limit, of a table in order of classes some of each class."""
-        n = _length(rows, settings, self.name)
-        classes = next((c for c, f in self._features.items() if getattr(f, "names", None)), None)
-        if settings.streaming or classes is None or n == len(rows):
-            return range(n)
-        return spread_over_classes(rows.select_columns([classes])[:][classes], n)
+        """Return the numbers of the rows to read: of a sample as many of each class as can be."""
+        if settings.streaming:
+            return range(_length(rows, settings, self.name))
+        column = next((c for c, f in self._features.items() if getattr(f, "names", None)), None)
+        if column is None or settings.limit is None:
+            return settings.sample.take([None] * len(rows))
+        return settings.sample.take(rows.select_columns([column])[:][column])
 
     def _label_columns(self, column: str) -> list[LabelColumn]:
         feature = self._features[column]
@@ -177,53 +174,6 @@ class _Table:
         return self._labels[key][i]
 
 
-class _Stream:
-    """Rows that arrive in order; a row behind the buffer starts the stream again there."""
-
-    def __init__(self, rows: Any, name: str):
-        self._rows = rows
-        self._name = name
-        self._lock = threading.Lock()
-        self._iterator: Iterator[dict] = iter(())
-        self._next = -1
-        self._end: str | None = None
-        self._kept: OrderedDict[int, dict] = OrderedDict()
-
-    def row(self, i: int) -> dict:
-        with self._lock:
-            if i not in self._kept:
-                self._read_up_to(i)
-            return self._kept[i]
-
-    def labels(self, i: int, columns: list[str]) -> dict:
-        row = self.row(i) if columns else {}
-        return {column: row[column] for column in columns}
-
-    def _read_up_to(self, i: int) -> None:
-        # Skipping ahead would read all rows from the first again: reading on is cheaper, however far.
-        if self._end is None and not 0 <= self._next <= i:
-            self._iterator, self._next = iter(self._rows.skip(i)), i
-        while self._next <= i or self._end:
-            self._kept[self._next] = self._read()
-            self._next += 1
-            if len(self._kept) > STREAM_BUFFER:
-                self._kept.popitem(last=False)
-
-    def _read(self) -> dict:
-        """Return the next row. What ends the stream ends it for every thread: none begins it again."""
-        if self._end is None:
-            try:
-                row = next(self._iterator, None)
-            except Exception as error:  # each place that data come from has its own errors
-                reason = f"{type(error).__name__}: {first_line(error)}"
-                self._end = f"broke off at row {self._next:,} ({reason}). Run the same command again: it resumes"
-            else:
-                if row is not None:
-                    return row
-                self._end = f"ended at row {self._next:,}: it is shorter than it was said to be (images.limit)"
-        raise SourceError(f"the stream of {self._name} {self._end}")
-
-
 def open_hub(settings: ImageSettings) -> DatasetSource:
     """Open `hf/NAME`; RequestError where it has no such split, WorkError where the hub is out of reach."""
     import datasets
@@ -244,6 +194,24 @@ def open_hub(settings: ImageSettings) -> DatasetSource:
     downloads = getattr(rows.info, "download_checksums", None) or {}
     files = [(address, facts.get("num_bytes") or 0) for address, facts in sorted(downloads.items())]
     return DatasetSource(rows, settings.source, settings, [(f"{name} {settings.subset} {settings.split}", 0), *files])
+
+
+def open_object(rows: Any, settings: ImageSettings, name: str) -> DatasetSource:
+    """Open a Dataset, an IterableDataset, or one split of a DatasetDict, that is open already."""
+    import datasets
+
+    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
+        if settings.split not in rows:
+            raise RequestError(f"images.split: {name} has {', '.join(map(str, rows))}, not {settings.split!r}")
+        rows = rows[settings.split]
+    if isinstance(rows, datasets.IterableDataset):
+        if settings.limit is not None:
+            raise RequestError(STREAM_HAS_NO_SAMPLE)
+        settings = settings.model_copy(update={"streaming": True})
+    fingerprint = getattr(rows, "_fingerprint", None) or name
+    source = DatasetSource(rows, name, settings, [(fingerprint, 0)])
+    source.in_memory = True
+    return source
 
 
 def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
@@ -383,13 +351,12 @@ def _label_columns(features: Any, settings: ImageSettings, name: str) -> list[st
 
 
 def _length(rows: Any, settings: ImageSettings, name: str) -> int:
-    if not settings.streaming:
-        return len(rows) if settings.limit is None else min(len(rows), settings.limit)
+    """Return how many rows of a stream are read; RequestError where nobody says."""
     split = (getattr(rows.info, "splits", None) or {}).get(settings.split)
     declared = getattr(split, "num_examples", None)
-    if declared is None and settings.limit is None:
-        raise RequestError(f"images.limit: {name} does not say how many images it streams; give a number")
-    return min(number for number in (declared, settings.limit) if number is not None)
+    if declared is None and settings.first is None:
+        raise RequestError(f"images.first: {name} does not say how many images it streams; give a number")
+    return min(number for number in (declared, settings.first) if number is not None)
 
 
 def _content(image: Any, name: str, root: str | None) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from saetool.errors import RequestError
 from saetool.images.folder import FolderSource
+from saetool.images.sampling import ALL, Sample
 from saetool.images.source import Label, LabelColumn
 
 ATTRIBUTION = (
@@ -23,20 +24,20 @@ class ElpvSource(FolderSource):
     attribution: str | None = ATTRIBUTION
     companions = frozenset({"labels.csv"})
 
-    def __init__(self, root: Path | str | None = None, limit: int | None = None):
+    def __init__(self, root: Path | str | None = None, sample: Sample = ALL):
         folder = Path(root) if root else _installed()
-        super().__init__(folder, limit)
+        super().__init__(folder, sample)
         self.name = "elpv"
         self.label_columns = [
             LabelColumn("type", "category", ["mono", "poly"]),
             LabelColumn("defect", "category", ["sound", "defective"]),
             LabelColumn("defect_probability", "number"),
         ]
-        self._labels = _read_labels(folder / "labels.csv")
+        self._judged = _read_labels(folder / "labels.csv")
 
     def labels(self, i: int) -> dict[str, Label]:
         """Return type, defect (probability above one half) and defect_probability (0, 1/3, 2/3 or 1)."""
-        probability, kind = self._labels[self.path(i)]
+        probability, kind = self._judged[self.path(i)]
         return {
             "type": kind,
             "defect": "defective" if probability > 0.5 else "sound",

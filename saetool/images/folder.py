@@ -3,14 +3,16 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, WorkError
+from saetool.images.labels import Labels, read_labels
 from saetool.images.picture import MAX_PIXELS, Picture, read_picture
-from saetool.images.source import Label, LabelColumn, digest_listing, split_named, spread_over_classes
+from saetool.images.sampling import ALL, Sample
+from saetool.images.source import Label, LabelColumn, digest_listing, split_named
 from saetool.progress import say
 
 SUFFIXES = frozenset(
@@ -39,6 +41,10 @@ MAX_FILE_BYTES = 4 << 30
 """Of an image file: twice what 179 megapixels take without compression in the largest type. Beyond it is no picture."""
 
 
+PATHS = "paths"
+"""What a list of paths is called in a store, which holds the list itself."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file as it was listed."""
@@ -50,10 +56,18 @@ class Entry:
     """When: nanoseconds, or what a file system behind an address says instead."""
 
 
+@dataclass(frozen=True)
+class LabelTable:
+    """A file of labels, and which of its columns are wanted (None: those that can be labels)."""
+
+    file: Path
+    columns: list[str] | None = None
+
+
 class FolderSource:
     """Every image file below `root`. The label `class` is the first folder in which the paths differ.
 
-    Folders that name splits (train, val, test) are no classes. `limit` takes as many images of each class as can be.
+    Folders that name splits (train, val, test) are no classes. `table` is a file of labels that names the images.
     """
 
     sequential = False
@@ -62,7 +76,13 @@ class FolderSource:
     companions: frozenset[str] = frozenset()
     """Files that belong to the set and are no images: not worth a word."""
 
-    def __init__(self, root: Path | str, limit: int | None = None, max_pixels: int | None = MAX_PIXELS):
+    def __init__(
+        self,
+        root: Path | str,
+        sample: Sample = ALL,
+        max_pixels: int | None = MAX_PIXELS,
+        table: LabelTable | None = None,
+    ):
         self.root: str | None
         self.root, self.name = self._locate(str(root))
         self.max_pixels = max_pixels
@@ -77,13 +97,29 @@ class FolderSource:
             say(f"{self.root}: {len(left_out):,} files are not of a kind that is read and are left out ({counted})")
         if not entries:
             raise RequestError(f"images.source: no image files below {root} (looked for {', '.join(sorted(SUFFIXES))})")
-        self._depth = _class_depth([entry.path for entry in entries])
-        self.label_columns: list[LabelColumn] = []
+        self._take(entries, sample, table)
+
+    def _take(self, entries: list[Entry], sample: Sample, table: LabelTable | None) -> None:
+        """Keep a sample of the files, and their labels: the class folders, then what the table says."""
+        paths = [entry.path for entry in entries]
+        self._depth = _class_depth(paths)
+        classes = [self._class(path) for path in paths]
+        columns = {}
         if self._depth is not None:
-            classes = {self._class(entry.path) for entry in entries} - {None}
-            self.label_columns = [LabelColumn("class", "category", sorted(map(str, classes)))]
-        places = spread_over_classes([self._class(entry.path) for entry in entries], limit)
+            names = sorted({name for name in classes if name is not None})
+            columns["class"] = (LabelColumn("class", "category", names), classes)
+        more = self._own_labels(entries)
+        found = [more] if more else []
+        found += [read_labels(table.file, paths, table.columns)] if table else []
+        columns |= {c.name: (c, labels.values[c.name]) for labels in found for c in labels.columns}
+        places = sample.take(classes)
         self._entries = [entries[place] for place in places]
+        self.label_columns: list[LabelColumn] = [column for column, _ in columns.values()]
+        self._labels = Labels(self.label_columns, {name: values for name, (_, values) in columns.items()}).take(places)
+
+    def _own_labels(self, entries: Sequence[Entry]) -> Labels | None:
+        """Return labels that stand beside the pictures, where the kind of source has some."""
+        return None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -97,8 +133,8 @@ class FolderSource:
         return self._entries[i].size
 
     def labels(self, i: int) -> dict[str, Label]:
-        """Return the class folder's name; None for a file beside the class folders."""
-        return {"class": self._class(self.path(i))} if self._depth is not None else {}
+        """Return the class folder's name, None for a file beside the class folders, and the table's labels."""
+        return self._labels.of(i)
 
     def read(self, i: int) -> Picture:
         """Decode the file; WorkError names it when it is corrupt or gone."""
@@ -139,6 +175,36 @@ class FolderSource:
     def _class(self, path: str) -> str | None:
         folders = path.split("/")[:-1]
         return folders[self._depth] if self._depth is not None and self._depth < len(folders) else None
+
+
+class PathsSource(FolderSource):
+    """Image files that are named one by one, in the order given; their root is the folder that holds all of them."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path | str],
+        sample: Sample = ALL,
+        max_pixels: int | None = MAX_PIXELS,
+        table: LabelTable | None = None,
+        root: Path | str | None = None,
+    ):
+        if not paths:
+            raise RequestError("images: the list of paths is empty")
+        files = [Path(root or ".", path).expanduser().absolute() for path in paths]
+        self._folder = Path(root).absolute() if root else Path(os.path.commonpath([file.parent for file in files]))
+        self.root: str | None = str(self._folder)
+        self.name, self.max_pixels = PATHS, max_pixels
+        below = [os.path.relpath(file, self._folder).replace(os.sep, "/") for file in files]
+        entries = [Entry(path, *_facts(str(file))) for path, file in zip(below, files, strict=True)]
+        twice = next((path for path, count in Counter(below).items() if count > 1), None)
+        if twice is not None:
+            raise RequestError(f"images: the list of paths names {twice!r} twice; an image is known by its path")
+        gone = next((file for file in files if not file.is_file()), None)
+        if gone is not None:
+            raise RequestError(f"images: there is no file {gone}")
+        for path in below:
+            _require_utf8(path)
+        self._take(entries, sample, table)
 
 
 def is_image_name(path: str) -> bool:

@@ -1,15 +1,17 @@
-"""From the `images` section of a config to a source."""
+"""From the `images` section of a config, or from whatever holds pictures, to a source."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from saetool.artifacts import Artifact
-from saetool.errors import RequestError, type_name
-from saetool.images.datasets import DATASET_SUFFIXES, data_files
-from saetool.images.settings import HUB_PREFIX, ImageSettings, is_named
+from saetool.errors import RequestError
+from saetool.images.folder import PATHS, FolderSource, LabelTable, PathsSource
+from saetool.images.registry import is_registered, registered_source, unknown_source
+from saetool.images.settings import HUB_PREFIX, NAMED, ImageSettings, is_named
 from saetool.images.source import ImageSource
+from saetool.images.subset import Subset
 from saetool.settings import Settings
 from saetool.validation import request
 
@@ -19,19 +21,34 @@ class _Request(Settings):
 
 
 def open_source(
-    settings: ImageSettings | Mapping[str, Any] | str | os.PathLike, root: str | None = None
+    images: Any, root: str | None = None, *, settings: ImageSettings | Mapping[str, Any] | None = None
 ) -> ImageSource:
-    """Open the images that `settings` (or a name or path alone) name; `root` says where they are now, if they moved.
+    """Open images: what settings (or a name or path alone) name, or what holds them.
 
-    Raises RequestError where there are none.
+    images: ImageSettings or a mapping of their keys; a path or name, as `images.source`; a list of paths; a torch
+    Dataset, map-style or iterable; a Hugging Face Dataset; an array or tensor [images, …]; a list of pictures; a
+    source, which is returned as it is. root: where a named path's images are now, if they moved. settings: limit,
+    labels and the rest for what is no path.
+
+    Raises RequestError where there are none, WorkError where they cannot be read.
 
     >>> len(saetool.open_source({"source": "digits", "limit": 20}))
     20
+    >>> source = saetool.open_source(np.zeros((3, 8, 8), np.uint8))
+    >>> len(source), source.read(0).image.size
+    (3, (8, 8))
     """
-    if not isinstance(settings, str | os.PathLike | Mapping | ImageSettings):
-        raise RequestError(f"open_source takes no {type_name(settings)}: give a folder, a name, or settings.")
-    section = {"source": os.fspath(settings)} if isinstance(settings, str | os.PathLike) else settings
-    settings = request(_Request, "open_source", {"images": section}, {}).images
+    if isinstance(images, str | os.PathLike):
+        images = {"source": os.fspath(images)}
+    if type(images) is dict or isinstance(images, ImageSettings):  # data sets by their splits are mappings too
+        images = request(_Request, "open_source", {"images": images}, {}).images
+    if isinstance(images, ImageSettings):
+        return _open_named(images, root)
+    asked = request(_Request, "open_source", {"images": settings}, {}).images
+    return _open_object(images, asked, type(images).__name__.lower())
+
+
+def _open_named(settings: ImageSettings, root: str | None) -> ImageSource:
     if "\0" in settings.source:
         raise RequestError(f"images.source: {settings.source!r} holds a zero byte, which no name does")
     try:
@@ -41,50 +58,126 @@ def open_source(
 
 
 def _open(settings: ImageSettings, root: str | None) -> ImageSource:
-    name = settings.source
+    name, sample = settings.source, settings.sample
+    table = LabelTable(Path(settings.labels).expanduser(), settings.label_columns) if settings.labels else None
+    if table is not None and is_named(name):
+        raise RequestError(f"images.labels: joins files by their names, which {name} does not have; it has own labels")
+    if root is None and is_registered(name):
+        source = _open_object(registered_source(name), settings, name)
+        source.name = name
+        return source
     if name == "elpv":
         from saetool.images.elpv import ElpvSource
 
-        return ElpvSource(root, settings.limit)
-    if name in ("digits", "mnist"):
+        return ElpvSource(root, sample)
+    if name in NAMED:
         from saetool.images.arrays import digits, mnist
 
-        return (digits if name == "digits" else mnist)(settings.limit)
+        return (digits if name == "digits" else mnist)(sample)
     if "://" in (address := root or name):
         from saetool.images.remote import RemoteFolderSource
 
-        return RemoteFolderSource(address, settings.limit, settings.max_pixels)
+        return RemoteFolderSource(address, sample, settings.max_pixels, table)
     if name.startswith(HUB_PREFIX):
         from saetool.images.datasets import open_hub
 
         return open_hub(settings)
-    path = Path(root or name).expanduser()
+    return _open_path(settings, Path(root or name).expanduser(), table)
+
+
+def _open_path(settings: ImageSettings, path: Path, table: LabelTable | None) -> ImageSource:
+    from saetool.images.tars import TarSource, tar_files
+
+    if tars := tar_files(str(path)):
+        return TarSource(tars, settings.sample, settings.max_pixels, table, settings.label_columns)
     if _is_dataset(path):
         from saetool.images.datasets import open_local
 
+        if table is not None:
+            raise RequestError(f"images.labels: joins files by their names, and {path} is a data set of rows")
         return open_local(path, settings)
     if not path.exists():
-        raise RequestError(f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME)")
-    from saetool.images.folder import FolderSource
+        raise RequestError(
+            f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME, and what "
+            "saetool.register_source names)"
+        )
+    return FolderSource(path, settings.sample, settings.max_pixels, table)
 
-    return FolderSource(path, settings.limit, settings.max_pixels)
+
+def _open_object(images: Any, settings: ImageSettings, name: str) -> ImageSource:
+    """Open what holds pictures; RequestError says what it is where it holds none."""
+    sample, pixels = settings.sample, settings.max_pixels
+    if isinstance(images, str | os.PathLike):
+        return _open_named(settings.model_copy(update={"source": os.fspath(images)}), None)
+    if hasattr(images, "listing") and hasattr(images, "read"):
+        return images if sample.limit is None and sample.first is None else Subset(images, sample)
+    if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
+        return _open_paths([Path(item) for item in images], settings)
+    if settings.labels:
+        raise RequestError(f"images.labels: joins files by their names, which {name} does not have")
+    if type(images).__module__.partition(".")[0] == "datasets":
+        from saetool.images.datasets import open_object
+
+        return open_object(images, settings, name)
+    if type(images).__name__ == "DataLoader":
+        raise RequestError("images: a DataLoader gives batches; give its data set (loader.dataset)")
+    if getattr(images, "is_meta", False):
+        raise RequestError(
+            "images: a tensor on the device meta has a shape and no values; give one that holds pictures"
+        )
+    from saetool.images.items import ItemsSource
+    from saetool.images.stream import IterableSource
+
+    if hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, dict | bytes):
+        return ItemsSource(images, name, sample, pixels)
+    if isinstance(images, Iterable) and not isinstance(images, dict | bytes):
+        return IterableSource(images, name, sample, pixels)
+    raise RequestError(
+        f"images: {type(images).__module__}.{type(images).__name__} holds no pictures: give a folder, a list of paths "
+        "or pictures, an array, a torch or Hugging Face Dataset, ImageSettings or open_source(…)"
+    )
+
+
+def _open_paths(paths: list[Path], settings: ImageSettings) -> ImageSource:
+    table = LabelTable(Path(settings.labels).expanduser(), settings.label_columns) if settings.labels else None
+    if all(path.suffix == ".tar" for path in paths):
+        from saetool.images.tars import TarSource
+
+        return TarSource(paths, settings.sample, settings.max_pixels, table, settings.label_columns)
+    return PathsSource(paths, settings.sample, settings.max_pixels, table)
 
 
 def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
     """Open the images that a store of activations was made from; `root` says where they are now, when they have moved.
 
-    A folder is looked for where it was; RequestError where there are none, or the store was made from tensors.
+    A folder is looked for where it was; RequestError says in one sentence what is missing where there are none: the
+    store was made from tensors, or from pictures in memory, or its source is registered by a module not imported yet.
     """
     described = store.content["source"]
     if described is None:
         raise RequestError(f"{store.path}: was made from tensors; there are no pictures to show.")
-    # A packaged set is found wherever it is installed now.
-    noted = None if is_named(described["source"]) else store.notes.get("images_root")
-    # They were read once: how large they may be was asked then.
-    return open_source(ImageSettings(**{**described, "max_pixels": None}), root or noted)
+    name, noted = described["source"], store.notes.get("images_root")
+    if name == PATHS and (root or noted):
+        paths = [str(path) for path in store.read_table("images.parquet")["path"].to_pylist()]
+        return PathsSource(paths, max_pixels=None, root=root or noted)
+    if is_named(name):
+        noted = None  # a packaged set is found wherever it is installed now
+    elif root is None and noted is None:
+        module = store.notes.get("images_registered")
+        raise RequestError(
+            f"{store.path}: {unknown_source(name, module)}"
+            if module
+            else f"{store.path}: was made from pictures in memory ({name}): give them again, or their folder, or cache "
+            "with cache.thumbnails=true"
+        )
+    # They were read once: how large they may be was asked then, and labels stand in the store.
+    settings = {key: value for key, value in described.items() if key != "labels"}
+    return open_source(ImageSettings(**{**settings, "max_pixels": None}), root or noted)
 
 
 def _is_dataset(path: Path) -> bool:
+    from saetool.images.datasets import DATASET_SUFFIXES, data_files
+
     if path.is_file():
         return path.suffix in DATASET_SUFFIXES
     if not path.is_dir():

@@ -6,8 +6,9 @@ Files are read whole, one request each, where the decoding threads run; nothing 
 from pathlib import Path
 
 from saetool.errors import RequestError, WorkError, first_line
-from saetool.images.folder import MAX_FILE_BYTES, Entry, FolderSource, is_hidden, read_regular, walk
+from saetool.images.folder import MAX_FILE_BYTES, Entry, FolderSource, LabelTable, is_hidden, read_regular, walk
 from saetool.images.picture import MAX_PIXELS
+from saetool.images.sampling import ALL, Sample
 
 
 class RemoteFolderSource(FolderSource):
@@ -16,14 +17,16 @@ class RemoteFolderSource(FolderSource):
     forkable = False
     """A driver's own thread does not outlive a fork."""
 
-    def __init__(self, address: str, limit: int | None = None, max_pixels: int | None = MAX_PIXELS):
+    def __init__(
+        self, address: str, sample: Sample = ALL, max_pixels: int | None = MAX_PIXELS, table: LabelTable | None = None
+    ):
         import fsspec
 
         try:
             self._files, self._base = fsspec.url_to_fs(address)
         except (ImportError, ValueError) as error:  # a driver that is not installed, a protocol that nobody knows
             raise RequestError(f"images.source: {address} cannot be opened: {first_line(error)}") from None
-        super().__init__(address, limit, max_pixels)
+        super().__init__(address, sample, max_pixels, table)
 
     def _locate(self, root: str) -> tuple[str, str]:
         place = self._files.unstrip_protocol(self._base).rstrip("/")

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -52,18 +51,6 @@ def require_text(value: str) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{value!r} is no text that a table can hold (half of a character)") from None
-
-
-def spread_over_classes(classes: Sequence[Any], limit: int | None) -> list[int]:
-    """Return the places of `limit` images, as many of each class as can be, each class's first, in order of place."""
-    if limit is None or limit >= len(classes):
-        return list(range(len(classes)))
-    seen: Counter = Counter()
-    turns = []
-    for place, name in enumerate(classes):
-        turns.append((seen[name], place))
-        seen[name] += 1
-    return sorted(place for _, place in sorted(turns)[:limit])
 
 
 class SourceError(WorkError):

@@ -11,6 +11,7 @@ from torch import Tensor
 from saetool.artifacts import Artifact, digest_bytes, digest_json
 from saetool.autoencoders.base import Stream
 from saetool.errors import RequestError, first_line, type_name
+from saetool.images.settings import Grouping
 from saetool.training.settings import TrainingSettings
 
 
@@ -46,10 +47,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class StoreSource:
-    """A sealed store of activations."""
+    """A sealed store of activations; `group` says which of its images are held out as one."""
 
     artifact: Artifact
     listing: str | None = None
+    group: Grouping | None = None
 
     @property
     def inputs(self) -> tuple[Artifact, ...]:
@@ -75,16 +77,16 @@ class StoreSource:
         self.site(settings)
 
     def config(self) -> dict:
-        """Return nothing: the input's id says it all."""
-        return {}
+        """Return which images are held out as one; the input's id says the rest."""
+        return {"group": self.group.rule()} if self.group else {}
 
     def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
         """Open the store and shuffle the chosen site."""
-        from saetool.activations import ActivationStore, StoreStream, held_out_mask
+        from saetool.activations import ActivationStore, StoreStream, held_out_images
         from saetool.activations.device_pool import fits_whole
 
         store = ActivationStore(self.artifact)
-        mask = held_out_mask(store.digests, seed, settings.held_out)
+        mask = held_out_images(store, {"seed": seed, "share": settings.held_out, **self.config()})
         site = store.site(self.site(settings)["folder"])
         rows = site.n_images * site.tokens
         whole = settings.tokens > rows and fits_whole(rows * site.d * site.dtype.itemsize, device)

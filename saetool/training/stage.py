@@ -17,9 +17,11 @@ from saetool.autoencoders.base import Stream
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.autoencoders.shorthand import spelled_out
 from saetool.errors import RequestError, WorkError, shown
+from saetool.images.settings import Grouping
 from saetool.progress import say
 from saetool.settings import Settings
 from saetool.sparse.backends import describe
+from saetool.training.concerns import concerns
 from saetool.training.estimate import estimate
 from saetool.training.learner import Learner
 from saetool.training.metrics import MetricLog
@@ -46,14 +48,15 @@ def training_stage(
     settings: TrainingSettings,
     seed: int = 0,
     device: torch.device | None = None,
+    group: Grouping | None = None,
 ) -> TrainingStage:
     """Return the stage that trains one autoencoder; nothing is read before it is built.
 
     `source` is a sealed store of activations, a stream of batches, or any other `Source`. `seed` decides the order
-    of the data and the held-out split, and the weights too unless `settings.seed` is given. Raises RequestError when
-    the site is missing or the settings cannot work together.
+    of the data and the held-out split, and the weights too unless `settings.seed` is given; by `group`, images of a
+    store are held out as one. Raises RequestError when the site is missing or the settings cannot work together.
     """
-    plan = Plan(as_source(source), resolved(autoencoder, device), settings, seed, device)
+    plan = Plan(as_source(source, group), resolved(autoencoder, device), settings, seed, device)
     shares = distributed.world_size() * settings.accumulate
     if settings.batch_size % shares:
         raise RequestError(
@@ -78,6 +81,7 @@ class _Request(Settings):
     autoencoder: AutoencoderSettings
     training: TrainingSettings
     seed: int = Field(default=0, ge=0)
+    group: Grouping | None = None
 
     @field_validator("autoencoder", mode="before")
     @classmethod
@@ -93,6 +97,7 @@ def train(
     *,
     seed: int = 0,
     device: torch.device | str | None = None,
+    group: "Grouping | Mapping[str, Any] | None" = None,
     force: bool = False,
     **keywords: Any,
 ) -> Artifact:
@@ -106,6 +111,7 @@ def train(
         out: where the artifact goes.
         seed: decides the order of the rows, what is held out, and the weights.
         device: default: a GPU where there is one.
+        group: which images of a store are held out as one (a config's `images.group`): `{"column": "module"}`.
         force: build anew and replace what stands at `out`.
         keywords: single keys of both sections: `kind="topk", k=32, expansion=32, tokens=1_000_000, lr=1e-3`.
 
@@ -117,9 +123,10 @@ def train(
     torch.Size([200, 32])
     """
     sections = {"training": training, "autoencoder": autoencoder}
-    asked = request(_Request, "train", sections, keywords, {"seed": seed})
+    asked = request(_Request, "train", sections, keywords, {"seed": seed, "group": group})
     where = _device_of(device)
-    stage = training_stage(as_source(source), asked.autoencoder, asked.training, asked.seed, where)
+    source = as_source(source, asked.group)
+    stage = training_stage(source, asked.autoencoder, asked.training, asked.seed, where)
     return train_together([(stage, out)], force=force)[0]
 
 
@@ -199,19 +206,22 @@ def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
             )
     if distributed.is_main():
         run.partial.write_tensors("model.safetensors", autoencoder.state_dict())
-    return {
+    content = {
         "family": plan.autoencoder.kind,
         "settings": plan.autoencoder.model_dump(mode="json"),
         "d_in": autoencoder.d_in,
         "n_latents": autoencoder.n_latents,
         "site": plan.source.site(settings),
         "loss_convention": autoencoder.loss_convention(),
-        "held_out": {"seed": plan.seed, "share": settings.held_out},
+        "held_out": plan.held_out,
         "trained_on": plan.source.inputs[0].id if plan.source.inputs else None,
         "tokens": stream.n_rows if run.fitted else settings.steps * settings.batch_size,
         "steps": 0 if run.fitted else settings.steps,
         "final": run.final,
     }
+    for concern in concerns(content):
+        say(f"{run.partial.out}: {concern}")
+    return content
 
 
 def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:

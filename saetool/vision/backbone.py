@@ -1,8 +1,5 @@
 """A model with its preprocessing, its token layout and its sites: what the caching job and the evaluation see."""
 
-import fnmatch
-import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +15,7 @@ from saetool.artifacts import digest_json
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line, shown
 from saetool.vision.hooks import Replacement, reading, replacing
 from saetool.vision.layout import TokenLayout, has_class_token, possible_grids, prove
+from saetool.vision.paths import matching_paths
 from saetool.vision.probe import Output, block_paths, look
 from saetool.vision.settings import Tokens
 from saetool.vision.transform import Transform
@@ -191,12 +189,14 @@ class Backbone:
         layout = self._layout_of(site.module)
         chosen = {"patches": layout.patches, "cls": slice(0, 1)}.get(self.tokens, slice(None))
 
-        def changed(output: Tensor) -> Tensor:
-            tokens = _as_rows(output).clone()
-            tokens[:, chosen] = function(tokens[:, chosen]).to(output.dtype)
-            return tokens.view_as(output)
+        looked = self._output(site.module)
 
-        with replacing(self.model, site.module, changed, self._output(site.module).place):
+        def changed(output: Tensor) -> Tensor:
+            tokens = looked.rows(output).clone()
+            tokens[:, chosen] = function(tokens[:, chosen]).to(output.dtype)
+            return looked.of_rows(tokens)
+
+        with replacing(self.model, site.module, changed, looked.place):
             yield
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -243,10 +243,7 @@ class Backbone:
             if not 1 <= layer <= self.n_layers:
                 raise RequestError(f"{self.name} has layers 1 to {self.n_layers}; layer {layer} was asked for")
             return [(self._blocks[layer - 1], layer)]
-        names = [name for name, _ in self.model.named_modules() if name]
-        found = sorted(
-            (n for n in names if fnmatch.fnmatchcase(n, layer) and n.count(".") == layer.count(".")), key=_natural
-        )
+        found = matching_paths(self.model, layer)
         if not found:
             raise RequestError(f"{self.name} has no module {layer!r}; its blocks are {_span(self._blocks)}")
         return [(name, self._blocks.index(name) + 1 if name in self._blocks else None) for name in found]
@@ -260,7 +257,7 @@ class Backbone:
             self._probe(missing)
         for module, _ in resolved:
             self._check(module)
-        return [Site(module, number, self._output(module).shape[-1]) for module, number in resolved]
+        return [Site(module, number, self._output(module).d) for module, number in resolved]
 
     def _probe(self, modules: list[str]) -> tuple[int, int] | None:
         """Look at modules' outputs; return the stride of the patch embedding, where there is one."""
@@ -281,7 +278,7 @@ class Backbone:
         refused = [seen.refused[module] for module in modules if module in seen.refused]
         if refused:
             raise RequestError(f"{self.name}: {refused[0]}")
-        self._outputs |= seen.outputs
+        self._outputs |= {path: self._orders(output)[0] for path, output in seen.outputs.items()}
         self._grids = self._grids or seen.grids
         return seen.patch_stride
 
@@ -297,10 +294,15 @@ class Backbone:
         return (1 if self._transform.gray else 3, *self._transform.geometry.crop)
 
     def _n_tokens(self, module: str) -> int:
-        return math.prod(self._output(module).shape[:-1])
+        return self._output(module).n_tokens
 
     def _reference(self, modules: list[str]) -> str:
-        """Return the module whose layout is the backbone's: the first block, or where tokens differ the first site."""
+        """Return the module whose layout is the backbone's: the first block, or where tokens differ the first site.
+
+        Where every site gives one vector an image, so does the backbone.
+        """
+        if all(len(self._output(module).shape) == 1 for module in modules):
+            return modules[0]
         first = self._blocks[0] if self._blocks and self._blocks[0] in self._outputs else modules[0]
         other = [module for module in modules if 1 < self._n_tokens(module) != self._n_tokens(first)]
         alike = any(self._n_tokens(module) == self._n_tokens(first) for module in modules)
@@ -317,33 +319,28 @@ class Backbone:
         first = self._blocks[0] if self._blocks else module
         if n_tokens == 1 or len(shape) > 3:
             return TokenLayout(0, None)
-        if module != first and len(shape) == 2 and first in self._outputs and self._n_tokens(first) == n_tokens:
+        if len(shape) == 3:
+            return self._map_layout(module)
+        if module != first and first in self._outputs and self._n_tokens(first) == n_tokens:
             return self._layout_of(first)
         declared = self._declared if self._declared and self._declared.tokens == n_tokens else None
-        if declared is None and self._believed and self._declared:
-            raise RequestError(
-                f"{self.name} declares {self._declared.says()}, which makes {self._declared.tokens} tokens, but "
-                f"{module!r} gives {n_tokens}: say the grid and prefix_tokens that it has there"
-            )
-        found = declared if declared and self._believed else self._proven(module, declared)
+        found = self._declared_at(module) if self._believed else self._proven(module, declared)
         return replace(found, has_class_token=found.prefix_tokens > 0 and has_class_token(self.model))
+
+    def _declared_at(self, module: str) -> TokenLayout:
+        """Return the caller's layout, taken at its word where a module has as many tokens."""
+        said, n_tokens = self._declared, self._n_tokens(module)
+        if said is None or said.tokens != n_tokens:
+            says = f"declares {said.says()}, which makes {said.tokens} tokens" if said else "declares nothing"
+            raise RequestError(
+                f"{self.name} {says}, but {module!r} gives {n_tokens}: say the grid and prefix_tokens that it has there"
+            )
+        return said
 
     def _proven(self, module: str, declared: TokenLayout | None) -> TokenLayout:
         """Return the layout that the probe proves or, where it proves none, the one that the library declares."""
-        shape = self._output(module).shape
-        place = {module: self._output(module).place}
-
-        def read(image: Tensor) -> Tensor:
-            with self._turn, torch.no_grad(), reading(self.model, [module], True, place) as outputs:
-                self._run(self.prepare(image))
-            return _as_rows(outputs[module])[0]
-
-        if len(shape) == 3:
-            grids = [(shape[0], shape[1])]
-        else:
-            hints = [*self._grids, *([declared.grid] if declared and declared.grid else [])]
-            grids = possible_grids(self._n_tokens(module), self._picture[1:], hints)
-        found = prove(read, self._picture, self._n_tokens(module), grids)
+        hints = [*self._grids, *([declared.grid] if declared and declared.grid else [])]
+        found = self._prove(module, possible_grids(self._n_tokens(module), self._picture[1:], hints))
         if found and declared and (found.prefix_tokens, found.grid) != (declared.prefix_tokens, declared.grid):
             raise RequestError(
                 f"{self.name} declares {declared.says()}, but bright cells of a picture are answered as by "
@@ -351,6 +348,42 @@ class Backbone:
                 "grid and prefix_tokens it has"
             )
         return declared or found or TokenLayout(0, None)
+
+    def _map_layout(self, module: str) -> TokenLayout:
+        """Return the layout of a map, once the probe has shown which of its axes are the rows and columns."""
+        orders = self._orders(self._output(module))
+        if self._believed and self._declared and (len(orders) == 1 or self._declared.grid != orders[0].grid):
+            return self._declared_at(module)
+        for order in orders:
+            self._outputs[module] = order
+            found = self._prove(module, [order.grid] if order.grid else [])
+            if found:
+                return found
+        self._outputs[module] = orders[0]
+        return self._declared_at(module) if self._believed else TokenLayout(0, None)
+
+    def _orders(self, output: Output) -> list[Output]:
+        """Return an output as it may be read: a map with its channels last or first, where its grid may be a picture's.
+
+        A grid that the caller gives is the only one. Of two the probe decides; of none channels last stand first.
+        """
+        if output.grid is None:
+            return [output]
+        both = [output, output.turned()]
+        if self._believed and self._declared and any(order.grid == self._declared.grid for order in both):
+            return [order for order in both if order.grid == self._declared.grid]
+        height, width = self._picture[1:]
+        return [o for o in both if o.grid and abs(o.grid[0] - o.grid[1] * height / width) < 1] or both
+
+    def _prove(self, module: str, grids: list[tuple[int, int]]) -> TokenLayout | None:
+        place = {module: self._output(module).place}
+
+        def read(image: Tensor) -> Tensor:
+            with self._turn, torch.no_grad(), reading(self.model, [module], True, place) as outputs:
+                self._run(self.prepare(image))
+            return self._outputs[module].rows(outputs[module])[0]
+
+        return prove(read, self._picture, self._n_tokens(module), grids)
 
     def _with_grid(self, patch: tuple[int, int] | None) -> Transform:
         geometry = self._transform.geometry
@@ -365,9 +398,9 @@ class Backbone:
     def _check(self, module: str) -> None:
         """Raise RequestError where the tokens asked for cannot be told at a module."""
         shape = self._output(module).shape
-        first = self._outputs.get(self._blocks[0]) if self._blocks else None
-        flat_model = first is not None and len(first.shape) == 1
-        if (len(shape) == 1 and (self.tokens != "patches" or flat_model)) or (len(shape) == 2 and self.tokens == "all"):
+        if (len(shape) == 1 and (self.tokens != "patches" or self.grid is None)) or (
+            len(shape) == 2 and self.tokens == "all"
+        ):
             return
         layout = self._layout_of(module)
         if len(shape) not in (2, 3) or (len(shape) == 3 and layout.grid is None):
@@ -388,18 +421,13 @@ class Backbone:
             )
 
     def _select(self, output: Tensor, site: Site) -> Tensor:
-        output, tokens = _as_rows(output), site.tokens or self.tokens
+        output, tokens = self._output(site.module).rows(output), site.tokens or self.tokens
         if output.shape[1] == 1 or tokens == "all":
             return output
         if tokens == "cls":
             return output[:, :1]
         patches = output[:, self._layout_of(site.module).patches]
         return patches.float().mean(1, keepdim=True) if tokens == "mean" else patches
-
-
-def _as_rows(output: Tensor) -> Tensor:
-    """[batch, d] and [batch, rows, columns, d] as [batch, tokens, d]."""
-    return output[:, None] if output.ndim == 2 else output.flatten(1, -2)
 
 
 def _pooled(output: Any) -> Tensor:
@@ -410,10 +438,6 @@ def _pooled(output: Any) -> Tensor:
     if isinstance(output, tuple | list):
         output = output[0]
     return output.mean(1) if output.ndim == 3 else output
-
-
-def _natural(path: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"\.", path)]
 
 
 def _span(paths: list[str]) -> str:

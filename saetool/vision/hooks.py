@@ -1,12 +1,14 @@
-"""Hooks that read or replace a module's output, as context managers: whatever happens, they come off."""
+"""Hooks that read or replace what is at a path, as context managers: whatever happens, they come off."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from saetool.errors import RequestError
+from saetool.vision.paths import find_place
 
 Replacement = Callable[[Tensor], Tensor]
 
@@ -27,18 +29,18 @@ def reading(
     outputs: dict[str, Tensor] = {}
     wanted = set(modules)
 
-    def record(path: str) -> Callable:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            outputs[path] = tensor_of(output, path, (places or {}).get(path, 0))
+    def record(path: str) -> Callable[[list[Tensor], Any], None]:
+        def note(found: list[Tensor], _: Any) -> None:
+            outputs[path] = _at(found, path, (places or {}).get(path, 0))
             if stop and len(outputs) == len(wanted):
                 raise _AllRead
 
-        return hook
+        return note
 
     handles = []
     try:
         for path in wanted:
-            handles.append(submodule(model, path).register_forward_hook(record(path)))
+            handles.append(hook(model, path, record(path)))
         yield outputs
     except _AllRead:
         pass
@@ -51,22 +53,38 @@ def reading(
 def replacing(model: nn.Module, module: str, function: Replacement, place: int = 0) -> Iterator[None]:
     """Let `function` replace the named module's output tensor (of a tuple, that at `place`) while the block runs."""
 
-    def hook(_: nn.Module, inputs: Any, output: Any) -> Any:
-        return with_tensor(output, function(tensor_of(output, module, place)), module, place)
+    part = find_place(model, module).part
 
-    handle = submodule(model, module).register_forward_hook(hook)
+    def put(found: list[Tensor], values: Any) -> Any:
+        new = function(_at(found, module, place))
+        if part is not None:
+            whole = tensor_of(values, module, place).clone()
+            whole[..., part] = new
+            new = whole
+        return with_tensor(values, new, module, place)
+
+    handle = hook(model, module, put)
     try:
         yield
     finally:
         handle.remove()
 
 
-def submodule(model: nn.Module, path: str) -> nn.Module:
-    """Return the module at a dotted path; the empty path is the model itself."""
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise RequestError(f"the model has no module {path!r}: {error}") from None
+def hook(model: nn.Module, path: str, function: Callable[[list[Tensor], Any], Any]) -> RemovableHandle:
+    """Call `function(tensors, values)` with what is found at a path whenever a forward pass comes by.
+
+    `values` is what the module gives or takes, `tensors` are those in it, each cut to its part. What the function
+    returns, where it is not None, goes on in their stead.
+    """
+    found = find_place(model, path)
+
+    def tensors(values: Any) -> list[Tensor]:
+        held, part = tensors_in(values, path), found.part
+        return held if part is None else [tensor[..., part] for tensor in held]
+
+    if found.input:
+        return found.module.register_forward_pre_hook(lambda _, inputs: function(tensors(inputs), inputs))
+    return found.module.register_forward_hook(lambda _, inputs, output: function(tensors(output), output))
 
 
 def tensors_in(output: Any, path: str) -> list[Tensor]:
@@ -82,7 +100,10 @@ def tensors_in(output: Any, path: str) -> list[Tensor]:
 
 def tensor_of(output: Any, path: str, place: int = 0) -> Tensor:
     """Return a module's output tensor: of a tuple, list or mapping the one at `place` among its tensors."""
-    found = tensors_in(output, path)
+    return _at(tensors_in(output, path), path, place)
+
+
+def _at(found: list[Tensor], path: str, place: int) -> Tensor:
     if place >= len(found):
         raise RequestError(f"module {path!r} gives {len(found)} tensors, where a probe saw {place + 1}")
     return found[place]

@@ -10,8 +10,8 @@ from saetool import seeding
 from saetool.errors import RequestError, type_name
 from saetool.vision.backbone import Backbone, Parts
 from saetool.vision.geometry import Geometry
-from saetool.vision.hooks import submodule
 from saetool.vision.layout import TokenLayout
+from saetool.vision.paths import submodule
 from saetool.vision.probe import block_paths
 from saetool.vision.settings import PIXELS, BackboneSettings, Tokens, as_settings
 from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform

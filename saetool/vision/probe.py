@@ -1,15 +1,17 @@
 """What two forward passes show of a model: which of a module's outputs belong to the images, and their shapes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saetool.errors import RequestError
-from saetool.vision.hooks import submodule, tensors_in
+from saetool.vision.hooks import hook
+from saetool.vision.paths import submodule
 
 SAME_IMAGE, ROUNDING = 0.5, 0.05
 """An image alone and among others must give the same: nearer than this share of its distance from the other image, or
@@ -24,6 +26,41 @@ class Output:
     """Which tensor it is of those that the module returns."""
     shape: tuple[int, ...]
     """Without the axis of images."""
+    channels_first: bool = False
+    """Whether it is a convolution's map [d, rows, columns]."""
+
+    @property
+    def d(self) -> int:
+        """Width of a token."""
+        return self.shape[0] if self.channels_first else self.shape[-1]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of an image: places of a map, one of a vector."""
+        return math.prod(self.shape) // self.d if self.d else math.prod(self.shape[:-1])
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of a map."""
+        if len(self.shape) != 3:
+            return None
+        return self.shape[1:] if self.channels_first else self.shape[:2]  # pyright: ignore[reportReturnType]
+
+    def turned(self) -> "Output":
+        """Return the same output with its channels at the other end."""
+        return replace(self, channels_first=not self.channels_first)
+
+    def rows(self, output: Tensor) -> Tensor:
+        """Return the output of a batch, [batch, …], as [batch, tokens, d]."""
+        if output.ndim == 2:
+            return output[:, None]
+        return (output.movedim(1, -1) if self.channels_first else output).flatten(1, -2)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Return [batch, tokens, d] in the shape that the module gives."""
+        if not self.channels_first:
+            return rows.reshape(len(rows), *self.shape)
+        return rows.transpose(1, 2).reshape(len(rows), *self.shape)
 
 
 @dataclass
@@ -77,15 +114,15 @@ def _rank(output: Output) -> tuple[int, bool]:
 def _pass(
     model: nn.Module, run: Callable[[Tensor], Any], images: Tensor, modules: Sequence[str], into: dict[str, list]
 ) -> None:
-    def note(path: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def note(path: str) -> Callable[[list[Tensor], Any], None]:
+        def keep(found: list[Tensor], _: Any) -> None:
             if path in into:
                 raise RequestError(f"module {path!r} runs more than once in a forward pass: name one of its parts")
-            into[path] = tensors_in(output, path)
+            into[path] = found
 
-        return hook
+        return keep
 
-    handles = [submodule(model, path).register_forward_hook(note(path)) for path in dict.fromkeys(modules)]
+    handles = [hook(model, path, note(path)) for path in dict.fromkeys(modules)]
     try:
         with torch.no_grad():
             run(images)

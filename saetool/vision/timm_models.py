@@ -63,12 +63,23 @@ def parts_of(
         name=name,
         model=model,
         transform=transform,
-        blocks=[f"blocks.{i}" for i in range(len(model.blocks))] if hasattr(model, "blocks") else [],  # pyright: ignore[reportArgumentType]
+        blocks=_layers(model),
         run=model,
         weights_digest=digest,
         declared=_declared(model, transform),
         patch=tuple(patch) if isinstance(patch, tuple | list) else None,  # pyright: ignore[reportArgumentType]
     )
+
+
+def _layers(model: Any) -> list[str]:
+    """Return the blocks of a transformer; of a hierarchy (ResNet, ConvNeXt, Swin) its stages, the stem left out."""
+    if hasattr(model, "blocks"):
+        return [f"blocks.{i}" for i in range(len(model.blocks))]
+    paths = [stage["module"] for stage in getattr(model, "feature_info", None) or []]
+    modules = dict(model.named_modules())
+    # A stem's entry is an activation or a norm, which holds nothing; a list of modules is never called.
+    called = [path for path in paths if path in modules and not isinstance(modules[path], nn.ModuleList)]
+    return [path for path in called if any(modules[path].children())] or called
 
 
 def timm_transform(model: nn.Module, image_size: int | tuple[int, int] | None) -> Transform:

@@ -117,18 +117,16 @@ def _without_classifier(whole: Any) -> Any:
 
 
 def _kind(config: Any, settings: BackboneSettings, state: dict[str, Tensor] | None) -> Any:
-    """Return the class to build: a classifier where the weights hold one, else the model alone."""
+    """Return the class to build: the classifier that was published, unless weights come without it; or the model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
-    if type(config) not in MODEL_MAPPING or not hasattr(config, "patch_size"):
-        raise RequestError(
-            f"{settings.name} is no vision transformer that transformers knows ({type(config).__name__})"
-        )
+    if type(config) not in MODEL_MAPPING or not (hasattr(config, "patch_size") or hasattr(config, "num_channels")):
+        raise RequestError(f"{settings.name} is no vision model that transformers knows ({type(config).__name__})")
     classifier: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
     kinds = classifier if isinstance(classifier, tuple) else (classifier,)
     published = getattr(config, "architectures", None) or []
     found = next((kind for kind in kinds if kind is not None and kind.__name__ in published), None)
-    holds = settings.pretrained if state is None else any(name.startswith("classifier.") for name in state)
+    holds = state is None or any(name.startswith(("classifier.", "head.")) for name in state)
     return found if found is not None and holds else MODEL_MAPPING[type(config)]
 
 
@@ -277,7 +275,7 @@ def _block_paths(model: nn.Module, count: int | None) -> list[str]:
 
 def _patch_of(config: Any) -> tuple[int, int] | None:
     """Return the patch size in pixels; None where a stem of several sizes has no one."""
-    size = config.patch_size
+    size = getattr(config, "patch_size", None)
     return _pair(size) if isinstance(size, int) or (isinstance(size, list | tuple) and len(size) == 2) else None
 
 

@@ -46,7 +46,7 @@ def test_parquet_arrow_and_stream_give_the_same_rows_and_labels(tiny, parquet, t
     sources = {
         "parquet": source_of(folder),
         "arrow": source_of(tmp_path / "arrow"),
-        "stream": source_of(folder, streaming=True, limit=ROWS),
+        "stream": source_of(folder, streaming=True, first=ROWS),
     }
     stores = {}
     for name, source in sources.items():
@@ -64,36 +64,30 @@ def test_parquet_arrow_and_stream_give_the_same_rows_and_labels(tiny, parquet, t
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
 def test_a_stream_that_breaks_off_resumes_to_the_same_store(tiny, parquet, tmp_path, monkeypatch, on_error):
-    from saetool.images.datasets import _Stream
+    from saetool.images.stream import RowStream
 
     folder, _ = parquet
-    expected = cache(tiny(), source_of(folder, streaming=True, limit=ROWS), None, tmp_path / "whole", SETTINGS)
+    expected = cache(tiny(), source_of(folder, streaming=True, first=ROWS), None, tmp_path / "whole", SETTINGS)
 
-    class Breaking:
-        """The rows, of which the line gives fifteen."""
+    def breaking(rows, start):
+        """Yield rows, of which the line gives fifteen."""
+        for i, row in enumerate(rows, start):
+            if i == 15:
+                raise ConnectionError("the line is dead")
+            yield row
 
-        def __init__(self, rows, start=0):
-            self.rows, self.start = rows, start
-
-        def skip(self, n):
-            return Breaking(self.rows.skip(n), self.start + n)
-
-        def __iter__(self):
-            for i, row in enumerate(self.rows, self.start):
-                if i == 15:
-                    raise ConnectionError("the line is dead")
-                yield row
-
-    begin = _Stream.__init__
+    begin = RowStream.__init__
     with monkeypatch.context() as patch:
-        patch.setattr(_Stream, "__init__", lambda self, rows, name: begin(self, Breaking(rows), name))
-        source = source_of(folder, streaming=True, limit=ROWS)
+        patch.setattr(
+            RowStream, "__init__", lambda self, start, name: begin(self, lambda i: breaking(start(i), i), name)
+        )
+        source = source_of(folder, streaming=True, first=ROWS)
         with pytest.raises(WorkError, match="broke off at row 15"):
             cache(tiny(), source, None, tmp_path / "broken", SETTINGS, on_error=on_error)
     kept = sorted((tmp_path / "broken.partial/layer-01").glob("*.safetensors"))
     times = [path.stat().st_mtime_ns for path in kept]
     assert kept
-    source = source_of(folder, streaming=True, limit=ROWS)
+    source = source_of(folder, streaming=True, first=ROWS)
     resumed = cache(tiny(), source, None, tmp_path / "broken", SETTINGS, on_error=on_error)
     assert resumed.id == expected.id
     assert [(tmp_path / "broken/layer-01" / path.name).stat().st_mtime_ns for path in kept] == times
@@ -101,12 +95,12 @@ def test_a_stream_that_breaks_off_resumes_to_the_same_store(tiny, parquet, tmp_p
 
 def test_live_training_reads_a_stream_once_an_epoch(tiny, parquet, monkeypatch):
     """Slices in another order than the stream's would read it from its first row again and again."""
-    monkeypatch.setattr("saetool.images.datasets.STREAM_BUFFER", 8)  # more than the images asked for ahead
-    source = source_of(parquet[0], streaming=True, limit=ROWS)
+    monkeypatch.setattr("saetool.images.stream.STREAM_BUFFER", 8)  # more than the images asked for ahead
+    source = source_of(parquet[0], streaming=True, first=ROWS)
     read, begun = [], []
-    row, skip = type(source._rows)._read, source._rows._rows.skip
+    row, start = type(source._rows)._read, source._rows._start
     monkeypatch.setattr(type(source._rows), "_read", lambda self: read.append(1) or row(self))
-    monkeypatch.setattr(source._rows._rows, "skip", lambda n: begun.append(n) or skip(n))
+    monkeypatch.setattr(source._rows, "_start", lambda i: begun.append(i) or start(i))
     backbone = tiny(layers=(3,))
     images = Images(backbone, backbone.sites[0], source, CacheSettings(dtype="float32", batch_size=2))
     stream = LiveStream(images, 16, 6 * images.tokens, seed=0, held_out=0.2)

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_paths_are_sorted_by_their_utf8_bytes(tmp_path):
     assert [source.path(i) for i in range(len(source))] == sorted(names, key=lambda name: name.encode())
     flat = put(tmp_path / "flat" / "x.png").parent
     put(flat / "y.png")
-    assert [folder(flat, limit=1).path(i) for i in range(len(folder(flat, limit=1)))] == ["x.png"]
+    assert [folder(flat, first=1).path(i) for i in range(len(folder(flat, first=1)))] == ["x.png"]
 
 
 def test_first_folders_are_classes(tmp_path):
@@ -106,10 +107,17 @@ def test_a_limit_takes_as_many_of_each_class_as_can_be(tmp_path):
         for i in range(2 if name == "bee" else 5):
             put(tmp_path / name / f"{i}.png")
     source = folder(tmp_path, limit=7)
-    assert [source.path(i) for i in range(7)] == [
-        *(f"ant/{i}.png" for i in range(3)),
+    counts = Counter(source.labels(i)["class"] for i in range(7))
+    assert len(source) == 7
+    assert counts["bee"] == 2
+    assert sorted([counts["ant"], counts["cow"]]) == [2, 3]
+    paths = [source.path(i) for i in range(7)]
+    assert paths == sorted(paths)
+    others = {tuple(folder(tmp_path, limit=7, seed=seed).path(i) for i in range(7)) for seed in range(8)}
+    assert len(others) > 1
+    assert [folder(tmp_path, first=7).path(i) for i in range(7)] == [
+        *(f"ant/{i}.png" for i in range(5)),
         *(f"bee/{i}.png" for i in range(2)),
-        *(f"cow/{i}.png" for i in range(2)),
     ]
 
 
@@ -258,7 +266,7 @@ def test_the_listing_depends_on_paths_and_sizes_only(tmp_path):
     assert folder(one).listing() == folder(two).listing()
     put(two / "b.png")
     assert folder(one).listing() != folder(two).listing()
-    assert folder(two, limit=1).listing() == folder(one).listing()
+    assert folder(two, first=1).listing() == folder(one).listing()
 
 
 def test_moved_data_are_found_by_their_root(tmp_path):

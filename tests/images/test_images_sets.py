@@ -6,12 +6,13 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, open_source
-from saetool.images.datasets import _Stream
 from saetool.images.source import SourceError
+from saetool.images.stream import RowStream
 
 
 def png(value, size=(6, 4)):
@@ -73,7 +74,6 @@ def test_digits_and_mnist():
     assert mnist.read(699).image.size == (28, 28)
     # The set stands in order of classes; of a part of it every class has as many.
     assert [sum(mnist.labels(i)["digit"] == str(digit) for i in range(700)) for digit in range(10)] == [70] * 10
-    assert mnist.path(699) == "04569"
     assert mnist.read(0).digest != mnist.read(1).digest
 
 
@@ -90,7 +90,7 @@ def test_local_datasets_are_read_alike(form, streaming, rows, tmp_path):
             (path / "dataset_info.json").unlink()
     else:
         dataset.to_parquet(str(path / "train-00000.parquet"))
-    source = local(path / "train-00000.parquet" if form == "file" else path, streaming=streaming, limit=6)
+    source = local(path / "train-00000.parquet" if form == "file" else path, streaming=streaming, first=6)
     assert len(source) == 6
     assert [(column.name, column.kind, column.classes) for column in source.label_columns] == [
         ("kind", "category", ["cat", "dog"])
@@ -145,10 +145,14 @@ def test_a_corrupt_row_is_named(rows, tmp_path):
         source.read(1)
 
 
-def test_a_stream_of_unknown_length_needs_a_limit(rows, tmp_path):
+def test_a_stream_takes_the_first_rows_and_nothing_else(rows, tmp_path):
     rows[0].to_parquet(str(tmp_path / "a.parquet"))
-    with pytest.raises(RequestError, match=r"images\.limit"):
+    with pytest.raises(RequestError, match=r"images\.first: .* give a number"):
         local(tmp_path, streaming=True)
+    with pytest.raises(ValidationError, match=r"a stream is read from its start: set images\.first"):
+        local(tmp_path, streaming=True, limit=2)
+    with pytest.raises(ValidationError, match="not both"):
+        local(tmp_path, first=2, limit=2)
 
 
 def test_the_listing_tells_datasets_apart(rows, tmp_path):
@@ -204,7 +208,7 @@ class Rows:
 
 def test_a_stream_reads_on_however_far_ahead():
     rows = Rows(9000)
-    stream = _Stream(rows, "set")
+    stream = RowStream(lambda i: iter(rows.skip(i)), "set")
     wanted = [3, 0, *range(4, 8000, 1500), 7999]
     assert [stream.row(i)["i"] for i in wanted] == wanted
     # One start at row 3, one for row 0 behind it; nothing is read three times.
@@ -213,10 +217,10 @@ def test_a_stream_reads_on_however_far_ahead():
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [(Rows(50, broken_at=20), "broke off at row 20 .*the line is dead.*resumes"), (Rows(20), "ended at row 20.*limit")],
+    [(Rows(50, broken_at=20), "broke off at row 20 .*the line is dead.*resumes"), (Rows(20), "ended at row 20.*first")],
 )
 def test_the_end_of_a_stream_is_no_fault_of_an_image(rows, message):
-    stream = _Stream(rows, "set")
+    stream = RowStream(lambda i: iter(rows.skip(i)), "set")
     assert stream.row(5)["i"] == 5
     starts = len(rows.counts)
     for i in (30, 31, 2):
@@ -283,9 +287,8 @@ def test_a_limit_takes_rows_of_every_class(tmp_path):
     table = {"image": [{"bytes": png(i), "path": None} for i in range(8)], "label": [0] * 5 + [1] * 3}
     datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "a.parquet"))
     source = local(tmp_path, limit=4)
-    assert [source.path(i) for i in range(4)] == ["000000000", "000000001", "000000005", "000000006"]
     assert [source.labels(i)["label"] for i in range(4)] == ["a", "a", "b", "b"]
-    assert source.digest(3) == source.read(3).digest == digest_bytes(png(6))
+    assert source.digest(3) == source.read(3).digest == digest_bytes(png(int(source.path(3))))
 
 
 def test_lists_of_classes_are_a_label_each(tmp_path):

@@ -211,8 +211,6 @@ def test_weights_of_another_model_are_refused(hf_folder, tmp_path):
         ("timesformer", "looks at videos"),
         ("videomae", "looks at videos"),
         ("mobilevit", "first axis is not the images"),
-        ("poolformer", r"not \[images, tokens, d\]"),
-        ("convnextv2", r"not \[images, tokens, d\]"),
     ],
 )
 def test_types_that_are_no_plain_transformer_are_refused_in_a_sentence(kind, sentence):
@@ -220,10 +218,11 @@ def test_types_that_are_no_plain_transformer_are_refused_in_a_sentence(kind, sen
         load_backbone(BackboneSettings(name=f"hf/{kind}", layers=[1], pretrained=False, precision="fp32"))
 
 
-def test_a_windowed_type_works_at_its_own_grid():
-    settings = BackboneSettings(name="hf/focalnet", layers=[1], pretrained=False, precision="fp32")
+@pytest.mark.parametrize(("kind", "grid", "d"), [("focalnet", (14, 14), 384), ("convnextv2", (56, 56), 96)])
+def test_a_windowed_or_convolutional_type_works_at_its_own_grid(kind, grid, d):
+    settings = BackboneSettings(name=f"hf/{kind}", layers=[1], pretrained=False, precision="fp32")
     backbone = load_backbone(settings)
-    assert (backbone.grid, backbone.prefix_tokens) == ((14, 14), 0)
+    assert (backbone.grid, backbone.prefix_tokens, backbone.sites[0].d) == (grid, 0, d)
 
 
 def test_a_classification_head_stays_with_the_weights(hf_folder):

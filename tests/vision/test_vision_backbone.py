@@ -164,7 +164,7 @@ def test_only_another_input_size_is_called_that(tmp_path):
     [
         ({"layers": [7]}, "layers 1 to 6; layer 7"),
         ({"layers": ["blocks.9"]}, r"no module 'blocks\.9'; its blocks are blocks\.0 to blocks\.5"),
-        ({"layers": ["head"]}, "one vector an image"),
+        ({"layers": [1, "head"]}, "one vector an image"),
         ({"layers": ["blocks.0.attn.q_norm"]}, "not \\[images, tokens, d\\]"),
         ({"name": "timm/test_vitt", "layers": [1]}, "near it: test_vit"),
         ({"name": "test_vit", "layers": [1]}, "did you mean timm/test_vit"),
@@ -203,9 +203,10 @@ def test_pooled_modules_give_one_token_an_image(images):
 
 @pytest.mark.parametrize(("name", "channels"), [("pixels", 3), ("pixels/gray", 1)])
 def test_pixels_are_values_between_zero_and_one(name, channels):
+    from saetool.images import Sample
     from saetool.images.arrays import digits
 
-    picture = digits(limit=3).read(1)
+    picture = digits(Sample(first=3)).read(1)
     backbone = load(name=name, layers=[1], image_size=8, tokens="patches")
     row = backbone.forward_to(backbone.transform(picture.image)[None])[0]
     assert row.shape == (1, 1, channels * 64)

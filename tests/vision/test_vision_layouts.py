@@ -83,10 +83,9 @@ def test_sites_whose_first_axis_is_not_the_images_are_refused(name, module):
         timm_backbone(name, module, tokens="all")
 
 
-@pytest.mark.parametrize("name", ["maxvit_rmlp_pico_rw_256", "convnext_atto"])
-def test_channels_first_maps_are_refused(name):
+def test_a_map_that_answers_no_cells_is_refused():
     with pytest.raises(RequestError, match=r"not \[images, tokens, d\]"):
-        timm_backbone(name, "stages.0.blocks.0", tokens="all")
+        timm_backbone("maxvit_rmlp_pico_rw_256", "stages.0.blocks.0", tokens="all")
 
 
 class Embedded(nn.Module):
@@ -147,10 +146,8 @@ def test_a_site_beside_blocks_that_are_refused_can_be_read():
 
 
 def test_a_model_without_numbered_layers_says_what_there_is():
-    with pytest.raises(
-        RequestError, match=r"no numbered layers: .* such as stages\.2\.blocks\.0 to stages\.2\.blocks\.5"
-    ):
-        timm_backbone("convnext_atto", 1)
+    with pytest.raises(RequestError, match=r"no numbered layers: .* such as crpe1\.conv_list\.0 to "):
+        timm_backbone("coat_lite_tiny", 1)
 
 
 def test_a_size_that_does_not_suit_ends_in_a_sentence():

@@ -1,0 +1,191 @@
+"""Labels from a table beside the images: a CSV or Parquet file whose rows name image files."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saetool.errors import RequestError, first_line
+from saetool.images.source import Label, LabelColumn
+from saetool.progress import say
+
+if TYPE_CHECKING:
+    import pyarrow
+
+FEW_CLASSES = 20
+"""Whole numbers of more values than this are numbers, not names of classes."""
+MANY_CLASSES = 1000
+"""Text of more values than this, or of more than FEW_CLASSES and a new one in most rows, is no label unasked."""
+KEY_NAMES = ("file", "filename", "file_name", "path", "name", "image", "image_id", "id", "index", "key")
+"""What a column of whole numbers is called that names images; of text the values tell."""
+_TAKEN = ("id", "path", "width", "height", "digest", "slice", "image", "held_out")
+"""What a store's own columns are called."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Label columns, and the value of each for every image of a listing; None where there is none."""
+
+    columns: list[LabelColumn]
+    values: dict[str, list[Label]]
+
+    def of(self, place: int) -> dict[str, Label]:
+        """Return the labels of the image at a place of the listing."""
+        return {column.name: self.values[column.name][place] for column in self.columns}
+
+    def take(self, places: Sequence[int]) -> "Labels":
+        """Return the labels of some images."""
+        return Labels(self.columns, {name: [values[i] for i in places] for name, values in self.values.items()})
+
+
+def read_labels(file: Path, paths: Sequence[str], wanted: Sequence[str] | None = None) -> Labels:
+    """Return the labels that a table's rows hold for the images at `paths`, by their path or their file name.
+
+    The column whose values name most images says which image a row is about. Cells may be empty and rows missing.
+    Raises RequestError where no row names an image, or one image has several.
+    """
+    table = _read(file)
+    key, rows = _join(table, paths, file)
+    columns = _chosen(table, key, wanted, file)
+    missing = sum(row is None for row in rows)
+    if missing:
+        say(f"{file}: {missing:,} of {len(paths):,} images have no row and so no label")
+    found = {name: [None if row is None else values[row] for row in rows] for name, values in columns.items()}
+    return label_columns(found, wanted, str(file))
+
+
+def label_columns(found: dict[str, list[Any]], wanted: Sequence[str] | None, name: str) -> Labels:
+    """Return columns of values as labels, each of the kind that its values say; those that say nothing are left out."""
+    columns, kept, left_out = [], {}, []
+    for column, values in found.items():
+        kind = _kind(values)
+        if wanted is None and (kind is None or column in _TAKEN or (kind == "category" and _is_free_text(values))):
+            left_out.append(column)
+            continue
+        kept[column] = [_label(value, kind or "category") for value in values]
+        classes = sorted({label for label in kept[column] if isinstance(label, str)}, key=_natural)
+        columns.append(LabelColumn(column, kind or "category", classes if (kind or "category") == "category" else None))
+    if left_out:
+        say(f"{name}: {', '.join(left_out)} are no labels (free text, no values, or a name that the store uses)")
+    return Labels(columns, kept)
+
+
+def _read(file: Path) -> "pyarrow.Table":
+    import pyarrow.csv as arrow_csv
+    import pyarrow.parquet as parquet
+
+    if not file.is_file():
+        raise RequestError(f"images.labels: there is no file {file}")
+    try:
+        if file.suffix == ".parquet":
+            return parquet.read_table(file)
+        options = arrow_csv.ConvertOptions(strings_can_be_null=True)
+        return arrow_csv.read_csv(
+            file, parse_options=arrow_csv.ParseOptions(delimiter=_delimiter(file)), convert_options=options
+        )
+    except Exception as error:  # Arrow has an error of its own for each kind of damage
+        raise RequestError(
+            f"images.labels: {file} cannot be read as a table ({first_line(error)}): give a CSV file with a line of "
+            "names, or a Parquet file"
+        ) from None
+
+
+def _delimiter(file: Path) -> str:
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        head = lines.readline()
+    try:
+        return csv.Sniffer().sniff(head, ",;\t").delimiter
+    except csv.Error:  # one column
+        return ","
+
+
+def _join(table: "pyarrow.Table", paths: Sequence[str], file: Path) -> tuple[str, list[int | None]]:
+    """Return the column that names images, and each image's row."""
+    import pyarrow as pa
+
+    names = _names_of(paths)
+    best: dict[int, int] = {}
+    key, repeated = "", None
+    for column in table.column_names:
+        kind = table.schema.field(column).type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        # A number may name an image, but most numbers are labels.
+        if not text and not (pa.types.is_integer(kind) and column.lower() in KEY_NAMES):
+            continue
+        rows: dict[int, int] = {}
+        twice = None
+        for row, value in enumerate(table[column].to_pylist()):
+            place = names.get(str(value).replace("\\", "/").removeprefix("./"))
+            if place is not None:
+                twice = place if place in rows else twice
+                rows.setdefault(place, row)
+        if len(rows) > len(best):
+            best, key, repeated = rows, column, twice
+    if not best:
+        shown = next((table[c][0].as_py() for c in table.column_names if len(table)), None)
+        raise RequestError(
+            f"images.labels: no row of {file} names an image: its first cell is {shown!r}, an image is {paths[0]!r}; "
+            "give paths below images.source, or file names, in one column"
+        )
+    if repeated is not None:
+        raise RequestError(f"images.labels: several rows of {file} name {paths[repeated]!r}: keep one of them")
+    return key, [best.get(place) for place in range(len(paths))]
+
+
+def _names_of(paths: Sequence[str]) -> dict[str, int]:
+    """Return every name that tells one image: its path, then what is left of it, while no other is called so."""
+    names = {path: place for place, path in enumerate(paths)}
+    shorter = (
+        lambda path: path.rpartition(".")[0],
+        lambda path: path.rpartition("/")[2],
+        lambda path: path.rpartition("/")[2].rpartition(".")[0],
+    )
+    for shorten in shorter:
+        seen: dict[str, int | None] = {}
+        for place, path in enumerate(paths):
+            seen[shorten(path)] = None if shorten(path) in seen else place
+        names = {name: place for name, place in seen.items() if name and place is not None} | names
+    return names
+
+
+def _chosen(table: "pyarrow.Table", key: str, wanted: Sequence[str] | None, file: Path) -> dict[str, list[Any]]:
+    for column in wanted or ():
+        if column not in table.column_names:
+            raise RequestError(
+                f"images.label_columns: {file} has no column {column!r}: {', '.join(table.column_names)}"
+            )
+    names = wanted if wanted is not None else [name for name in table.column_names if name != key]
+    return {name: table[name].to_pylist() for name in names}
+
+
+def _kind(values: Sequence[Any]) -> Any:
+    """Return "category" or "number" as the values say; None where there are no values, or of no such kind."""
+    known = [value for value in values if value is not None and not (isinstance(value, float) and math.isnan(value))]
+    if not known or any(not isinstance(value, str | bool | int | float) for value in known):
+        return None
+    if any(isinstance(value, str | bool) for value in known):
+        return "category"
+    whole = all(float(value).is_integer() for value in known)
+    return "category" if whole and len(set(known)) <= FEW_CLASSES else "number"
+
+
+def _is_free_text(values: Sequence[Any]) -> bool:
+    known = [value for value in values if value is not None]
+    distinct = len(set(known))
+    return distinct > MANY_CLASSES or (distinct > FEW_CLASSES and distinct > len(known) / 2)
+
+
+def _label(value: Any, kind: str) -> Label:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if kind == "number":
+        return float(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _natural(label: str) -> tuple[int, int | str]:
+    return (0, int(label)) if label.isdecimal() else (1, label)
