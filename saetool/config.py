@@ -118,17 +118,19 @@ def load_config(source: str | os.PathLike, overrides: list[str] | None = None) -
     return build_config(values, path.name)
 
 
-def keep_config(config: RunConfig, folder: Path, sections: frozenset[str] | None = None) -> None:
+def keep_config(config: RunConfig, folder: Path, keys: frozenset[str] | None = None) -> None:
     """Write a run's config, with its overrides, into its folder: its stages then need no other argument.
 
-    Where one is kept already, only `sections` of it change: the others say what the other stages were made from.
+    Where one is kept already, only `keys` of it change: the others say what the other stages were made from.
     """
     values = config.model_dump(mode="json")
-    if sections is not None and (folder / KEPT).is_file():
+    if keys is not None and (folder / KEPT).is_file():
         with suppress(RequestError):  # one that was damaged by hand is written anew
             kept = load_config(folder / KEPT).model_dump(mode="json")
-            changed = {**kept, **{key: values[key] for key in sections}, "run": values["run"]}
-            values = build_config(changed, KEPT).model_dump(mode="json")
+            for key in {"run", *keys}:
+                section, _, inner = key.partition(".")
+                set_key(kept, key, values[section][inner] if inner else values[section])
+            values = build_config(kept, KEPT).model_dump(mode="json")
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     head = "# What this run was asked for, defaults and overrides included. Paths are as they were given.\n"
     path, data = folder / KEPT, (head + text).encode()

@@ -53,13 +53,13 @@ from saetool.training import train_together, training_stage
 
 _READS = {
     "activations": frozenset({"seed", "images", "backbone", "activations", "cache"}),
-    "autoencoder": frozenset({"seed", "activations", "autoencoder", "training", "sweep"}),
+    "autoencoder": frozenset({"seed", "images.group", "activations", "autoencoder", "training", "sweep"}),
     "features": frozenset({"index"}),
     "evaluation": frozenset({"evaluation"}),
     "report": frozenset({"report"}),
     "sweep": frozenset({"sweep"}),
 }
-"""The sections of the config that each stage is made from."""
+"""The keys of the config that each stage is made from."""
 
 
 class Run:

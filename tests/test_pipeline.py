@@ -135,6 +135,10 @@ def test_an_override_is_kept_by_the_stage_that_it_belongs_to(copy):
     assert kept.index.top == 3
     assert kept.images.limit is None, "the store that stands there has all images"
     assert Run.load(str(copy / "run")).make("features")[0].config["top"] == 3
+    run(copy, "images.group={block: 4}", "images.limit=7", config="a.yaml").make("autoencoder", force=True)
+    kept = load_config(str(copy / "run"))
+    assert kept.images.group.block == 4, "it decides which images are held out of training"
+    assert (kept.images.limit, kept.index.top) == (None, 3)
 
 
 def test_a_killed_first_stage_has_its_config_already(place, copy, monkeypatch):
