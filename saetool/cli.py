@@ -51,6 +51,10 @@ Replace = Annotated[bool, typer.Option("--force", help="Replace what was made ot
 DryRun = Annotated[bool, typer.Option("--dry-run", help="State tokens, disk, memory and time; start nothing.")]
 
 
+_OVERRIDES_TOO = {"ignore_unknown_options": True}
+"""What looks like an option and is none reaches the config, which says what to write."""
+
+
 def _say_version(asked: bool) -> None:
     if asked:
         from saetool.version import __version__
@@ -68,7 +72,7 @@ def saetool(
     """Open up vision transformers with sparse (and other) autoencoders: cache, train, index, evaluate, report."""
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def run(config: Config, overrides: Overrides = None, force: Replace = False) -> None:
     """Cache, train, index, evaluate, report: skips what is done, resumes what was begun."""
     from saetool.pipeline import Run
@@ -77,31 +81,31 @@ def run(config: Config, overrides: Overrides = None, force: Replace = False) -> 
         _say(member.result())
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def cache(config: Config, overrides: Overrides = None, force: Force = False, dry_run: DryRun = False) -> None:
     """Cache a model's activations over a set of images."""
     _stage("activations", config, overrides, force, dry_run)
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def train(config: Config, overrides: Overrides = None, force: Force = False, dry_run: DryRun = False) -> None:
     """Train an autoencoder (or a sweep of them) on cached activations."""
     _stage("autoencoder", config, overrides, force, dry_run)
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def index(config: Config, overrides: Overrides = None, force: Force = False) -> None:
     """Find what each latent responds to: top images, statistics, labels, neighbors."""
     _stage("features", config, overrides, force)
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def evaluate(config: Config, overrides: Overrides = None, force: Force = False) -> None:
     """Held-out numbers, baselines, probes and the effect on the model."""
     _stage("evaluation", config, overrides, force)
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def report(
     config: Annotated[
         str, typer.Argument(help="A config; with --check a report's directory; with --overview a folder of runs.")
@@ -132,7 +136,7 @@ def report(
     typer.echo(f"{printable(config)}: every link and chunk resolves, nothing leads outside.")
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def demo(
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option("--out", help="Where the artifacts go (default: runs/demo).")] = None,

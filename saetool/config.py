@@ -24,6 +24,7 @@ from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings
 from saetool.features import IndexSettings
 from saetool.images import ImageSettings
+from saetool.other_names import OTHER_NAMES
 from saetool.report import ReportSettings
 from saetool.settings import Settings
 from saetool.training import TrainingSettings
@@ -112,6 +113,10 @@ def load_config(source: str | os.PathLike, overrides: list[str] | None = None) -
         values["run"] = os.fspath(source)
     for override in overrides or []:
         key, separator, text = override.partition("=")
+        if key.startswith("-"):
+            word = key.strip("- ").replace("-", "_")
+            hint = OTHER_NAMES[word].sentence() if word in OTHER_NAMES else "For example training.lr=1e-3."
+            raise RequestError(f"{key}: no option of this command; settings are given as key=value. {hint}")
         if not separator or not key.strip():
             raise RequestError(f"{override!r} is not an override; write key.sub=value, for example training.lr=1e-3.")
         set_key(values, key.strip(), _parse(text, f"override {override!r}"))

@@ -100,6 +100,11 @@ def test_info_tells_kind_id_and_content(artifact):
         (["verify", "nowhere"], "no such file"),
         (["run", "dmo"], "Did you mean 'demo'"),
         (["train", "demo", "run=here", "training.lrr=1"], "Did you mean training.lr?"),
+        (
+            ["train", "demo", "--l1-coefficient", "3"],
+            "Did you mean autoencoder.penalty? Write autoencoder.penalty={kind",
+        ),
+        (["train", "demo", "--dryrun"], "--dryrun: no option of this command; settings are given as key=value."),
         (["train", "demo", "run=here"], "`saetool cache CONFIG` makes it"),
         (["cache", "folder", "run=here", "images.source=missing-folder"], "missing-folder"),
     ],

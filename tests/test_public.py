@@ -146,6 +146,13 @@ def test_an_artifact_is_five_lines_in_a_notebook(made):
     assert "from  autoencoder ../autoencoder, activations ../activations" in repr(made["features"])
 
 
+def test_a_store_and_a_backbone_say_what_they_are(made):
+    assert repr(made["store"]) == repr(made["store"].artifact)
+    backbone = saetool.wrap(timm.create_model("test_vit", img_size=32), layers=[2], image_size=32)
+    shown = "VisionTransformer, 6 layers, patches of a grid of 2 × 2; widths at layer 2 (blocks.1): 64"
+    assert repr(backbone) == f"Backbone({shown})"
+
+
 def test_what_an_artifact_says_is_escaped(made):
     odd = saetool.Artifact(Path("<script>"), made["model"].manifest)
     assert odd._repr_html_().startswith("<pre>autoencoder: &lt;script&gt;")
