@@ -91,4 +91,4 @@ def test_live_rows_cannot_be_counted(tmp_path):
     from saetool.pipeline import Run
 
     with pytest.raises(RequestError, match="cannot be auto with activations: live"):
-        Run(config).members[0].training()
+        Run(config, "x").members[0].training()
