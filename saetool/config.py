@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings
 from saetool.features import IndexSettings
 from saetool.images import ImageSettings
+from saetool.other_names import OTHER_NAMES
 from saetool.report import ReportSettings
 from saetool.settings import Settings
 from saetool.training.advice import USUAL_MINUTES, AutoAutoencoder, TrainingOrAuto
@@ -119,15 +121,29 @@ def load_config(source: str | os.PathLike, overrides: list[str] | None = None) -
         values["run"] = os.fspath(source)
     for override in overrides or []:
         key, separator, text = override.partition("=")
+        if key.startswith("-"):
+            word = key.strip("- ").replace("-", "_")
+            hint = OTHER_NAMES[word].sentence() if word in OTHER_NAMES else "For example training.lr=1e-3."
+            raise RequestError(f"{key}: no option of this command; settings are given as key=value. {hint}")
         if not separator or not key.strip():
             raise RequestError(f"{override!r} is not an override; write key.sub=value, for example training.lr=1e-3.")
         set_key(values, key.strip(), _parse(text, f"override {override!r}"))
     return build_config(values, path.name)
 
 
-def keep_config(config: RunConfig, folder: Path) -> None:
-    """Write a run's config, whole and with its overrides, into its folder: its stages then need no other argument."""
+def keep_config(config: RunConfig, folder: Path, keys: frozenset[str] | None = None) -> None:
+    """Write a run's config, with its overrides, into its folder: its stages then need no other argument.
+
+    Where one is kept already, only `keys` of it change: the others say what the other stages were made from.
+    """
     values = config.model_dump(mode="json")
+    if keys is not None and (folder / KEPT).is_file():
+        with suppress(RequestError):  # one that was damaged by hand is written anew
+            kept = load_config(folder / KEPT).model_dump(mode="json")
+            for key in {"run", *keys}:
+                section, _, inner = key.partition(".")
+                set_key(kept, key, values[section][inner] if inner else values[section])
+            values = build_config(kept, KEPT).model_dump(mode="json")
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     head = "# What this run was asked for, defaults and overrides included. Paths are as they were given.\n"
     path, data = folder / KEPT, (head + text).encode()
