@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from saetool.activations import cache
     from saetool.evaluation import intervene
     from saetool.exchange import export_autoencoder, import_autoencoder, load
-    from saetool.features import Features, index
+    from saetool.features import Features, index, table
     from saetool.images import open_source, register_source
     from saetool.training import train
     from saetool.vision import load_backbone, wrap
@@ -32,6 +32,7 @@ __all__ = [
     "load_backbone",
     "open_source",
     "register_source",
+    "table",
     "train",
     "wrap",
 ]
@@ -49,6 +50,7 @@ __getattr__ = lazy_names(
         "load_backbone": "vision",
         "open_source": "images",
         "register_source": "images",
+        "table": "features",
         "train": "training",
         "wrap": "vision",
     },

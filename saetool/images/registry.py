@@ -31,8 +31,8 @@ def register_source(name: str, source: Any = None) -> Any:
     """Let `images.source: NAME` in a config mean `source`, and let reports and evaluations open it again.
 
     source: whatever `open_source` takes (a torch or Hugging Face Dataset, a list, an array, a folder's path), or a
-    function or class that makes it without arguments, which is called when the images are first needed. Left out, the next
-    function is registered: `@saetool.register_source("mine")`. Another registration takes the place of the last.
+    function or class that makes it without arguments, which is called when the images are first needed. Left out, the
+    next function is registered: `@saetool.register_source("mine")`. A later registration takes an earlier one's place.
 
     A later process knows the name once it has imported the module that registers it: list the module in the environment
     variable SAETOOL_SOURCES, or offer it as an entry point of the group `saetool.sources`.
