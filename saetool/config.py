@@ -9,14 +9,16 @@ import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from saetool.activations import CacheSettings
+from saetool.artifacts.files import write_atomic
 from saetool.artifacts.verification import KINDS
 from saetool.autoencoders.families import AutoencoderSettings
+from saetool.autoencoders.shorthand import spelled_out
 from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings
 from saetool.features import IndexSettings
@@ -24,9 +26,12 @@ from saetool.images import ImageSettings
 from saetool.report import ReportSettings
 from saetool.settings import Settings
 from saetool.training import TrainingSettings
+from saetool.validation import check
 from saetool.vision import BackboneSettings
 
 LIVE = "live"
+KEPT = "config.yaml"
+"""The config in a run's folder."""
 LONGEST_NAME = 240
 """Bytes of a name that every usual file system takes, with `.partial` behind it."""
 
@@ -71,7 +76,14 @@ class RunConfig(Settings):
     @field_validator("autoencoder", mode="before")
     @classmethod
     def _is_a_path(cls, given: Any) -> Any:
-        return {"kind": "trained", "path": given} if isinstance(given, str) else given
+        return {"kind": "trained", "path": given} if isinstance(given, str) else spelled_out(given)
+
+    @field_validator("sweep", mode="before")
+    @classmethod
+    def _one_value_is_a_list_of_one(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {key: values if isinstance(values, list | tuple) else [values] for key, values in given.items()}
 
     @model_validator(mode="after")
     def _layer_is_cached(self) -> "RunConfig":
@@ -87,13 +99,16 @@ class RunConfig(Settings):
         return self
 
 
-def load_config(source: str, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML file, or a packaged config by name, apply `key.sub=value` overrides and check everything.
+def load_config(source: str | os.PathLike, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, a packaged config by name or the config that a run's folder keeps; apply overrides; check.
 
-    Raises RequestError naming the key, what is wrong with it and what would be right.
+    Overrides are `key.sub=value`. A run's folder is where it is now, whatever its config says. Raises RequestError
+    naming the key, what is wrong with it and what would be right.
     """
-    path = find_config(source)
+    path = find_config(os.fspath(source))
     values = _read_yaml(path)
+    if path.name == KEPT and path.parent == Path(source).expanduser():
+        values["run"] = os.fspath(source)
     for override in overrides or []:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
@@ -102,30 +117,19 @@ def load_config(source: str, overrides: list[str] | None = None) -> RunConfig:
     return build_config(values, path.name)
 
 
+def keep_config(config: RunConfig, folder: Path) -> None:
+    """Write a run's config, whole and with its overrides, into its folder: its stages then need no other argument."""
+    values = config.model_dump(mode="json")
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    head = "# What this run was asked for, defaults and overrides included. Paths are as they were given.\n"
+    path, data = folder / KEPT, (head + text).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, [data], folder / f".{KEPT}.{os.getpid()}")
+
+
 def build_config(values: dict[str, Any], name: str) -> RunConfig:
     """Check a config given as nested dictionaries; `name` is used in messages."""
-    try:
-        config = RunConfig.model_validate(values)
-        _refuse_unwritable(config.model_dump(), name, "", set())
-        return config
-    except ValidationError as error:
-        raise RequestError(f"{name}: " + "\n".join(_explain_all(error.errors()))) from None
-
-
-_UNWRITABLE = re.compile("[\\0\\ud800-\\udfff]")
-
-
-def _refuse_unwritable(value: Any, name: str, key: str, seen: set[int]) -> None:
-    """Raise RequestError for a text that no file system or encoding takes; `seen` are the containers looked into."""
-    if isinstance(value, str):
-        if _UNWRITABLE.search(value):
-            raise RequestError(f"{name}: {key}: {value[:80]!r} holds a character that cannot be written.")
-    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-        seen.add(id(value))
-        inner = value.items() if isinstance(value, dict) else [("", entry) for entry in value]
-        for part, entry in inner:
-            _refuse_unwritable(str(part), name, key or "a key", seen)
-            _refuse_unwritable(entry, name, f"{key}.{part}".strip("."), seen)
+    return check(RunConfig, values, name)
 
 
 def sweep_members(config: RunConfig) -> list[tuple[str, RunConfig]]:
@@ -191,6 +195,10 @@ def find_config(source: str) -> Path:
     packaged = packaged_configs()
     if source in packaged:
         return packaged[source]
+    if path.is_dir():
+        if (path / KEPT).is_file():
+            return path / KEPT
+        raise RequestError(f"{source}: a folder without a {KEPT}, so no run that was begun: name the config itself.")
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
         raise RequestError(f"{source}: no such config file.")
     close = difflib.get_close_matches(source, packaged, n=1)
@@ -241,7 +249,12 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode, deep: bool
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as it was."""
+
+
 _float_and_bool_of_yaml_1_2()
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 _Loader.add_constructor(
     yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
     lambda loader, node: _mapping_without_repeats(loader, node, deep=True),  # pyright: ignore[reportArgumentType]
@@ -292,121 +305,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: a config is a mapping of keys such as run, images, backbone; found {type(values).__name__}."
         )
     return values
-
-
-_OTHER_NAMES = {"epochs": "tokens", "steps": "tokens", "learning_rate": "lr", "dataset": "source"}
-"""What other programs call a key: nothing that letters alone would tell."""
-
-
-_OF_A_KEY = ("extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found")
-"""Errors about a key, not about a value that could have several types."""
-
-
-def _explain_all(errors: list[Any]) -> list[str]:
-    """Return one line a key: where several types would do, each says something about the same value."""
-    by_key: dict[str, list[Any]] = {}
-    for entry in errors:
-        by_key.setdefault(_key_of(entry), []).append(entry)
-    lines = []
-    for key, entries in by_key.items():
-        if len(entries) == 1 or key == "":
-            lines += [_explain(entry) for entry in entries]
-            continue
-        wanted = [entry["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for entry in entries]
-        given = next((entry.get("input") for entry in entries), None)
-        lines.append(f"{key}: should be {' or '.join(dict.fromkeys(wanted))} (given: {given!r})")
-    return list(dict.fromkeys(lines))
-
-
-def _key_of(entry: Any) -> str:
-    """Return the key that an error is about: its location up to where types of one value begin."""
-    location: tuple = entry["loc"]
-    if entry["type"] in _OF_A_KEY:
-        return ".".join(map(str, location))
-    models: list[type[BaseModel]] = [RunConfig]
-    key: list[str] = []
-    for part in location:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        if fields:
-            models = [m for f in fields for m in _models_in(f.annotation)]
-            key.append(str(part))
-        elif isinstance(part, int):
-            key.append(str(part))
-        elif not any(_tag_of(m) == part or m.__name__ == part for m in models):
-            break
-        else:
-            models = [m for m in models if _tag_of(m) == part or m.__name__ == part]
-    return ".".join(key)
-
-
-def _explain(entry: Any) -> str:
-    """Put one pydantic error into a sentence that names the key and the way out."""
-    location = [part for part in entry["loc"] if not _is_union_tag(part)]
-    key = ".".join(map(str, location)) if entry["type"] in _OF_A_KEY else _key_of(entry)
-    if entry["type"] == "extra_forbidden":
-        valid = _keys_at(entry["loc"][:-1])
-        given = str(entry["loc"][-1])
-        known = [name for name in (_OTHER_NAMES.get(given),) if name in valid]
-        close = known or difflib.get_close_matches(given, valid, n=1, cutoff=0.6)
-        parent = "".join(f"{part}." for part in location[:-1])
-        hint = f" Did you mean {parent}{close[0]}?" if close else ""
-        return f"{key}: unknown key.{hint} Valid here: {', '.join(valid)}."
-    if entry["type"] == "missing":
-        return f"{key}: missing; it has no default."
-    if entry["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        context = entry.get("ctx", {})
-        given = context.get("tag")
-        expected = context.get("expected_tags", "")
-        return (
-            f"{key}.kind: {'missing' if given is None else f'{given!r} is unknown'}; one of {expected or 'the kinds'}."
-        )
-    message = entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    given = entry.get("input")
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
-    return f"{key}: {message}{shown}" if key else message
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the settings classes that an annotation mentions, unions looked through."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _keys_at(location: tuple) -> list[str]:
-    """Return the valid keys of the section that a pydantic location names; union tags choose among its classes."""
-    models: list[type[BaseModel]] = [RunConfig]
-    for part in location:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        if fields:
-            models = [m for f in fields for m in _models_in(f.annotation)]
-        else:
-            models = [m for m in models if _tag_of(m) == part or m.__name__ == part] or models
-    return sorted({name for model in models for name in model.model_fields})
-
-
-def _tag_of(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("kind")
-    values = get_args(field.annotation) if field else ()
-    return values[0] if values else None
-
-
-def _is_union_tag(part: Any) -> bool:
-    return isinstance(part, str) and part in _all_tags()
-
-
-def _all_tags() -> set[str]:
-    """Return every union tag and class name that pydantic may put into a location."""
-    found: set[str] = set()
-    todo: list[type[BaseModel]] = [RunConfig]
-    seen: set[type[BaseModel]] = set()
-    while todo:
-        model = todo.pop()
-        if model in seen:
-            continue
-        seen.add(model)
-        children = [m for f in model.model_fields.values() for m in _models_in(f.annotation)]
-        for child in children:
-            found |= {child.__name__, *([tag] if (tag := _tag_of(child)) else [])}
-        todo += children
-    return found - {name for model in seen for name in model.model_fields}

@@ -41,6 +41,25 @@ def printable(text: str) -> str:
     return _UNSEEN.sub(spell, text)
 
 
+def type_name(value: object) -> str:
+    """Return the name of a value's type, with the package that it is from: `numpy.ndarray`, `int`."""
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in a message: one short line, whatever it is."""
+    if hasattr(value, "shape") or hasattr(value, "parameters") or hasattr(value, "model_fields"):
+        return f"a {type_name(value)}"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of anybody's class
+        return f"a {type_name(value)}"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+_LONGEST_VALUE = 80
 _LONGEST_LINE = 200
 """Characters of another library's message that stand inside one of ours."""
 

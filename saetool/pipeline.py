@@ -4,7 +4,10 @@ runs/NAME/{activations, autoencoder, features, evaluation, report}/      one mod
 runs/NAME/activations  runs/NAME/MEMBER/{autoencoder, features, …}/     a sweep
 """
 
+import os
 import shlex
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,27 +17,36 @@ from saetool import distributed
 from saetool.activations import LiveSource, caching_stage, require_space
 from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact, Stage, run_stage
-from saetool.artifacts.manifest import MANIFEST
+from saetool.artifacts.manifest import COMMANDS, MANIFEST
 from saetool.artifacts.remote import place_of
 from saetool.artifacts.stage import Force
-from saetool.config import LIVE, RunConfig, Trained, load_config, sweep_members
-from saetool.errors import RequestError
+from saetool.config import (
+    KEPT,
+    LIVE,
+    RunConfig,
+    Trained,
+    build_config,
+    find_config,
+    keep_config,
+    load_config,
+    set_key,
+    sweep_members,
+)
+from saetool.errors import RequestError, shown, type_name
 from saetool.images import ImageSource, open_source
-from saetool.images.settings import is_named
 from saetool.progress import say
+from saetool.settings import Settings
+from saetool.standing import (
+    FULL,
+    answers_cheap,
+    differs_only_in,
+    is_whole,
+    made_at,
+    standing_at,
+    store_answers,
+    whole_was_begun,
+)
 from saetool.training import train_together, training_stage
-
-_FULL = ("probing", "effect", "refit", "references")
-"""Settings of an evaluation that `saetool evaluate` switches on, and `saetool run` does not."""
-
-COMMANDS = {
-    "activations": "cache",
-    "autoencoder": "train",
-    "features": "index",
-    "evaluation": "evaluate",
-    "report": "report",
-}
-"""The command that makes each kind of artifact."""
 
 # Stages that need scikit-learn or scipy, seconds to import, are imported where they are used.
 
@@ -54,9 +66,41 @@ class Run:
         overrides = overrides or []
         # Places are no part of what is made, so they are left out of the command that the report shows.
         shown = [override for override in overrides if not override.startswith(("run=", "activations="))]
-        run = cls(load_config(config, overrides), shlex.join(["saetool", "run", Path(config).name, *shown]))
+        name = f"{Path(config).resolve().name}/{KEPT}" if find_config(config).name == KEPT else Path(config).name
+        run = cls(load_config(config, overrides), shlex.join(["saetool", "run", name, *shown]))
         distributed.start()
         return run
+
+    def build(self, members: Sequence[tuple[Stage, Path]], force: Force = False) -> list[Artifact]:
+        """Make artifacts of this run, several autoencoders together, and keep its config in its folder.
+
+        It is kept before the work where nothing is there yet, so that killed work goes on without a config at hand.
+        """
+        kept = self.directory / KEPT
+        if distributed.is_main() and not kept.exists() and not any(out.exists() for _, out in members):
+            keep_config(self.config, self.directory)
+        together = len(members) > 1 or members[0][0].kind == "autoencoder"
+        made = train_together(members, force=force) if together else [run_stage(*members[0], force=force)]
+        if distributed.is_main():
+            keep_config(self.config, self.directory)
+        return made
+
+    def __getitem__(self, name: str) -> Artifact:
+        """Return an artifact by its kind, or MEMBER/KIND in a sweep; raises RequestError where it is not made."""
+        member, _, kind = str(name).rpartition("/")
+        found = next((m for m in self.members if m.name == member), None)
+        if kind == "activations" or (kind == "sweep" and not member):
+            return self.store if kind == "activations" else made_at(self.directory / kind, kind)
+        if found is None or kind not in COMMANDS:
+            names = ", ".join(f"{m.name}/KIND" if m.name else "KIND" for m in self.members)
+            raise RequestError(
+                f"{self.directory}: has no {name!r}; ask for {names}, KIND one of {', '.join(COMMANDS)}."
+            )
+        return made_at(found.path(kind), kind)
+
+    def __repr__(self) -> str:
+        results = [member.result() for member in self.members if (member.path("autoencoder") / MANIFEST).is_file()]
+        return "\n".join([f"run {self.directory}", *results])
 
     @cached_property
     def source(self) -> ImageSource:
@@ -78,7 +122,7 @@ class Run:
         """The sealed activations; raises RequestError when they are not made yet."""
         if self.live:
             raise RequestError("activations: live keeps no store; index and report need one: set activations to null.")
-        return _made(self.store_path, "activations")
+        return made_at(self.store_path, "activations")
 
     def caching(self) -> Stage:
         """Return the stage that caches activations."""
@@ -94,18 +138,18 @@ class Run:
         try:
             stage = self.caching()
         except RequestError:
-            if force is True or not _holds(self.store_path, self.config):
+            if force is True or not store_answers(self.store_path, self.config):
                 raise
             say(f"{self.store_path}: sealed; the images themselves are not at hand.")
             return self.store
-        return run_stage(stage, self.store_path, force=force)
+        return self.build([(stage, self.store_path)], force)[0]
 
     def train(self, force: Force = False) -> list[Artifact]:
         """Train the models: several on one stream. One that the config names by its path is trained already."""
         if isinstance(self.config.autoencoder, Trained):
-            return [_made(self.members[0].path("autoencoder"), "autoencoder")]
+            return [made_at(self.members[0].path("autoencoder"), "autoencoder")]
         stages = [(member.training(), member.path("autoencoder")) for member in self.members]
-        return train_together(stages, force=force)
+        return self.build(stages, force)
 
     def estimate(self, kind: str) -> dict[str, Any]:
         """Return what a dry run of caching or training says (of a sweep: its first member)."""
@@ -150,7 +194,7 @@ class Run:
 
             evaluations = {member.name: member.evaluate(force, full=False) for member in self.members}
             models = {member.name: Artifact.open(member.path("autoencoder")) for member in self.members}
-            run_stage(sweep_stage(evaluations, models), self.directory / "sweep", force=force)
+            self.build([(sweep_stage(evaluations, models), self.directory / "sweep")], force)
         else:
             member = self.members[0]
             member.index(force)
@@ -170,6 +214,59 @@ class Run:
             Artifact.open(index.embeddings, "activations")
         for path in evaluation.stability:
             Artifact.open(path, "autoencoder")
+
+
+def run(
+    config: str | os.PathLike | Mapping[str, Any] | RunConfig,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+    *,
+    force: bool = False,
+) -> Run:
+    """Make everything that a config asks for, up to the page: skips what is done, resumes what was begun.
+
+    Args:
+        config: a YAML file, the name of a packaged config, a run's folder, or the same as nested dictionaries.
+        overrides: by dotted key (`{"training.lr": 1e-3}`), or as the command line has them (`["training.lr=1e-3"]`).
+        force: replace what was made otherwise than asked for now.
+
+    Returns the run: `run["features"]` is its artifact of a kind, in a sweep `run["MEMBER/features"]`.
+
+    >>> made = saetool.run("digits", {"run": "runs/all", "images.limit": 60, "training.tokens": 4096})
+    >>> made["autoencoder"].kind
+    'autoencoder'
+    """
+    given, texts = _overrides(overrides)
+    if isinstance(config, str | os.PathLike) and not given:
+        made = Run.load(os.fspath(config), texts)
+    else:
+        values = _values(config)
+        for key, value in given.items():
+            set_key(values, key, value)
+        made = Run(build_config(values, "run"), "saetool.run(…)")
+        distributed.start()
+    made.make_all(force="different" if force else False)
+    return made
+
+
+def _overrides(given: Any) -> tuple[dict[str, Any], list[str]]:
+    if given is None or isinstance(given, Mapping):
+        return dict(given or {}), []
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+        raise RequestError(
+            f"run takes overrides as {{'training.lr': 1e-3}} or ['training.lr=1e-3'], not {shown(given)}."
+        )
+    return {}, list(given)
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """Return a config as nested dictionaries of its own."""
+    if isinstance(config, str | os.PathLike):
+        config = load_config(config)
+    if isinstance(config, RunConfig):
+        return config.model_dump(exclude_unset=True)
+    if not isinstance(config, Mapping):
+        raise RequestError(f"run takes no {type_name(config)}: give a YAML file, a packaged config's name, or a dict.")
+    return {k: v.model_dump(exclude_unset=True) if isinstance(v, Settings) else deepcopy(v) for k, v in config.items()}
 
 
 @dataclass(frozen=True)
@@ -192,14 +289,14 @@ class Member:
         if isinstance(c.autoencoder, Trained):
             raise RequestError(f"autoencoder: {c.autoencoder.path} is trained already: index and evaluate it.")
         store = LiveSource(c.backbone, self.run.source, c.images, c.cache) if self.run.live else self.run.store
-        return training_stage(store, c.autoencoder, c.training, c.seed)
+        return training_stage(store, c.autoencoder, c.training, c.seed, group=None if self.run.live else c.images.group)
 
     def index(self, force: Force = False) -> Artifact:
         """Find what each latent responds to."""
         from saetool.features import index_stage
 
-        stage = index_stage(_made(self.path("autoencoder"), "autoencoder"), self.run.store, self.config.index)
-        return run_stage(stage, self.path("features"), force=force)
+        stage = index_stage(made_at(self.path("autoencoder"), "autoencoder"), self.run.store, self.config.index)
+        return self.run.build([(stage, self.path("features"))], force)[0]
 
     def evaluate(self, force: Force = False, full: bool = True) -> Artifact:
         """Measure held-out numbers and baselines; `full` adds probes and the effect on the model.
@@ -209,27 +306,28 @@ class Member:
         """
         place = self.path("evaluation")
         cheap = self._evaluation(full=False)
-        standing = _standing(place)
-        if not full and not force and standing is not None and _answers(standing, cheap):
+        standing = standing_at(place)
+        if not full and not force and standing is not None and answers_cheap(standing, cheap):
             say(f"{place}: done already")
             return standing
         whole, found = self._evaluation(full=True), standing and standing.manifest["recipe"]
         if full:
-            replaces = found == cheap.recipe or _differs_only_in(whole, place, "features")
-            return run_stage(whole, place, force=force or replaces)
+            replaces = found == cheap.recipe or differs_only_in(whole, place, "features")
+            return self.run.build([(whole, place)], force or replaces)[0]
         # What costs minutes to hours is never replaced by what costs seconds: it is made again, or kept.
-        stage = whole if found == whole.recipe or (standing and _is_whole(standing)) else cheap
-        return run_stage(stage, place, force=force or _differs_only_in(stage, place, "features"))
+        kept = found == whole.recipe or (standing and is_whole(standing.config)) or whole_was_begun(place)
+        stage = whole if kept else cheap
+        return self.run.build([(stage, place)], force or differs_only_in(stage, place, "features"))[0]
 
     def _evaluation(self, full: bool) -> Stage:
         from saetool.evaluation import evaluation_stage
 
         settings = self.config.evaluation
         if full:
-            settings = settings.model_copy(update=dict.fromkeys(_FULL, True))
+            settings = settings.model_copy(update=dict.fromkeys(FULL, True))
         features = self.path("features")
         return evaluation_stage(
-            _made(self.path("autoencoder"), "autoencoder"),
+            made_at(self.path("autoencoder"), "autoencoder"),
             self.run.store,
             settings,
             backbone=self.config.backbone,
@@ -246,22 +344,22 @@ class Member:
             Artifact.open(self.path(kind), kind) if (self.path(kind) / MANIFEST).is_file() else None
             for kind in ("features", "evaluation")
         )
-        model = _made(self.path("autoencoder"), "autoencoder")
+        model = made_at(self.path("autoencoder"), "autoencoder")
         report, command = self.config.report, self.run.command
         source = None if StoredThumbnails.are_in(self.run.store) else self.run.source
         stage = report_stage(features, self.run.store, model, evaluation, source, report, command)
         place = self.path("report")
-        if not force and _differs_only_in(stage, place, "evaluation", "features"):
+        if not force and differs_only_in(stage, place, "evaluation", "features"):
             say(f"{place}: the evaluation or the index is newer; writing the page again.")
             force = True
-        return run_stage(stage, place, force=force)
+        return self.run.build([(stage, place)], force)[0]
 
     def result(self) -> str:
         """Return the result in a few lines: quality on held-out images, dead latents, where the report is.
 
         Dead latents never fired on the whole store where there is an index, on the held-out images where there is not.
         """
-        facts = _made(self.path("autoencoder"), "autoencoder").content
+        facts = made_at(self.path("autoencoder"), "autoencoder").content
         final = facts.get("final") or self._evaluated()
         name = f"{self.name}: " if self.name else ""
         lines = [
@@ -295,73 +393,3 @@ def _training_of(facts: dict[str, Any]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
-
-
-def _made(path: Path, kind: str) -> Artifact:
-    """Open what an earlier stage made; raise RequestError naming the command that makes it."""
-    begun = path.with_name(path.name + ".partial").exists()
-    if not path.exists():
-        state, does = ("begun and not finished", "finishes") if begun else ("not made yet", "makes")
-        raise RequestError(
-            f"{path}: {state}. `saetool {COMMANDS[kind]} CONFIG` {does} it, `saetool run CONFIG` makes all."
-        )
-    return Artifact.open(path, kind)
-
-
-def _standing(path: Path) -> Artifact | None:
-    """Return the artifact at `path`; None where there is none or a damaged one, of which the stage loop speaks."""
-    try:
-        return Artifact.open(path)
-    except RequestError:
-        return None
-
-
-def _is_whole(evaluation: Artifact) -> bool:
-    """Say whether an evaluation has the model's own effects."""
-    settings = evaluation.config["settings"]
-    return bool(settings["probing"] and settings["effect"])
-
-
-def _answers(found: Artifact, cheap: Stage) -> bool:
-    """Say whether a full evaluation, whatever its own settings, has all that the cheap one would have."""
-    if not _is_whole(found):
-        return False
-    asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in cheap.inputs]
-    settings = {key: value for key, value in cheap.config["settings"].items() if key not in _FULL}
-    same = all(found.config["settings"].get(key) == value for key, value in settings.items())
-    return same and found.inputs == asked and found.config["seed"] == cheap.config["seed"]
-
-
-def _differs_only_in(stage: Stage, path: Path, *kinds: str) -> bool:
-    """Say whether the artifact at `path` is the asked one but for some inputs, which came, went or were made again."""
-    found = _standing(path)
-    if found is None:
-        return False
-
-    def others(entries: list[dict]) -> list[dict]:
-        return [entry for entry in entries if entry["kind"] not in kinds]
-
-    asked = [{"kind": artifact.kind, "id": artifact.id} for artifact in stage.inputs]
-    same = found.config == stage.config and others(found.inputs) == others(asked)
-    return same and found.manifest["recipe"] != stage.recipe
-
-
-def _holds(store: Path, config: RunConfig) -> bool:
-    """Say whether the store at `store` answers a config, as far as that can be said without its images."""
-    if not (store / MANIFEST).is_file():
-        return False
-    found = Artifact.open(store, "activations").config
-    if found["cache"] != config.cache.content():
-        return False
-    # What a table of labels says counts, not where it lies.
-    images = config.images.model_dump(mode="json") | config.images.content()
-    asked = {"backbone": config.backbone.model_dump(mode="json"), "images": images}
-    for section, values in asked.items():
-        for key, value in values.items():
-            # A resolved precision answers `auto`; a folder's place is no part of what was made.
-            free = (section, key, value) == ("backbone", "precision", "auto")
-            value = "folder" if (section, key) == ("images", "source") and not is_named(value) else value
-            known = found[section].get("decode", "pillow") if key == "decode" else found[section].get(key, value)
-            if not free and known != value:
-                return False
-    return True

@@ -11,6 +11,7 @@ import pytest
 
 from saetool.config import build_config, load_config, packaged_configs, sweep_members
 from saetool.errors import RequestError
+from saetool.other_names import OTHER_NAMES
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +44,70 @@ def test_a_wrong_key_or_value_is_named_with_the_way_out(override, message):
         load_config("demo", [override])
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "write"),
+    [
+        ("training.epochs=3", "training.tokens=1_300_000"),
+        ("training.l1_coefficient=3", "autoencoder.penalty={kind: l1, target_l0: 45}"),
+        ("autoencoder.k=32", "autoencoder.activation={kind: topk, k: 32}"),
+        ("autoencoder.expansion_factor=8", "autoencoder.expansion=32"),
+        ("autoencoder.d_sae=8", "autoencoder.n_latents=12288"),
+        ("batch_size=8", "training.batch_size=2048"),
+        ("lr=8", "training.lr=1e-3"),
+        ("device=cuda", "CUDA_VISIBLE_DEVICES"),
+        ("cache.Learning-Rate=1", "training.lr=1e-3"),
+        ("training.expansion=3", "Did you mean autoencoder.expansion?"),
+    ],
+)
+def test_a_word_of_another_tool_ends_in_the_name_of_our_setting(override, write):
+    with pytest.raises(RequestError) as caught:
+        load_config("demo", [override])
+    key = override.partition("=")[0]
+    assert f"{key}: unknown key." in str(caught.value)
+    assert write in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", sorted({entry for entry in OTHER_NAMES.values() if entry.key}))
+def test_what_is_to_be_written_for_another_tools_word_is_a_key_with_a_value_that_it_takes(entry):
+    complaint = ""
+    try:
+        load_config("demo", [f"{entry.key}={entry.example}"])
+    except RequestError as error:  # two settings may not go together, but this one is understood
+        complaint = str(error)
+    assert not any(words in complaint for words in ("unknown", "Input should", "missing")), complaint
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "wanted"),
+    [
+        ("backbone.layers=10", lambda c: c.backbone.layers, [10]),
+        ("backbone.layers=blocks.9.mlp", lambda c: c.backbone.layers, ["blocks.9.mlp"]),
+        ("images.label_columns=defect", lambda c: c.images.label_columns, ["defect"]),
+        ("report.latents=7", lambda c: c.report.latents, [7]),
+        ("evaluation.stability=runs/b/autoencoder", lambda c: c.evaluation.stability, ("runs/b/autoencoder",)),
+        ("autoencoder.matryoshka=768", lambda c: c.autoencoder.matryoshka, (768,)),
+        ("sweep={training.lr: 1e-3}", lambda c: c.sweep, {"training.lr": [1e-3]}),
+    ],
+)
+def test_one_value_is_a_list_of_one_where_only_a_list_will_do(override, read, wanted):
+    assert read(load_config("demo", [override])) == wanted
+
+
+@pytest.mark.parametrize("override", ["backbone.layers=10,11", "backbone.layers=true"])
+def test_a_list_without_its_brackets_is_refused_and_shown_how(override):
+    with pytest.raises(RequestError, match=r"backbone\.layers: Input should be a valid list, as in \[1, 2\]"):
+        load_config("demo", [override])
+
+
+def test_an_activation_may_stand_as_the_kind_of_autoencoder_and_its_k_beside_it():
+    short = {"kind": "topk", "k": 32, "expansion": 4}
+    long = {"kind": "sparse", "activation": {"kind": "topk", "k": 32}, "expansion": 4}
+    rest = {"run": "runs/x", "images": {}, "backbone": {}, "training": {"tokens": 100}}
+    assert build_config({**rest, "autoencoder": short}, "a") == build_config({**rest, "autoencoder": long}, "b")
+    with pytest.raises(RequestError, match="topk fixes the number of active latents by k"):
+        load_config("demo", ["autoencoder={kind: topk, k: 8, expansion: 4, penalty: {kind: l1, weight: 1}}"])
 
 
 def test_overrides_reach_their_key_and_nothing_else():

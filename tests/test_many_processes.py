@@ -158,7 +158,8 @@ def test_a_killed_process_ends_the_job_and_another_number_of_processes_resumes(a
     partial = out.parent / "activations.partial"
     finished = [f"layer-03/{record.name}.safetensors" for record in (partial / ".scratch/journal/shards").iterdir()]
     times = [(partial / name).stat().st_mtime_ns for name in finished]
-    assert "layer-03/00001.safetensors" in finished
+    # The second process writes shards 1, 3 and 5, several at a time: which is first recorded is open.
+    assert {f"layer-03/{shard:05d}.safetensors" for shard in (1, 3, 5)} & set(finished)
     made(resumed_with, "cache", config, f"run={tmp_path / 'run'}")
     artifact = Artifact.open(out)
     assert artifact.id == Artifact.open(alone / "activations").id

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from saetool.activations.from_tensors import write_store
     from saetool.activations.live import LiveSource, LiveStream
     from saetool.activations.settings import CacheSettings
-    from saetool.activations.split import held_out_mask
+    from saetool.activations.split import held_out_images, held_out_mask, image_groups
     from saetool.activations.store import ActivationStore, SiteStore
     from saetool.activations.store_stream import StoreStream
     from saetool.activations.stream import ShuffledStream, TensorStream
@@ -29,7 +29,9 @@ __all__ = [
     "TensorStream",
     "cache",
     "caching_stage",
+    "held_out_images",
     "held_out_mask",
+    "image_groups",
     "require_space",
     "write_store",
 ]
@@ -47,7 +49,9 @@ __getattr__ = lazy_names(
         "TensorStream": "stream",
         "cache": "caching",
         "caching_stage": "caching",
+        "held_out_images": "split",
         "held_out_mask": "split",
+        "image_groups": "split",
         "require_space": "estimate",
         "write_store": "from_tensors",
     },

@@ -6,11 +6,12 @@ are missing.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from saetool import distributed
+from saetool.activations.asking import asked_of, no_backbone
 from saetool.activations.decoding import Decoder, decoding_processes
 from saetool.activations.forward import Forward
 from saetool.activations.gpu_decoding import GpuDecoder, difference
@@ -194,40 +195,51 @@ def caching_stage(
 
 
 def cache(
-    backbone: Backbone | BackboneSettings | str,
+    backbone: Backbone | BackboneSettings | Mapping[str, Any] | str,
     images: Any,
-    sites: Sequence[int | str] | None,
-    out: str | os.PathLike,
-    settings: CacheSettings | None = None,
+    sites: Sequence[int | str] | int | str | None = None,
+    out: str | os.PathLike = "",
+    settings: CacheSettings | Mapping[str, Any] | None = None,
     *,
     on_error: Literal["fail", "skip"] | None = None,
+    seed: int = 0,
     force: bool = False,
+    **keywords: Any,
 ) -> Artifact:
     """Cache the activations at `sites` (layers from 1, or module paths) over `images` into the store `out`.
 
-    backbone: a loaded one (any nn.Module: see `saetool.vision.wrap`), settings, or a name; images: settings, a folder,
-    or whatever else `open_source` takes; on_error: what happens at an image that cannot be read (default: what the
-    settings say). Pictures that exist in memory only leave thumbnails in the store, so that a report can show them.
-    Skips when the same is there, resumes when it was begun. Returns the sealed artifact.
+    Args:
+        backbone: a name, settings, or a loaded one (any nn.Module: `saetool.wrap`).
+        images: a folder, a name, settings, or whatever else `open_source` takes. Pictures that exist in memory only
+            leave thumbnails in the store, so that a report can show them.
+        sites: default: what the backbone's settings say, or those that it was loaded with.
+        settings: of a config's `cache` section.
+        on_error: what happens at an image that cannot be read (default: what the images' settings say).
+        seed: of the weights, where `pretrained` is false.
+        keywords: single keys of the sections `cache`, `backbone` and `images`: `dtype="float16", limit=100`.
+
+    Skips when the same is there, resumes when it was begun. Returns the sealed artifact; raises RequestError where
+    anything of the request is wrong.
+
+    >>> store = saetool.cache("pixels/gray", "digits", 1, "runs/digits/activations", image_size=8, limit=20)
+    >>> store.content["images"]
+    20
     """
-    settings = settings or CacheSettings()
-    if isinstance(images, str | os.PathLike):
-        images = ImageSettings(source=os.fspath(images))
+    if on_error is not None and not hasattr(images, "listing"):  # of an opened source it is not the source's own
+        keywords = {**keywords, "on_error": on_error}
+    backbone, images, settings, seed = asked_of("cache", backbone, images, sites, settings, seed, keywords)
     if isinstance(images, ImageSettings):
-        images = images.model_copy(update={"on_error": on_error or images.on_error})
         on_error = images.on_error
-    if isinstance(backbone, str):
-        backbone = BackboneSettings(name=backbone)
-    if isinstance(backbone, BackboneSettings) and sites is not None:
-        backbone = backbone.model_copy(update={"layers": list(sites)})
     if isinstance(backbone, BackboneSettings) and isinstance(images, ImageSettings):
-        return run_stage(caching_stage(backbone, open_source(images), images, settings), out, force=force)
-    loaded = load_backbone(backbone) if isinstance(backbone, BackboneSettings) else backbone
-    _require(isinstance(loaded, Backbone), loaded, "a name, BackboneSettings or saetool.vision.wrap(module, …)")
+        return run_stage(caching_stage(backbone, open_source(images), images, settings, seed), out, force=force)
+    loaded = load_backbone(backbone, seed) if isinstance(backbone, BackboneSettings) else backbone
+    if not isinstance(loaded, Backbone):
+        raise no_backbone(loaded, "cache")
     source = open_source(images)
     if getattr(source, "in_memory", False) and not is_named(source.name):
         settings = settings.model_copy(update={"thumbnails": True})
-    wanted = loaded.sites if sites is None else loaded.sites_of(sites)
+    named = [sites] if isinstance(sites, int | str) else sites
+    wanted = loaded.sites if named is None or isinstance(backbone, BackboneSettings) else loaded.sites_of(named)
     decode = images.decode if isinstance(images, ImageSettings) else "pillow"
     identity = {"source": source.name} | ({} if decode == "pillow" else {"decode": decode})
     job = CachingJob(
@@ -240,11 +252,6 @@ def cache(
         "cache": settings.content(),
     }
     return run_stage(_stage(job, config), out, force=force)
-
-
-def _require(known: bool, given: Any, way: str) -> None:
-    if not known:
-        raise RequestError(f"cache takes no {type(given).__module__}.{type(given).__name__}: give {way}.")
 
 
 def _stage(job: CachingJob, config: dict[str, Any]) -> Stage:

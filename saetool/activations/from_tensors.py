@@ -16,7 +16,7 @@ from saetool.activations.shard import DTYPES
 from saetool.activations.store import KIND, ActivationStore
 from saetool.activations.writer import Plan, ShardContent, StoreWriter, require_folder_name
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
-from saetool.errors import RequestError
+from saetool.errors import RequestError, type_name
 from saetool.images.registry import registered_in
 
 
@@ -45,11 +45,10 @@ def write_store(
 
     Raises RequestError for values that are not finite, labels of no class, and shapes that do not fit together.
 
-    >>> import tempfile, numpy as np
-    >>> rows, pictures = np.random.rand(3, 4, 8), np.zeros((3, 16, 16), np.uint8)
-    >>> store = write_store(tempfile.mkdtemp() + "/store", rows, images=pictures, grid=(2, 2))
-    >>> store.site().rows(0, 3).shape
-    torch.Size([3, 4, 8])
+    >>> rows, pictures = np.random.rand(3, 4, 16), np.zeros((3, 32, 32), np.uint8)        # images, tokens, d
+    >>> store = saetool.write_store("runs/rows/activations", rows, images=pictures, grid=(2, 2))
+    >>> store.site().rows(0, 2).shape
+    torch.Size([2, 4, 16])
     """
     settings = settings or CacheSettings(dtype="float32")
     if settings.thumbnails and images is None and thumbnails is None:
@@ -85,13 +84,14 @@ def write_store(
 def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
     """Return the tensors by site folder; RequestError where there is one that is no store's."""
     given = tokens if isinstance(tokens, dict) else {"rows": tokens}
-    sites = {name: torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows for name, rows in given.items()}
+    numbers = {name: isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub" for name, rows in given.items()}
+    sites = {name: torch.from_numpy(rows) if numbers[name] else rows for name, rows in given.items()}
     for name in sites:
         require_folder_name(name)
-    wrong = next((rows for rows in sites.values() if not isinstance(rows, Tensor) or rows.is_complex()), None)
-    if wrong is not None or not sites:
-        kind = f"{type(wrong).__module__}.{type(wrong).__name__}" if sites else "nothing"
-        kind = str(wrong.dtype) if isinstance(wrong, Tensor) else kind
+    wrong = [rows for rows in sites.values() if not isinstance(rows, Tensor) or rows.is_complex() or rows.is_meta]
+    if wrong or not sites:
+        kind = type_name(wrong[0]) if sites else "nothing"
+        kind = str(wrong[0].dtype) if wrong and isinstance(wrong[0], Tensor) else kind
         raise RequestError(f"write_store takes tensors or numpy arrays [images, tokens, d], not {kind}.")
     sites = {name: rows[:, None] if rows.ndim == 2 else rows for name, rows in sites.items()}
     n_images = len(next(iter(sites.values())))

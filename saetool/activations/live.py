@@ -8,7 +8,7 @@ a store is exact: moments and samples come from the first rows of the first roun
 held-out images of a seeded order, and every process runs its own share of each round's slices.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -26,12 +26,13 @@ from saetool.activations.prefetch import prefetch
 from saetool.activations.settings import CacheSettings
 from saetool.activations.shard import DTYPES
 from saetool.activations.shuffle import Position
-from saetool.activations.split import is_held_out
+from saetool.activations.split import group_key, is_held_out
 from saetool.activations.stream import spread
 from saetool.activations.writer import Plan
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, ImageSource
+from saetool.images.settings import Grouping
 from saetool.statistics import Statistics
 from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
 from saetool.vision.weights import resolve_precision
@@ -63,6 +64,8 @@ class Images:
     source: ImageSource
     cache: CacheSettings
     on_error: Literal["fail", "skip"] = "fail"
+    group: Grouping | None = None
+    """Which images are held out as one; of duplicates in two groups, one may be held out and the other not."""
 
     @property
     def tokens(self) -> int:
@@ -76,20 +79,25 @@ class Images:
         return Plan(len(self.source), [site], self.cache)
 
     def rows(self, slices: Iterable[int], wanted: Callable[[str], bool]) -> Iterator[Float[Tensor, "rows d"]]:
-        """Yield the tokens of the slices' images whose file digest is `wanted`, a full forward batch at a time.
+        """Yield the tokens of the slices' images whose digest, or group, is `wanted`, a full forward batch at a time.
 
         Tokens come in the stored dtype, on the CPU. Raises WorkError at values that are not finite.
         """
         decoder = Decoder(self.source, self.backbone.transform, self.plan, self.on_error)
         waiting: list[Tensor] = []
         for decoded in decoder.slices(slices):
+            places = self.plan.images_of(decoded.number)
             kept = zip(decoded.kept, decoded.images, strict=True)
-            waiting += [decoded.pixels[place] for place, row in kept if wanted(row["digest"])]
+            waiting += [decoded.pixels[place] for place, row in kept if wanted(self._key(row, places[place]))]
             while len(waiting) >= self.cache.batch_size:
                 yield self._forward(waiting[: self.cache.batch_size])
                 waiting = waiting[self.cache.batch_size :]
         if waiting:
             yield self._forward(waiting)
+
+    def _key(self, row: Mapping[str, Any], place: int) -> str:
+        key = None if self.group is None else group_key(row, place, self.group)
+        return row["digest"] if key is None else key
 
     def _forward(self, images: list[Tensor]) -> Tensor:
         missing = self.cache.batch_size - len(images)
@@ -189,11 +197,11 @@ class LiveStream:
             return []
         return _take(self.images.rows(self._permuted("held out slices"), self._is_held_out), self.pool_rows)
 
-    def _is_held_out(self, digest: str) -> bool:
-        return is_held_out(digest, self.seed, self.share)
+    def _is_held_out(self, key: str) -> bool:
+        return is_held_out(key, self.seed, self.share)
 
     def _train_rows(self, slices: Iterable[int]) -> Iterator[Tensor]:
-        return self.images.rows(slices, lambda digest: not self._is_held_out(digest))
+        return self.images.rows(slices, lambda key: not self._is_held_out(key))
 
     def _slices(self, epoch: int) -> Sequence[int]:
         return self._permuted("blocks", epoch)
@@ -264,10 +272,16 @@ class LiveSource:
     def config(self) -> dict[str, Any]:
         """Return what determines the rows: what a store of them would be asked for."""
         cached = caching_stage(self.backbone, self.source, self.images, self.cache).config
-        return {"live": {**cached, "cache": self.cache.model_dump(mode="json", include={"dtype", "batch_size"})}}
+        live = {**cached, "cache": self.cache.model_dump(mode="json", include={"dtype", "batch_size"})}
+        return {"live": live, **({"group": self.images.group.rule()} if self.images.group else {})}
 
     def check(self, settings: StreamRequest) -> None:
-        """Raise RequestError where several layers are read and none is chosen."""
+        """Raise RequestError where several layers are read and none is chosen, or images have no such column."""
+        column = self.images.group.column if self.images.group else None
+        columns = [label.name for label in self.source.label_columns]
+        if column is not None and column not in columns:
+            known = ", ".join(columns) or "none"
+            raise RequestError(f"images.group: the images have no label column {column!r}. Columns: {known}.")
         layers = self.backbone.layers
         if settings.layer is None and len(layers) != 1:
             raise RequestError(f"training.layer is not given; backbone.layers has {list(layers)}: name one.")
@@ -282,7 +296,7 @@ class LiveSource:
         backbone = load_backbone(self.backbone.model_copy(update={"precision": precision}), seed, device)
         site = backbone.sites[0] if settings.layer is None else backbone.site(settings.layer)
         self._site = backbone.describe_site(site)
-        images = Images(backbone, site, self.source, self.cache, self.images.on_error)
+        images = Images(backbone, site, self.source, self.cache, self.images.on_error, self.images.group)
         return LiveStream(images, settings.batch_size, settings.pool_rows, seed, settings.held_out)
 
 

@@ -1,30 +1,111 @@
-"""Which images are held out: decided by their content, so that duplicates and other stores agree."""
+"""Which images are held out: decided by their content, or by their group, so that duplicates and other stores agree."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from saetool import seeding
+from saetool.errors import RequestError
+from saetool.images.settings import Grouping
+
+if TYPE_CHECKING:
+    from saetool.activations.store import ActivationStore
 
 
-def is_held_out(digest: str, seed: int, share: float) -> bool:
-    """Say whether an image is held out by its own hash, whatever other images there are."""
-    return _hash(digest, seed) < share * 2.0**63
+def is_held_out(key: str, seed: int, share: float) -> bool:
+    """Say whether an image is held out by its own key (its digest, or its group), whatever other images there are."""
+    return _hash(key, seed) < share * 2.0**63
 
 
-def held_out_mask(digests: Sequence[str], seed: int, share: float) -> Bool[np.ndarray, "images"]:
-    """Say for each image, by its file digest, whether it is held out: hash(seed, digest) below `share`.
+def held_out_mask(keys: Sequence[str], seed: int, share: float) -> Bool[np.ndarray, "images"]:
+    """Say for each image, by its file digest or its group, whether it is held out: hash(seed, key) below `share`.
 
-    When none qualifies and `share` is above 0, the image with the smallest hash is held out (with its duplicates).
+    When none qualifies and `share` is above 0, the key with the smallest hash is held out, with all its images.
     """
-    hashes = np.array([_hash(digest, seed) for digest in digests], dtype=np.int64)
+    hashes = np.array([_hash(key, seed) for key in keys], dtype=np.int64)
     mask = hashes < share * 2.0**63
     if share > 0 and len(hashes) and not mask.any():
         mask = hashes == hashes.min()
     return mask
 
 
-def _hash(digest: str, seed: int) -> int:
-    """Return the image's place among all, from 0 to 2⁶³ − 1."""
-    return seeding.derive(seed, "held out", digest)
+def held_out_images(store: "ActivationStore", held_out: Mapping[str, Any]) -> Bool[np.ndarray, "images"]:
+    """Say for each image of a store whether it is held out, by {"seed", "share"} and, of groups, {"group"}: a rule.
+
+    A duplicate of a held-out image is held out too, whatever its own group is. Raises RequestError where the rule does
+    not fit the images, or all of them are one group.
+    """
+    digests, seed, share = np.array(store.digests), held_out["seed"], held_out["share"]
+    rule = held_out.get("group")
+    if rule is None or not share:
+        return held_out_mask(digests.tolist(), seed, share)
+    mask = held_out_mask(group_keys(store, Grouping(**rule)), seed, share)
+    mask |= np.isin(digests, digests[mask])
+    if mask.all():
+        raise RequestError(
+            f"images.group {_said(rule)} holds out every image of {store.artifact.path}: there are too few groups. "
+            "Choose a rule that makes more of them."
+        )
+    return mask
+
+
+def image_groups(store: "ActivationStore", held_out: Mapping[str, Any]) -> Int[np.ndarray, "images"] | None:
+    """Return the number of each image's group by the rule in `held_out`; None where images are on their own."""
+    rule = held_out.get("group")
+    if rule is None:
+        return None
+    return np.unique(np.array(group_keys(store, Grouping(**rule))), return_inverse=True)[1]
+
+
+def group_keys(store: "ActivationStore", grouping: Grouping) -> list[str]:
+    """Return what names each image's group, for `held_out_mask`; an image that the rule leaves out is one by itself.
+
+    Raises RequestError where the column is none of the store's labels, or the rule says nothing of any image.
+    """
+    names = [column["name"] for column in store.artifact.content["labels"]]
+    if grouping.column is not None and grouping.column not in names:
+        raise RequestError(
+            f"images.group: {store.artifact.path} has no label column {grouping.column!r}. "
+            f"Columns: {', '.join(names) or 'none'}."
+        )
+    wanted = ["digest", *(["path"] if "path" in store.images.column_names else [])]
+    wanted += [grouping.column] if grouping.column is not None else []
+    found = [group_key(row, place, grouping) for place, row in enumerate(_rows(store, wanted))]
+    if all(key is None for key in found):
+        raise RequestError(
+            f"images.group {_said(grouping.rule())} fits no image of {store.artifact.path}"
+            + (f"; the first is {store.images['path'][0].as_py()}." if "path" in wanted and len(found) else ".")
+        )
+    return [digest if key is None else key for key, digest in zip(found, store.digests, strict=True)]
+
+
+def group_key(row: Mapping[str, Any], place: int, grouping: Grouping) -> str | None:
+    """Return what names an image's group: by its label, its path, or its place; None where the rule says nothing."""
+    if grouping.block is not None:
+        return f"block {place // grouping.block}"
+    if grouping.column is not None:
+        value = row[grouping.column]
+        return None if value is None else f"{grouping.column} {value}"
+    path = str(row.get("path") or "")
+    if grouping.folder is not None:
+        folders = path.split("/")[:-1]
+        return "/".join(folders[: grouping.folder]) if len(folders) >= grouping.folder else None
+    found = re.search(str(grouping.pattern), path)
+    return None if found is None else f"name {found[1] if found.re.groups else found[0]}"
+
+
+def _rows(store: "ActivationStore", names: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in store.images.select(names).to_batches():
+        yield from batch.to_pylist()
+
+
+def _said(rule: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in rule.items())
+
+
+def _hash(key: str, seed: int) -> int:
+    """Return the key's place among all, from 0 to 2⁶³ − 1."""
+    return seeding.derive(seed, "held out", key)

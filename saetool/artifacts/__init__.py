@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from saetool.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from saetool.artifacts.artifact import Artifact
+    from saetool.artifacts.artifact import Artifact, artifact_of
     from saetool.artifacts.manifest import SCHEMA, digest_bytes, digest_file, digest_json
     from saetool.artifacts.partial import Partial
     from saetool.artifacts.stage import Stage, run_stage, run_stages
@@ -19,6 +19,7 @@ __all__ = [
     "Artifact",
     "Partial",
     "Stage",
+    "artifact_of",
     "digest_bytes",
     "digest_file",
     "digest_json",
@@ -34,6 +35,7 @@ __getattr__ = lazy_names(
         "Artifact": "artifact",
         "Partial": "partial",
         "Stage": "stage",
+        "artifact_of": "artifact",
         "digest_bytes": "manifest",
         "digest_file": "manifest",
         "digest_json": "manifest",

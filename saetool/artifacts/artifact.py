@@ -1,5 +1,6 @@
 """A sealed directory, opened for reading."""
 
+import html
 import os
 import weakref
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from saetool.artifacts.manifest import MANIFEST, digest_bytes, digest_file, is_safe_name, read_manifest, remedy
 from saetool.artifacts.reading import check_file, damaged, require_unchanged
 from saetool.artifacts.remote import RemotePath, is_remote, place_of
-from saetool.errors import RequestError, first_line
+from saetool.errors import RequestError, first_line, type_name
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,15 +31,23 @@ def _missing(path: Path, manifest: dict) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artifact:
     """A sealed directory, opened: its manifest has been read and every file has the size that it says."""
 
     path: Path
     manifest: dict
 
+    def __repr__(self) -> str:
+        from saetool.artifacts.describe import in_five_lines
+
+        return in_five_lines(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
     @classmethod
-    def open(cls, path: str | os.PathLike, kind: str | None = None) -> "Artifact":
+    def open(cls, path: str | os.PathLike | RemotePath, kind: str | None = None) -> "Artifact":
         """Open a sealed artifact, of one kind where `kind` is given.
 
         `path` may be an address that fsspec reads, or a place on the hub (`hf/OWNER/NAME`).
@@ -47,7 +56,7 @@ class Artifact:
         """
         path = place_of(path, kind)
         for attempt in range(_ATTEMPTS):
-            manifest = read_manifest(path)
+            manifest = read_manifest(path, kind)
             problem = _missing(path, manifest)
             # One that is replaced at this moment is neither the old one nor the new one: look again.
             if problem is None or attempt == _ATTEMPTS - 1 or read_manifest(path) == manifest:
@@ -129,7 +138,7 @@ class Artifact:
         """Raise RequestError unless the same artifact still stands there, and no file that was read has changed."""
         found = Artifact.open(self.path)
         if found.id != self.id:
-            raise RequestError(f"{self.path}: was replaced since it was opened ({self.id} then, {found.id} now).")
+            raise RequestError(f"{self.path}: was replaced since it was opened: open it again.")
         require_unchanged(self.path, self.files)
 
     def _entry(self, name: str) -> dict:
@@ -153,10 +162,10 @@ class Artifact:
                 if found.id == wanted:
                     return found
         looked = ", ".join(str(place) for place in places) or "nowhere"
-        raise RequestError(f"{self.path}: made from {kind} {wanted}, which is not at {looked}. Give its place.")
+        raise RequestError(f"{self.path}: the {kind} it was made from are not at {looked} now. Give their place.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OpenArtifact(Artifact):
     """A local artifact whose files are all open: it is read to its end, whatever takes its place meanwhile."""
 
@@ -190,6 +199,26 @@ class OpenArtifact(Artifact):
     def read_bytes(self, name: str) -> bytes:
         """Return the bytes of one of its files; raises as `Artifact.file` does."""
         return self.file(name).read_bytes()
+
+
+ROWS = "; rows of your own become a store by saetool.write_store(out, rows)"
+
+
+def artifact_of(given: Any, kind: str | None, call: str, instead: str = "") -> Artifact:
+    """Return the artifact that a call was given: itself, its path, or what was opened from it (a store, an index).
+
+    Raises RequestError for another kind, and for anything else; `instead` says what else would do.
+    """
+    given = getattr(given, "artifact", given)
+    if isinstance(given, Artifact):
+        if kind not in (None, given.kind):
+            raise RequestError(f"{given.path}: holds {given.kind}, but {kind} is needed here.")
+        return given
+    if not isinstance(given, str | os.PathLike | RemotePath):
+        raise RequestError(
+            f"{call} takes no {type_name(given)} as {kind or 'artifact'}: give its path, or the artifact{instead}."
+        )
+    return Artifact.open(given, kind)
 
 
 def _close(descriptors: dict[str, int]) -> None:

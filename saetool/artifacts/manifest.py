@@ -19,6 +19,14 @@ from saetool.errors import RequestError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+COMMANDS = {
+    "activations": "cache",
+    "autoencoder": "train",
+    "features": "index",
+    "evaluation": "evaluate",
+    "report": "report",
+}
+"""The command, and the call, that makes each kind of artifact."""
 _CHUNK = 1 << 20
 """Bytes hashed at a time: few enough to stay in a core's cache between reading and hashing."""
 
@@ -157,13 +165,16 @@ def _has_shape(manifest: dict) -> bool:
     )
 
 
-def read_manifest(path: Path) -> dict:
-    """Return the manifest of the artifact at `path`; raise RequestError where there is none this version can read."""
+def read_manifest(path: Path, kind: str | None = None) -> dict:
+    """Return the manifest of the artifact at `path`; raise RequestError where there is none this version can read.
+
+    `kind` is what it should be, for the message.
+    """
     file = path / MANIFEST
     try:
         return parse_manifest(manifest_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise RequestError(no_artifact(path)) from None
+        raise RequestError(no_artifact(path, kind)) from None
     except OSError as error:
         raise RequestError(f"{file}: cannot be read ({error.strerror}).") from None
     except ValueError as error:  # a NUL in the path
@@ -177,15 +188,25 @@ def remedy(path: Path) -> str:
     return f"Restore it from a copy, or make {path.name} again with --force; `saetool verify {path}` tells more."
 
 
-def no_artifact(path: Path) -> str:
-    """Return why there is no artifact at `path`, as far as what stands beside it tells."""
+def no_artifact(path: Path, kind: str | None = None) -> str:
+    """Return why there is no artifact (of a `kind`) at `path`, as far as what stands beside it tells."""
+    if not path.name:
+        path = path.absolute()
+    if not path.name:
+        return f"{path}: not a saetool artifact (it has no {MANIFEST})."
     partial = path.with_name(path.name + ".partial")
+    command = COMMANDS.get(kind or path.name)
+    again = f"`saetool {command}` finishes it" if command else "the command that began it finishes it"
     if path.name.endswith(".partial"):
         return f"{path}: unfinished work, not an artifact. Run the command that began it again: it resumes."
     if partial.is_dir():
-        return f"{path}: not finished; its work so far is in {partial.name}. Run the same command again: it resumes."
+        return f"{path}: begun and not finished; its work so far is in {partial.name}: {again}."
     if not path.exists() and (path.with_name(path.name + ".old") / MANIFEST).is_file():
         return f"{path}: replacing it was interrupted; it waits as {path.name}.old. The same command puts it back."
-    if path.exists():
-        return f"{path}: not a saetool artifact (it has no {MANIFEST})."
-    return f"{path}: no such artifact."
+    if not path.exists():
+        return f"{path}: no such artifact." + (f" `saetool {command}` makes it." if command else "")
+    inside = [name for name in COMMANDS if (path / name / MANIFEST).is_file()]
+    if inside:
+        places = ", ".join(str(path / name) for name in ([kind] if kind in inside else inside))
+        return f"{path}: a folder of artifacts. Name the one: {places}."
+    return f"{path}: not a saetool artifact (it has no {MANIFEST})."

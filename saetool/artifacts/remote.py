@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from saetool.artifacts.manifest import digest_bytes
-from saetool.errors import RequestError, first_line
+from saetool.errors import RequestError, first_line, shown
 from saetool.hub import fetch, is_hub
 
 
@@ -103,6 +103,8 @@ def place_of(path: str | os.PathLike | RemotePath, kind: str | None = None) -> P
     A place on the hub (`hf/OWNER/NAME`) is fetched first; of a whole repository the artifact of a `kind`, where one is
     named. Raises RequestError when no driver for the address is installed.
     """
+    if not isinstance(path, str | os.PathLike | RemotePath) or not str(path):
+        raise RequestError(f"a place is a path or an address, not {shown(path)}.")
     if is_hub(path):
         return fetch(str(path), kind)
     if isinstance(path, RemotePath) or not is_remote(path):

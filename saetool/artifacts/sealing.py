@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -28,6 +27,7 @@ from saetool.artifacts.manifest import (
 from saetool.artifacts.partial import Partial
 from saetool.artifacts.remote import where_from
 from saetool.errors import RequestError, WorkError
+from saetool.version import version_of
 
 if TYPE_CHECKING:
     from saetool.artifacts.stage import Stage
@@ -104,7 +104,7 @@ def seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
     manifest: dict[str, Any] = {
         "kind": stage.kind,
         "schema": SCHEMA,
-        "saetool": _version("saetool"),
+        "saetool": version_of("saetool"),
         "recipe": stage.recipe,
         "config": stage.config,
         "content": content,
@@ -115,7 +115,7 @@ def seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "host": platform.node(),
             "command": _unicode(" ".join(os.path.basename(a) if i == 0 else a for i, a in enumerate(sys.argv))),
-            "versions": {name: _version(name) for name in _VERSIONS},
+            "versions": {name: version_of(name) for name in _VERSIONS},
             "input_paths": [_unicode(where_from(artifact.path, partial.out)) for artifact in stage.inputs],
             "listing": stage.listing,
             "listed": stage.listed,
@@ -132,13 +132,6 @@ def seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
 def _unicode(text: str) -> str:
     """Return a text that may hold bytes that are no UTF-8, as file names do, with these spelled out."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _file_entry(partial: Partial, name: str) -> dict[str, Any]:

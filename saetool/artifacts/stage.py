@@ -5,7 +5,7 @@ A stage is settings, inputs and `build(partial) -> content`. Until it is sealed 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from saetool import distributed
 from saetool.artifacts.artifact import Artifact
+from saetool.artifacts.differences import differences, request_of
 from saetool.artifacts.files import explain
 from saetool.artifacts.lock import held, locked, sweep
 from saetool.artifacts.manifest import (
@@ -24,9 +25,10 @@ from saetool.artifacts.manifest import (
     recipe_of,
 )
 from saetool.artifacts.partial import DamagedRecord, Partial
+from saetool.artifacts.remote import is_remote
 from saetool.artifacts.sealing import discard, is_left_over, move_into_place, old_path, partial_path, recover, seal
 from saetool.artifacts.verification import check_files
-from saetool.errors import RequestError, SaetoolError, WorkError, printable
+from saetool.errors import RequestError, SaetoolError, WorkError, printable, shown
 from saetool.progress import say
 
 Force = bool | Literal["different"]
@@ -60,8 +62,9 @@ class Stage:
     def request(self) -> dict[str, Any]:
         """Return what is asked for, to be compared with what is found."""
         inputs = {artifact.kind: artifact.id for artifact in self.inputs}
+        places = {artifact.kind: str(artifact.path) for artifact in self.inputs}
         listing = {"listing": self.listing, "listed": self.listed}
-        return {"kind": self.kind, "config": self.config, "inputs": inputs, **listing}
+        return {"kind": self.kind, "config": self.config, "inputs": inputs, "places": places, **listing}
 
 
 def run_stage(stage: Stage, out: str | os.PathLike, *, force: Force = False) -> Artifact:
@@ -69,20 +72,20 @@ def run_stage(stage: Stage, out: str | os.PathLike, *, force: Force = False) -> 
 
     Raises RequestError when something else stands there (unless `force`) or another process works on it.
     """
-    return run_stages([(stage, Path(out))], lambda partials: [stage.build(partials[0])], force=force)[0]
+    return run_stages([(stage, out)], lambda partials: [stage.build(partials[0])], force=force)[0]
 
 
 def run_stages(
-    members: list[tuple[Stage, Path]],
+    members: Sequence[tuple[Stage, str | os.PathLike]],
     build_all: Callable[[list[Partial]], list[dict[str, Any]]],
     *,
     force: Force = False,
 ) -> list[Artifact]:
     """Make several artifacts by one function; `build_all` gets the partial directories of the unsealed ones only."""
-    members = [(stage, place_beside(out)) for stage, out in members]
-    outs = [out for _, out in members]
+    placed = [(stage, place_beside(out)) for stage, out in members]
+    outs = [out for _, out in placed]
     with ExitStack() as locks:
-        todo = _agree(lambda: _prepare(members, locks, force))
+        todo = _agree(lambda: _prepare(placed, locks, force))
         if todo:
             partials = [Partial(partial_path(outs[i]), outs[i]) for i in todo]
             try:
@@ -91,7 +94,7 @@ def run_stages(
                 if distributed.is_main():
                     for i, partial, content in zip(todo, partials, contents, strict=True):
                         # Other processes may have recorded files and notes since this one began.
-                        seal(members[i][0], Partial(partial.path, partial.out), content)
+                        seal(placed[i][0], Partial(partial.path, partial.out), content)
             except Exception as error:
                 explained = None if isinstance(error, SaetoolError) else explain(error, outs[todo[0]])
                 if explained is None:
@@ -103,6 +106,12 @@ def run_stages(
 
 def place_beside(out: str | os.PathLike) -> Path:
     """Return where an artifact goes: `~` is the home folder, and a link leads where the artifact itself is."""
+    if not isinstance(out, str | os.PathLike) or not str(out):
+        raise RequestError(
+            f"out: say where the artifact goes, a path such as 'runs/mine/autoencoder', not {shown(out)}."
+        )
+    if is_remote(out):
+        raise RequestError(f"{out}: an artifact is made on a disk of this machine; push or copy it from there.")
     out = Path(out).expanduser()
     if printable(str(out)) != str(out):
         raise RequestError(f"{printable(str(out))}: a name that no manifest can hold; choose another (run=…).")
@@ -184,8 +193,9 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
             raise
     if force:
         return False
+    told = differences(request_of(found), stage.request())
     raise RequestError(
-        f"{out}: already holds something else than what is asked for now:\n{_manifest_differences(found, stage)}\n"
+        f"{out}: already holds something else than what is asked for now:\n{told}\n"
         "Choose another place (run=…), or give --force to build the new one and then replace this one."
     )
 
@@ -242,7 +252,7 @@ def _finish(stage: Stage, out: Path, force: Force) -> bool:
             return False
         move_into_place(Partial(path, out))
         return True
-    _refuse_partial(path, _manifest_differences(found, stage), force)
+    _refuse_partial(path, differences(request_of(found), stage.request()), force)
     return False
 
 
@@ -262,7 +272,7 @@ def _can_resume(stage: Stage, partial: Partial, force: Force) -> bool:
         return False
     if begun["recipe"] != stage.recipe:
         if partial.holds_work():
-            _refuse_partial(partial.path, _differences(begun["request"], stage.request()), force)
+            _refuse_partial(partial.path, differences(begun["request"], stage.request()), force)
         return False
     # A forced start that was killed goes on; one that failed would meet the same failure again.
     return force is not True or (begun["forced"] and not partial.unit_of("failed"))
@@ -274,38 +284,3 @@ def _refuse_partial(path: Path, differences: str, force: Force) -> None:
             f"{path}: unfinished work on something else than what is asked for now:\n{differences}\n"
             "Choose another place (run=…), or give --force to throw it away."
         )
-
-
-def _manifest_differences(found: dict[str, Any], stage: Stage) -> str:
-    theirs = {
-        "kind": found["kind"],
-        "config": found["config"],
-        "inputs": {entry["kind"]: entry["id"] for entry in found["inputs"]},
-        "listing": found["notes"].get("listing"),
-        "listed": found["notes"].get("listed"),
-    }
-    return _differences(theirs, stage.request())
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}
-
-
-def _differences(there: dict, asked: dict) -> str:
-    """Return one line for each key that differs."""
-    there, asked = dict(there), dict(asked)
-    before, now = there.pop("listed", None), asked.pop("listed", None)
-    if before and now and there.get("listing") != asked.get("listing"):
-        # Two digests say nothing to a person.
-        other = " (other names or sizes)" if before == now else ""
-        there["listing"], asked["listing"] = before, now + other
-    old, new = _flatten(there), _flatten(asked)
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key, "nothing"), new.get(key, "nothing")
-        if a != b:
-            name = "the source's list of files" if key == "listing" else key.removeprefix("config.")
-            lines.append(f"  {name}: {a} there, {b} asked")
-    return "\n".join(lines) or "  (the difference is in a version)"

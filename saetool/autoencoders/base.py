@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saetool.activations.sites import name_site
 from saetool.errors import RequestError
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import DeferredGradient
@@ -179,6 +180,16 @@ class Autoencoder(nn.Module):
     """A latent counts as active (L0, dead, frequency) when its value exceeds this."""
     adds_input: bool = False
     """Whether the reconstruction is x + decode(encode(x)): the code of a residual model holds a correction."""
+
+    def __repr__(self) -> str:
+        settings = getattr(self, "settings", None)
+        hidden = [f"{width:,}" for width in getattr(settings, "hidden", None) or ()]
+        activation = getattr(settings, "activation", None)
+        k = getattr(activation, "k", None)
+        facts = [getattr(activation, "kind", activation), k and f"k = {k}"]
+        facts += [getattr(settings, "normalize", None), name_site(self.site) if self.site else None]
+        widths = " → ".join([f"{self.d_in:,}", *hidden, f"{self.n_latents:,} latents"])
+        return f"{type(self).__name__}({', '.join([widths, *(str(fact) for fact in facts if fact)])})"
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations; deterministic, never corrupts its input, independent of the batch."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from saetool.evaluation.matching import stability
     from saetool.evaluation.pareto import sweep_markdown, sweep_stage, sweep_summary
     from saetool.evaluation.settings import EvaluationSettings
-    from saetool.evaluation.stage import evaluation_stage
+    from saetool.evaluation.stage import evaluate, evaluation_stage
 
 _HOMES = {
     "Delta": "interventions",
@@ -18,6 +18,7 @@ _HOMES = {
     "Scale": "interventions",
     "Value": "interventions",
     "class_effects": "attribution",
+    "evaluate": "stage",
     "evaluation_stage": "stage",
     "intervene": "interventions",
     "splice": "interventions",
@@ -33,6 +34,7 @@ __all__ = [
     "Scale",
     "Value",
     "class_effects",
+    "evaluate",
     "evaluation_stage",
     "intervene",
     "splice",

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 
 from saetool.evaluation.splits import Split, side_by_side
 
@@ -36,6 +37,8 @@ class Best:
     train_auroc: float
     held_out: Float[np.ndarray, "images"]
     members: Bool[np.ndarray, "images"]
+    groups: Int[np.ndarray, "images"] | None = None
+    """Which of the held-out images depend on each other; None: each is alone."""
 
 
 def aurocs(
@@ -67,7 +70,8 @@ def choose(train: Features, test: Features, splits: list[Split], seed: int) -> t
     members = np.concatenate([split.members(split.train) for split in asked])
     there = np.concatenate([split.members(split.test) for split in asked])
     scores = {pooling: aurocs(values, members) for pooling, values in train.items()}
-    best = [_best(scores, test, question, there[question]) for question in range(len(members))]
+    groups = [split.test_groups for split in asked for _ in split.classes]
+    best = [_best(scores, test, question, there[question], groups[question]) for question in range(len(members))]
     at = np.cumsum([0, *(len(split.classes) for split in asked)])
     found = [best[start:stop] for start, stop in itertools.pairwise(at)]
     rest = found[len(splits) :]
@@ -75,7 +79,13 @@ def choose(train: Features, test: Features, splits: list[Split], seed: int) -> t
     return found[: len(splits)], shuffled
 
 
-def _best(scores: Features, test: Features, question: int, members: Bool[np.ndarray, "images"]) -> Best | None:
+def _best(
+    scores: Features,
+    test: Features,
+    question: int,
+    members: Bool[np.ndarray, "images"],
+    groups: Int[np.ndarray, "images"] | None,
+) -> Best | None:
     """Return the latent whose AUROC is farthest from one half, of equals the first pooling's and then the lowest."""
     if any(np.isnan(rows[question]).any() for rows in scores.values()) or members.all() or not members.any():
         return None
@@ -85,7 +95,7 @@ def _best(scores: Features, test: Features, question: int, members: Bool[np.ndar
     score = float(scores[pooling][question, latent])
     sign = 1 if score >= 0.5 else -1
     held_out = sign * test[pooling][:, latent].astype(np.float64)
-    return Best(latent, pooling, sign, max(score, 1 - score), held_out, members)
+    return Best(latent, pooling, sign, max(score, 1 - score), held_out, members, groups)
 
 
 def placements(best: Best) -> tuple[Float[np.ndarray, "members"], Float[np.ndarray, "others"]]:
@@ -99,18 +109,36 @@ def placements(best: Best) -> tuple[Float[np.ndarray, "members"], Float[np.ndarr
 def auroc_with_interval(best: Best, other: Best | None = None) -> dict[str, float | None]:
     """Return the held-out AUROC, or how much it exceeds another's on the same images, with its 95 % interval.
 
-    The interval is DeLong's (DeLong, DeLong & Clarke-Pearson 1988), paired for a difference; null with fewer than two
-    images on a side.
+    The interval is DeLong's (DeLong, DeLong & Clarke-Pearson 1988), paired for a difference; where images form groups,
+    Obuchowski's (1997), which is the same for groups of one image. Null with fewer than two of them on a side.
     """
     sides = placements(best)
     if other is not None:
         sides = tuple(mine - theirs for mine, theirs in zip(sides, placements(other), strict=True))
     value = float(sides[0].mean())
-    if min(map(len, sides)) < 2:
+    error = _half_width(sides, value, best)
+    if error is None:
         return {"value": value, "low": None, "high": None}
-    error = float(norm.ppf(0.975)) * float(sum(side.var(ddof=1) / len(side) for side in sides)) ** 0.5
     least, most = (0.0, 1.0) if other is None else (-1.0, 1.0)
     return {"value": value, "low": max(value - error, least), "high": min(value + error, most)}
+
+
+def _half_width(sides: tuple[np.ndarray, ...], value: float, best: Best) -> float | None:
+    """Return half a 95 % interval around the mean placement, of a class's images and of the others."""
+    if best.groups is None:
+        if min(map(len, sides)) < 2:
+            return None
+        return float(norm.ppf(0.975)) * float(sum(side.var(ddof=1) / len(side) for side in sides)) ** 0.5
+    group = np.unique(best.groups, return_inverse=True)[1]
+    n_groups, variance, sums = int(group.max()) + 1, 0.0, []
+    for side, there in zip(sides, (best.members, ~best.members), strict=True):
+        count = len(np.unique(group[there]))
+        if count < 2:
+            return None
+        sums.append(np.bincount(group[there], (side - value) / len(side), n_groups))
+        variance += count / (count - 1) * float(sums[-1] @ sums[-1])
+    variance += 2 * n_groups / (n_groups - 1) * float(sums[0] @ sums[1])
+    return float(student.ppf(0.975, n_groups - 1)) * max(variance, 0.0) ** 0.5
 
 
 def align(

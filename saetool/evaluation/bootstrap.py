@@ -1,12 +1,13 @@
 """Confidence intervals by resampling images: per-image sums are computed once, then only sums are resampled.
 
 Tokens of one image depend on each other, images do not: the image is the unit that is drawn with replacement
-(the cluster bootstrap; Efron & Tibshirani 1993, ch. 8). Intervals are the 2.5 and 97.5 percentiles.
+(the cluster bootstrap; Efron & Tibshirani 1993, ch. 8). Where images depend on each other too, their group is the unit
+(`images.group`). Intervals are the 2.5 and 97.5 percentiles.
 """
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool import seeding
@@ -34,6 +35,16 @@ def resample(
     return torch.cat(totals)
 
 
+def grouped(
+    sums: Float[Tensor, "images columns"], groups: Int[np.ndarray, "images"] | None
+) -> Float[Tensor, "units columns"]:
+    """Return the sums of what is drawn as one: of the images of each group, or of each image where there are none."""
+    if groups is None:
+        return sums
+    places = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+    return sums.new_zeros(int(places.max()) + 1, sums.shape[1]).index_add_(0, places, sums)
+
+
 def interval(value: float | None, draws: Float[Tensor, "resamples"] | None) -> dict[str, float | None]:
     """Return {"value", "low", "high"}: 95 % percentile bounds, null where `draws` has fewer than two finite values."""
     low = high = None
@@ -50,11 +61,14 @@ def ratios(
     wanted: dict[str, tuple[str, str]],
     seed: int,
     resamples: int = RESAMPLES,
+    groups: Int[np.ndarray, "images"] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Return every wanted ratio of totals, {name: (numerator column, denominator column)}, with its interval.
 
-    A ratio whose denominator is 0 is null; one image, or no resampling, gives no interval.
+    Images of one group are drawn together. A ratio whose denominator is 0 is null; one image (or group), or no
+    resampling, gives no interval.
     """
+    sums = grouped(sums, groups)
     total = sums.double().sum(0)
     draws = resample(sums, seed, resamples) if min(sums.shape[0], resamples) > 1 else None
     found = {}

@@ -3,7 +3,9 @@ ablation and the exact splice."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -99,27 +101,28 @@ def _image_numbers(
     return numbers
 
 
-def summarize(sums: EffectSums, seed: int, resamples: int = bootstrap.RESAMPLES) -> dict:
+def summarize(
+    sums: EffectSums, seed: int, resamples: int = bootstrap.RESAMPLES, groups: Int[np.ndarray, "images"] | None = None
+) -> dict:
     """Return the mean of every number under every condition, with intervals, and the shares recovered.
 
     A share is (spliced − ablated) / (clean − ablated), for zero and mean ablation. `differences`: by how
     much each number with a baseline spliced exceeds that with the autoencoder, on the same images.
     """
     wanted = {name: (name, "one") for name in sums.columns if name != "one"}
-    conditions = {name: bootstrap.ratios(sums.table(name), sums.columns, wanted, seed, resamples) for name in sums.rows}
+    draw: dict[str, Any] = {"seed": seed, "resamples": resamples, "groups": groups}
+    conditions = {name: bootstrap.ratios(sums.table(name), sums.columns, wanted, **draw) for name in sums.rows}
     return {
         "images": int(sums.table("clean").shape[0]),
         "conditions": conditions,
         "differences": {
-            name: bootstrap.ratios(_less_spliced(sums, name), sums.columns, wanted, seed, resamples)
+            name: bootstrap.ratios(_less_spliced(sums, name), sums.columns, wanted, **draw)
             for name in sums.rows
             if name not in CONDITIONS
         },
         "share_recovered": {
             ablation: {
-                number: share_recovered(
-                    _paired(sums, number, ablation), seed, resamples, _worth_recovering(sums, number)
-                )
+                number: share_recovered(_paired(sums, number, ablation), least=_worth_recovering(sums, number), **draw)
                 for number in wanted
                 if number in RECOVERED
             }
@@ -160,18 +163,23 @@ def _worth_recovering(sums: EffectSums, number: str) -> float:
 
 
 def share_recovered(
-    paired: Float[Tensor, "images 2"], seed: int, resamples: int = bootstrap.RESAMPLES, least: float = 0.0
+    paired: Float[Tensor, "images 2"],
+    seed: int,
+    resamples: int = bootstrap.RESAMPLES,
+    least: float = 0.0,
+    groups: Int[np.ndarray, "images"] | None = None,
 ) -> dict[str, float | None]:
     """Return Σ (spliced − ablated) / Σ (clean − ablated): 1 as good as clean, 0 as bad as the ablation.
 
     With an interval: an image is drawn with all its conditions. Null where the interval of the loss holds 0, so that
     it is not known whether there is anything to recover, and where the mean loss is smaller than `least`.
     """
-    share = bootstrap.ratios(paired, ["regained", "lost"], {"share": ("regained", "lost")}, seed, resamples)["share"]
-    lost = paired[:, 1].double()
-    if abs(float(lost.mean())) < max(SMALLEST_LOSS, least):
+    wanted = {"share": ("regained", "lost")}
+    share = bootstrap.ratios(paired, ["regained", "lost"], wanted, seed, resamples, groups)["share"]
+    if abs(float(paired[:, 1].double().mean())) < max(SMALLEST_LOSS, least):
         return bootstrap.interval(None, None)
-    if min(len(paired), resamples) > 1:
+    lost = bootstrap.grouped(paired.double(), groups)[:, 1]
+    if min(len(lost), resamples) > 1:
         loss = bootstrap.interval(float(lost.sum()), bootstrap.resample(lost[:, None], seed, resamples)[:, 0])
         if loss["low"] is not None and loss["high"] is not None and loss["low"] <= 0 <= loss["high"]:
             return bootstrap.interval(None, None)

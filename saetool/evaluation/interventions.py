@@ -7,6 +7,7 @@ x + decode(z') − decode(z), for a linear decoder x + Σ_j (z'_j − z_j) W_d,j
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from saetool.activations.sites import refuse_other_site
 from saetool.autoencoders.base import Autoencoder
-from saetool.errors import RequestError
+from saetool.errors import RequestError, type_name
 from saetool.training.heldout import reconstruct
 from saetool.vision.backbone import Backbone, Site
 from saetool.vision.hooks import Replacement
@@ -77,7 +78,24 @@ def intervene(
     reconstruction instead of the activation. Blocks nest; inner ones see what outer ones made.
 
     Raises RequestError for a latent that does not exist, a token outside the image, or another site or width.
+
+    >>> module = timm.create_model("test_vit", img_size=32).eval()
+    >>> backbone = saetool.wrap(module, layers=[2], image_size=32)
+    >>> pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    >>> rows = backbone.forward_to(pictures)[0]          # [4 pictures, 4 patches, 64]
+    >>> made = saetool.train(rows, kind="topk", k=4, n_latents=128, tokens=256, batch_size=4, out="runs/change/model")
+    >>> model, clean = saetool.load(made), module(pictures)
+    >>> with saetool.intervene(backbone, model, {latent: 0.0 for latent in range(128)}, site=2):
+    ...     changed = module(pictures)
+    >>> bool((changed != clean).any()), bool((module(pictures) == clean).all())
+    (True, True)
     """
+    if not isinstance(backbone, Backbone) or not isinstance(autoencoder, Autoencoder):
+        wrong = autoencoder if isinstance(backbone, Backbone) else backbone
+        raise RequestError(
+            f"intervene takes no {type_name(wrong)} there: give what saetool.load_backbone or saetool.wrap returned, "
+            "then what saetool.load returned."
+        )
     place = site_of(backbone, autoencoder, site)
     edits = _checked(changes, autoencoder.n_latents)
     chosen = _mask(tokens, backbone.tokens_at(place))
@@ -161,20 +179,25 @@ def site_of(backbone: Backbone, autoencoder: Autoencoder, site: int | str | None
 
 
 def _checked(changes: Mapping[int, Change | float], n_latents: int) -> dict[int, Change]:
+    if not isinstance(changes, Mapping):
+        raise RequestError(f"intervene takes changes by latent, {{7: 0.0}}, not {type_name(changes)}.")
     for latent, change in changes.items():
-        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < n_latents:
+        if isinstance(latent, bool) or not isinstance(latent, Integral) or not 0 <= latent < n_latents:
             raise RequestError(f"there is no latent {latent!r}: this autoencoder has latents 0 to {n_latents - 1}")
         if not isinstance(change, Scale | Value | Delta | int | float):
             raise RequestError(
                 f"latent {latent}: {change!r} is no change; give Scale, Value or Delta, or a number to scale by"
             )
-    return {k: c if isinstance(c, Scale | Value | Delta) else Scale(float(c)) for k, c in changes.items()}
+    return {int(k): c if isinstance(c, Scale | Value | Delta) else Scale(float(c)) for k, c in changes.items()}
 
 
 def _mask(tokens: Chosen, count: int) -> Tensor | None:
     if tokens is None:
         return None
-    given = torch.as_tensor(tokens)
+    try:
+        given = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError):
+        raise RequestError(f"tokens: indices or a mask of booleans, not {type_name(tokens)}") from None
     if given.dtype == torch.bool:
         if given.shape[-1] != count:
             raise RequestError(f"tokens: a mask over {given.shape[-1]} tokens, but an image has {count} here")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def render(title: str, tables: Sequence[dict[str, Any]]) -> str:
-    """Return a page: a heading, then each table under its title with its note."""
-    parts = [f"# {title}"]
+def render(title: str, tables: Sequence[dict[str, Any]], concerns: Sequence[str] = ()) -> str:
+    """Return a page: a heading, what to know before all else, then each table under its title with its note."""
+    parts = [f"# {title}", *(f"**Note:** {_escaped(concern)}" for concern in concerns)]
     for table in tables:
         parts += [f"## {table['title']}", table["note"]]
         if table["rows"]:

@@ -134,7 +134,7 @@ def effect(
         "readout": "head" if head else "probe" if label else "embedding",
         "probe_images": len(train) if label is not None else 0,
         "left_out": left_out,
-        **summarize(sums, subject.seed, settings.bootstrap),
+        **summarize(sums, subject.seed, settings.bootstrap, subject.groups_of(rows)),
         "latents": latents,
     }
 

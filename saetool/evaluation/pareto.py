@@ -15,6 +15,17 @@ COLUMNS = ("fvu", "l0", "cosine", "relative_bias")
 """Numbers with intervals that stand in every row of the table."""
 
 
+_LEGEND = """\\* on the frontier: no other row has at most its L0 and at most its FVU, and one smaller. – not defined.
+
+- L0: active latents a token, on average.
+- FVU: the share of the variance that is not explained, with its 95 % interval over images.
+- cosine: between activations and reconstructions.
+- dead: latents silent on all held-out images; dense: latents active on more than one token in ten.
+- Rows that are no members are baselines, at the L0 of the member in brackets."""
+_OF_SITES = """
+- Each layer has its own table: FVU is a share of that layer's variance, so rows of two tables are not compared."""
+
+
 def point(name: str, kind: str, numbers: dict[str, Any]) -> dict[str, Any]:
     """Return one row of the plane from held-out numbers: values, and intervals as [low, high]."""
     row: dict[str, Any] = {"name": name, "kind": kind, "n_latents": numbers["n_latents"]}
@@ -57,7 +68,7 @@ def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
         raise RequestError(
             "these evaluations were made on different held-out images and cannot be compared: "
             + "; ".join(
-                f"{name}: {e['held_out']['images']} images of {e['subject']['store']}" for name, e in found.items()
+                f"{name}: {e['held_out']['images']} images of {_store_of(members[name])}" for name, e in found.items()
             )
         )
     suffixes = {name: "" if len(found) == 1 else f" ({name})" for name in found}
@@ -70,6 +81,12 @@ def sweep_summary(members: dict[str, Artifact]) -> dict[str, Any]:
             plane += [point(row["name"] + suffixes[name], "baseline", row["numbers"]) for row in rows]
         points += [{**row, "site": site} for row in mark_frontier(plane)]
     return {"points": points}
+
+
+def _store_of(evaluation: Artifact) -> str:
+    """Return where the store stood that an evaluation was made on, as the evaluation notes it."""
+    places = zip(evaluation.inputs, evaluation.notes.get("input_paths", ()), strict=False)
+    return next((place for entry, place in places if entry["kind"] == "activations"), "a store")
 
 
 def seed_pairs(autoencoders: dict[str, Artifact]) -> list[tuple[str, str]]:
@@ -124,12 +141,14 @@ def sweep_stage(members: dict[str, Artifact], autoencoders: dict[str, Artifact] 
 def sweep_markdown(summary: dict[str, Any]) -> str:
     """Return the summary as a Markdown table a site, autoencoders first, sparsest first; * marks the frontier.
 
-    Where members differ in their seed only, a second table says how far they agree.
+    What marks and columns mean stands below. Where members differ in their seed only, a second table says how far they
+    agree.
     """
     sites = list(dict.fromkeys(row["site"] for row in summary["points"]))
     planes = [_plane([row for row in summary["points"] if row["site"] == site]) for site in sites]
     titled = [f"## {site}\n\n{plane}" for site, plane in zip(sites, planes, strict=True)]
     text = "\n".join(planes if len(sites) < 2 else titled)
+    text += f"\n{_LEGEND}{_OF_SITES if len(sites) > 1 else ''}\n"
     agreements = [[*row["members"], *agreement(row)] for row in summary.get("stability") or []]
     if agreements:
         table = markdown_table(["seeds of one model", "and", *AGREEMENT_COLUMNS], agreements)

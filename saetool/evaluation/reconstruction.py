@@ -4,8 +4,9 @@ one global mean, accumulated in float64 over the whole held-out set; never an av
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
@@ -136,28 +137,38 @@ def held_out_sums(
     return sums
 
 
-def numbers(sums: HeldOutSums, seed: int, resamples: int = bootstrap.RESAMPLES) -> dict:
+def numbers(
+    sums: HeldOutSums, seed: int, resamples: int = bootstrap.RESAMPLES, groups: Int[np.ndarray, "images"] | None = None
+) -> dict:
     """Return the held-out numbers: ratios with intervals, latent counts, the frequency histogram.
+
+    `groups`, of the images in the order of `sums`, says which of them are drawn as one.
 
     `relative_bias` is γ = Σ‖x̂‖² / Σ x̂·x (Rajamanoharan et al. 2024, 2404.16014: below 1 the norm shrinks); with
     `_centered` the global mean is taken off both first, so that a large mean cannot hide shrinkage.
     """
     table = sums.table()
     found: dict = {"images": table.shape[0], "tokens": int(table[:, 0].sum())}
-    found |= bootstrap.ratios(table, COLUMNS, RATIOS, seed, resamples)
+    if groups is not None:
+        found["groups"] = len(np.unique(groups))
+    found |= bootstrap.ratios(table, COLUMNS, RATIOS, seed, resamples, groups)
     found["explained_variance"] = _one_minus(found["fvu"])
     return found | latent_counts(sums.firing, found["tokens"])
 
 
 def fvu_difference(
-    sums: HeldOutSums, own: HeldOutSums, seed: int, resamples: int = bootstrap.RESAMPLES
+    sums: HeldOutSums,
+    own: HeldOutSums,
+    seed: int,
+    resamples: int = bootstrap.RESAMPLES,
+    groups: Int[np.ndarray, "images"] | None = None,
 ) -> dict[str, float | None]:
     """Return FVU(`sums`) − FVU(`own`), both of the same images, with its interval: an image is drawn with both."""
     mine, other = own.table(), sums.table()
     sse, variance = COLUMNS.index("sse"), COLUMNS.index("variance")
     pairs = torch.stack([other[:, sse] - mine[:, sse], mine[:, variance]], dim=1)
     wanted = {"difference": ("more", "variance")}
-    return bootstrap.ratios(pairs, ["more", "variance"], wanted, seed, resamples)["difference"]
+    return bootstrap.ratios(pairs, ["more", "variance"], wanted, seed, resamples, groups)["difference"]
 
 
 def _one_minus(number: dict[str, float | None]) -> dict[str, float | None]:

@@ -47,7 +47,7 @@ def held_out(subject: Subject, settings: EvaluationSettings) -> dict[str, Any]:
     sums = _own_sums(subject)
     if sums is None:
         return {}
-    found = numbers(sums, subject.seed, settings.bootstrap)
+    found = numbers(sums, subject.seed, settings.bootstrap, subject.groups_of(subject.measured))
     penalty = subject.content["settings"].get("penalty") or {}
     if penalty.get("kind") == "kl":
         found["binarity"] = binarity(sums) | {"rho": penalty["rho"]}
@@ -61,7 +61,7 @@ def training(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] |
         return None
     images = spread(subject.train, len(subject.measured))
     sums = _sums(subject, subject.autoencoder, "training images", images)
-    return None if sums is None else numbers(sums, subject.seed, settings.bootstrap)
+    return None if sums is None else numbers(sums, subject.seed, settings.bootstrap, subject.groups_of(images))
 
 
 def decoder(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] | None:
@@ -87,7 +87,7 @@ def baselines(subject: Subject, settings: EvaluationSettings, fitted: list[Fitte
     for baseline in fitted:
         sums, own = _sums(subject, baseline.model, baseline.name), _own_sums(subject)
         if sums is not None and own is not None:
-            rows.append(_row(subject, settings, baseline.name, baseline.about, sums, own))
+            rows.append(_row(subject, settings, baseline.name, baseline.about, sums, own, subject.measured))
     return rows
 
 
@@ -99,7 +99,8 @@ def refitted(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] |
     sums, before = _sums(subject, Refitted(own), "refitted values"), _own_sums(subject)
     if sums is None or before is None:
         return None
-    return _row(subject, settings, "refitted", "the same latents, their values by least squares", sums, before)
+    about = "the same latents, their values by least squares"
+    return _row(subject, settings, "refitted", about, sums, before, subject.measured)
 
 
 def references(subject: Subject, settings: EvaluationSettings, l0: float) -> dict[str, Any] | None:
@@ -116,23 +117,30 @@ def references(subject: Subject, settings: EvaluationSettings, l0: float) -> dic
     batches = [x[:, ::every] for x in subject.batches(images)]
     mean = torch.cat([x.flatten(0, 1) for x in batches]).double().mean(0)
     before = held_out_sums(own, batches, mean)
-    found = numbers(before, subject.seed, settings.bootstrap)
+    found = numbers(before, subject.seed, settings.bootstrap, subject.groups_of(images))
     rows = [{"name": "this autoencoder", "about": "on the same tokens", "numbers": found}]
     made = reference_models(own, subject.training_rows(FIT_ROWS), max(1, round(l0)), subject.seed)
     with bar("Other codes", len(made), "codes") as advance:
         for reference in made:
             sums = held_out_sums(reference.model, batches, mean)
-            rows.append(_row(subject, settings, reference.name, reference.about, sums, before))
+            rows.append(_row(subject, settings, reference.name, reference.about, sums, before, images))
             advance(1)
     return {"images": len(images), "tokens": sum(x.shape[0] * x.shape[1] for x in batches), "rows": rows}
 
 
 def _row(
-    subject: Subject, settings: EvaluationSettings, name: str, about: str, sums: HeldOutSums, own: HeldOutSums
+    subject: Subject,
+    settings: EvaluationSettings,
+    name: str,
+    about: str,
+    sums: HeldOutSums,
+    own: HeldOutSums,
+    images: np.ndarray,
 ) -> dict[str, Any]:
-    """Return a model's numbers, and how its FVU differs from the autoencoder's on the same images (paired)."""
-    found = numbers(sums, subject.seed, settings.bootstrap)
-    difference = fvu_difference(sums, own, subject.seed, settings.bootstrap)
+    """Return a model's numbers, and how its FVU differs from the autoencoder's on the same `images` (paired)."""
+    groups = subject.groups_of(images)
+    found = numbers(sums, subject.seed, settings.bootstrap, groups)
+    difference = fvu_difference(sums, own, subject.seed, settings.bootstrap, groups)
     return {"name": name, "about": about, "numbers": found, "fvu_difference": difference}
 
 
@@ -241,7 +249,7 @@ def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]
     found: list[dict[str, Any]] = [
         {"name": label.name, "classes": label.classes, "probes": [], "alignment": []} for label in labels
     ]
-    groups = _alike(labels, train, test)
+    groups = _alike(labels, train, test, subject.groups_of(test))
     models = [("autoencoder", subject.autoencoder), (NEURONS, None)]
     for baseline in fitted:
         if isinstance(baseline.model, SparseAutoencoder):  # as many random directions, but every token's score on all
@@ -273,14 +281,17 @@ def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]
 Masks = list[Bool[np.ndarray, "images"]]
 
 
-def _alike(labels: list[Labels], train: np.ndarray, test: np.ndarray) -> list[tuple[Masks, dict[int, Split]]]:
+def _alike(
+    labels: list[Labels], train: np.ndarray, test: np.ndarray, test_groups: np.ndarray | None
+) -> list[tuple[Masks, dict[int, Split]]]:
     """Return labels that are known of the same training and held-out images together, by their place."""
     groups: dict[tuple[bytes, ...], tuple[Masks, dict[int, Split]]] = {}
     for i, label in enumerate(labels):
         known = [np.isin(label.values[rows], label.classes) for rows in (train, test)]
         here = [label.values[rows][mask].astype(str) for rows, mask in zip((train, test), known, strict=True)]
         key = tuple(mask.tobytes() for mask in known)
-        groups.setdefault(key, (known, {}))[1][i] = Split(label.classes, *here)
+        together = None if test_groups is None else test_groups[known[1]]
+        groups.setdefault(key, (known, {}))[1][i] = Split(label.classes, *here, together)
     return list(groups.values())
 
 

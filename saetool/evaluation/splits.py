@@ -23,6 +23,8 @@ class Split:
     classes: list[str]
     train: np.ndarray
     test: np.ndarray
+    test_groups: np.ndarray | None = None
+    """The number of each held-out image's group, of images that depend on each other; None: each is alone."""
 
     def members(self, labels: np.ndarray) -> Bool[np.ndarray, "classes images"]:
         """Return which of the images belong to each class."""

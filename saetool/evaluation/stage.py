@@ -2,23 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from saetool import distributed
+from saetool.activations.asking import as_backbone
 from saetool.activations.sites import find_site, name_site, open_others
-from saetool.artifacts import Artifact, Partial, Stage
+from saetool.artifacts import Artifact, Partial, Stage, artifact_of, run_stage
+from saetool.artifacts.artifact import ROWS
 from saetool.errors import RequestError
 from saetool.evaluation.settings import EvaluationSettings
+from saetool.images import ImageSettings
+from saetool.settings import Settings
+from saetool.validation import request
 from saetool.vision.settings import BackboneSettings
 
 if TYPE_CHECKING:
+    from saetool.activations import ActivationStore
+    from saetool.features import Features
     from saetool.images import ImageSource
     from saetool.vision import Backbone
 
 KIND = "evaluation"
 SCHEMA = 1
 """Of evaluation.json."""
+
+
+class _Request(Settings):
+    """What `evaluate` is asked for: the sections that a config has."""
+
+    evaluation: EvaluationSettings
+    images: ImageSettings | None = None
+    seed: int | None = Field(default=None, ge=0)
+
+
+def evaluate(
+    autoencoder: Artifact | str | os.PathLike,
+    activations: Artifact | ActivationStore | str | os.PathLike,
+    out: str | os.PathLike = "",
+    settings: EvaluationSettings | Mapping[str, Any] | None = None,
+    *,
+    features: Artifact | Features | str | os.PathLike | None = None,
+    backbone: BackboneSettings | Backbone | str | Mapping[str, Any] | None = None,
+    images: ImageSource | ImageSettings | str | os.PathLike | None = None,
+    seed: int | None = None,
+    force: bool = False,
+    **keywords: Any,
+) -> Artifact:
+    """Measure an autoencoder on a store's held-out images; return the sealed evaluation artifact.
+
+    Args:
+        settings: of a config's `evaluation` section, or single keys of it as keywords. Held-out numbers and baselines
+            are measured always; `probing`, `effect`, `refit` and `references` where they are asked for.
+        features: an index of the autoencoder, for the monosemanticity of its latents.
+        backbone, images: what `effect` runs again; by default the model and the pictures that the store was made from.
+        seed: of bootstraps and baselines; by default the one that decided what is held out.
+
+    >>> rows = torch.randn(60, 4, 16, generator=torch.Generator().manual_seed(0))      # images, tokens, d
+    >>> store = saetool.write_store("runs/eval/activations", rows)
+    >>> model = saetool.train(store, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/eval/model")
+    >>> found = saetool.evaluate(model, store, "runs/eval/evaluation", bootstrap=20, clusters=8)
+    >>> 0 < found.content["fvu"] < 1
+    True
+    """
+    given = {"seed": seed} | ({"images": images} if isinstance(images, Mapping | ImageSettings) else {})
+    asked = request(_Request, "evaluate", {"evaluation": settings}, keywords, given)
+    model = artifact_of(autoencoder, "autoencoder", "evaluate")
+    store = artifact_of(activations, "activations", "evaluate", ROWS)
+    stage = evaluation_stage(
+        model,
+        store,
+        asked.evaluation,
+        backbone=_backbone(backbone, store) if asked.evaluation.effect else None,
+        source=_source(asked.images or images, store) if asked.evaluation.effect else None,
+        features=None if features is None else artifact_of(features, "features", "evaluate"),
+        seed=model.content["held_out"]["seed"] if asked.seed is None else asked.seed,
+    )
+    return run_stage(stage, out, force=force)
+
+
+def _backbone(given: Any, store: Artifact) -> BackboneSettings | Backbone | None:
+    """Return the backbone that was given, as settings or loaded; by default the one that the store names."""
+    if given is None and "weights_file" in (noted := store.config.get("backbone") or {}):
+        raise RequestError(f"evaluate: {store.path} was made with a file of weights: give backbone, with its place.")
+    if given is None and "layers" in noted:
+        return BackboneSettings.model_validate(noted)
+    return as_backbone(given, "evaluate")
+
+
+def _source(given: Any, store: Artifact) -> ImageSource | None:
+    """Return the pictures that were given, opened; by default those that the store names."""
+    from saetool.images import open_cached, open_source
+
+    if given is None:
+        return open_cached(store)
+    return given if hasattr(given, "listing") else open_source(given)
 
 
 def evaluation_stage(
@@ -77,6 +158,7 @@ def _build(
     from saetool.evaluation.sharing import Shared
     from saetool.evaluation.subject import Subject
     from saetool.evaluation.tables import all_tables
+    from saetool.training.concerns import concerns
 
     subject = Subject.open(autoencoder, store, settings, seed, Shared(partial))
     journal = Journal(partial)
@@ -107,17 +189,19 @@ def _build(
     points = [point("this autoencoder", "autoencoder", found["held_out"])]
     points += [point(row["name"], "baseline", row["numbers"]) for row in found.get("baselines", [])]
     found["pareto"] = mark_frontier(points)
+    found["concerns"] = concerns(autoencoder.content, found)
     found["tables"] = all_tables(found)
     facts = found["subject"]
     title = (
         f"Evaluation of a {facts['family']} autoencoder, {facts['d_in']:,} → {facts['n_latents']:,}, {facts['site']}"
     )
     partial.write_json("evaluation.json", found)
-    partial.write_bytes("evaluation.md", render(title, found["tables"]).encode())
+    partial.write_bytes("evaluation.md", render(title, found["tables"], found["concerns"]).encode())
     if facts["family"] != "sparse":
         partial.write_tensors("figures.safetensors", figures(subject))
     summary = {key: found["held_out"][key]["value"] for key in ("fvu", "l0", "cosine")}
-    return {"sections": sorted(found), "images": found["held_out"]["images"], **summary}
+    about = {"sections": sorted(found), "images": found["held_out"]["images"], "concerns": found["concerns"]}
+    return about | summary
 
 
 class Journal:

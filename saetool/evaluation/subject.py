@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool import distributed
-from saetool.activations import ActivationStore, SiteStore, StoreStream, held_out_mask
+from saetool.activations import ActivationStore, SiteStore, StoreStream, held_out_images, image_groups
 from saetool.activations.sites import find_site
 from saetool.activations.store import runs
 from saetool.artifacts import Artifact
@@ -44,6 +44,7 @@ class Subject:
     """An autoencoder in evaluation mode with the images of its site, split as in its training.
 
     held_out and train are increasing image rows; `measured` are the held-out images that numbers are taken from.
+    `groups` numbers the group of every image of the store, of images that depend on each other; None: each is alone.
     """
 
     autoencoder: Autoencoder
@@ -54,6 +55,7 @@ class Subject:
     train: Int[np.ndarray, "images"]
     measured: Int[np.ndarray, "images"]
     seed: int
+    groups: Int[np.ndarray, "images"] | None = None
     shared: Shared = field(default_factory=Shared)
 
     @classmethod
@@ -70,7 +72,7 @@ class Subject:
         opened = ActivationStore(store)
         site = opened.site(find_site(autoencoder, store)["folder"])
         split = content["held_out"]
-        mask = held_out_mask(opened.digests, split["seed"], split["share"])
+        mask = held_out_images(opened, split)
         if not mask.any():
             raise RequestError(
                 f"{autoencoder.path}: no image was held out of training (training.held_out is {split['share']}), "
@@ -79,7 +81,12 @@ class Subject:
         held_out = np.flatnonzero(mask)
         model = load(autoencoder).to(distributed.default_device())
         measured = spread(held_out, settings.max_images)
-        return cls(model, content, opened, site, held_out, np.flatnonzero(~mask), measured, seed, shared or Shared())
+        train, groups = np.flatnonzero(~mask), image_groups(opened, split)
+        return cls(model, content, opened, site, held_out, train, measured, seed, groups, shared or Shared())
+
+    def groups_of(self, images: Int[np.ndarray, "images"]) -> Int[np.ndarray, "images"] | None:
+        """Return the number of each of these images' groups; None where each is alone."""
+        return None if self.groups is None else self.groups[images]
 
     @property
     def trained_here(self) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from saetool.activations.sites import name_site
-from saetool.artifacts import Artifact
+from saetool.artifacts import Artifact, artifact_of
+from saetool.artifacts.stage import place_beside
 from saetool.autoencoders import families
-from saetool.errors import RequestError
+from saetool.errors import RequestError, shown
 from saetool.exchange.formats import WRITERS
 from saetool.exchange.model import from_model
 from saetool.exchange.plain import Plain, without_normalization
@@ -26,11 +27,17 @@ def export_autoencoder(
 
     Normalization is folded into the weights, but for layer norm where the target has it. Training's facts go into the
     target's metadata. Raises RequestError where the target cannot hold it, or `out` is there already.
+
+    >>> rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    >>> made = saetool.train(rows, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/export/model")
+    >>> sorted(saetool.export_autoencoder(made, "runs/export/for_sparsify", "sparsify"))
+    ['normalization']
     """
-    if format not in WRITERS:
-        raise RequestError(f"--format {format}: none of {', '.join(WRITERS)}.")
-    artifact = autoencoder if isinstance(autoencoder, Artifact) else Artifact.open(autoencoder, kind="autoencoder")
-    out = Path(out).expanduser()
+    if not isinstance(format, str) or format not in WRITERS:
+        name = format if isinstance(format, str) else shown(format)
+        raise RequestError(f"--format {name}: none of {', '.join(WRITERS)}.")
+    artifact = artifact_of(autoencoder, "autoencoder", "export_autoencoder")
+    out = place_beside(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out}: is there already; choose another place (--out).")
     plain = from_model(families.load(artifact), str(artifact.path))

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from saetool.autoencoders.sparse import SparseAutoencoder
-from saetool.errors import RequestError, first_line
+from saetool.errors import RequestError, first_line, shown
 from saetool.exchange import (
     dictionary_learning,
     openai,
@@ -69,8 +69,10 @@ def recognize(path: Path, format: str | None = None) -> tuple[Path, str]:
     """Return what to read of a source and its format, given or recognized."""
     if not path.exists():
         raise RequestError(f"{path}: no such file or directory.")
-    if format is not None and format not in READERS:
-        raise RequestError(f"--format {format}: none of {', '.join(READERS)}.")
+    if format is not None and not (isinstance(format, str) and format in READERS):
+        raise RequestError(
+            f"--format {format if isinstance(format, str) else shown(format)}: none of {', '.join(READERS)}."
+        )
     places = [path, *_files_in(path)]
     if format is not None:
         fitting = [place for place in places if READERS[format].recognizes(place)]

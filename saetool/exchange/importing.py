@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from saetool.artifacts import Artifact, Partial, Stage, digest_file, digest_json
 from saetool.artifacts.manifest import MANIFEST
 from saetool.autoencoders import families
 from saetool.autoencoders.base import Autoencoder
-from saetool.errors import RequestError, SaetoolError, first_line
+from saetool.errors import RequestError, SaetoolError, first_line, shown, type_name
 from saetool.exchange import formats
 from saetool.exchange.sites import Claim
 from saetool.progress import say
@@ -58,8 +59,18 @@ def load(source: str | os.PathLike | Artifact, format: str | None = None, **give
     It takes raw activations. `source` is a path or `hf/OWNER/NAME[/FOLDER][@REVISION]`; `given` says what a file of
     another tool does not. Raises RequestError where it is missing, unfinished, damaged or cannot be represented.
 
-    >>> saetool.load("runs/demo/autoencoder").encode(activations)  # doctest: +SKIP
+    >>> rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    >>> saetool.train(rows, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/load/autoencoder")
+    autoencoder: runs/load/autoencoder...
+    >>> model = saetool.load("runs/load/autoencoder")
+    >>> model
+    SparseAutoencoder(16 → 32 latents, topk, k = 4, center_scale)
+    >>> codes = model.encode_sparse(rows)        # rows of (latent, value)
+    >>> model.decode(model.encode(rows)).shape
+    torch.Size([100, 16])
     """
+    if not isinstance(source, str | os.PathLike | Artifact):
+        raise RequestError(f"load takes no {type_name(source)}: give the path of an autoencoder, or its artifact.")
     if isinstance(source, Artifact) or (format is None and not given and _is_artifact(source)):
         return families.load(source)
     return _read(source, format, given).model
@@ -81,7 +92,7 @@ def _holds_weights(path: Path) -> bool:
 def import_autoencoder(
     source: str | os.PathLike,
     out: str | os.PathLike,
-    wanted: Wanted | None = None,
+    wanted: Wanted | Mapping[str, Any] | None = None,
     *,
     format: str | None = None,
     given: dict[str, Any] | None = None,
@@ -91,8 +102,16 @@ def import_autoencoder(
 
     Raises RequestError where the format is not recognized, or something in it cannot be represented exactly, or the
     wanted site is not the one that the source comes from.
+
+    >>> rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    >>> made = saetool.train(rows, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/theirs/model")
+    >>> said = saetool.export_autoencoder(made, "runs/theirs/for_sae_lens", "sae_lens")
+    >>> saetool.import_autoencoder("runs/theirs/for_sae_lens", "runs/ours/autoencoder").content["n_latents"]
+    32
     """
-    wanted, given = wanted or Wanted(), given or {}
+    if not isinstance(source, str | os.PathLike):
+        raise RequestError(f"import_autoencoder takes no {type_name(source)}: give a path, or hf/OWNER/NAME.")
+    wanted, given = _as_wanted(wanted), given or {}
     read = _read(source, format, given)
     site = _site(read, wanted, str(source))
     config = {
@@ -109,6 +128,15 @@ def import_autoencoder(
         return content
 
     return run_stage(Stage(KIND, config, build), out, force=force)
+
+
+def _as_wanted(given: Any) -> Wanted:
+    if given is None or isinstance(given, Wanted):
+        return given or Wanted()
+    keys = [field.name for field in fields(Wanted)]
+    if not isinstance(given, Mapping) or not set(given) <= set(keys):
+        raise RequestError(f"import_autoencoder: wanted is a mapping of {', '.join(keys)}, not {shown(given)}")
+    return Wanted(**given)
 
 
 def parse_given(words: list[str]) -> dict[str, Any]:
@@ -131,6 +159,8 @@ def parse_number(text: str) -> int | float | str:
 
 
 def _read(source: str | os.PathLike, format: str | None, given: dict[str, Any]) -> Source:
+    if format is not None and not isinstance(format, str):
+        raise RequestError(f"format: one of {', '.join(formats.READERS)}, not {shown(format)}.")
     place = hub.fetch(source, KIND) if hub.is_hub(source) else Path(source).expanduser()
     origin: dict[str, Any] = {"source": str(source) if hub.is_hub(source) else place.name}
     if hub.is_hub(source):

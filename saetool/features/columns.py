@@ -102,19 +102,20 @@ LABELED = (
         "{label}.best_class",
         "string",
         "",
-        "Class with the largest AUROC, the first of equals; null when dead or "
+        "Class with the largest train_auroc, the first of equals; null when dead or "
         "undefined. A column of numbers has two classes, up to and above its median.",
     ),
-    Column("{label}.auroc", "double", "", "AUROC of the best class (see label_statistics)."),
-    Column("{label}.average_precision", "double", "", "Average precision of the best class."),
+    Column("{label}.auroc", "double", "", "AUROC of the best class over all images (see label_statistics)."),
     Column(
-        "{label}.p_value",
+        "{label}.held_out_auroc",
         "double",
         "",
-        "Categories: Kruskal–Wallis test that image maxima are alike in all classes. "
-        "Numbers: test of Spearman's correlation (t distribution). Images at 0 are ties.",
+        "AUROC of the best class over held-out images alone, which did not choose it; null where they lack the class "
+        "or others.",
     ),
-    Column("{label}.q_value", "double", "", "p_value after Benjamini–Hochberg over the latents that have one."),
+    Column("{label}.average_precision", "double", "", "Average precision of the best class."),
+    Column("{label}.p_value", "double", "", "p_value of the best class (see label_statistics)."),
+    Column("{label}.q_value", "double", "", "That after Benjamini–Hochberg over all latents and classes of the label."),
     Column(
         "{label}.purity", "double", "", "Largest share of its mass in one class (mass: sum of activations over tokens)."
     ),
@@ -127,7 +128,9 @@ LABELED = (
 LABEL_STATISTICS = (
     Column("latent", "int32", "", "Number of the latent; one that fires on no labeled image has no rows."),
     Column("label", "string", "", "Name of the label column."),
-    Column("class", "string", "", "Class; a latent has rows for its `index.label_classes` classes of largest AUROC."),
+    Column(
+        "class", "string", "", "Class; a latent has rows for its `index.label_classes` classes of largest train_auroc."
+    ),
     Column("images", "int64", "images", "Labeled images of the class."),
     Column("firing_images", "int64", "images", "Of these, images on which the latent fires."),
     Column(
@@ -135,16 +138,30 @@ LABEL_STATISTICS = (
         "double",
         "",
         "Chance that the latent's maximum is larger on an image of the class than on another "
-        "labeled image, ties counted half; null where a side is empty.",
+        "labeled image, ties counted half; over all images, those that training saw among them; null where a side is "
+        "empty.",
     ),
     Column(
         "auroc_low",
         "double",
         "",
         "Lower end of its 95 % interval (DeLong 1988, normal approximation; of an AUROC of 0 or 1 Clopper–Pearson's "
-        "for as many pairs as the smaller side has images); null with fewer than two images a side.",
+        "for as many pairs as the smaller side has images); null with fewer than two images a side. Where images form "
+        "groups (images.group), Obuchowski's (1997), t distribution, and groups are counted.",
     ),
     Column("auroc_high", "double", "", "Upper end of its 95 % interval."),
+    Column("train_auroc", "double", "", "AUROC over training images alone, by which latents and classes are chosen."),
+    Column("held_out_auroc", "double", "", "AUROC over held-out images alone: what was chosen, scored."),
+    Column("held_out_low", "double", "", "Lower end of its 95 % interval, as auroc_low."),
+    Column("held_out_high", "double", "", "Upper end of its 95 % interval."),
+    Column(
+        "p_value",
+        "double",
+        "",
+        "Mann & Whitney's test that AUROC is one half, over all images, ties corrected (training saw no labels). Where "
+        "images form groups, t by the larger of its error and Obuchowski's.",
+    ),
+    Column("q_value", "double", "", "p_value after Benjamini–Hochberg over all latents and classes of the label."),
     Column("average_precision", "double", "", "Average precision of the image maximum for the class (scikit-learn's)."),
     Column(
         "mass_share",

@@ -14,8 +14,9 @@ from saetool import distributed
 from saetool.activations import ActivationStore
 from saetool.activations.sites import find_site
 from saetool.artifacts import Artifact
+from saetool.artifacts.artifact import artifact_of
 from saetool.autoencoders.families import load
-from saetool.errors import RequestError
+from saetool.errors import RequestError, shown
 from saetool.features.columns import IMAGE_LATENTS, PATCH_LATENTS
 from saetool.features.encoding import Pass
 from saetool.features.tables import TableWriter
@@ -51,9 +52,16 @@ def table(
 
     Memory of a Parquet file does not grow with the store; an array holds all of its entries. Raises RequestError for
     artifacts that do not fit together, another ending, and a file that is there already, unless `force` replaces it.
+
+    >>> rows = torch.randn(40, 4, 16)                                                     # images, tokens, d
+    >>> store = saetool.write_store("runs/rows/activations", rows)
+    >>> model = saetool.train(store, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/rows/model")
+    >>> saetool.table(model, store).shape, saetool.table(model, store, rows="patches").shape
+    ((40, 32), (160, 32))
     """
-    if rows not in ("images", "patches") or value not in _TYPES:
-        raise RequestError(f"table: rows are images or patches, values max, sum or count; not {rows!r} and {value!r}")
+    if rows not in ("images", "patches") or value not in tuple(_TYPES):
+        given = f"{shown(rows)} and {shown(value)}"
+        raise RequestError(f"table: rows are images or patches, values max, sum or count; not {given}")
     place = None if out is None else _place(out, force)
     matrix = _Matrix.open(features, activations, rows)
     if place is None:
@@ -81,13 +89,13 @@ class _Matrix:
 
     @classmethod
     def open(cls, features: Any, activations: Any, rows: Rows) -> "_Matrix":
-        found = features if isinstance(features, Artifact) else Artifact.open(features)
+        found = artifact_of(features, None, "table")
+        given = None if activations is None else artifact_of(activations, "activations", "table")
         if found.kind == "features":
-            store = found.find_input("activations", None if activations is None else _path(activations))
+            store = found.find_input("activations", given and given.path)
             autoencoder = found.find_input("autoencoder")
-        elif found.kind == "autoencoder" and activations is not None:
-            store = activations if isinstance(activations, Artifact) else Artifact.open(activations, "activations")
-            autoencoder = found
+        elif found.kind == "autoencoder" and given is not None:
+            store, autoencoder = given, found
         else:
             raise RequestError(
                 f"{found.path}: a table is made from an index (features), or from an autoencoder and activations; this "
@@ -164,7 +172,9 @@ def _of_images(bounds: np.ndarray, latents: np.ndarray, values: np.ndarray) -> d
     }
 
 
-def _place(out: str | os.PathLike, force: bool) -> Path:
+def _place(out: Any, force: bool) -> Path:
+    if not isinstance(out, str | os.PathLike):
+        raise RequestError(f"table: a file's name is a path, not {shown(out)}")
     place = Path(out).expanduser()
     if place.suffix not in (".parquet", ".npz"):
         raise RequestError(f"table: {place} is written as .parquet or .npz: end the name so")
@@ -173,7 +183,3 @@ def _place(out: str | os.PathLike, force: bool) -> Path:
     if place.exists() and not force:
         raise RequestError(f"table: {place} is there already; give --force (force=True) to replace it")
     return place
-
-
-def _path(given: Artifact | str | os.PathLike) -> str | os.PathLike:
-    return given.path if isinstance(given, Artifact) else given

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors import safe_open
 
-from saetool.artifacts import Artifact
+from saetool.artifacts import Artifact, artifact_of
 from saetool.artifacts.artifact import OpenArtifact
 from saetool.artifacts.remote import is_remote
 from saetool.errors import RequestError, printable
@@ -74,10 +74,17 @@ class Features:
     """A sealed features artifact, opened for reading: it stays what it was when another takes its place.
 
     `latents`, `label_statistics`, `images` are the tables of docs/tables.md. Images are named by row or by path.
+
+    >>> rows = torch.randn(40, 4, 16, generator=torch.Generator().manual_seed(0))      # images, tokens, d
+    >>> store = saetool.write_store("runs/read/activations", rows)
+    >>> model = saetool.train(store, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/read/model")
+    >>> features = saetool.Features(saetool.index(model, store, "runs/read/features"))
+    >>> features.latent(7)["latent"], len(features.top(7, 3)), len(features.firing(0, 5))
+    (7, 3, 5)
     """
 
     def __init__(self, path: Artifact | str | os.PathLike):
-        artifact = path if isinstance(path, Artifact) else Artifact.open(path, kind="features")
+        artifact = artifact_of(path, "features", "Features")
         self.artifact = artifact if is_remote(artifact.path) else OpenArtifact.of(artifact)
         self.content = self.artifact.content
         self.n_latents: int = self.content["n_latents"]
@@ -141,14 +148,18 @@ class Features:
         return Rows(table if self.grid else table.drop_columns(["patch", "patches"]))
 
     def for_label(self, label: str, class_: str | None = None, count: int = 20) -> Rows:
-        """Return the latents with the largest AUROC for a class of a label column (None: for any of its classes)."""
+        """Return the latents with the largest AUROC for a class of a label column (None: for any of its classes).
+
+        They are chosen on training images (`train_auroc`) and scored on held-out ones (`held_out_auroc`, with its 95 %
+        interval); `q_value` is corrected over all latents and classes. Where nothing was held out, all images choose.
+        """
         table = self.label_statistics.filter(pc.field("label") == self._label(label))
         if class_ is not None:
             table = table.filter(pc.field("class") == class_)
             if table.num_rows == 0:
                 classes = next(info["classes"] for info in self.content["labels"] if info["name"] == label)
                 raise RequestError(f"{label!r} has no class {class_!r} here. Classes: {', '.join(classes)}.")
-        order = [("auroc", "descending"), ("latent", "ascending")]
+        order = [("train_auroc", "descending"), ("latent", "ascending")]
         return Rows(table.sort_by(order).slice(0, count))
 
     def similar(self, latent: int, by: str = "decoder", count: int | None = None) -> Rows:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 
 from saetool import distributed
-from saetool.activations import ActivationStore, SiteStore, held_out_mask
+from saetool.activations import ActivationStore, SiteStore, held_out_images, image_groups
 from saetool.activations.sites import find_site
-from saetool.artifacts import Artifact, Partial, Stage, run_stage
+from saetool.artifacts import Artifact, Partial, Stage, artifact_of, run_stage
+from saetool.artifacts.artifact import ROWS
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
 from saetool.features import heat, neighbors, ranking, tables
-from saetool.features.columns import EXAMPLES, LABEL_STATISTICS
+from saetool.features.columns import EXAMPLES
 from saetool.features.encoding import Pass, encode_store
 from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import Maxima
@@ -32,29 +34,46 @@ from saetool.features.spill import Spill
 from saetool.features.tally import Tally, histogram_edges
 from saetool.features.workers import block_workers, ordered
 from saetool.progress import bar, say
+from saetool.settings import Settings
+from saetool.validation import request
 
 KIND = "features"
 
 
+class _Request(Settings):
+    """What `index` is asked for: the section that a config has."""
+
+    index: IndexSettings
+
+
 def index(
     autoencoder: Artifact | str | os.PathLike,
-    activations: Artifact | str | os.PathLike,
-    out: str | os.PathLike,
-    settings: IndexSettings | None = None,
+    activations: "Artifact | ActivationStore | str | os.PathLike",
+    out: str | os.PathLike = "",
+    settings: IndexSettings | Mapping[str, Any] | None = None,
     *,
-    embeddings: Artifact | str | os.PathLike | None = None,
+    embeddings: "Artifact | ActivationStore | str | os.PathLike | None" = None,
     force: bool = False,
+    **keywords: Any,
 ) -> Artifact:
     """Index every latent of a trained autoencoder over a store at its site; return the sealed features artifact.
 
-    `embeddings` is another store of the same images, as `settings.embeddings` would name it. Finished work is
-    skipped, begun work resumed. Raises RequestError when the store is of another site.
+    `settings`, or single keys of a config's `index` section as keywords (`top=32`). `embeddings` is another store of
+    the same images, as `settings.embeddings` would name it. Finished work is skipped, begun work resumed. Raises
+    RequestError when the store is of another site, or anything else is wrong.
+
+    >>> rows = torch.randn(40, 4, 16, generator=torch.Generator().manual_seed(0))      # images, tokens, d
+    >>> store = saetool.write_store("runs/index/activations", rows)
+    >>> model = saetool.train(store, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/index/model")
+    >>> saetool.Features(saetool.index(model, store, "runs/index/features", top=3)).n_latents
+    32
     """
+    asked = request(_Request, "index", {"index": settings}, keywords)
     stage = index_stage(
-        _open(autoencoder, "autoencoder"),
-        _open(activations, "activations"),
-        settings or IndexSettings(),
-        embeddings=_open(embeddings, "activations") if embeddings is not None else None,
+        artifact_of(autoencoder, "autoencoder", "index"),
+        artifact_of(activations, "activations", "index", ROWS),
+        asked.index,
+        embeddings=artifact_of(embeddings, "activations", "index", ROWS) if embeddings is not None else None,
     )
     return run_stage(stage, out, force=force)
 
@@ -68,7 +87,7 @@ def index_stage(
     """
     site = find_site(autoencoder, store)["folder"]
     if embeddings is None and settings.embeddings is not None:
-        embeddings = _open(settings.embeddings, "activations")
+        embeddings = Artifact.open(settings.embeddings, "activations")
     _embedding_site(settings, store, embeddings)
     # Which embeddings is told by the inputs; where they lie makes no difference.
     config = {**settings.model_dump(mode="json", exclude={"embeddings"}), "site": site}
@@ -79,10 +98,6 @@ def index_stage(
         build=lambda partial: Index.of(autoencoder, store, settings, embeddings, site).build(partial),
         inputs=(autoencoder, store) if embeddings is None else (autoencoder, store, embeddings),
     )
-
-
-def _open(given: Artifact | str | os.PathLike, kind: str) -> Artifact:
-    return given if isinstance(given, Artifact) else Artifact.open(given, kind=kind)
 
 
 def _embedding_site(settings: IndexSettings, store: Artifact, embeddings: Artifact | None) -> SiteStore | None:
@@ -115,7 +130,9 @@ class _Block:
 
     numbers: dict[str, np.ndarray]
     labels: pa.Table | None
-    """Its rows of label_statistics.parquet."""
+    """Its rows of label_statistics.parquet, but for q."""
+    p_values: dict[str, np.ndarray]
+    """Of each label, the p of every latent and class."""
     records: np.ndarray
     chosen: ranking.Chosen
 
@@ -125,13 +142,21 @@ class _Found:
     """What the statistics of all blocks of latents come to."""
 
     numbers: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    p_values: dict[str, list[np.ndarray]] = field(default_factory=dict)
     chosen: list[tuple[np.ndarray, ranking.Chosen]] = field(default_factory=list)
     """Of each block: the records of the examples, and what they stand for."""
 
     def add(self, block: "_Block") -> None:
         for name, values in block.numbers.items():
             self.numbers.setdefault(name, []).append(values)
+        for label, values in block.p_values.items():
+            self.p_values.setdefault(label, []).append(values)
         self.chosen.append((block.records, block.chosen))
+
+    @cached_property
+    def discoveries(self) -> dict[str, tables.Discoveries]:
+        """Of each label, the tests of all latents and classes."""
+        return {label: tables.Discoveries(np.concatenate(found)) for label, found in self.p_values.items()}
 
     def column(self, name: str) -> np.ndarray:
         return np.concatenate(self.numbers[name])
@@ -145,15 +170,14 @@ class Index:
     site: SiteStore
     settings: IndexSettings
     embedding_site: SiteStore | None
-    seed: int
-    share: float
+    split: dict[str, Any]
+    """What decides which images were held out of training: seed, share, the rule of groups where there is one."""
 
     @classmethod
     def of(
         cls, autoencoder: Artifact, store: Artifact, settings: IndexSettings, embeddings: Artifact | None, site: str
     ) -> "Index":
         """Open the inputs."""
-        held_out = autoencoder.content["held_out"]
         other = _embedding_site(settings, store, embeddings)
         opened = ActivationStore(store).site(site)
         if other is not None and embeddings is not None and other.store.digests != opened.store.digests:
@@ -161,12 +185,22 @@ class Index:
                 f"{embeddings.path} and {store.path} hold different images (or in another order), so the one cannot "
                 "embed the other's. Cache both from the same source."
             )
-        return cls(autoencoder, opened, settings, other, held_out["seed"], held_out["share"])
+        return cls(autoencoder, opened, settings, other, autoencoder.content["held_out"])
+
+    @property
+    def seed(self) -> int:
+        """The seed of the split, and of what is drawn."""
+        return self.split["seed"]
 
     @cached_property
     def held_out(self) -> np.ndarray:
         """Which images were held out of training, bool [images]."""
-        return held_out_mask(self.site.store.digests, self.seed, self.share)
+        return held_out_images(self.site.store, self.split)
+
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """The number of each image's group; None where each is alone."""
+        return image_groups(self.site.store, self.split)
 
     @cached_property
     def hashes(self) -> Tensor:
@@ -241,8 +275,8 @@ class Index:
 
         spans = list(spill.spans(max([1, *(len(column.names) for column in labels)])))
         with ExitStack() as stack:
-            path = partial.file("label_statistics.parquet")
-            rows = stack.enter_context(tables.TableWriter(path, LABEL_STATISTICS)) if labels else None
+            path = partial.scratch("label_rows.parquet")
+            rows = stack.enter_context(tables.TableWriter(path, tables.WITHOUT_Q)) if labels else None
             advance = stack.enter_context(bar("statistics", len(spans), "blocks"))
             largest = max(int(spill.stripe_records[first:stop].sum()) for first, stop in spans)
             for block in ordered(of_block, spans, block_workers(largest, device)):
@@ -250,6 +284,8 @@ class Index:
                     rows.write(block.labels)
                 found.add(block)
                 advance(1)
+        if labels:
+            tables.with_q_values(path, partial.file("label_statistics.parquet"), found.discoveries)
         images, latents = (
             np.concatenate([records[name] for records, _ in found.chosen]) for name in ("image", "latent")
         )
@@ -266,14 +302,17 @@ class Index:
         descending = ranking.by_value(block)
         numbers = block_numbers(block, images.held_out)
         numbers["fires"] = firing_bits(block, self.sample, len(self.hashes))
-        labels = [(column, label_statistics(block, descending, column)) for column in self.labels]
+        labels = [
+            (column, label_statistics(block, descending, column, self.held_out, self.groups)) for column in self.labels
+        ]
         chosen = ranking.choose(block, descending, images.hashes, self.settings, self.seed, images.held_out)
         records = block.records(torch.from_numpy(chosen.record))
         numbers |= self._likeness(block, chosen, records, images)
         for column, statistics in labels:
             numbers.update(tables.label_numbers(column, statistics))
         table = tables.label_table(labels, self.settings.label_classes, block.first) if labels else None
-        return _Block(numbers, table, records, chosen)
+        p_values = {column.name: statistics.p_value for column, statistics in labels}
+        return _Block(numbers, table, p_values, records, chosen)
 
     def _likeness(
         self, block: Maxima, chosen: ranking.Chosen, records: np.ndarray, images: _Images
@@ -313,7 +352,7 @@ class Index:
         for name, column in (("decoder", "neighbor_similarity"), ("coactivation", "coactivation_similarity")):
             nearest = tensors[f"neighbors_{name}"][:, 0].numpy()
             numbers[column] = np.where(nearest < 0, np.nan, tensors[f"neighbors_{name}_value"][:, 0].numpy())
-        partial.write_table("latents.parquet", tables.latents_table(numbers, self.labels))
+        partial.write_table("latents.parquet", tables.latents_table(numbers, self.labels, found.discoveries))
         store = self.site.store
         names = [column.name for column in self.labels]
         partial.write_table("images.parquet", tables.images_table(store.images, self.held_out, names))

@@ -12,6 +12,9 @@ from saetool.features.columns import EXAMPLES, IMAGES, LABEL_STATISTICS, LABELED
 from saetool.features.labels import LabelColumn, LabelStatistics, benjamini_hochberg
 from saetool.features.ranking import GROUPS, Chosen
 
+WITHOUT_Q = tuple(column for column in LABEL_STATISTICS if column.name != "q_value")
+_OF_CLASSES = [column.name for column in WITHOUT_Q if column.name not in ("latent", "label", "class", "images")]
+
 
 def table(columns: Sequence[Column], values: Mapping[str, Any]) -> pa.Table:
     """Build a table with exactly `columns`, in their order."""
@@ -71,8 +74,9 @@ def label_numbers(column: LabelColumn, found: LabelStatistics) -> dict[str, np.n
     named = {
         "best_class": best,
         "auroc": of_best(found.auroc),
+        "held_out_auroc": of_best(found.held_out_auroc),
         "average_precision": of_best(found.average_precision),
-        "p_value": found.p_value,
+        "p_value": of_best(found.p_value),
         "purity": found.purity(),
         "entropy": found.entropy(),
         "spearman": found.spearman,
@@ -80,24 +84,56 @@ def label_numbers(column: LabelColumn, found: LabelStatistics) -> dict[str, np.n
     return {f"{column.name}.{name}": values for name, values in named.items()}
 
 
-def latents_table(numbers: Mapping[str, np.ndarray], labels: Sequence[LabelColumn]) -> pa.Table:
-    """Build latents.parquet from its plain columns and, of every label column, its `label_numbers`."""
+def latents_table(
+    numbers: Mapping[str, np.ndarray], labels: Sequence[LabelColumn], discoveries: Mapping[str, "Discoveries"]
+) -> pa.Table:
+    """Build latents.parquet from its plain columns and, of every label column, its `label_numbers`.
+
+    `discoveries` of each label know the p of all latents and classes.
+    """
     columns = list(LATENTS)
     values: dict[str, Any] = dict(numbers)
     for column in labels:
         best = values[f"{column.name}.best_class"].tolist()
         values[f"{column.name}.best_class"] = [column.names[i] if i >= 0 else None for i in best]
-        values[f"{column.name}.q_value"] = benjamini_hochberg(values[f"{column.name}.p_value"])
+        values[f"{column.name}.q_value"] = discoveries[column.name].q(values[f"{column.name}.p_value"])
         for declared in LABELED:
             name = declared.name.format(label=column.name)
             columns.append(Column(name, declared.type, declared.unit, declared.definition))
     return table(columns, values)
 
 
-def label_table(labels: Sequence[tuple[LabelColumn, LabelStatistics]], keep: int, first: int) -> pa.Table:
-    """Build the rows of label_statistics.parquet for a block of latents from `first`.
+class Discoveries:
+    """The tests of one label, of all latents and classes: from the p of any of them to its q."""
 
-    Every latent that fires on labeled images has rows for its `keep` classes of largest AUROC.
+    def __init__(self, p: np.ndarray):
+        self._p = np.sort(p[~np.isnan(p)], axis=None)
+        self._q = benjamini_hochberg(self._p)
+
+    def q(self, p: np.ndarray) -> np.ndarray:
+        """Return the q of some of the tests (Benjamini & Hochberg 1995), NaN where p is."""
+        if not len(self._p):
+            return np.full(len(p), np.nan)
+        last = np.searchsorted(self._p, p, side="right") - 1
+        return np.where(np.isnan(p), np.nan, self._q[np.clip(last, 0, None)])
+
+
+def with_q_values(rows: Path, path: Path, discoveries: Mapping[str, Discoveries]) -> None:
+    """Write label_statistics.parquet from its rows without q_value, some of them at a time."""
+    with TableWriter(path, LABEL_STATISTICS) as writer:
+        for batch in parquet.ParquetFile(rows).iter_batches(TableWriter.ROWS):
+            label, p = batch["label"].to_numpy(zero_copy_only=False), batch["p_value"].to_numpy(zero_copy_only=False)
+            q = np.full(len(p), np.nan)
+            for name, found in discoveries.items():
+                q[label == name] = found.q(p[label == name])
+            values = {name: batch[name] for name in batch.schema.names}
+            writer.write(table(LABEL_STATISTICS, {**values, "q_value": q}))
+
+
+def label_table(labels: Sequence[tuple[LabelColumn, LabelStatistics]], keep: int, first: int) -> pa.Table:
+    """Build the rows of label_statistics.parquet for a block of latents from `first`, but for q_value.
+
+    Every latent that fires on labeled images has rows for its `keep` classes of largest AUROC on training images.
     """
     parts = [_label_rows(column, found, keep, first) for column, found in labels]
     joined = pa.concat_tables(parts)
@@ -107,19 +143,18 @@ def label_table(labels: Sequence[tuple[LabelColumn, LabelStatistics]], keep: int
 
 def _label_rows(column: LabelColumn, found: LabelStatistics, keep: int, first: int) -> pa.Table:
     alive = found.firing_images.sum(1) > 0
-    kept = largest_of_rows(np.where(np.isnan(found.auroc), -1.0, found.auroc), keep)
+    kept = largest_of_rows(found.chosen_by(), keep)
     latent, class_ = np.nonzero(kept & alive[:, None])
     images = np.bincount(column.classes[column.classes >= 0], minlength=len(column.names))
     names = pa.DictionaryArray.from_arrays(pa.array(class_, pa.int32()), pa.array(column.names, pa.string()))
-    statistics = ("firing_images", "auroc", "auroc_low", "auroc_high", "average_precision", "mass_share")
     values = {
         "latent": latent + first,
         "label": pa.repeat(pa.scalar(column.name, pa.string()), len(latent)),
         "class": names,
         "images": images[class_],
-        **{name: getattr(found, name)[latent, class_] for name in statistics},
+        **{name: getattr(found, name)[latent, class_] for name in _OF_CLASSES},
     }
-    return table(LABEL_STATISTICS, values)
+    return table(WITHOUT_Q, values)
 
 
 def largest_of_rows(values: np.ndarray, k: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from saetool.errors import RequestError, SaetoolError, first_line
+from saetool.errors import RequestError, SaetoolError, first_line, shown
 
 GROUP = "saetool.sources"
 """Of entry points: a name, and a function or an object that `register_source` would take."""
@@ -39,15 +39,13 @@ def register_source(name: str, source: Any = None) -> Any:
 
     Raises RequestError for a name that is none, or that means something else already.
 
-    >>> import numpy as np
-    >>> register_source("noise", lambda: np.random.default_rng(0).random((4, 8, 8)))
-    >>> from saetool.images import open_source
-    >>> len(open_source("noise"))
+    >>> saetool.register_source("noise", lambda: np.random.default_rng(0).random((4, 8, 8)))
+    >>> len(saetool.open_source("noise"))
     4
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN:
         raise RequestError(
-            f"register_source: {name!r} cannot name a source: take letters, digits, dots and dashes, and none of "
+            f"register_source: {shown(name)} cannot name a source: take letters, digits, dots and dashes, and none of "
             f"{', '.join(_TAKEN)}"
         )
     if source is None:

@@ -1,9 +1,11 @@
 """The `images` section of a config."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from saetool.errors import RequestError
 from saetool.images.registry import is_registered
@@ -28,6 +30,42 @@ def is_named(source: str) -> bool:
     return source in NAMED or source.startswith(HUB_PREFIX) or is_registered(source)
 
 
+def is_section(given: object) -> bool:
+    """Say whether something is settings or a mapping of their keys; Hugging Face's mapping of splits is none."""
+    return isinstance(given, Settings | Mapping) and type(given).__module__.partition(".")[0] != "datasets"
+
+
+class Grouping(Settings):
+    """Which images belong together: cells of one module, frames of one video. Exactly one of the rules."""
+
+    column: str | None = None
+    """The label column whose value names the group."""
+    folder: PositiveInt | None = None
+    """The folder at this level below the root, counted from 1."""
+    pattern: str | None = None
+    """A regular expression, searched in the path: its first group, or all it matches, names the group."""
+    block: PositiveInt | None = None
+    """So many neighbors in the order of the images: a stand-in where nothing says what belongs together."""
+
+    @model_validator(mode="after")
+    def _one_rule(self):
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of column, folder, pattern and block, not {' and '.join(given) or 'none'}"
+            )
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
+        return self
+
+    def rule(self) -> dict[str, Any]:
+        """Return the rule that is given, as JSON types."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
 class ImageSettings(Settings):
     """Which images, and what happens at one that cannot be read."""
 
@@ -50,6 +88,8 @@ class ImageSettings(Settings):
     decode: Literal["pillow", "gpu"] = "pillow"
     """What decodes and resizes for caching: Pillow, or the GPU through torchvision (nvJPEG), whose pixels are near
     Pillow's: another store, which says how near."""
+    group: Grouping | None = None
+    """Images that depend on each other are held out of training, and drawn for intervals, as one. null: each alone."""
     split: str = "train"
     """Of a dataset with splits."""
     subset: str | None = None
@@ -80,12 +120,13 @@ class ImageSettings(Settings):
     def content(self) -> dict[str, Any]:
         """Return what determines the pictures, as JSON types; `source` is as given.
 
-        What happens at a corrupt or an immense image is no part of it: work that stopped at one resumes.
+        What happens at a corrupt or an immense image is no part of it: work that stopped at one resumes. Nor is which
+        images belong together: that is the training's.
         """
         usual = {"decode"} if self.decode == "pillow" else set()
         usual |= {name for name in ("first", "labels") if getattr(self, name) is None}
         usual |= {"seed"} if self.limit is None else set()
-        content = self.model_dump(mode="json", exclude={"on_error", "max_pixels"} | usual)
+        content = self.model_dump(mode="json", exclude={"on_error", "max_pixels", "group"} | usual)
         return content | ({} if self.labels is None else {"labels": _digest(self.labels)})
 
 

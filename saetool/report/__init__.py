@@ -3,7 +3,9 @@
 It reads artifacts and, for thumbnails, the image source; never a model.
 """
 
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from saetool.lazy import lazy_names
 from saetool.report.settings import ReportSettings
@@ -16,3 +18,24 @@ if TYPE_CHECKING:
 __all__ = ["ReportSettings", "check", "report_stage", "write_overview"]
 
 __getattr__ = lazy_names(__name__, {"check": "checking", "report_stage": "stage", "write_overview": "overview"})
+
+
+class _Room(ModuleType):
+    """This package is also the call `saetool.report(…)`: a name can be only one thing, and both are wanted."""
+
+    def __call__(self, *given: Any, **keywords: Any) -> Any:
+        from saetool.report.stage import report
+
+        return report(*given, **keywords)
+
+    @property
+    def __signature__(self) -> Any:
+        """What notebooks show of the call."""
+        import inspect
+
+        from saetool.report.stage import report
+
+        return inspect.signature(report)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -62,6 +62,12 @@ PLAIN = (
 OF_LABEL = (
     Column("best_class", "Best class", "text", "Class that the latent tells apart best"),
     Column("auroc", "AUROC", "unit", "Area under the ROC curve for the best class, by the image's largest activation"),
+    Column(
+        "held_out_auroc",
+        "AUROC, held out",
+        "unit",
+        "The same over held-out images alone, which did not choose the class",
+    ),
     Column("auroc_low", "AUROC, low", "unit", "Lower end of the 95 % interval of the best class's AUROC"),
     Column("average_precision", "Avg. precision", "unit", "Average precision for the best class"),
     Column("purity", "Purity", "share", "Largest share of one class in the latent's activation mass"),

@@ -66,6 +66,10 @@ def junk(interest: Interest) -> list[dict[str, Any]]:
     ]
 
 
+SHOWN = ("auroc", "auroc_low", "held_out_auroc")
+"""What is said of a class's latents, as far as the index knows it."""
+
+
 def labels_chunk(interest: Interest) -> bytes:
     """Return the script that says, for every class of every label, which latents tell it apart best."""
     files, statistics = interest.files, interest.files.label_statistics
@@ -73,7 +77,8 @@ def labels_chunk(interest: Interest) -> bytes:
         return pack("labels", {}, {"classes": []})
     pairs, codes = class_codes(statistics)
     latent = statistics["latent"].to_numpy()
-    auroc, low = (numbers(statistics[name]).astype(np.float64) for name in ("auroc", "auroc_low"))
+    known = {name: numbers(statistics[name]).astype(np.float64) for name in SHOWN if name in statistics.column_names}
+    low = known["auroc_low"]
     sure = interest.alive[latent] & _sure(files.latents, statistics, latent) & ~np.isnan(low)
     counts = statistics["images"].to_numpy()
     totals = {column.name: int((column.classes >= 0).sum()) for column in interest.words.facts.columns}
@@ -82,26 +87,28 @@ def labels_chunk(interest: Interest) -> bytes:
     starts = np.searchsorted(codes[order], np.arange(len(pairs) + 1))
     first = np.unique(codes, return_index=True)[1]
     found, classes = np.full((len(pairs), PER_CLASS), -1, np.int64), []
-    value = np.full((2, len(pairs), PER_CLASS), np.nan, np.float32)
+    values = {name: np.full((len(pairs), PER_CLASS), np.nan, np.float32) for name in known}
     for k, (label, name) in enumerate(pairs):
         rows = order[starts[k] : starts[k + 1]]
         kept = rows[:PER_CLASS]
         found[k, : len(kept)] = latent[kept]
-        value[:, k, : len(kept)] = auroc[kept], low[kept]
+        for key, column in known.items():
+            values[key][k, : len(kept)] = column[kept]
         images = int(counts[first[k]])
         classes.append([label, name, images, images / max(totals.get(label, 0), images, 1), len(rows)])
     images, patches = interest.places.of_group("top").first(files.n_latents, 1)
-    known = found >= 0
-    shown = [np.where(known, one[np.maximum(found, 0), 0], -1) for one in (images, patches)]
+    shown = [np.where(found >= 0, one[np.maximum(found, 0), 0], -1) for one in (images, patches)]
     arrays = crops(interest.words.facts, *shown) | {"latent": found.astype(np.int32), "classes": text(classes)}
-    return pack("labels", arrays | {"auroc": value[0], "auroc_low": value[1]}, {"each": PER_CLASS})
+    return pack("labels", arrays | values, {"each": PER_CLASS})
 
 
 def _sure(latents: pa.Table, statistics: pa.Table, latent: np.ndarray) -> np.ndarray:
-    """Say for which rows of the statistics the latent fires on enough images and stands its label's test."""
+    """Say for which rows of the statistics the latent fires on enough images and stands the class's test."""
     sure = np.ones(len(latent), bool)
     if "image_count" in latents.column_names:
         sure &= latents["image_count"].to_numpy()[latent] >= MIN_IMAGES
+    if "q_value" in statistics.column_names:
+        return sure & (numbers(statistics["q_value"], np.float64) <= MAX_Q)
     labels = np.array(statistics["label"].to_pylist())
     for name in np.unique(labels).tolist():
         if f"{name}.q_value" in latents.column_names:

@@ -27,7 +27,18 @@ TENSORS = (
     "decoder_directions",
     "fires",
 )
-STATISTICS = ("images", "firing_images", "auroc", "auroc_low", "auroc_high", "average_precision", "mass_share")
+STATISTICS = (
+    "images",
+    "firing_images",
+    "auroc",
+    "auroc_low",
+    "auroc_high",
+    "held_out_auroc",
+    "held_out_low",
+    "held_out_high",
+    "average_precision",
+    "mass_share",
+)
 
 
 @dataclass(frozen=True)

@@ -91,12 +91,14 @@ def _row(path: Path, runs: Path) -> dict[str, Any]:
         "store": store,
         "held_out_share": held_out.get("share"),
         "held_out_seed": held_out.get("seed"),
+        "held_out_group": held_out.get("group"),
     }
 
 
 def _lettered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add "group" to runs: the same letter where site, activations and held-out images are the same."""
-    keys = [tuple(row[key] for key in ("site", "d_in", "store", "held_out_share", "held_out_seed")) for row in rows]
+    same = ("site", "d_in", "store", "held_out_share", "held_out_seed", "held_out_group")
+    keys = [tuple(str(row[key]) for key in same) for row in rows]
     order = list(dict.fromkeys(keys))
     return [{**row, "group": _letter(order.index(key))} for row, key in zip(rows, keys, strict=True)]
 

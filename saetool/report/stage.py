@@ -1,11 +1,15 @@
 """Builds the report of an autoencoder: a static site that needs no server and no network."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saetool import distributed
-from saetool.artifacts import Artifact, Partial, Stage
+from saetool.activations.thumbnails import StoredThumbnails
+from saetool.artifacts import Artifact, Partial, Stage, artifact_of, run_stage
 from saetool.errors import RequestError
+from saetool.images import ImageSettings, open_cached, open_source
 from saetool.report.chunks import pack
 from saetool.report.curves import read_curves
 from saetool.report.figures import figures_chunk, picture_shape, read_figures
@@ -16,6 +20,75 @@ from saetool.report.site import write_assets, write_page
 from saetool.report.source import FeatureFiles, require_columns
 from saetool.report.summary import summarize
 from saetool.report.thumbnails import ReadsImages
+from saetool.settings import Settings
+from saetool.validation import request
+
+if TYPE_CHECKING:
+    from saetool.activations import ActivationStore
+    from saetool.features import Features
+    from saetool.images import ImageSource
+
+
+class _Request(Settings):
+    """What `report` is asked for: the sections that a config has."""
+
+    report: ReportSettings
+    images: ImageSettings | None = None
+
+
+def report(
+    made: "Artifact | Features | str | os.PathLike",
+    out: str | os.PathLike = "",
+    settings: ReportSettings | Mapping[str, Any] | None = None,
+    *,
+    autoencoder: Artifact | str | os.PathLike | None = None,
+    activations: "Artifact | ActivationStore | str | os.PathLike | None" = None,
+    evaluation: Artifact | str | os.PathLike | None = None,
+    images: "ImageSource | ImageSettings | str | os.PathLike | None" = None,
+    force: bool = False,
+    **keywords: Any,
+) -> Artifact:
+    """Write the web page of an index, or of an autoencoder that has none; its `path` has the index.html.
+
+    Args:
+        made: features, or an autoencoder: then the page has its landing page only.
+        settings: of a config's `report` section, or single keys of it as keywords (`title="Mine"`).
+        autoencoder, activations: what `made` was made from, where that has moved.
+        evaluation: an evaluation of the same autoencoder, to be shown as well.
+        images: the pictures, where they have moved; rows that never were pictures have none.
+
+    >>> rows = torch.randn(40, 4, 16, generator=torch.Generator().manual_seed(0))      # images, tokens, d
+    >>> store = saetool.write_store("runs/page/activations", rows)
+    >>> model = saetool.train(store, kind="topk", k=4, n_latents=32, tokens=512, batch_size=64, out="runs/page/model")
+    >>> page = saetool.report(saetool.index(model, store, "runs/page/features"), "runs/page/report", title="Mine")
+    >>> (page.path / "index.html").is_file()
+    True
+    """
+    pictures = {"images": images} if isinstance(images, Mapping | ImageSettings) else {}
+    asked = request(_Request, "report", {"report": settings}, keywords, pictures)
+    given = getattr(made, "artifact", made)
+    whole = given if isinstance(given, Artifact) else artifact_of(given, None, "report")
+    features = None if whole.kind == "autoencoder" else artifact_of(whole, "features", "report")
+    model = whole if features is None else _input(features, "autoencoder", autoencoder)
+    store = _input(whole, "activations", activations)
+    shown = None if evaluation is None else artifact_of(evaluation, "evaluation", "report")
+    source = _pictures(store, asked.images or images)
+    return run_stage(report_stage(features, store, model, shown, source, asked.report), out, force=force)
+
+
+def _input(made: Artifact, kind: str, given: Any) -> Artifact:
+    return made.find_input(kind) if given is None else artifact_of(given, kind, "report")
+
+
+def _pictures(store: Artifact, given: Any) -> "ImageSource | None":
+    """Return the pictures of a store where the page needs them: given, or where they were."""
+    if hasattr(given, "listing"):
+        return given
+    if store.content["source"] is None or StoredThumbnails.are_in(store):
+        return None
+    if given is None or isinstance(given, str | os.PathLike):
+        return open_cached(store, None if given is None else os.fspath(given))
+    return open_source(given)
 
 
 def report_stage(

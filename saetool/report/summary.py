@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from saetool.artifacts import Artifact
+from saetool.training.concerns import concerns
 
 _POINT = ("name", "kind", "l0", "fvu", "fvu_interval", "frontier")
 """What the plane draws of a point; links are the overview's own."""
@@ -27,6 +28,7 @@ def summarize(features: Artifact | None, store: Artifact, autoencoder: Artifact,
         "attribution": store.content.get("attribution") or "",
         "family": family_words(settings),
         "verdict": verdict(content, autoencoder.content, evaluation),
+        "concerns": _concerns(autoencoder.content, evaluation),
         "tiles": _tiles(content, autoencoder.content),
         "lineage": [lineage(a) for a in (store, autoencoder, features, evaluation) if a is not None],
         "evaluation": _evaluation(evaluation),
@@ -52,6 +54,13 @@ def verdict(content: dict, model: dict, evaluation: Artifact | None) -> str:
     if dead is not None:
         parts.append(f"{dead:,} of {content['n_latents']:,} latents dead")
     return "; ".join(parts) + "." if parts else ""
+
+
+def _concerns(model: dict, evaluation: Artifact | None) -> list[str]:
+    """Return what a reader should know before trusting the autoencoder, a sentence each."""
+    if evaluation is None or "evaluation.json" not in evaluation.files:
+        return concerns(model)
+    return concerns(model, json.loads(evaluation.read_bytes("evaluation.json")))
 
 
 def _percent(share: float) -> str:

@@ -1,18 +1,21 @@
 """What one training run is made of, before any of it is loaded."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from saetool import distributed, seeding
-from saetool.artifacts import Artifact, digest_json
+from saetool.artifacts import Artifact, artifact_of, digest_json
 from saetool.autoencoders.base import Autoencoder, Stream
 from saetool.autoencoders.families import AutoencoderSettings, build
-from saetool.errors import RequestError
+from saetool.errors import RequestError, type_name
+from saetool.images.settings import Grouping
 from saetool.sparse.backends import default_precision
 from saetool.training.settings import TrainingSettings
-from saetool.training.source import GivenStream, Source, StoreSource
+from saetool.training.source import GivenRows, GivenStream, Source, StoreSource
 
 SHARED = {"tokens", "batch_size", "pool_rows", "layer", "held_out", "log_every", "evaluate_every"}
 """Settings that models must agree on to learn from one stream."""
@@ -46,6 +49,13 @@ class Plan:
             }
         )
 
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """What decides which images are held out: seed, share, and the rule of groups where there is one."""
+        share = {"seed": self.seed, "share": self.settings.held_out}
+        config = self.source.config()
+        return {**share, "group": config["group"]} if "group" in config else share
+
     def config(self) -> dict[str, Any]:
         """Return the resolved request, as JSON types."""
         return {
@@ -69,13 +79,23 @@ def resolved(autoencoder: AutoencoderSettings, device: torch.device | None) -> A
     return autoencoder.model_copy(update={"codes": default_precision(device or distributed.default_device())})
 
 
-def as_source(source: Artifact | Stream | Source) -> Source:
-    """Return what a stage needs to know of a store, of a stream that exists, or of another source."""
-    if isinstance(source, Artifact):
-        return StoreSource(source)
-    if not hasattr(source, "batches") and not hasattr(source, "open"):
-        raise RequestError(
-            f"train takes no {type(source).__module__}.{type(source).__name__}: give a store (its path, or what "
-            "saetool.activations.write_store makes of tensors), or a stream (saetool.activations.TensorStream)."
-        )
-    return GivenStream(cast(Stream, source)) if hasattr(source, "batches") else cast(Source, source)
+def as_source(source: Any, group: Grouping | None = None) -> Source:
+    """Return what a stage needs to know of a store (opened or by its path), of rows in memory, or of a stream.
+
+    By `group`, images of a store are held out as one; nothing else has names that a rule could read.
+    """
+    is_source = hasattr(source, "open") and hasattr(source, "inputs") and not isinstance(source, Artifact)
+    if not is_source and isinstance(getattr(source, "artifact", source), Artifact | str | os.PathLike):
+        return StoreSource(artifact_of(source, "activations", "train"), group=group)
+    if group is not None:
+        raise RequestError(f"train: group is for a store's images; a {type_name(source)} has no names to group by.")
+    if isinstance(source, torch.Tensor | np.ndarray):
+        return GivenRows.of(source)
+    if hasattr(source, "batches"):
+        return GivenStream(cast(Stream, source))
+    if is_source:
+        return cast(Source, source)
+    raise RequestError(
+        f"train takes no {type_name(source)}: give rows (a tensor or an array [n, d] or [images, tokens, d]), a store "
+        "(its path, or what saetool.cache returned), or a stream (saetool.activations.TensorStream)."
+    )

@@ -1,13 +1,17 @@
-"""Where a training run's rows come from, before any of them is read: a sealed store, a stream, a live model."""
+"""Where a training run's rows come from, before any is read: a sealed store, memory, a stream, a live model."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from saetool.artifacts import Artifact, digest_bytes
+from saetool.artifacts import Artifact, digest_bytes, digest_json
 from saetool.autoencoders.base import Stream
-from saetool.errors import RequestError
+from saetool.errors import RequestError, first_line, type_name
+from saetool.images.settings import Grouping
 from saetool.training.settings import TrainingSettings
 
 
@@ -43,10 +47,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class StoreSource:
-    """A sealed store of activations."""
+    """A sealed store of activations; `group` says which of its images are held out as one."""
 
     artifact: Artifact
     listing: str | None = None
+    group: Grouping | None = None
 
     @property
     def inputs(self) -> tuple[Artifact, ...]:
@@ -72,20 +77,82 @@ class StoreSource:
         self.site(settings)
 
     def config(self) -> dict:
-        """Return nothing: the input's id says it all."""
-        return {}
+        """Return which images are held out as one; the input's id says the rest."""
+        return {"group": self.group.rule()} if self.group else {}
 
     def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
         """Open the store and shuffle the chosen site."""
-        from saetool.activations import ActivationStore, StoreStream, held_out_mask
+        from saetool.activations import ActivationStore, StoreStream, held_out_images
         from saetool.activations.device_pool import fits_whole
 
         store = ActivationStore(self.artifact)
-        mask = held_out_mask(store.digests, seed, settings.held_out)
+        mask = held_out_images(store, {"seed": seed, "share": settings.held_out, **self.config()})
         site = store.site(self.site(settings)["folder"])
         rows = site.n_images * site.tokens
         whole = settings.tokens > rows and fits_whole(rows * site.d * site.dtype.itemsize, device)
         return StoreStream(site, settings.batch_size, settings.pool_rows, seed, mask, device, whole)
+
+
+@dataclass(frozen=True)
+class GivenRows:
+    """Rows in memory: [images, tokens, d], whose images are held out whole, by their content as those of a store."""
+
+    rows: Tensor
+
+    @classmethod
+    def of(cls, given: "Tensor | np.ndarray") -> "GivenRows":
+        """Return rows [n, d] or [images, …, d] of any device as float32, or as their own 16 bits; checked.
+
+        Raises RequestError for other shapes, no numbers, and values that are not finite.
+        """
+        name = type_name(given)
+        try:
+            rows = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+            shape = f"{list(rows.shape)} of {rows.dtype}"
+            if rows.ndim < 2 or 0 in rows.shape or rows.is_complex() or rows.dtype == torch.bool:
+                raise RequestError(f"train takes rows [n, d] or [images, tokens, d], not a {name} {shape}.")
+            kept = rows.dtype if rows.dtype in (torch.float16, torch.bfloat16) else torch.float32
+            rows = rows.detach().to("cpu", kept).reshape(len(rows), -1, rows.shape[-1]).contiguous()
+        except (TypeError, NotImplementedError, RuntimeError) as error:  # objects, sparse, without data
+            raise RequestError(f"train takes no such {name}: {first_line(error)}") from None
+        if not rows.isfinite().all():
+            raise RequestError(f"train: some values of the {name} are not finite (NaN or infinite): leave them out.")
+        return cls(rows)
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """The digest of each image's values."""
+        return [digest_bytes(image.view(torch.uint8).numpy().data) for image in self.rows]
+
+    @property
+    def inputs(self) -> tuple[Artifact, ...]:
+        """None: the rows come from no artifact."""
+        return ()
+
+    @property
+    def listing(self) -> str:
+        """The digest of all values."""
+        return digest_json(self.digests)
+
+    def check(self, settings: TrainingSettings) -> None:
+        """Raise RequestError where a site is asked for: these rows have none."""
+        if settings.layer is not None:
+            raise RequestError(f"training.layer is {settings.layer!r}, but rows in memory come from no layer.")
+
+    def site(self, settings: TrainingSettings) -> None:
+        """Return None: nobody knows what the rows are."""
+
+    def config(self) -> dict:
+        """Return the shape and type of the rows."""
+        return {"rows": {"shape": list(self.rows.shape), "dtype": str(self.rows.dtype).removeprefix("torch.")}}
+
+    def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
+        """Shuffle the rows of the images that are not held out."""
+        from saetool.activations import TensorStream, held_out_mask
+
+        mask = torch.from_numpy(held_out_mask(self.digests, seed, settings.held_out))
+        training, held_out = (self.rows[chosen].flatten(0, 1).to(device) for chosen in (~mask, mask))
+        return TensorStream(training, held_out, settings.batch_size, seed)
 
 
 @dataclass(frozen=True)

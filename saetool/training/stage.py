@@ -1,21 +1,27 @@
 """Training as a stage: from a store (or a stream) and settings to a sealed autoencoder; several at once as a sweep."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import Field, field_validator
+from torch import Tensor
 
 from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage, run_stages
 from saetool.artifacts.stage import Force, place_beside
 from saetool.autoencoders.base import Stream
 from saetool.autoencoders.families import AutoencoderSettings
-from saetool.errors import RequestError, WorkError
+from saetool.autoencoders.shorthand import spelled_out
+from saetool.errors import RequestError, WorkError, shown
+from saetool.images.settings import Grouping
 from saetool.progress import say
+from saetool.settings import Settings
 from saetool.sparse.backends import describe
+from saetool.training.concerns import concerns
 from saetool.training.estimate import estimate
 from saetool.training.learner import Learner
 from saetool.training.metrics import MetricLog
@@ -24,6 +30,7 @@ from saetool.training.settings import TrainingSettings
 from saetool.training.source import Source
 from saetool.training.trackers import open_trackers
 from saetool.training.trainer import Diverged, Run, learn
+from saetool.validation import request
 
 KIND = "autoencoder"
 
@@ -36,19 +43,20 @@ class TrainingStage(Stage):
 
 
 def training_stage(
-    source: Artifact | Stream | Source,
+    source: "Tensor | np.ndarray | Artifact | Stream | Source",
     autoencoder: AutoencoderSettings,
     settings: TrainingSettings,
     seed: int = 0,
     device: torch.device | None = None,
+    group: Grouping | None = None,
 ) -> TrainingStage:
     """Return the stage that trains one autoencoder; nothing is read before it is built.
 
     `source` is a sealed store of activations, a stream of batches, or any other `Source`. `seed` decides the order
-    of the data and the held-out split, and the weights too unless `settings.seed` is given. Raises RequestError when
-    the site is missing or the settings cannot work together.
+    of the data and the held-out split, and the weights too unless `settings.seed` is given; by `group`, images of a
+    store are held out as one. Raises RequestError when the site is missing or the settings cannot work together.
     """
-    plan = Plan(as_source(source), resolved(autoencoder, device), settings, seed, device)
+    plan = Plan(as_source(source, group), resolved(autoencoder, device), settings, seed, device)
     shares = distributed.world_size() * settings.accumulate
     if settings.batch_size % shares:
         raise RequestError(
@@ -67,23 +75,77 @@ def training_stage(
     )
 
 
+class _Request(Settings):
+    """What `train` is asked for: the sections that a config has."""
+
+    autoencoder: AutoencoderSettings
+    training: TrainingSettings
+    seed: int = Field(default=0, ge=0)
+    group: Grouping | None = None
+
+    @field_validator("autoencoder", mode="before")
+    @classmethod
+    def _may_be_short(cls, given: Any) -> Any:
+        return spelled_out(given)
+
+
 def train(
-    source: Artifact | Stream | Source | str | os.PathLike,
-    autoencoder: AutoencoderSettings,
-    settings: TrainingSettings,
-    out: str | os.PathLike,
+    source: "Tensor | np.ndarray | Artifact | Stream | Source | str | os.PathLike",
+    autoencoder: AutoencoderSettings | Mapping[str, Any] | None = None,
+    training: TrainingSettings | Mapping[str, Any] | None = None,
+    out: str | os.PathLike = "",
     *,
     seed: int = 0,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
+    group: "Grouping | Mapping[str, Any] | None" = None,
     force: bool = False,
+    **keywords: Any,
 ) -> Artifact:
     """Train one autoencoder and return its sealed artifact; finished work is skipped, begun work resumed.
 
-    `source` may also be the path of a store. Raises WorkError when training diverges.
+    Args:
+        source: rows in memory (a tensor or an array [n, d], or [images, tokens, d] whose images are held out whole), a
+            store of activations (its path, its artifact, or opened), or a stream.
+        autoencoder: settings or a mapping of the keys of a config's `autoencoder` section.
+        training: likewise of its `training` section.
+        out: where the artifact goes.
+        seed: decides the order of the rows, what is held out, and the weights.
+        device: default: a GPU where there is one.
+        group: which images of a store are held out as one (a config's `images.group`): `{"column": "module"}`.
+        force: build anew and replace what stands at `out`.
+        keywords: single keys of both sections: `kind="topk", k=32, expansion=32, tokens=1_000_000, lr=1e-3`.
+
+    Raises RequestError where anything of it is wrong, WorkError when training diverges.
+
+    >>> rows = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    >>> made = saetool.train(rows, kind="topk", k=4, expansion=2, tokens=512, batch_size=64, out="runs/mine/model")
+    >>> saetool.load(made).encode(rows).shape
+    torch.Size([200, 32])
     """
-    if isinstance(source, str | os.PathLike):
-        source = Artifact.open(source, kind="activations")
-    return train_together([(training_stage(source, autoencoder, settings, seed, device), Path(out))], force=force)[0]
+    sections = {"training": training, "autoencoder": autoencoder}
+    asked = request(_Request, "train", sections, keywords, {"seed": seed, "group": group})
+    where = _device_of(device)
+    source = as_source(source, asked.group)
+    stage = training_stage(source, asked.autoencoder, asked.training, asked.seed, where)
+    return train_together([(stage, out)], force=force)[0]
+
+
+def _device_of(given: Any) -> torch.device | None:
+    if given is None:
+        return None
+    try:
+        device = torch.device(given) if isinstance(given, str | torch.device) else None
+    except RuntimeError:  # a name that torch does not know
+        device = None
+    if (
+        device is None
+        or device.type not in ("cpu", "cuda")
+        or (device.type == "cuda" and not torch.cuda.is_available())
+    ):
+        raise RequestError(
+            f"train: device: there is no {shown(given)} here; give cpu, cuda or cuda:1, or leave it out."
+        )
+    return device
 
 
 def train_together(members: Sequence[tuple[Stage, str | os.PathLike]], *, force: Force = False) -> list[Artifact]:
@@ -144,19 +206,22 @@ def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
             )
     if distributed.is_main():
         run.partial.write_tensors("model.safetensors", autoencoder.state_dict())
-    return {
+    content = {
         "family": plan.autoencoder.kind,
         "settings": plan.autoencoder.model_dump(mode="json"),
         "d_in": autoencoder.d_in,
         "n_latents": autoencoder.n_latents,
         "site": plan.source.site(settings),
         "loss_convention": autoencoder.loss_convention(),
-        "held_out": {"seed": plan.seed, "share": settings.held_out},
+        "held_out": plan.held_out,
         "trained_on": plan.source.inputs[0].id if plan.source.inputs else None,
         "tokens": stream.n_rows if run.fitted else settings.steps * settings.batch_size,
         "steps": 0 if run.fitted else settings.steps,
         "final": run.final,
     }
+    for concern in concerns(content):
+        say(f"{run.partial.out}: {concern}")
+    return content
 
 
 def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saetool import seeding
 from saetool.artifacts import digest_json
-from saetool.errors import RequestError, SaetoolError, WorkError, first_line
+from saetool.errors import RequestError, SaetoolError, WorkError, first_line, shown
 from saetool.vision.hooks import Replacement, reading, replacing
 from saetool.vision.layout import TokenLayout, has_class_token, possible_grids, prove
 from saetool.vision.paths import matching_paths
@@ -249,6 +249,8 @@ class Backbone:
         return [(name, self._blocks.index(name) + 1 if name in self._blocks else None) for name in found]
 
     def _sites_of(self, layer: int | str) -> list[Site]:
+        if not isinstance(layer, int | str):
+            raise RequestError(f"a site is a layer counted from 1 or a module's path, not {shown(layer)}.")
         resolved = self._resolve(layer)
         missing = [module for module, _ in resolved if module not in self._outputs]
         if missing:

@@ -1,33 +1,35 @@
 """From a backbone's name, or from a module, to a backbone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saetool import seeding
-from saetool.errors import RequestError
+from saetool.errors import RequestError, type_name
 from saetool.vision.backbone import Backbone, Parts
 from saetool.vision.geometry import Geometry
 from saetool.vision.layout import TokenLayout
 from saetool.vision.paths import submodule
 from saetool.vision.probe import block_paths
-from saetool.vision.settings import PIXELS, BackboneSettings, Tokens
+from saetool.vision.settings import PIXELS, BackboneSettings, Tokens, as_settings
 from saetool.vision.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 from saetool.vision.weights import digest_weights, resolve_precision
 
 
 def load_backbone(
-    settings: BackboneSettings | str, seed: int = 0, device: str | torch.device | None = None
+    settings: BackboneSettings | Mapping[str, Any] | str, seed: int = 0, device: str | torch.device | None = None
 ) -> Backbone:
     """Load the backbone of settings, or of a name, on `device` (default: CUDA where there is one, else the CPU).
 
     `seed` decides the weights where `pretrained` is false. Raises RequestError for names, layers or tokens that do not
     exist, WorkError where weights cannot be fetched.
+
+    >>> saetool.load_backbone({"name": "timm/test_vit", "layers": [2], "pretrained": False}).sites[0].label
+    'layer 2 (blocks.1)'
     """
-    if isinstance(settings, str):
-        settings = BackboneSettings(name=settings)
+    settings = as_settings(settings, "load_backbone")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = resolve_precision(settings, where)
     with torch.random.fork_rng(devices=[]):
@@ -54,7 +56,16 @@ def wrap(
     transform: default squashes to `image_size` with ImageNet's mean and standard deviation. blocks: path of the list of
     layers; default: the longest list of modules of one class. grid, prefix_tokens: where a probe cannot find which
     token is which patch; they are believed. run: a forward pass, where it is not `module(images)`.
+
+    >>> module = timm.create_model("test_vit", img_size=32)
+    >>> backbone = saetool.wrap(module, layers=[2], image_size=32)
+    >>> backbone.forward_to(torch.rand(3, 3, 32, 32))[0].shape         # pictures, patches, width
+    torch.Size([3, 4, 64])
     """
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"wrap takes a torch.nn.Module, not {type_name(module)}; names go to load_backbone.")
+    asked = as_settings({"name": "module", "layers": layers, "tokens": tokens, "image_size": image_size}, "wrap")
+    image_size = asked.image_size or 224
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     geometry = Geometry("squash", size, size, patch=size, grid=None)
     parameter = next(module.parameters(), torch.empty(0))
@@ -68,7 +79,7 @@ def wrap(
         declared=None if grid is None else TokenLayout(prefix_tokens, grid),
         believed=grid is not None,
     )
-    return Backbone(parts, layers, tokens, "bf16" if parameter.dtype == torch.bfloat16 else "fp32")
+    return Backbone(parts, asked.layers, asked.tokens, "bf16" if parameter.dtype == torch.bfloat16 else "fp32")
 
 
 def _loader(name: str) -> Callable[[BackboneSettings, str, torch.device], Parts]:

@@ -1,10 +1,13 @@
 """The `backbone` section of a config."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
+from saetool.errors import RequestError, type_name
 from saetool.settings import Settings
+from saetool.validation import request
 
 Tokens = Literal["patches", "cls", "all", "mean"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -37,3 +40,16 @@ class BackboneSettings(Settings):
         if wrong:
             raise ValueError(f"layers count from 1: {wrong[0]} is none (1 is the first block's output)")
         return layers
+
+
+class _Request(Settings):
+    backbone: BackboneSettings
+
+
+def as_settings(given: Any, call: str) -> BackboneSettings:
+    """Return a backbone's settings from its name, from a mapping, or as they are; RequestError for anything else."""
+    if not isinstance(given, str | Mapping | BackboneSettings):
+        module = "; saetool.wrap takes a module" if hasattr(given, "named_modules") else ""
+        raise RequestError(f"{call} takes no {type_name(given)}: give a name such as timm/NAME, or settings{module}.")
+    section = {"name": given} if isinstance(given, str) else given
+    return request(_Request, call, {"backbone": section}, {}).backbone

@@ -128,7 +128,7 @@ def test_other_settings_and_other_images_are_other_requests(tiny, pictures, tmp_
     with pytest.raises(RequestError, match="batch_size"):
         store_of(tiny, pictures, tmp_path / "a", CacheSettings(batch_size=5))
     os.remove(sorted(pictures.rglob("*.png"))[5])
-    with pytest.raises(RequestError, match="list of files"):
+    with pytest.raises(RequestError, match="images: 23 → 22 images"):
         store_of(tiny, pictures, tmp_path / "a")
 
 

@@ -7,9 +7,10 @@ import torch
 
 from saetool.activations import ActivationStore, CacheSettings, cache
 from saetool.activations.live import Images, LiveSource, LiveStream
-from saetool.activations.split import held_out_mask, is_held_out
+from saetool.activations.split import held_out_images, held_out_mask, is_held_out
 from saetool.errors import RequestError
 from saetool.images import ImageSettings, open_source
+from saetool.images.settings import Grouping
 from saetool.statistics import Statistics
 from saetool.vision import BackboneSettings
 
@@ -20,11 +21,11 @@ SHARE, SEED, TOKENS = 0.3, 5, 16
 def live(tiny, pictures):
     """Return a function that makes a live stream over the pictures: slices of 4 images, rounds of 8."""
 
-    def make(batch_size=20, pool_rows=8 * TOKENS, share=SHARE, on_error="fail", cache_settings=None):
+    def make(batch_size=20, pool_rows=8 * TOKENS, share=SHARE, on_error="fail", cache_settings=None, group=None):
         backbone = tiny(layers=(3,))
         settings = cache_settings or CacheSettings(dtype="float32", batch_size=4)
         images = Images(
-            backbone, backbone.sites[0], open_source(ImageSettings(source=str(pictures))), settings, on_error
+            backbone, backbone.sites[0], open_source(ImageSettings(source=str(pictures))), settings, on_error, group
         )
         return LiveStream(images, batch_size, pool_rows, SEED, share)
 
@@ -48,6 +49,16 @@ def sorted_rows(rows: torch.Tensor) -> torch.Tensor:
 def assert_same_rows(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.shape == expected.shape
     torch.testing.assert_close(sorted_rows(found), sorted_rows(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [{"block": 3}, {"pattern": "[0-9]$|[02468][.]"}])
+def test_groups_are_held_out_as_of_a_store(live, tiny, pictures, tmp_path, rule):
+    cache(tiny(layers=(3,)), pictures, None, tmp_path / "store", CacheSettings(dtype="float32", batch_size=4))
+    store = ActivationStore.open(tmp_path / "store")
+    mask = torch.from_numpy(held_out_images(store, {"seed": SEED, "share": SHARE, "group": rule}))
+    assert 0 < mask.sum() < 23
+    stream = live(group=Grouping(**rule))
+    assert_same_rows(torch.cat(list(stream.held_out())), store.site(None).rows(0, 23)[mask].flatten(0, 1))
 
 
 def test_an_epoch_holds_every_training_row_once_and_no_held_out_row(live, cached):

@@ -1,12 +1,16 @@
 """AUROC equals scikit-learn's; probes and alignment find a planted latent and nothing in shuffled labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import norm
+from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from saetool.evaluation.alignment import SHUFFLES, align, aurocs, choose
+from saetool.evaluation.alignment import SHUFFLES, Best, align, auroc_with_interval, aurocs, choose
 from saetool.evaluation.probing import Prepared, choose_latents, fit_full_probe, fit_probe, probe_labels
 from saetool.evaluation.splits import Split
 
@@ -100,6 +104,58 @@ def test_a_difference_is_paired_and_its_interval_is_that_of_resampled_images():
         low, high = np.quantile(drawn, [0.025, 0.975])
         assert got["low"] == pytest.approx(low, abs=0.02)
         assert got["high"] == pytest.approx(high, abs=0.02)
+
+
+def test_intervals_of_grouped_images_are_those_of_resampled_groups():
+    """Ten near copies of an image say what the image says."""
+    (train, train_labels), (few, few_labels) = planted(300, seed=0), planted(60, strength=1.0, seed=1)
+    groups = np.repeat(np.arange(60), 10)
+    rng = np.random.default_rng(2)
+    test, test_labels = few[groups] + rng.normal(size=(600, 30)) * 0.05, few_labels[groups]
+    members = test_labels == "b"
+    alone = aligned(features(train), features(test), [Split(["b"], train_labels, test_labels)])[0]["classes"][0]
+    together = aligned(features(train), features(test), [Split(["b"], train_labels, test_labels, groups)])[0][
+        "classes"
+    ][0]
+    assert together["auroc"]["value"] == alone["auroc"]["value"]
+    draws = []
+    for _ in range(1000):
+        rows = (rng.integers(0, 60, 60)[:, None] * 10 + np.arange(10)).ravel()
+        draws.append(roc_auc_score(members[rows], test[rows, 7]))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert together["auroc"]["low"] == pytest.approx(low, abs=0.02)
+    assert together["auroc"]["high"] == pytest.approx(high, abs=0.02)
+    widths = [one["auroc"]["high"] - one["auroc"]["low"] for one in (together, alone)]
+    assert widths[0] > 2 * widths[1]
+
+
+def test_the_error_of_groups_is_obuchowskis_and_of_single_images_delongs():
+    rng = np.random.default_rng(4)
+    values, members, groups = rng.normal(size=40), rng.random(40) < 0.4, rng.integers(0, 8, 40)
+    values[members] += 0.7
+    best = Best(0, "max", 1, 0.5, values, members, groups)
+    found = auroc_with_interval(best)
+    reach = student.ppf(0.975, 7) * obuchowski_error(values, members, groups)
+    assert found["high"] == pytest.approx(min(found["value"] + reach, 1), abs=1e-9)
+    single = auroc_with_interval(replace(best, groups=np.arange(40)))
+    delong = auroc_with_interval(replace(best, groups=None))
+    ratio = student.ppf(0.975, 39) / norm.ppf(0.975)
+    assert single["value"] - single["low"] == pytest.approx(ratio * (delong["value"] - delong["low"]), abs=1e-9)
+
+
+def obuchowski_error(scores, positive, groups):
+    """Obuchowski (1997), as the paper writes it: a loop over groups."""
+    inside, outside = scores[positive], scores[~positive]
+    wins = (inside[:, None] > outside) + 0.5 * (inside[:, None] == outside)
+    area, m, n = wins.mean(), len(inside), len(outside)
+    sums = [
+        ((wins.mean(1) - area)[groups[positive] == g].sum(), (wins.mean(0) - area)[groups[~positive] == g].sum())
+        for g in np.unique(groups)
+    ]
+    both, first, second = len(sums), len(np.unique(groups[positive])), len(np.unique(groups[~positive]))
+    variance = first / (first - 1) * sum(a * a for a, _ in sums) / m**2
+    variance += second / (second - 1) * sum(b * b for _, b in sums) / n**2
+    return (variance + 2 * both / (both - 1) * sum(a * b for a, b in sums) / (m * n)) ** 0.5
 
 
 def test_one_image_on_a_side_gives_no_interval():

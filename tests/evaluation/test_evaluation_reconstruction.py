@@ -9,7 +9,15 @@ import torch
 from saetool.autoencoders.base import Autoencoder
 from saetool.errors import WorkError
 from saetool.evaluation import bootstrap
-from saetool.evaluation.reconstruction import binarity, held_out_sums, latent_counts, numbers
+from saetool.evaluation.reconstruction import (
+    COLUMNS,
+    RATIOS,
+    binarity,
+    fvu_difference,
+    held_out_sums,
+    latent_counts,
+    numbers,
+)
 
 
 class TopThree(Autoencoder):
@@ -110,6 +118,22 @@ def test_intervals_are_quantiles_of_numbers_of_resampled_images():
     assert found["low"] == pytest.approx(low, abs=0.15 * width)
     assert found["high"] == pytest.approx(high, abs=0.15 * width)
     assert found["low"] < found["value"] < found["high"]
+
+
+def test_images_of_a_group_are_drawn_together():
+    x, model = make(images=20)
+    x[3] *= 5
+    sums = held_out_sums(model, x.split(4), mean_of(x))
+    groups = np.repeat([7, 2, 5, 9], [3, 8, 4, 5])
+    found = numbers(sums, seed=5, resamples=400, groups=groups)
+    table = sums.table()
+    totals = torch.stack([table[torch.from_numpy(groups) == group].sum(0) for group in (2, 5, 7, 9)])
+    wanted = bootstrap.ratios(totals, COLUMNS, RATIOS, 5, 400)["fvu"]
+    assert found["fvu"] == {key: pytest.approx(number, rel=1e-12) for key, number in wanted.items()}
+    assert found["fvu"]["value"] == pytest.approx(numbers(sums, seed=5, resamples=0)["fvu"]["value"], rel=1e-12)
+    assert (found["images"], found["groups"]) == (20, 4)
+    difference = fvu_difference(sums, sums, 5, 400, groups)
+    assert difference == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_explained_variance_has_the_mirrored_interval():

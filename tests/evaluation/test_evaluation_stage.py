@@ -172,7 +172,13 @@ def test_the_sweep_summary_puts_members_and_baselines_on_one_plane(place, store,
     assert names[:2] == ["long", "short"]
     assert "PCA (long)" in names
     table = sweep_markdown(summary)
-    assert table.count("\n") == len(names) + 2
+    rows, legend = table.split("\n\n", 1)
+    assert len(rows.splitlines()) == len(names) + 2
+    columns = [cell.strip() for cell in rows.splitlines()[0].split("|")[3:-1]]
+    assert columns == ["L0", "FVU [95 %]", "cosine", "dead", "dense"]
+    assert all(f"{column.split()[0]}:" in legend for column in columns)
+    assert all(mark in legend for mark in ("\\* on the frontier", "–"))
+    assert "tables are not compared" not in legend
     sealed = run_stage(sweep_stage({"long": evaluation, "short": second}), place / "sweep")
     assert sealed.file("sweep.md").read_text() == table
     assert json.loads(sealed.file("sweep.json").read_text()) == summary | {"stability": []}
@@ -197,6 +203,7 @@ def test_members_at_other_sites_are_on_planes_of_their_own(place, evaluation, mo
     text = sweep_markdown(summary)
     assert text.count("## ") == 2
     assert "## layer 1 (blocks.0)" in text
+    assert "rows of two tables are not compared" in text
 
 
 def test_what_is_not_measured_is_no_part_of_the_request():

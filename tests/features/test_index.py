@@ -199,6 +199,8 @@ def test_every_label_number_equals_scikit_learn_and_scipy(planted):
     cut = sorted(numbers)[(len(numbers) - 1) // 2]
     cut = max(numbers[numbers < cut]) if cut == max(numbers) else cut
     sides = np.where(numbers > cut, f"> {cut:g}", f"≤ {cut:g}")
+    given_out = np.array(parquet.read_table(artifact.file("images.parquet"))["held_out"].to_pylist())
+    assert given_out.any()
     p_values = {"kind": {}, "score": {}}
     for label, classes, truth in (("kind", ["a", "b", "c"], kinds), ("score", [f"≤ {cut:g}", f"> {cut:g}"], sides)):
         known = np.array([value is not None for value in truth])
@@ -218,29 +220,43 @@ def test_every_label_number_equals_scikit_learn_and_scipy(planted):
                 assert found[name]["auroc"] == pytest.approx(wanted[name][0], abs=1e-12)
                 assert found[name]["average_precision"] == pytest.approx(wanted[name][1], abs=1e-12)
                 assert found[name]["mass_share"] == pytest.approx(part, abs=1e-8)
-            best = max(classes, key=lambda name: -1 if wanted[name][0] is None else wanted[name][0])
+            sides = {"train_auroc": ~given_out[known], "held_out_auroc": given_out[known]}
+            for column, part in sides.items():
+                for name in classes:
+                    area = of_class(scores[part], truth[known][part] == name)[0]
+                    assert found[name][column] == (None if area is None else pytest.approx(area, abs=1e-12))
+            best = max(
+                classes, key=lambda name: -1 if found[name]["train_auroc"] is None else found[name]["train_auroc"]
+            )
             assert row[f"{label}.best_class"] == best
+            assert row[f"{label}.held_out_auroc"] == found[best]["held_out_auroc"]
             assert row[f"{label}.auroc"] == pytest.approx(wanted[best][0], abs=1e-12)
             assert row[f"{label}.average_precision"] == pytest.approx(wanted[best][1], abs=1e-12)
             assert row[f"{label}.purity"] == pytest.approx(max(share), abs=1e-8)
             entropy = -sum(part * np.log(part) for part in share if part > 0) / np.log(len(classes))
             assert row[f"{label}.entropy"] == pytest.approx(entropy, abs=1e-7)
-            if np.ptp(scores) == 0:
-                assert row[f"{label}.p_value"] is row[f"{label}.spearman"] is None
-            elif label == "kind":
-                groups = [scores[truth[known] == name] for name in classes if (truth[known] == name).any()]
-                assert row["kind.p_value"] == pytest.approx(stats.kruskal(*groups).pvalue, rel=1e-6)
-                assert row["kind.spearman"] is None
+            assert row[f"{label}.p_value"] == found[best]["p_value"]
+            for name in classes:
+                member = truth[known] == name
+                if np.ptp(scores) == 0 or not member.any() or member.all():
+                    assert found[name]["p_value"] is None
+                    continue
+                test = stats.mannwhitneyu(scores[member], scores[~member], use_continuity=False, method="asymptotic")
+                assert found[name]["p_value"] == pytest.approx(test.pvalue, rel=1e-6)
+                p_values[label][j, name] = found[name]["p_value"]
+            if label == "kind" or np.ptp(scores) == 0:
+                assert row[f"{label}.spearman"] is None
             else:
-                rho = stats.spearmanr(scores, numbers)
-                assert row["score.p_value"] == pytest.approx(rho.pvalue, rel=1e-6)
-                assert row["score.spearman"] == pytest.approx(rho.statistic, abs=1e-9)
-            if row[f"{label}.p_value"] is not None:
-                p_values[label][j] = row[f"{label}.p_value"]
-    for label, found in p_values.items():
-        wanted = dict(zip(found, stats.false_discovery_control(list(found.values())), strict=True))
+                assert row["score.spearman"] == pytest.approx(stats.spearmanr(scores, numbers).statistic, abs=1e-9)
+    for label, tests in p_values.items():
+        wanted = dict(zip(tests, stats.false_discovery_control(list(tests.values())), strict=True))
+        for row in rows:
+            if row["label"] == label:
+                q = wanted.get((row["latent"], row["class"]))
+                assert row["q_value"] == (None if q is None else pytest.approx(q))
         for j, row in enumerate(latents):
-            assert row[f"{label}.q_value"] == (pytest.approx(wanted[j]) if j in wanted else None)
+            q = wanted.get((j, row[f"{label}.best_class"]))
+            assert row[f"{label}.q_value"] == (None if q is None else pytest.approx(q))
     assert len(p_values["kind"]) >= 4
 
 

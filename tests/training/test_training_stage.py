@@ -2,16 +2,19 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
 
+import saetool
 from saetool import distributed
-from saetool.activations import TensorStream
+from saetool.activations import TensorStream, held_out_mask
 from saetool.autoencoders.families import AutoencoderSettings
+from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
 from saetool.training import TrainingSettings, train, training_stage
-from saetool.training.source import StoreSource
+from saetool.training.source import GivenRows, StoreSource
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_another_request_at_the_same_place_is_refused_but_not_another_logbook(st
 def test_other_rows_are_another_request(sparse, tmp_path):
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     train(TensorStream(x[:350], batch_size=50), sparse, how(), tmp_path / "model")
-    with pytest.raises(RequestError, match="source's list of files"):
+    with pytest.raises(RequestError, match="what it reads: other rows or files than there"):
         train(TensorStream(x[50:], batch_size=50), sparse, how(), tmp_path / "model")
 
 
@@ -137,8 +140,94 @@ def test_a_link_and_a_tilde_lead_to_the_artifact(tmp_path, monkeypatch):
         assert made.path == tmp_path / place
 
 
-@pytest.mark.parametrize("wrong", [torch.ones(3, 4), {"rows": 1}])
+@pytest.mark.parametrize("wrong", [[[1.0, 2.0]], {"rows": 1}])
 def test_what_is_no_source_is_refused_in_a_sentence(wrong, tmp_path):
     settings = TypeAdapter(AutoencoderSettings).validate_python({"kind": "linear", "n_latents": 2})
-    with pytest.raises(RequestError, match=r"train takes no .*: give a store"):
+    with pytest.raises(RequestError, match=r"train takes no (list|dict): give rows .*, a store"):
         train(wrong, settings, TrainingSettings(tokens=10), tmp_path / "out")
+
+
+def rows_in_memory():
+    return torch.randn(60, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+SHORT = {"kind": "topk", "k": 2, "n_latents": 16, "tokens": 640, "batch_size": 32, "held_out": 0.3}
+
+
+def test_rows_in_memory_train_the_model_that_a_store_of_them_trains_but_for_the_order_and_hold_out_the_same(tmp_path):
+    rows = rows_in_memory()
+    store = saetool.write_store(tmp_path / "store", rows)
+    there = saetool.train(store, **SHORT, out=tmp_path / "there")
+    here = saetool.train(rows, **SHORT, out=tmp_path / "here")
+    assert here.content["final"]["rows"] == there.content["final"]["rows"] > 0
+    assert here.content["final"]["fvu"] == pytest.approx(there.content["final"]["fvu"], abs=0.1)
+
+    wanted = held_out_mask(store.digests, 0, 0.3)
+    stream = GivenRows.of(rows).open(TrainingSettings(tokens=64, batch_size=32, held_out=0.3), 0, torch.device("cpu"))
+    held = torch.cat(list(stream.held_out()))
+    torch.testing.assert_close(held, rows[torch.from_numpy(wanted)].flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda rows: rows.numpy(),
+        lambda rows: rows.numpy().astype(np.float64),
+        lambda rows: rows.clone().requires_grad_(),
+        lambda rows: np.asfortranarray(rows.numpy()),
+    ],
+)
+def test_rows_in_whatever_form_are_the_same_training(form, tmp_path):
+    wanted = saetool.train(rows_in_memory(), **SHORT, out=tmp_path / "a")
+    assert saetool.train(form(rows_in_memory()), **SHORT, out=tmp_path / "b").id == wanted.id
+    assert saetool.train(rows_in_memory(), **SHORT, out=tmp_path / "a").notes == wanted.notes  # done already
+    with pytest.raises(RequestError, match="already holds something else"):
+        saetool.train(rows_in_memory() + 1, **SHORT, out=tmp_path / "a")
+
+
+def test_keywords_mappings_settings_and_a_mixture_of_them_are_one_request(tmp_path):
+    given = {
+        "keywords": ((), SHORT),
+        "mappings": (
+            (
+                {"kind": "sparse", "activation": {"kind": "topk", "k": 2}, "n_latents": 16},
+                {"tokens": 640, "batch_size": 32, "held_out": 0.3},
+            ),
+            {},
+        ),
+        "settings": (
+            (
+                SparseSettings(kind="sparse", activation={"kind": "topk", "k": 2}, n_latents=16),
+                TrainingSettings(tokens=640, batch_size=32, held_out=0.3),
+            ),
+            {},
+        ),
+        "mixture": (
+            ({"kind": "topk", "n_latents": 16}, TrainingSettings(tokens=999, held_out=0.3)),
+            {"k": 2, "tokens": 640, "batch_size": 32},
+        ),
+    }
+    ids = {
+        saetool.train(rows_in_memory(), *places, out=tmp_path / name, **keywords).id
+        for name, (places, keywords) in given.items()
+    }
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"epochs": 3}, "train: epochs: unknown key. Did you mean training.tokens? Write training.tokens="),
+        ({"d_sae": 64}, "train: d_sae: unknown key. Did you mean autoencoder.n_latents?"),
+        ({"lr": "fast"}, "train: training.lr: Input should be a valid number"),
+        ({"k": -1}, "train: autoencoder.activation.k: Input should be greater than 0 (given: -1)"),
+        ({"kind": "topkk"}, "train: autoencoder.kind: 'topkk' is unknown; one of"),
+        ({"tokens": None}, "train: training.tokens: Input should be a valid integer (given: None)"),
+        ({"training": 3}, "train: training: Input should be a section, keys with their values (given: 3)"),
+    ],
+)
+def test_a_wrong_keyword_gets_the_message_of_a_config(keywords, message, tmp_path):
+    with pytest.raises(RequestError) as caught:
+        saetool.train(rows_in_memory(), **(SHORT | keywords), out=tmp_path / "a")
+    assert message in str(caught.value)
+    assert not (tmp_path / "a").exists()

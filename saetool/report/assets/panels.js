@@ -12,7 +12,7 @@ saetool.panels = (() => {
     by("labels-section").hidden = !names.length;
     by("labels").replaceChildren(...names.map((label) => {
       const rows = found.labels.filter((row) => row.label === label).sort((a, b) => (b.auroc || 0) - (a.auroc || 0));
-      const table = (some) => h("table.labels", {}, h("thead", {}, h("tr", {}, ...[["Class"], ["Share of its activation"], ["", "against the base rate"], ["AUROC", "with 95% interval"], ["Precision", "base rate"]].map(([text, more]) =>
+      const table = (some) => h("table.labels", {}, h("thead", {}, h("tr", {}, ...[["Class"], ["Share of its activation"], ["", "against the base rate"], ["AUROC", "with 95% interval"], ["AUROC", "held-out images"], ["Precision", "base rate"]].map(([text, more]) =>
         h("th", { scope: "col" }, text, more ? h("span.note", {}, more) : null)))), h("tbody", { "aria-label": label.slice(0, 200) }, ...some.map(classRow)));
       const rest = rows.slice(FIRST_ROWS);
       return h("div.label-block", {}, h("h3", {}, h("span", { dir: "auto" }, label.slice(0, 200)), ...facts(found, label)), h("div.scroll", {}, table(rows.slice(0, FIRST_ROWS))),
@@ -20,12 +20,13 @@ saetool.panels = (() => {
     }));
   }
 
-  function classRow({ name, base, images, firing, auroc, low, high, precision, mass }) {
+  function classRow({ name, base, images, firing, auroc, low, high, unseen, unseenLow, unseenHigh, precision, mass }) {
     const note = `${format("share", mass)} of its activation is on this class, ${format("share", base)} of images are; fires on ${format("count", firing)} of ${format("count", images)} of them`;
     return h("tr", {}, h("th.clip", { scope: "row", title: name.slice(0, 500), dir: "auto" }, name),
       h("td.wide", { title: note }, charts.shareBar(mass, base, note)),
       h("td.number", {}, format("share", mass), h("span.note", {}, `base ${format("share", base)}`)),
-      h("td.number", {}, format("unit", auroc), h("span.note", {}, `${format("unit", low)} to ${format("unit", high)}`)),
+      ...[[auroc, low, high], [unseen, unseenLow, unseenHigh]].map(([value, least, most]) =>
+        h("td.number", {}, format("unit", value), h("span.note", {}, `${format("unit", least)} to ${format("unit", most)}`))),
       h("td.number", {}, format("unit", precision), h("span.note", {}, `base ${format("unit", base)}`)));
   }
 

@@ -47,7 +47,8 @@ saetool.record = (() => {
       const [label, name] = pairs[chunk.label_class[r]], known = facts.values.labels.find((one) => one.name === label);
       const at = (key) => (chunk[`label_${key}`] ? chunk[`label_${key}`][r] : NaN);
       rows.push({ label, name, base: known?.shares[(known.classes ?? []).indexOf(name)] ?? NaN, images: at("images"), firing: at("firing_images"),
-        auroc: at("auroc"), low: at("auroc_low"), high: at("auroc_high"), precision: at("average_precision"), mass: at("mass_share") });
+        auroc: at("auroc"), low: at("auroc_low"), high: at("auroc_high"),
+        unseen: at("held_out_auroc"), unseenLow: at("held_out_low"), unseenHigh: at("held_out_high"), precision: at("average_precision"), mass: at("mass_share") });
     }
     return rows;
   }

@@ -125,9 +125,10 @@ saetool.classes = (() => {
     for (let i = k * each; i < k * each + Math.min(each, most); i++) {
       const latent = chunk.latent[i];
       if (latent < 0) continue;
-      const words = `Latent ${latent}, AUROC ${format("unit", chunk.auroc[i])}`;
+      const unseen = chunk.held_out_auroc ? chunk.held_out_auroc[i] : NaN;
+      const words = `Latent ${latent}, AUROC ${format("unit", chunk.auroc[i])}${Number.isNaN(unseen) ? "" : `, ${format("unit", unseen)} on held-out images`}`;
       found.push(h("a.class-latent", { href: `latent.html#latent=${latent}`, title: words, "data-latent": latent },
-        crops.crop(facts, crops.at(facts, chunk, i), { alt: "" }), h("span", {}, String(latent)), h("span.muted.number", {}, format("unit", chunk.auroc[i]))));
+        crops.crop(facts, crops.at(facts, chunk, i), { alt: "" }), h("span", {}, String(latent)), h("span.muted.number", {}, format("unit", Number.isNaN(unseen) ? chunk.auroc[i] : unseen))));
     }
     const listed = `index.html#${new URLSearchParams([["q", `"${name}"`], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`]])}`;
     return h("section.answer.class", { "data-class": name.slice(0, 200) },

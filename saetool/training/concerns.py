@@ -1,0 +1,101 @@
+"""What is wrong with a trained autoencoder, as far as numbers tell: one line each, with what to change."""
+
+from typing import Any
+
+MOST_SILENT = 0.2
+"""Share of the latents that may be silent on all held-out images."""
+L0_WITHIN = 0.2
+"""How far from its target L0 may end, as a share of it."""
+MEMORY = 1.25
+"""Held-out FVU over training FVU, from which on a part of what was learned is the training images themselves."""
+LEAST_FIRINGS = 1500
+"""Times that a latent must have fired in training, on average, to be learned: docs/settings.md has the measurements."""
+
+TRAIN_MORE = "train on more tokens (training.tokens), or with fewer latents (autoencoder.expansion)"
+
+
+def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) -> list[str]:
+    """Return what a user should know before trusting an autoencoder, the worst first; empty where all is well.
+
+    `model` is the content of its artifact, `evaluation` the sections of evaluation.json as far as they are made;
+    without them the numbers of its training's end must do.
+    """
+    evaluation = evaluation or {}
+    held_out = evaluation.get("held_out")
+    final = {key: held_out[key]["value"] for key in ("fvu", "l0")} if held_out else model.get("final") or {}
+    if held_out:
+        final["dead_share"] = held_out["dead"] / held_out["n_latents"]
+    sparse = (model.get("settings") or {}).get("kind") == "sparse"
+    found = [
+        _worse_than_pca(evaluation, final),
+        _off_target(model, final),
+        _silent(model, final) if sparse else None,
+        _memorized(evaluation),
+        _short(model, final) if sparse else None,
+    ]
+    return [line for line in found if line is not None]
+
+
+def _worse_than_pca(evaluation: dict[str, Any], final: dict[str, Any]) -> str | None:
+    pca = next((row for row in evaluation.get("baselines") or [] if row["name"] == "PCA"), None)
+    if pca is None or final.get("fvu") is None or pca["numbers"]["fvu"]["value"] is None:
+        return None
+    difference = pca["fvu_difference"]
+    sure = difference["low"] is not None and difference["low"] > 0
+    if difference["value"] is None or sure:
+        return None
+    how = (
+        "worse than"
+        if (difference["high"] if difference["high"] is not None else difference["value"]) < 0
+        else "no better than"
+    )
+    return (
+        f"FVU {final['fvu']:.3f} is {how} PCA's {pca['numbers']['fvu']['value']:.3f} with as many components a token: "
+        f"{TRAIN_MORE}, at a higher training.lr, or as TopK (autoencoder.activation)."
+    )
+
+
+def _off_target(model: dict[str, Any], final: dict[str, Any]) -> str | None:
+    target = ((model.get("settings") or {}).get("penalty") or {}).get("target_l0")
+    l0 = final.get("l0")
+    if not target or l0 is None or abs(l0 / target - 1) <= L0_WITHIN:
+        return None
+    return (
+        f"L0 is {l0:.1f}, not {target:g} (autoencoder.penalty.target_l0): train longer (training.tokens), so that the "
+        "weight can be steered there."
+    )
+
+
+def _silent(model: dict[str, Any], final: dict[str, Any]) -> str | None:
+    share = final.get("dead_share")
+    if share is None or share <= MOST_SILENT:
+        return None
+    cure = "auxk" if (model["settings"].get("activation") or {}).get("kind") in ("topk", "batch_topk") else "resample"
+    return (
+        f"{share:.0%} of the latents never fire on held-out images: fewer latents (autoencoder.expansion), a lower "
+        f"training.lr, or a cure (autoencoder.dead: {{kind: {cure}}})."
+    )
+
+
+def _memorized(evaluation: dict[str, Any]) -> str | None:
+    seen = (evaluation.get("training") or {}).get("fvu") or {}
+    unseen = (evaluation.get("held_out") or {}).get("fvu") or {}
+    if not seen.get("value") or not unseen.get("value") or unseen["value"] <= MEMORY * seen["value"]:
+        return None
+    return (
+        f"FVU is {unseen['value']:.3f} on held-out images and {seen['value']:.3f} on training ones: a part is learned "
+        "by heart. More images, fewer passes over them (training.tokens) or fewer latents (autoencoder.expansion)."
+    )
+
+
+def _short(model: dict[str, Any], final: dict[str, Any]) -> str | None:
+    tokens, l0 = model.get("tokens"), final.get("l0")
+    if not tokens or not l0 or "origin" in model:
+        return None
+    firings = tokens * l0 / model["n_latents"]
+    if firings >= LEAST_FIRINGS:
+        return None
+    return (
+        f"{tokens:,} tokens of training let each of {model['n_latents']:,} latents fire {firings:,.0f} times, of "
+        f"{LEAST_FIRINGS:,} that it takes: {TRAIN_MORE}."
+    )

@@ -1,0 +1,63 @@
+"""A run that ends badly says so, in one line a fault, with what to change; a good one says nothing."""
+
+import re
+
+import pytest
+
+from saetool.training.concerns import LEAST_FIRINGS, MEMORY, MOST_SILENT, concerns
+
+
+def number(value, low=None, high=None):
+    return {"value": value, "low": low, "high": high}
+
+
+def model(penalty=None, activation="relu", tokens=10_000_000, family="sparse", **final):
+    settings = {"kind": family, "activation": {"kind": activation}, "penalty": penalty or {"kind": "none"}}
+    ended = {"fvu": 0.1, "l0": 45.0, "dead_share": 0.01} | final
+    return {"family": family, "settings": settings, "n_latents": 12_288, "tokens": tokens, "final": ended}
+
+
+def evaluation(fvu=0.1, l0=45.0, dead=10, training=0.09, pca=0.12, difference=(0.02, 0.01, 0.03)):
+    return {
+        "held_out": {"fvu": number(fvu), "l0": number(l0), "dead": dead, "n_latents": 12_288},
+        "training": {"fvu": number(training)},
+        "baselines": [{"name": "PCA", "numbers": {"fvu": number(pca)}, "fvu_difference": number(*difference)}],
+    }
+
+
+def test_a_good_run_has_nothing_to_say():
+    assert concerns(model()) == []
+    assert concerns(model(), evaluation()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "words"),
+    [
+        (
+            model(),
+            evaluation(fvu=0.336, training=0.33, pca=0.317, difference=(-0.019, -0.03, -0.01)),
+            "worse than PCA's 0.317",
+        ),
+        (model(), evaluation(pca=0.101, difference=(0.001, -0.002, 0.004)), "no better than PCA's 0.101"),
+        (model({"kind": "l1", "target_l0": 45}, l0=60.0), None, "L0 is 60.0, not 45 "),
+        (model(), evaluation(dead=int(12_288 * MOST_SILENT) + 1), "20% of the latents never fire.*resample"),
+        (model(activation="topk", dead_share=0.5), None, "50% of the latents.*auxk"),
+        (model(), evaluation(fvu=0.1, training=0.0999 / MEMORY), "learned by heart"),
+        (model(tokens=int(LEAST_FIRINGS * 12_288 / 45) - 1), None, "fire 1,500 times|fire 1,499 times"),
+    ],
+)
+def test_each_fault_has_one_line_that_says_what_to_change(given, found, words):
+    (line,) = concerns(given, found)
+    assert re.search(words, line)
+    assert re.search(r"training\.\w+|autoencoder\.\w+", line)
+    assert "\n" not in line
+
+
+def test_numbers_of_the_evaluation_count_more_than_those_of_the_trainings_end():
+    assert concerns(model(dead_share=0.9), evaluation(dead=0)) == []
+
+
+def test_other_families_and_imported_models_are_not_asked_about_firings():
+    assert concerns(model(family="dense", tokens=100, dead_share=0.9)) == []
+    assert concerns(model(tokens=100) | {"origin": {}}) == []
+    assert concerns({"family": "linear", "n_latents": 8, "tokens": 5, "final": None, "settings": {}}) == []
