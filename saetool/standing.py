@@ -82,7 +82,7 @@ def store_answers(store: Path, config: RunConfig) -> bool:
     if found["cache"] != config.cache.content():
         return False
     # What a table of labels says counts, not where it lies.
-    images = config.images.model_dump(mode="json") | config.images.content()
+    images = config.images.model_dump(mode="json", exclude={"group"}) | config.images.content()
     asked = {"backbone": config.backbone.model_dump(mode="json"), "images": images}
     for section, values in asked.items():
         for key, value in values.items():

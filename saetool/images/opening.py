@@ -119,6 +119,10 @@ def _open_object(images: Any, settings: ImageSettings, name: str) -> ImageSource
         return open_object(images, settings, name)
     if type(images).__name__ == "DataLoader":
         raise RequestError("images: a DataLoader gives batches; give its data set (loader.dataset)")
+    if getattr(images, "is_meta", False):
+        raise RequestError(
+            "images: a tensor on the device meta has a shape and no values; give one that holds pictures"
+        )
     from saetool.images.items import ItemsSource
     from saetool.images.stream import IterableSource
 
