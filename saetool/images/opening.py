@@ -8,7 +8,7 @@ from typing import Any
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError, type_name
 from saetool.images.folder import PATHS, FolderSource, LabelTable, PathsSource
-from saetool.images.registry import is_registered, registered_source, unknown_source
+from saetool.images.registry import VARIABLE, is_registered, registered_source, unknown_source
 from saetool.images.settings import HUB_PREFIX, NAMED, ImageSettings, is_named, is_section
 from saetool.images.source import ImageSource
 from saetool.images.subset import Subset
@@ -96,8 +96,8 @@ def _open_path(settings: ImageSettings, path: Path, table: LabelTable | None) ->
         return open_local(path, settings)
     if not path.exists():
         raise RequestError(
-            f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME, and what "
-            "saetool.register_source names)"
+            f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME, and what a module registers "
+            f"with saetool.register_source, once it is imported here: {VARIABLE}=MODULE)"
         )
     return FolderSource(path, settings.sample, settings.max_pixels, table)
 
