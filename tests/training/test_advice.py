@@ -8,8 +8,8 @@ from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.config import build_config
 from saetool.errors import RequestError
 from saetool.training import TrainingSettings, training_stage
-from saetool.training.stage import TrainingStage
 from saetool.training.advice import BATCHES, FIRINGS, LEAST_TOKENS, PASSES, AutoAutoencoder, AutoTraining, advise
+from saetool.training.stage import TrainingStage
 
 CPU, AUTO = torch.device("cpu"), AutoAutoencoder(kind="auto")
 CONFIG = {"run": "r", "images": {"source": "elpv"}, "backbone": {"name": "demo/vits14"}}
