@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from saetool.errors import RequestError, SaetoolError, WorkError
     from saetool.evaluation import evaluate, intervene
     from saetool.exchange import export_autoencoder, import_autoencoder, load
-    from saetool.features import Features, index
+    from saetool.features import Features, index, table
     from saetool.images import open_source, register_source
     from saetool.pipeline import run
     from saetool.report.stage import report
@@ -48,6 +48,7 @@ __all__ = [
     "register_source",
     "report",
     "run",
+    "table",
     "train",
     "wrap",
     "write_store",
@@ -74,6 +75,7 @@ __getattr__ = lazy_names(
         "register_source": "images",
         "report": "report",
         "run": "pipeline",
+        "table": "features",
         "train": "training",
         "wrap": "vision",
         "write_store": "activations",

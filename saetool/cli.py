@@ -240,6 +240,24 @@ def export(
 
 
 @app.command()
+def table(
+    features: Annotated[str, typer.Argument(help="An index, or a run's directory; with --activations an autoencoder.")],
+    out: Annotated[str, typer.Option("--out", help="FILE.parquet (all numbers), or FILE.npz (a scipy CSR array).")],
+    rows: Annotated[str, typer.Option("--rows", help="images or patches.")] = "images",
+    value: Annotated[str, typer.Option("--value", help="Of an array of images: max, sum or count.")] = "max",
+    activations: Annotated[str | None, typer.Option("--activations", help="The store of activations.")] = None,
+    force: Force = False,
+) -> None:
+    """Write what fires where: images × latents, or patches × latents, as one sparse table."""
+    from saetool.artifacts.remote import place_of
+    from saetool.features import table as make_table
+
+    inside = place_of(features) / "features"
+    made = make_table(inside if inside.is_dir() else features, activations, out, rows=rows, value=value, force=force)  # pyright: ignore[reportArgumentType]
+    _say(f"{rows} × latents: {made}")
+
+
+@app.command()
 def push(
     directory: Annotated[str, typer.Argument(help="A sealed artifact, or a run's directory.")],
     to: Annotated[str, typer.Argument(help="hf/OWNER/NAME")],

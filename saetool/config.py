@@ -27,7 +27,7 @@ from saetool.images import ImageSettings
 from saetool.other_names import OTHER_NAMES
 from saetool.report import ReportSettings
 from saetool.settings import Settings
-from saetool.training import TrainingSettings
+from saetool.training.advice import USUAL_MINUTES, AutoAutoencoder, TrainingOrAuto
 from saetool.validation import check
 from saetool.vision import BackboneSettings
 
@@ -48,7 +48,8 @@ class Trained(Settings):
 class RunConfig(Settings):
     """A whole run. `activations`: null caches in the run, a path or address shares a store, `live` needs no disk.
 
-    `autoencoder` may be a path too: a trained one, which is indexed and evaluated as it is.
+    `autoencoder` may be a path too: a trained one, which is indexed and evaluated as it is. It and `training` may be
+    `auto` (or `training: {minutes: 20}`): settings that follow from the store and the time (docs/settings.md).
     """
 
     run: str = Field(min_length=1)
@@ -57,8 +58,8 @@ class RunConfig(Settings):
     backbone: BackboneSettings
     activations: str | None = None
     cache: CacheSettings = CacheSettings()
-    autoencoder: Annotated[AutoencoderSettings | Trained, Field(discriminator="kind")]
-    training: TrainingSettings
+    autoencoder: Annotated[AutoencoderSettings | Trained | AutoAutoencoder, Field(discriminator="kind")]
+    training: TrainingOrAuto
     index: IndexSettings = IndexSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
@@ -78,7 +79,14 @@ class RunConfig(Settings):
     @field_validator("autoencoder", mode="before")
     @classmethod
     def _is_a_path(cls, given: Any) -> Any:
+        if given == "auto":
+            return {"kind": "auto"}
         return {"kind": "trained", "path": given} if isinstance(given, str) else spelled_out(given)
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _may_be_auto(cls, given: Any) -> Any:
+        return {"minutes": USUAL_MINUTES} if given == "auto" else given
 
     @field_validator("sweep", mode="before")
     @classmethod

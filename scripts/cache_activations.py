@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, help="pixels of the model's input, where it is not the published one")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--batch-size", type=int, default=32, help="images in a slice")
-    parser.add_argument("--limit", type=int, help="the first N images only")
+    parser.add_argument("--limit", type=int, help="N images only, drawn evenly")
     given = parser.parse_args()
     layers = [int(layer) if layer.isdigit() else layer for layer in given.layers]
     backbone = BackboneSettings(name=given.backbone, layers=layers, tokens=given.tokens, image_size=given.image_size)

@@ -98,7 +98,7 @@ def test_whatever_holds_pictures_goes_up_to_the_page(kind, folder, tmp_path):
     table = str(folder.parent / f"{folder.name}.csv")
     images, label = {
         "torch map": (Maps(), "label"),
-        "torch iterable": (saetool.open_source(Streams(), settings=ImageSettings(first=40)), "color"),
+        "torch iterable": (saetool.open_source(Streams(), first=40), "color"),
         "array": (np.stack(PICTURES), None),
         "list of paths": (sorted(folder.glob("*.png")), None),
         "folder with a table": (ImageSettings(source=str(folder), labels=table), "color"),

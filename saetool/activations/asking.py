@@ -10,6 +10,7 @@ from pydantic import Field
 from saetool.activations.settings import CacheSettings
 from saetool.errors import RequestError, type_name
 from saetool.images import ImageSettings
+from saetool.images.settings import is_section
 from saetool.settings import Settings
 from saetool.validation import request
 from saetool.vision.settings import BackboneSettings, as_settings
@@ -44,7 +45,7 @@ def asked_of(
     """
     model: Any = {"name": backbone} if isinstance(backbone, str) else backbone
     source: Any = {"source": os.fspath(images)} if isinstance(images, str | os.PathLike) else images
-    opened = [name for name, given in (("backbone", model), ("images", source)) if not _is_section(given)]
+    opened = [name for name, given in (("backbone", model), ("images", source)) if not is_section(given)]
     sections = {"cache": cache, "backbone": model, "images": source}
     sections = {name: given for name, given in sections.items() if name not in opened}
     if layers is not None and "backbone" in sections:
@@ -72,10 +73,6 @@ def no_backbone(given: Any, call: str) -> RequestError:
     module = " (wrap says what a module of your own is)" if hasattr(given, "named_modules") else ""
     ways = "a name such as timm/NAME, its settings, or what saetool.load_backbone and saetool.wrap return"
     return RequestError(f"{call} takes no {type_name(given)} as backbone: give {ways}{module}.")
-
-
-def _is_section(given: Any) -> bool:
-    return isinstance(given, Settings | Mapping)
 
 
 def _keys(given: Any) -> dict[str, Any]:

@@ -210,8 +210,8 @@ def cache(
 
     Args:
         backbone: a name, settings, or a loaded one (any nn.Module: `saetool.wrap`).
-        images: a folder, a name, settings, or whatever else holds pictures (`open_source`); those that exist in memory
-            only leave thumbnails in the store, so that a report can show them.
+        images: a folder, a name, settings, or whatever else `open_source` takes. Pictures that exist in memory only
+            leave thumbnails in the store, so that a report can show them.
         sites: default: what the backbone's settings say, or those that it was loaded with.
         settings: of a config's `cache` section.
         on_error: what happens at an image that cannot be read (default: what the images' settings say).

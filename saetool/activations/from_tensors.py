@@ -45,12 +45,10 @@ def write_store(
 
     Raises RequestError for values that are not finite, labels of no class, and shapes that do not fit together.
 
-    >>> store = saetool.write_store("runs/rows/activations", torch.randn(10, 4, 16))      # images, tokens, d
+    >>> rows, pictures = np.random.rand(3, 4, 16), np.zeros((3, 32, 32), np.uint8)        # images, tokens, d
+    >>> store = saetool.write_store("runs/rows/activations", rows, images=pictures, grid=(2, 2))
     >>> store.site().rows(0, 2).shape
     torch.Size([2, 4, 16])
-    >>> store = saetool.write_store("runs/seen/activations", np.ones((3, 4, 8)), images=np.zeros((3, 16, 16), np.uint8))
-    >>> store.images["width"].to_pylist()
-    [16, 16, 16]
     """
     settings = settings or CacheSettings(dtype="float32")
     if settings.thumbnails and images is None and thumbnails is None:

@@ -14,7 +14,7 @@ from saetool.evaluation.probing import Standardizer, fit_full_probe, unconverged
 from saetool.vision.backbone import Backbone
 from saetool.vision.paths import submodule
 
-HEADS = ("head", "classifier", "fc", "heads.head")
+HEADS = ("head", "classifier", "fc", "heads.head", "head.fc", "classifier.1")
 """What timm, transformers and torchvision call the linear map from the final embedding to class logits."""
 
 

@@ -7,9 +7,13 @@ from saetool.lazy import lazy_names
 
 if TYPE_CHECKING:
     from saetool.features.labels import auroc
+    from saetool.features.matrix import table
     from saetool.features.reading import Features
     from saetool.features.stage import index, index_stage
 
-__all__ = ["Features", "IndexSettings", "auroc", "index", "index_stage"]
+__all__ = ["Features", "IndexSettings", "auroc", "index", "index_stage", "table"]
 
-__getattr__ = lazy_names(__name__, {"Features": "reading", "auroc": "labels", "index": "stage", "index_stage": "stage"})
+__getattr__ = lazy_names(
+    __name__,
+    {"Features": "reading", "auroc": "labels", "index": "stage", "index_stage": "stage", "table": "matrix"},
+)

@@ -215,6 +215,25 @@ TABLES = {
     "images.parquet": IMAGES,
 }
 
+_ROW = "rows are sorted by image"
+IMAGE_LATENTS = (
+    Column("image", "int32", "", f"Row of images.parquet; {_ROW}, then latent."),
+    Column("latent", "int32", "", "Latent that fires on the image; pairs of which it does not have no row."),
+    Column("max", "float", "activation", "Its largest activation on the image's tokens."),
+    Column("sum", "double", "activation", "Sum of its activations over the image's tokens."),
+    Column("count", "int32", "tokens", "Tokens of the image on which it fires."),
+)
+
+PATCH_LATENTS = (
+    Column("image", "int32", "", f"Row of images.parquet; {_ROW}, then patch, then latent."),
+    Column("patch", "int32", "", "The token's place among those of its image: the patch, row by row."),
+    Column("latent", "int32", "", "Latent that fires on the token; pairs of which it does not have no row."),
+    Column("value", "float", "activation", "Its activation there."),
+)
+
+WRITTEN = {"rows = images": IMAGE_LATENTS, "rows = patches": PATCH_LATENTS}
+"""The tables that `saetool table` writes."""
+
 TENSORS = (
     (
         "tensors.safetensors",
@@ -290,6 +309,16 @@ shards and the number of processes.
 """
 
 
+_TABLE = """
+## Images × latents, patches × latents
+
+`saetool table runs/demo --out maxima.parquet` encodes the store once and writes every pair that fires; with
+`--rows patches` every token's. A name that ends in `.npz` gets a scipy CSR array (`--value max`, `sum` or `count` of
+images). In Python `saetool.table("runs/demo/features")` returns the array, `saetool.table(features, out="x.parquet")`
+writes the file; an autoencoder and a store do as well: `saetool.table(autoencoder, activations)`. The file's own
+metadata (`saetool`) say how many rows and latents there are, and the ids of autoencoder and store."""
+
+
 def render() -> str:
     """Return the page that documents every column and tensor."""
     parts = [_HEAD]
@@ -304,4 +333,8 @@ def render() -> str:
             parts += ["\nThe label columns follow under their own names: strings for categories, doubles for numbers."]
     parts += ["\n## Tensors\n", "| file | tensor | type and shape | definition |", "|---|---|---|---|"]
     parts += ["| " + " | ".join(row) + " |" for row in TENSORS]
+    parts += [_TABLE]
+    for name, columns in WRITTEN.items():
+        parts += [f"\n### {name}\n", "| column | type | unit | definition |", "|---|---|---|---|"]
+        parts += [f"| {c.name} | {c.type} | {c.unit} | {c.definition} |" for c in columns]
     return "\n".join(parts) + "\n"

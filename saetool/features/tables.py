@@ -30,28 +30,34 @@ def _array(values: Any, column: Column) -> pa.Array | pa.ChunkedArray:
 
 
 class TableWriter:
-    """Writes a long table a piece at a time, in row groups of fixed size: the same file for any cut into pieces."""
+    """Writes a long table a piece at a time, in row groups of fixed size: the same file for any cut into pieces.
+
+    `notes` is what the file says of itself beside its columns.
+    """
 
     ROWS = 8192
 
-    def __init__(self, path: Path, columns: Sequence[Column]):
+    def __init__(self, path: Path, columns: Sequence[Column], rows: int = ROWS, notes: dict[str, str] | None = None):
         schema = pa.schema([pa.field(column.name, column.arrow) for column in columns])
+        self._rows = rows
         self._writer = parquet.ParquetWriter(path, schema, compression="zstd", store_schema=False)
+        if notes:
+            self._writer.add_key_value_metadata(notes)
         self._waiting = schema.empty_table()
 
     def write(self, piece: pa.Table) -> None:
         """Append rows."""
         self._waiting = pa.concat_tables([self._waiting, piece])
-        while len(self._waiting) >= self.ROWS:
-            self._writer.write_table(self._waiting.slice(0, self.ROWS).combine_chunks(), row_group_size=self.ROWS)
-            self._waiting = self._waiting.slice(self.ROWS)
+        while len(self._waiting) >= self._rows:
+            self._writer.write_table(self._waiting.slice(0, self._rows).combine_chunks(), row_group_size=self._rows)
+            self._waiting = self._waiting.slice(self._rows)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         if len(self._waiting):
-            self._writer.write_table(self._waiting.combine_chunks(), row_group_size=self.ROWS)
+            self._writer.write_table(self._waiting.combine_chunks(), row_group_size=self._rows)
         self._writer.close()
 
 

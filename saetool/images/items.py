@@ -217,7 +217,10 @@ def to_picture(value: Any, name: str, max_pixels: int | None = MAX_PIXELS) -> Pi
             "or its path"
         )
     first = hasattr(value, "detach")  # torch's images have their channels first
-    array = np.asarray(value.detach().cpu() if first else value)
+    try:
+        array = np.asarray(value.detach().cpu() if first else value)
+    except (RuntimeError, TypeError, ValueError) as error:  # a tensor without values, of a type that numpy has not
+        raise WorkError(f"{name} cannot be read as an array ({first_line(error)})") from None
     return picture_of_array(_eight_bits(_channels_last(array, name, first), name))
 
 

@@ -1,15 +1,15 @@
 """From the `images` section of a config, or from whatever holds pictures, to a source."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from saetool.artifacts import Artifact
-from saetool.errors import RequestError
+from saetool.errors import RequestError, type_name
 from saetool.images.folder import PATHS, FolderSource, LabelTable, PathsSource
-from saetool.images.registry import is_registered, registered_source, unknown_source
-from saetool.images.settings import HUB_PREFIX, NAMED, ImageSettings, is_named
+from saetool.images.registry import VARIABLE, is_registered, registered_source, unknown_source
+from saetool.images.settings import HUB_PREFIX, NAMED, ImageSettings, is_named, is_section
 from saetool.images.source import ImageSource
 from saetool.images.subset import Subset
 from saetool.settings import Settings
@@ -20,19 +20,19 @@ class _Request(Settings):
     images: ImageSettings
 
 
-def open_source(
-    images: Any, root: str | None = None, *, settings: ImageSettings | Mapping[str, Any] | None = None
-) -> ImageSource:
-    """Open images: what settings (or a name or path alone) name, or what holds them.
+def open_source(images: Any, root: str | None = None, **keywords: Any) -> ImageSource:
+    """Open images: what settings, a name or a path say, or what holds them.
 
-    images: ImageSettings or a mapping of their keys; a path or name, as `images.source`; a list of paths; a torch
-    Dataset, map-style or iterable; a Hugging Face Dataset; an array or tensor [images, …]; a list of pictures; a
-    source, which is returned as it is. root: where a named path's images are now, if they moved. settings: limit,
-    labels and the rest for what is no path.
+    Args:
+        images: settings or a mapping of their keys; a name or path, as `images.source`; a list of paths; a torch
+            Dataset, map-style or iterable; a Hugging Face Dataset; an array or tensor [images, …]; a list of pictures;
+            a source, which is returned as it is.
+        root: where a named path's images are now, if they moved.
+        keywords: keys of a config's `images` section: `limit=100, labels="labels.csv"`.
 
     Raises RequestError where there are none, WorkError where they cannot be read.
 
-    >>> len(saetool.open_source({"source": "digits", "limit": 20}))
+    >>> len(saetool.open_source("digits", limit=20))
     20
     >>> source = saetool.open_source(np.zeros((3, 8, 8), np.uint8))
     >>> len(source), source.read(0).image.size
@@ -40,12 +40,10 @@ def open_source(
     """
     if isinstance(images, str | os.PathLike):
         images = {"source": os.fspath(images)}
-    if type(images) is dict or isinstance(images, ImageSettings):  # data sets by their splits are mappings too
-        images = request(_Request, "open_source", {"images": images}, {}).images
-    if isinstance(images, ImageSettings):
-        return _open_named(images, root)
-    asked = request(_Request, "open_source", {"images": settings}, {}).images
-    return _open_object(images, asked, type(images).__name__.lower())
+    if is_section(images):
+        return _open_named(request(_Request, "open_source", {"images": images}, keywords).images, root)
+    settings = request(_Request, "open_source", {"images": {}}, keywords).images
+    return _open_object(images, settings, type(images).__name__.lower())
 
 
 def _open_named(settings: ImageSettings, root: str | None) -> ImageSource:
@@ -98,8 +96,8 @@ def _open_path(settings: ImageSettings, path: Path, table: LabelTable | None) ->
         return open_local(path, settings)
     if not path.exists():
         raise RequestError(
-            f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME, and what "
-            "saetool.register_source names)"
+            f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME, and what a module "
+            f"registers by saetool.register_source, once it is imported here: {VARIABLE}=MODULE)"
         )
     return FolderSource(path, settings.sample, settings.max_pixels, table)
 
@@ -133,8 +131,8 @@ def _open_object(images: Any, settings: ImageSettings, name: str) -> ImageSource
     if isinstance(images, Iterable) and not isinstance(images, dict | bytes):
         return IterableSource(images, name, sample, pixels)
     raise RequestError(
-        f"images: {type(images).__module__}.{type(images).__name__} holds no pictures: give a folder, a list of paths "
-        "or pictures, an array, a torch or Hugging Face Dataset, ImageSettings or open_source(…)"
+        f"open_source takes no {type_name(images)}: give a folder, a name, settings, a list of paths or pictures, an "
+        "array, or a torch or Hugging Face Dataset"
     )
 
 

@@ -32,16 +32,14 @@ def register_source(name: str, source: Any = None) -> Any:
 
     source: whatever `open_source` takes (a torch or Hugging Face Dataset, a list, an array, a folder's path), or a
     function or class that makes it without arguments, which is called when the images are first needed. Left out, the
-    next function is registered: `@saetool.register_source("mine")`. Another registration takes the place of the last.
+    next function is registered: `@saetool.register_source("mine")`. A later registration takes an earlier one's place.
 
     A later process knows the name once it has imported the module that registers it: list the module in the environment
     variable SAETOOL_SOURCES, or offer it as an entry point of the group `saetool.sources`.
 
     Raises RequestError for a name that is none, or that means something else already.
 
-    >>> import numpy as np
     >>> saetool.register_source("noise", lambda: np.random.default_rng(0).random((4, 8, 8)))
-    >>> from saetool.images import open_source
     >>> len(saetool.open_source("noise"))
     4
     """

@@ -1,6 +1,7 @@
 """The `images` section of a config."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,11 @@ STREAM_HAS_NO_SAMPLE = (
 def is_named(source: str) -> bool:
     """Say whether `images.source` is a name that means the same everywhere, no place on this machine."""
     return source in NAMED or source.startswith(HUB_PREFIX) or is_registered(source)
+
+
+def is_section(given: object) -> bool:
+    """Say whether something is settings or a mapping of their keys; Hugging Face's mapping of splits is none."""
+    return isinstance(given, Settings | Mapping) and type(given).__module__.partition(".")[0] != "datasets"
 
 
 class Grouping(Settings):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Discriminator, Field, PositiveFloat, Tag
+from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from saetool import distributed
 from saetool.autoencoders.families import AutoencoderSettings
@@ -29,6 +29,7 @@ BATCHES = {"cpu": (64, 2048), "cuda": (512, 16_384)}
 """Smallest and largest batch."""
 LR, LR_BATCH, MOST_LR = 3e-3, 2048, 4e-3
 """The learning rate at this batch, falling linearly to 0; it follows the batch's root, up to what was tried."""
+USUAL_MINUTES = 10.0
 RATE = {"cpu": 5e7, "cuda": 2e10}
 """Latents times rows a second, of a slow machine: a core without AMX, a GPU some years old."""
 
@@ -42,7 +43,7 @@ class AutoAutoencoder(Settings):
 class AutoTraining(Settings):
     """A training as long as the time at hand; its other settings follow."""
 
-    minutes: PositiveFloat = 10.0
+    minutes: PositiveFloat = USUAL_MINUTES
     """At most about so long, on a slow machine."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
     layer: int | str | None = None
@@ -50,14 +51,26 @@ class AutoTraining(Settings):
     tensorboard: bool = False
     wandb: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leaves_the_rest(cls, given: Any) -> Any:
+        decided = set(TrainingSettings.model_fields) - set(cls.model_fields)
+        own = sorted(decided & set(given)) if isinstance(given, dict) else []
+        if own:
+            raise ValueError(
+                f"minutes decides about {' and '.join(own)} too: leave them out, or give tokens instead of minutes"
+            )
+        return given
+
 
 def _which(given: Any) -> str:
-    auto = given == "auto" if isinstance(given, str) else "minutes" in given if isinstance(given, dict) else False
-    return "auto" if auto or isinstance(given, AutoTraining) else "given"
+    auto = isinstance(given, AutoTraining) or (isinstance(given, dict) and "minutes" in given)
+    return AutoTraining.__name__ if auto else TrainingSettings.__name__
 
 
 TrainingOrAuto = Annotated[
-    Annotated[TrainingSettings, Tag("given")] | Annotated[AutoTraining, Tag("auto")], Discriminator(_which)
+    Annotated[TrainingSettings, Tag("TrainingSettings")] | Annotated[AutoTraining, Tag("AutoTraining")],
+    Discriminator(_which),
 ]
 
 

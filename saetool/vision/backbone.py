@@ -442,6 +442,8 @@ def _pooled(output: Any) -> Tensor:
             break
     if isinstance(output, tuple | list):
         output = output[0]
+    if output.ndim == 4:  # what a convolutional model without a head gives: [batch, d, rows, columns]
+        output = output.flatten(2).transpose(1, 2)
     return output.mean(1) if output.ndim == 3 else output
 
 

@@ -73,8 +73,7 @@ PICTURES = {
 def test_every_kind_of_picture_is_read_pixel_by_pixel(kind, holder):
     form = PICTURES[kind]
     images = {"map": Map(form), "stream": Stream(form), "list": [form(i) for i in range(5)]}[holder]
-    settings = ImageSettings(first=4) if holder == "stream" else None
-    source = open_source(images, settings=settings)
+    source = open_source(images, **({"first": 4} if holder == "stream" else {}))
     assert len(source) == (4 if holder == "stream" else 5)
     for i in (3, 0, 2, 1):
         np.testing.assert_array_equal(np.asarray(source.read(i).image), PIXELS[i])
@@ -109,7 +108,7 @@ def test_labels_of_items(form):
 
 
 def test_labels_of_an_iterable():
-    source = open_source(Stream(lambda i: (PIXELS[i], "xy"[i % 2])), settings=ImageSettings(first=5))
+    source = open_source(Stream(lambda i: (PIXELS[i], "xy"[i % 2])), first=5)
     assert [source.labels(i)["label"] for i in range(5)] == list("xyxyx")
     assert [source.path(i) for i in (0, 4)] == ["000000000", "000000004"]
 
@@ -148,12 +147,12 @@ def test_hugging_face_datasets_are_sources_as_they_are():
         (datasets.DatasetDict(train=whole), {}),
         (whole.to_iterable_dataset(), {"first": 5}),
     ]:
-        source = open_source(given, settings=ImageSettings(**fields))
+        source = open_source(given, **fields)
         assert [source.labels(i)["label"] for i in range(5)] == [CLASSES[i % 2] for i in range(5)]
         np.testing.assert_array_equal(np.asarray(source.read(3).image), PIXELS[3])
-    assert len(open_source(whole, settings=ImageSettings(limit=2))) == 2
+    assert len(open_source(whole, limit=2)) == 2
     with pytest.raises(RequestError, match="has train, not 'test'"):
-        open_source(datasets.DatasetDict(train=whole), settings=ImageSettings(split="test"))
+        open_source(datasets.DatasetDict(train=whole), split="test")
 
 
 def test_lists_of_paths_keep_their_order(tmp_path):
@@ -238,7 +237,7 @@ def test_tars_that_cannot_be_read_end_in_a_sentence(shards):
 def test_a_source_of_ones_own_can_be_sampled():
     own = open_source(Map())
     assert open_source(own) is own
-    some = open_source(own, settings=ImageSettings(limit=2))
+    some = open_source(own, limit=2)
     assert len(some) == 2
     assert some.labels(1) == own.labels(int(some.path(1)))
     assert some.digest(1) == own.digest(int(some.path(1)))
@@ -247,7 +246,7 @@ def test_a_source_of_ones_own_can_be_sampled():
 def test_a_limit_balances_the_classes_that_a_data_set_lists():
     data = Map(n=40, form=lambda i: (PIXELS[i % 5], int(i >= 36)))
     data.targets = [int(i >= 36) for i in range(40)]
-    source = open_source(data, settings=ImageSettings(limit=8))
+    source = open_source(data, limit=8)
     assert sorted(source.labels(i)["label"] for i in range(8)) == ["cat"] * 4 + ["dog"] * 4
 
 
@@ -285,13 +284,10 @@ def test_a_broken_item_is_one_images_fault(tmp_path):
             raise OSError("the disk is gone")
         return PIXELS[i]
 
-    for source in (open_source(Map(form)), open_source(Stream(lambda i: PIXELS[i] if i != 3 else 7), settings=FIVE)):
+    for source in (open_source(Map(form)), open_source(Stream(lambda i: PIXELS[i] if i != 3 else 7), first=5)):
         with pytest.raises(WorkError, match="item 3"):
             source.read(3)
         np.testing.assert_array_equal(np.asarray(source.read(4).image), PIXELS[4])
-
-
-FIVE = ImageSettings(first=5)
 
 
 @pytest.mark.parametrize(
@@ -302,10 +298,12 @@ FIVE = ImageSettings(first=5)
         ((PIXELS[i] for i in range(5)), {"first": 2}, "can be iterated over once only"),
         (DataLoader(Map()), {}, r"give its data set \(loader\.dataset\)"),
         ([], {}, "holds no pictures"),
-        (7, {}, r"builtins\.int holds no pictures: give a folder"),
+        (7, {}, "open_source takes no int: give a folder, a name"),
         ({"a": 1}, {}, r"images\.a: unknown key"),
+        (b"picture", {}, "open_source takes no bytes"),
+        (Map(), {"limits": 3}, "limits: unknown key"),
     ],
 )
 def test_what_is_no_source_is_refused_with_the_way_out(images, fields, message):
     with pytest.raises(RequestError, match=message):
-        open_source(images, settings=ImageSettings(**fields))
+        open_source(images, **fields)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from saetool.errors import RequestError
+from saetool.evaluation.readout import Readout, find_head
 from saetool.vision import BackboneSettings, load_backbone, reading, replacing, wrap
 
 
@@ -178,3 +179,15 @@ def test_convolutional_models_of_transformers_keep_their_head(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(backbone.output(images), model(images).logits)
+        assert find_head(backbone, 5) == "classifier.1"
+        torch.testing.assert_close(Readout(backbone, "classifier.1")(images)[1], model(images).logits)
+        plain = load("hf/resnet", 1, image_size=32)
+        assert plain.output(images).shape == (2, 2048)
+
+
+def test_the_readout_finds_the_head_of_a_hierarchy():
+    backbone = load("timm/test_convnext", 1)
+    assert find_head(backbone, 1000) == "head.fc"
+    images = torch.randn(2, 3, 160, 160)
+    embedding, logits = Readout(backbone, "head.fc")(images)
+    torch.testing.assert_close(backbone.model.head.fc(embedding), logits)
