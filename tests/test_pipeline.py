@@ -176,6 +176,12 @@ def test_a_kept_config_is_read_back_as_it_was(name, tmp_path):
     assert load_config(tmp_path) == config
 
 
+def test_a_kept_config_leaves_to_the_rows_what_was_left_to_them(tmp_path):
+    config = load_config("demo", [f"run={tmp_path}", "autoencoder=auto", "training={minutes: 3}"])
+    keep_config(config, tmp_path)
+    assert load_config(tmp_path) == config
+
+
 def test_a_full_evaluation_that_was_begun_goes_on_and_is_not_thrown_away_for_a_cheap_one(copy, capsys):
     member = run(copy).members[0]
     shutil.rmtree(copy / "run" / "evaluation")
