@@ -150,7 +150,7 @@ def test_an_artifact_is_five_lines_in_a_notebook(made):
 def test_a_store_and_a_backbone_say_what_they_are(made):
     assert repr(made["store"]) == repr(made["store"].artifact)
     backbone = saetool.wrap(timm.create_model("test_vit", img_size=32), layers=[2], image_size=32)
-    shown = "VisionTransformer, 6 layers, patches of a grid of 2 × 2; widths at layer 2 (blocks.1): 64"
+    shown = "VisionTransformer, 6 layers, patches, grid (2, 2); widths at layer 2 (blocks.1): 64"
     assert repr(backbone) == f"Backbone({shown})"
 
 

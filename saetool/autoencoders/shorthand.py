@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from pydantic import BaseModel
+
 from saetool.autoencoders.sparse_settings import Activation
 
 _ACTIVATIONS = {get_args(m.model_fields["kind"].annotation)[0]: m for m in get_args(get_args(Activation)[0])}
@@ -19,7 +21,8 @@ def spelled_out(given: Any) -> Any:
         return given
     settings = {key: value for key, value in given.items() if key != "activation"}
     activation = given.get("activation")
-    activation = dict(activation) if isinstance(activation, Mapping) else activation
+    if isinstance(activation, Mapping | BaseModel):
+        activation = dict(activation)
     kind = settings.get("kind", "topk" if "k" in settings else None)
     if isinstance(kind, str) and kind in _ACTIVATIONS:
         kept = activation if isinstance(activation, dict) and activation.get("kind") in (None, kind) else {}

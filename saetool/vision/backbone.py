@@ -108,8 +108,7 @@ class Backbone:
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.label}: {site.d}" for site in self.sites)
-        grid = "no grid" if self.grid is None else f"a grid of {self.grid[0]} × {self.grid[1]}"
-        return f"Backbone({self.name}, {self.n_layers} layers, {self.tokens} of {grid}; widths at {sites})"
+        return f"Backbone({self.name}, {self.n_layers} layers, {self.tokens}, grid {self.grid}; widths at {sites})"
 
     @property
     def n_layers(self) -> int:

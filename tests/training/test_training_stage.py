@@ -202,6 +202,13 @@ def test_keywords_mappings_settings_and_a_mixture_of_them_are_one_request(tmp_pa
             ),
             {},
         ),
+        "settings and a key": (
+            (
+                SparseSettings(kind="sparse", activation={"kind": "topk", "k": 9}, n_latents=16),
+                {"tokens": 640, "batch_size": 32, "held_out": 0.3},
+            ),
+            {"k": 2},
+        ),
         "mixture": (
             ({"kind": "topk", "n_latents": 16}, TrainingSettings(tokens=999, held_out=0.3)),
             {"k": 2, "tokens": 640, "batch_size": 32},
