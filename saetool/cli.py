@@ -34,14 +34,15 @@ _AGAIN = 0.02
 
 app = typer.Typer(
     name="saetool",
-    help="Open up vision transformers with sparse (and other) autoencoders: cache, train, index, evaluate, report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged config (demo, folder, …).")]
+Config = Annotated[
+    str, typer.Argument(help="A YAML file, a packaged config's name (demo, folder, …), or the folder of a run.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value …]", help="Overrides, e.g. training.lr=1e-3.")
 ]
@@ -50,7 +51,28 @@ Replace = Annotated[bool, typer.Option("--force", help="Replace what was made ot
 DryRun = Annotated[bool, typer.Option("--dry-run", help="State tokens, disk, memory and time; start nothing.")]
 
 
-@app.command()
+_OVERRIDES_TOO = {"ignore_unknown_options": True}
+"""What looks like an option and is none reaches the config, which says what to write."""
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from saetool.version import __version__
+
+        typer.echo(f"saetool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def saetool(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Which version this is.")
+    ] = False,
+) -> None:
+    """Open up vision transformers with sparse (and other) autoencoders: cache, train, index, evaluate, report."""
+
+
+@app.command(context_settings=_OVERRIDES_TOO)
 def run(config: Config, overrides: Overrides = None, force: Replace = False) -> None:
     """Cache, train, index, evaluate, report: skips what is done, resumes what was begun."""
     from saetool.pipeline import Run
@@ -59,31 +81,31 @@ def run(config: Config, overrides: Overrides = None, force: Replace = False) -> 
         _say(member.result())
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def cache(config: Config, overrides: Overrides = None, force: Force = False, dry_run: DryRun = False) -> None:
     """Cache a model's activations over a set of images."""
     _stage("activations", config, overrides, force, dry_run)
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def train(config: Config, overrides: Overrides = None, force: Force = False, dry_run: DryRun = False) -> None:
     """Train an autoencoder (or a sweep of them) on cached activations."""
     _stage("autoencoder", config, overrides, force, dry_run)
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def index(config: Config, overrides: Overrides = None, force: Force = False) -> None:
     """Find what each latent responds to: top images, statistics, labels, neighbors."""
     _stage("features", config, overrides, force)
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def evaluate(config: Config, overrides: Overrides = None, force: Force = False) -> None:
     """Held-out numbers, baselines, probes and the effect on the model."""
     _stage("evaluation", config, overrides, force)
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def report(
     config: Annotated[
         str, typer.Argument(help="A config; with --check a report's directory; with --overview a folder of runs.")
@@ -114,7 +136,7 @@ def report(
     typer.echo(f"{printable(config)}: every link and chunk resolves, nothing leads outside.")
 
 
-@app.command()
+@app.command(context_settings=_OVERRIDES_TOO)
 def demo(
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option("--out", help="Where the artifacts go (default: runs/demo).")] = None,
@@ -269,6 +291,10 @@ def _stage(name: str, config: str, overrides: list[str] | None, force: bool, dry
         return
     for artifact in run_.make(name, force=force):
         _say(f"{artifact.kind}: {artifact.path}  ({artifact.id})")
+        if name == "evaluation":
+            from saetool.evaluation.summary import summary_lines
+
+            _say("\n".join(f"  {line}" for line in summary_lines(artifact)))
 
 
 def _say(text: str) -> None:
@@ -284,10 +310,18 @@ def _print_table(rows: dict[str, str]) -> None:
 
 
 def _print_estimate(estimate: dict[str, Any]) -> None:
-    width = max(map(len, estimate), default=0)
+    from saetool.progress import size_words, time_words
+
+    rows = {}
     for key, value in estimate.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        typer.echo(f"{key.replace('_', ' '):<{width}}  {shown}")
+        words = key.replace("_", " ")
+        if words.startswith(("bytes ", "memory bytes")):
+            rows[words.removeprefix("bytes ").removeprefix("of ").removesuffix(" bytes")] = size_words(value)
+        elif key == "seconds":
+            rows["time"] = time_words(value)
+        else:
+            rows[words] = f"{value:,}" if isinstance(value, int | float) else str(value)
+    _print_table(rows)
 
 
 class _Interrupt:

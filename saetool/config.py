@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,9 +24,10 @@ from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings
 from saetool.features import IndexSettings
 from saetool.images import ImageSettings
+from saetool.other_names import OTHER_NAMES
 from saetool.report import ReportSettings
 from saetool.settings import Settings
-from saetool.training import TrainingSettings
+from saetool.training.advice import USUAL_MINUTES, AutoAutoencoder, TrainingOrAuto
 from saetool.validation import check
 from saetool.vision import BackboneSettings
 
@@ -46,7 +48,8 @@ class Trained(Settings):
 class RunConfig(Settings):
     """A whole run. `activations`: null caches in the run, a path or address shares a store, `live` needs no disk.
 
-    `autoencoder` may be a path too: a trained one, which is indexed and evaluated as it is.
+    `autoencoder` may be a path too: a trained one, which is indexed and evaluated as it is. It and `training` may be
+    `auto` (or `training: {minutes: 20}`): settings that follow from the store and the time (docs/settings.md).
     """
 
     run: str = Field(min_length=1)
@@ -55,8 +58,8 @@ class RunConfig(Settings):
     backbone: BackboneSettings
     activations: str | None = None
     cache: CacheSettings = CacheSettings()
-    autoencoder: Annotated[AutoencoderSettings | Trained, Field(discriminator="kind")]
-    training: TrainingSettings
+    autoencoder: Annotated[AutoencoderSettings | Trained | AutoAutoencoder, Field(discriminator="kind")]
+    training: TrainingOrAuto
     index: IndexSettings = IndexSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
@@ -76,7 +79,14 @@ class RunConfig(Settings):
     @field_validator("autoencoder", mode="before")
     @classmethod
     def _is_a_path(cls, given: Any) -> Any:
+        if given == "auto":
+            return {"kind": "auto"}
         return {"kind": "trained", "path": given} if isinstance(given, str) else spelled_out(given)
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _may_be_auto(cls, given: Any) -> Any:
+        return {"minutes": USUAL_MINUTES} if given == "auto" else given
 
     @field_validator("sweep", mode="before")
     @classmethod
@@ -111,15 +121,29 @@ def load_config(source: str | os.PathLike, overrides: list[str] | None = None) -
         values["run"] = os.fspath(source)
     for override in overrides or []:
         key, separator, text = override.partition("=")
+        if key.startswith("-"):
+            word = key.strip("- ").replace("-", "_")
+            hint = OTHER_NAMES[word].sentence() if word in OTHER_NAMES else "For example training.lr=1e-3."
+            raise RequestError(f"{key}: no option of this command; settings are given as key=value. {hint}")
         if not separator or not key.strip():
             raise RequestError(f"{override!r} is not an override; write key.sub=value, for example training.lr=1e-3.")
         set_key(values, key.strip(), _parse(text, f"override {override!r}"))
     return build_config(values, path.name)
 
 
-def keep_config(config: RunConfig, folder: Path) -> None:
-    """Write a run's config, whole and with its overrides, into its folder: its stages then need no other argument."""
+def keep_config(config: RunConfig, folder: Path, keys: frozenset[str] | None = None) -> None:
+    """Write a run's config, with its overrides, into its folder: its stages then need no other argument.
+
+    Where one is kept already, only `keys` of it change: the others say what the other stages were made from.
+    """
     values = config.model_dump(mode="json")
+    if keys is not None and (folder / KEPT).is_file():
+        with suppress(RequestError):  # one that was damaged by hand is written anew
+            kept = load_config(folder / KEPT).model_dump(mode="json")
+            for key in {"run", *keys}:
+                section, _, inner = key.partition(".")
+                set_key(kept, key, values[section][inner] if inner else values[section])
+            values = build_config(kept, KEPT).model_dump(mode="json")
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     head = "# What this run was asked for, defaults and overrides included. Paths are as they were given.\n"
     path, data = folder / KEPT, (head + text).encode()

@@ -51,6 +51,17 @@ from saetool.training import train_together, training_stage
 # Stages that need scikit-learn or scipy, seconds to import, are imported where they are used.
 
 
+_READS = {
+    "activations": frozenset({"seed", "images", "backbone", "activations", "cache"}),
+    "autoencoder": frozenset({"seed", "images.group", "activations", "autoencoder", "training", "sweep"}),
+    "features": frozenset({"index"}),
+    "evaluation": frozenset({"evaluation"}),
+    "report": frozenset({"report"}),
+    "sweep": frozenset({"sweep"}),
+}
+"""The keys of the config that each stage is made from."""
+
+
 class Run:
     """One config and the places of its artifacts. Images and store are opened when they are first needed."""
 
@@ -66,7 +77,8 @@ class Run:
         overrides = overrides or []
         # Places are no part of what is made, so they are left out of the command that the report shows.
         shown = [override for override in overrides if not override.startswith(("run=", "activations="))]
-        name = f"{Path(config).resolve().name}/{KEPT}" if find_config(config).name == KEPT else Path(config).name
+        place = Path(config).expanduser().resolve()
+        name = f"{place.name}/{KEPT}" if find_config(config).parent == place else place.name
         run = cls(load_config(config, overrides), shlex.join(["saetool", "run", name, *shown]))
         distributed.start()
         return run
@@ -82,7 +94,7 @@ class Run:
         together = len(members) > 1 or members[0][0].kind == "autoencoder"
         made = train_together(members, force=force) if together else [run_stage(*members[0], force=force)]
         if distributed.is_main():
-            keep_config(self.config, self.directory)
+            keep_config(self.config, self.directory, None if self.live else _READS[members[0][0].kind])
         return made
 
     def __getitem__(self, name: str) -> Artifact:
@@ -203,6 +215,8 @@ class Run:
             else:
                 say("training.held_out is 0: there is nothing to evaluate on.")
             member.report(force)
+        if distributed.is_main():
+            keep_config(self.config, self.directory)
         return self.members
 
     def _require_inputs(self) -> None:

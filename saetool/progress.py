@@ -20,6 +20,23 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def size_words(size: float) -> str:
+    """Return a number of bytes for people: `1.2 GB`, in powers of 1,000."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def time_words(seconds: float) -> str:
+    """Return a time for people: `42 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 def say(message: str) -> None:
     """Print one line of news on standard error, from the main process only."""
     if _is_main():
@@ -88,6 +105,6 @@ def _plain_lines(
         rate = fresh / max(now - start, 1e-9)
         left = (total - count) / max(rate, 1e-9)
         more = "" if remark is None else f"; {remark()}"
-        say(f"{description}: {count:,} of {total:,} {unit}, {rate:,.1f} {unit}/s, {left:,.0f} s left{more}")
+        say(f"{description}: {count:,} of {total:,} {unit}, {rate:,.1f} {unit}/s, {time_words(left)} left{more}")
 
     return advance

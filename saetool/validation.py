@@ -92,6 +92,8 @@ class _Explainer:
 
     def lines(self, errors: list[Any]) -> list[str]:
         """Return one line a key: where several types would do, each says something about the same value."""
+        # Unknown keys first: what is missing is often what they were meant for.
+        errors = sorted(errors, key=lambda entry: entry["type"] != "extra_forbidden")
         by_key: dict[str, list[Any]] = {}
         for entry in errors:
             by_key.setdefault(self.key_of(entry), []).append(entry)

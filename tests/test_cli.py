@@ -1,6 +1,7 @@
 """The commands: exit codes, one message, light starts."""
 
 import ctypes
+import json
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from saetool import cli
+from saetool import __version__, cli
 from saetool.artifacts import Stage, run_stage
 from saetool.cli import app
 from saetool.errors import RequestError
@@ -44,6 +45,36 @@ def test_help_verify_and_info_import_neither_torch_nor_timm(command, artifact):
     assert done.returncode == 0, done.stderr
 
 
+def test_version_is_said_without_a_command():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"saetool {__version__}\n")
+
+
+def test_a_dry_run_speaks_in_sizes_and_times(monkeypatch, tmp_path):
+    estimate = {"rows at layer-01": 1_200_000, "bytes_on_disk": 3_100_000_000, "memory_bytes": 5e6, "seconds": 4_000.0}
+    monkeypatch.setattr(Run, "estimate", lambda run, kind: estimate)
+    monkeypatch.setattr(Run, "require_space", lambda run, estimate: None)
+    result = CliRunner().invoke(app, ["cache", "digits", "--dry-run", f"run={tmp_path / 'run'}"])
+    rows = dict(line.strip().split("  ", 1) for line in result.output.splitlines())
+    said = {key: value.strip() for key, value in rows.items()}
+    assert said == {"rows at layer-01": "1,200,000", "on disk": "3.1 GB", "memory": "5.0 MB", "time": "67 min"}
+
+
+def test_evaluate_says_its_numbers_at_its_end(tmp_path):
+    """As they stand in evaluation.json."""
+    overrides = [f"run={tmp_path / 'run'}", "images.limit=80", "training.tokens=2048", "evaluation.clusters=4"]
+    for stage in ("cache", "train"):
+        assert CliRunner().invoke(app, [stage, "digits", *overrides]).exit_code == 0
+    output = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run")]).output
+    found = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
+    held_out, spliced = found["held_out"], found["effect"]["conditions"]["spliced"]
+    assert f"{held_out['images']} held-out images: FVU {held_out['fvu']['value']:.3f} [" in output
+    assert f"PCA {found['baselines'][0]['numbers']['fvu']['value']:.3f}" in output
+    assert f" / {spliced['accuracy']['value']:.3f} / " in output
+    assert "linear probes of digit, balanced accuracy: autoencoder" in output
+    assert str(tmp_path / "run/evaluation/evaluation.md") in output
+
+
 def test_verify_says_intact_and_then_names_the_damaged_file(artifact):
     runner = CliRunner()
     assert runner.invoke(app, ["verify", str(artifact.path)]).exit_code == 0
@@ -69,6 +100,11 @@ def test_info_tells_kind_id_and_content(artifact):
         (["verify", "nowhere"], "no such file"),
         (["run", "dmo"], "Did you mean 'demo'"),
         (["train", "demo", "run=here", "training.lrr=1"], "Did you mean training.lr?"),
+        (
+            ["train", "demo", "--l1-coefficient", "3"],
+            "Did you mean autoencoder.penalty? Write autoencoder.penalty={kind",
+        ),
+        (["train", "demo", "--dryrun"], "--dryrun: no option of this command; settings are given as key=value."),
         (["train", "demo", "run=here"], "`saetool cache CONFIG` makes it"),
         (["cache", "folder", "run=here", "images.source=missing-folder"], "missing-folder"),
     ],

@@ -123,7 +123,7 @@ def test_overrides_reach_their_key_and_nothing_else():
 def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
     text = (ROOT / "configs" / "demo.yaml").read_text().replace("run: runs/demo", "run: no")
     path = tmp_path / "a.yaml"
-    path.write_text(text.replace("lr: 1e-3", "lr: 5e-4"))
+    path.write_text(text.replace("lr: 4e-3", "lr: 5e-4"))
     config = load_config(str(path))
     assert config.run == "no"
     assert config.training.lr == 5e-4

@@ -1,15 +1,20 @@
 """A run asked for again: what says the same is the same, what costs much is never thrown away for what costs little."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from saetool.artifacts import Artifact
+import saetool
+from saetool.artifacts import Artifact, run_stage
+from saetool.config import build_config, keep_config, load_config, packaged_configs, set_key
 from saetool.errors import RequestError
-from saetool.pipeline import Run
+from saetool.evaluation.stage import Journal
+from saetool.pipeline import Member, Run
 
 CONFIG = """
 run: {run}
@@ -108,6 +113,104 @@ def test_work_of_an_earlier_stage_that_is_not_finished_is_finished_by_its_own_co
     (copy / "run" / "autoencoder").rename(copy / "run" / "autoencoder.partial")
     with pytest.raises(RequestError, match=r"begun and not finished\. `saetool train CONFIG` finishes it"):
         run(copy).members[0].index()
+
+
+def test_a_run_keeps_its_config_and_its_stages_need_no_other_argument(place, copy, capsys):
+    kept = load_config(str(place / "run"))
+    assert kept == load_config(str(place / "a.yaml"))
+    assert yaml.safe_load((place / "run" / "config.yaml").read_text())["training"]["lr"] == 1e-3, "defaults are there"
+    # Moved, from another folder: every stage finds what stands there.
+    before = ids(copy)
+    for stage in ("activations", "autoencoder", "features", "report"):
+        Run.load(str(copy / "run")).make(stage)
+    Run.load(str(copy / "run")).make_all()
+    assert done(capsys) == 9
+    assert ids(copy) == before
+    assert load_config(str(copy / "run")).run == str(copy / "run")
+
+
+def test_an_override_is_kept_by_the_stage_that_it_belongs_to(copy):
+    run(copy, "index.top=3", "images.limit=7", config="a.yaml").make("features", force=True)
+    kept = load_config(str(copy / "run"))
+    assert kept.index.top == 3
+    assert kept.images.limit is None, "the store that stands there has all images"
+    assert Run.load(str(copy / "run")).make("features")[0].config["top"] == 3
+    run(copy, "images.group={block: 4}", "images.limit=7", config="a.yaml").make("autoencoder", force=True)
+    kept = load_config(str(copy / "run"))
+    assert kept.images.group.block == 4, "it decides which images are held out of training"
+    assert (kept.images.limit, kept.index.top) == (None, 3)
+
+
+def test_a_killed_first_stage_has_its_config_already(place, copy, monkeypatch):
+    monkeypatch.setattr("saetool.activations.caching.CachingJob._fill", lambda *_: (_ for _ in ()).throw(OSError("x")))
+    with pytest.raises(OSError, match="x"):
+        run(copy, f"run={copy / 'new'}", "images.limit=7").make("activations")
+    monkeypatch.undo()
+    assert Run.load(str(copy / "new")).make("activations")[0].content["images"] == 7
+
+
+def test_a_refused_request_leaves_the_kept_config_as_it_is(copy):
+    before = (copy / "run" / "config.yaml").read_bytes()
+    with pytest.raises(RequestError, match=r"training\.lr"):
+        run(copy, "training.lr=0.5").make("autoencoder")
+    assert (copy / "run" / "config.yaml").read_bytes() == before
+    with pytest.raises(RequestError, match="no run that was begun"):
+        Run.load(str(copy))
+
+
+@pytest.mark.parametrize("name", sorted(packaged_configs()))
+def test_a_kept_config_is_read_back_as_it_was(name, tmp_path):
+    odd = {"run": str(tmp_path), "report.title": "1e-3", "images.label_columns": ["no", "1", "a: b", "ä\u2028"]}
+    values = load_config(name).model_dump(exclude_unset=True)
+    for key, value in odd.items():
+        set_key(values, key, value)
+    config = build_config(values, "odd")
+    keep_config(config, tmp_path)
+    assert load_config(tmp_path) == config
+
+
+def test_a_full_evaluation_that_was_begun_goes_on_and_is_not_thrown_away_for_a_cheap_one(copy, capsys):
+    member = run(copy).members[0]
+    shutil.rmtree(copy / "run" / "evaluation")
+    whole = member._evaluation(full=True)
+
+    def killed(partial):
+        Journal(partial)("held_out", lambda: {"marked": True})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(dataclasses.replace(whole, build=killed), copy / "run" / "evaluation")
+    seen = []
+    begun = dataclasses.replace(whole, build=lambda partial: seen.append(partial.record_of("section/held_out")) or {})
+    member = run(copy).members[0]
+    object.__setattr__(member, "_evaluation", lambda full: begun if full else Member._evaluation(member, full))
+    member.evaluate("different", full=False)
+    assert seen == [{"found": {"marked": True}}]
+    assert "a full evaluation was begun here; it goes on" in capsys.readouterr().err
+
+
+def test_python_asks_for_the_stage_that_is_missing_by_its_name_too(copy):
+    (copy / "run" / "autoencoder").rename(copy / "run" / "autoencoder.partial")
+    with pytest.raises(RequestError, match=r"begun and not finished; .*autoencoder\.partial: `saetool train` finishes"):
+        saetool.index(copy / "run" / "autoencoder", copy / "run" / "activations", copy / "other")
+    with pytest.raises(RequestError, match=r"no such artifact\. `saetool cache` makes it"):
+        saetool.train(copy / "nowhere", kind="topk", k=2, n_latents=8, tokens=64, out=copy / "other")
+    with pytest.raises(RequestError, match=r"a folder of artifacts\. Name the one: .*run/features"):
+        saetool.Features(copy / "run")
+
+
+def test_a_run_from_a_dictionary_is_the_run_of_the_file(place, copy, capsys):
+    values = yaml.safe_load((copy / "a.yaml").read_text())
+    made = saetool.run(values, {"run": str(copy / "run"), "training.checkpoint_minutes": 7})
+    assert done(capsys) == 5
+    assert values == yaml.safe_load((copy / "a.yaml").read_text()), "what was given is left as it was"
+    assert made["features"].id == ids(copy)["features"]
+    assert saetool.run(copy / "run", ["training.checkpoint_minutes=9"])["autoencoder"].id == made["autoencoder"].id
+    assert "FVU" in repr(made)
+    with pytest.raises(RequestError, match="has no 'featurs'"):
+        made["featurs"]
+    with pytest.raises(RequestError, match=r"run: training\.lrr: unknown key\. Did you mean training\.lr\?"):
+        saetool.run(values, {"training.lrr": 1})
 
 
 def test_a_tilde_is_the_home_folder(place, tmp_path, monkeypatch):

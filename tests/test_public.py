@@ -134,3 +134,52 @@ def test_whatever_stands_in_place_of_an_argument_is_taken_or_ends_in_a_sentence(
         except Exception as error:
             failures.append(f"{argument}={kind}: {type(error).__name__}: {error}")
     assert not failures, "\n".join(failures)
+
+
+def test_an_artifact_is_five_lines_in_a_notebook(made):
+    for artifact in (made["store"].artifact, made["model"], made["features"]):
+        lines = repr(artifact).splitlines()
+        assert len(lines) == 5
+        assert lines[0] == f"{artifact.kind}: {artifact.path}"
+        assert artifact.id in lines[4]
+    assert "40 images" in repr(made["store"].artifact)
+    assert "sparse, 16 → 32 latents; held out: FVU 0." in repr(made["model"])
+    assert "from  autoencoder ../autoencoder, activations ../activations" in repr(made["features"])
+
+
+def test_a_store_and_a_backbone_say_what_they_are(made):
+    assert repr(made["store"]) == repr(made["store"].artifact)
+    backbone = saetool.wrap(timm.create_model("test_vit", img_size=32), layers=[2], image_size=32)
+    shown = "VisionTransformer, 6 layers, patches of a grid of 2 × 2; widths at layer 2 (blocks.1): 64"
+    assert repr(backbone) == f"Backbone({shown})"
+
+
+def test_what_an_artifact_says_is_escaped(made):
+    odd = saetool.Artifact(Path("<script>"), made["model"].manifest)
+    assert odd._repr_html_().startswith("<pre>autoencoder: &lt;script&gt;")
+
+
+def test_the_error_of_a_call_is_that_of_the_command_line(made, tmp_path):
+    """One function validates both, so that what one says the other says."""
+    from saetool.config import load_config
+
+    for section, key, value in (
+        ("index", "top", 0),
+        ("index", "topp", 3),
+        ("index", "top_by", "median"),
+        ("report", "max_mb", -1),
+        ("evaluation", "bootstrap", "many"),
+        ("cache", "dtype", "int8"),
+        ("backbone", "tokens", "none"),
+    ):
+        with pytest.raises(saetool.RequestError) as there:
+            load_config("demo", [f"{section}.{key}={value}"])
+        name = {"evaluation": "evaluate", "backbone": "cache"}.get(section, section)
+        right = right_arguments(name, made, tmp_path / "out")
+        if section in ("index", "report", "evaluation", "cache"):
+            right |= {"settings": {key: value}}
+        else:
+            right |= {key: value}
+        with pytest.raises(saetool.RequestError) as here:
+            getattr(saetool, name)(**right)
+        assert str(here.value).removeprefix(f"{name}: ") == str(there.value).removeprefix("demo.yaml: ")

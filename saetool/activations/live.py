@@ -286,6 +286,13 @@ class LiveSource:
         if settings.layer is None and len(layers) != 1:
             raise RequestError(f"training.layer is not given; backbone.layers has {list(layers)}: name one.")
 
+    def size(self, settings: Any) -> tuple[int, int]:
+        """Refuse: before the model is loaded nobody knows how many rows an image is, and how wide."""
+        raise RequestError(
+            "autoencoder and training cannot be auto with activations: live, whose rows are not counted yet: give "
+            "settings, or cache the activations (activations: null)."
+        )
+
     def site(self, settings: StreamRequest) -> dict[str, Any] | None:
         """Return the site's description, once the model has been loaded."""
         return self._site

@@ -45,6 +45,12 @@ class ActivationStore:
         self.slices = _ranges(artifact.content["slices"])
         """Image rows of each slice, the unit of every later pass; one that lost all its images is empty."""
 
+    def __repr__(self) -> str:
+        return repr(self.artifact)
+
+    def _repr_html_(self) -> str:
+        return self.artifact._repr_html_()
+
     @classmethod
     def open(cls, path: str | os.PathLike) -> "ActivationStore":
         """Open the store at `path` (or at an address that fsspec reads); RequestError unless it is sealed and whole."""

@@ -7,6 +7,7 @@ from typing import Any
 from saetool.artifacts.artifact import Artifact
 from saetool.artifacts.manifest import MANIFEST
 from saetool.errors import RequestError
+from saetool.progress import size_words
 
 _LONGEST = 100
 
@@ -21,7 +22,7 @@ def describe(path: Path) -> str:
         f"  id        {artifact.id}",
         f"  made      {artifact.notes.get('created')} on {artifact.notes.get('host')}: {artifact.notes.get('command')}",
         *([f"  where     {artifact.notes['where']}"] if "where" in artifact.notes else []),
-        f"  files     {len(artifact.files):,}, {_bytes(size)}",
+        f"  files     {len(artifact.files):,}, {size_words(size)}",
         "  content",
         *_lines({key: value for key, value in artifact.content.items() if key != "origin"}),
         *_origin(artifact.content.get("origin")),
@@ -40,10 +41,10 @@ def in_five_lines(artifact: Artifact) -> str:
     rows = {
         "what": _what(artifact.kind, artifact.content),
         "from": ", ".join(places) or _outside(artifact),
-        "made": f"{artifact.notes.get('created')}, {len(artifact.files):,} files, {_bytes(size)}",
+        "made": f"{artifact.notes.get('created')}, {len(artifact.files):,} files, {size_words(size)}",
         "id": artifact.id,
     }
-    return "\n".join([f"{artifact.kind}: {artifact.path}", *(f"  {key}  {value}" for key, value in rows.items())])
+    return "\n".join([f"{artifact.kind}: {artifact.path}", *(f"  {key:<4}  {value}" for key, value in rows.items())])
 
 
 def _what(kind: str, content: dict[str, Any]) -> str:
@@ -114,11 +115,3 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -2,9 +2,10 @@
 
 import html
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,13 @@ from safetensors import safe_open
 from saetool.artifacts import Artifact, artifact_of
 from saetool.artifacts.artifact import OpenArtifact
 from saetool.artifacts.remote import is_remote
-from saetool.errors import RequestError, printable
+from saetool.errors import RequestError, printable, shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from saetool.features.strip import Strip
+    from saetool.images import ImageSource
 
 _SHOWN = 40
 """Rows of a table that are printed."""
@@ -123,6 +130,27 @@ class Features:
         paths = self.images["path"].take(table["image"])
         return Rows(table.add_column(table.schema.get_field_index("image") + 1, "path", paths))
 
+    def show(
+        self,
+        latent: int,
+        count: int = 8,
+        group: str = "top",
+        images: "ImageSource | str | os.PathLike | None" = None,
+    ) -> "Strip":
+        """Return a latent's examples as a strip of pictures, where it fires drawn over them: a notebook shows it.
+
+        `images` says where the pictures are, if they have moved and the store keeps no thumbnails of them.
+        """
+        from saetool.features.strip import reader, strip_of
+
+        return strip_of(self, latent, count, group, self._picture if images is None else reader(self, images))
+
+    @cached_property
+    def _picture(self) -> Callable[[int], "Image.Image"]:
+        from saetool.features.strip import reader
+
+        return reader(self, None)
+
     def heat(self, row: dict[str, Any]) -> np.ndarray:
         """Return the heat map of one example as activations, float32 [rows, columns]; raises without a grid."""
         if self.grid is None or row["heat"] is None:
@@ -181,8 +209,8 @@ class Features:
             return file.get_slice("histogram")[self._checked(latent)], file.get_tensor("histogram_edges")
 
     def _checked(self, latent: int) -> int:
-        if not 0 <= latent < self.n_latents:
-            raise RequestError(f"There is no latent {latent}; they go from 0 to {self.n_latents - 1}.")
+        if not isinstance(latent, Integral) or not 0 <= latent < self.n_latents:
+            raise RequestError(f"There is no latent {shown(latent)}; they go from 0 to {self.n_latents - 1}.")
         return int(latent)
 
     def _label(self, label: str) -> str:
@@ -198,8 +226,8 @@ class Features:
             if row < 0:
                 raise RequestError(f"There is no image {image!r} in this index; see Features.images['path'].")
             return row
-        if not 0 <= image < self.images.num_rows:
-            raise RequestError(f"There is no image {image}; rows go from 0 to {self.images.num_rows - 1}.")
+        if not isinstance(image, Integral) or not 0 <= image < self.images.num_rows:
+            raise RequestError(f"There is no image {shown(image)}; rows go from 0 to {self.images.num_rows - 1}.")
         return int(image)
 
     def __repr__(self) -> str:

@@ -96,8 +96,8 @@ def _open_path(settings: ImageSettings, path: Path, table: LabelTable | None) ->
         return open_local(path, settings)
     if not path.exists():
         raise RequestError(
-            f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME, and what a module registers "
-            f"with saetool.register_source, once it is imported here: {VARIABLE}=MODULE)"
+            f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME, and what a module "
+            f"registers by saetool.register_source, once it is imported here: {VARIABLE}=MODULE)"
         )
     return FolderSource(path, settings.sample, settings.max_pixels, table)
 

@@ -15,6 +15,15 @@ from saetool.images.settings import Grouping
 from saetool.training.settings import TrainingSettings
 
 
+class Part(Protocol):
+    """Which site of a store, and how much of it is held out: as settings say it, those that are `auto` too."""
+
+    @property
+    def layer(self) -> int | str | None: ...
+    @property
+    def held_out(self) -> float: ...
+
+
 class Source(Protocol):
     """What a training stage needs to know of its rows: cheap facts now, the stream itself when work begins."""
 
@@ -30,6 +39,10 @@ class Source(Protocol):
 
     def check(self, settings: TrainingSettings) -> None:
         """Raise RequestError where these rows cannot be had; cheap."""
+        ...
+
+    def size(self, settings: Part) -> tuple[int, int]:
+        """Return about how many rows there are to train on, and their width; cheap, or RequestError."""
         ...
 
     def site(self, settings: TrainingSettings) -> dict | None:
@@ -58,7 +71,7 @@ class StoreSource:
         """The store."""
         return (self.artifact,)
 
-    def site(self, settings: TrainingSettings) -> dict:
+    def site(self, settings: Part) -> dict:
         """Return the entry of the chosen site; raises RequestError where it is missing or the choice is open."""
         sites = [site for site in self.artifact.content["sites"] if not site.get("embedding")]
         if settings.layer is None:
@@ -75,6 +88,11 @@ class StoreSource:
     def check(self, settings: TrainingSettings) -> None:
         """Raise RequestError where no site is chosen."""
         self.site(settings)
+
+    def size(self, settings: Part) -> tuple[int, int]:
+        """Return the rows that are not held out, about, and their width."""
+        site = self.site(settings)
+        return round(self.artifact.content["images"] * site["n_tokens"] * (1 - settings.held_out)), site["d"]
 
     def config(self) -> dict:
         """Return which images are held out as one; the input's id says the rest."""
@@ -142,6 +160,10 @@ class GivenRows:
     def site(self, settings: TrainingSettings) -> None:
         """Return None: nobody knows what the rows are."""
 
+    def size(self, settings: Part) -> tuple[int, int]:
+        """Return the rows that are not held out, about, and their width."""
+        return round(self.rows.shape[0] * self.rows.shape[1] * (1 - settings.held_out)), self.rows.shape[2]
+
     def config(self) -> dict:
         """Return the shape and type of the rows."""
         return {"rows": {"shape": list(self.rows.shape), "dtype": str(self.rows.dtype).removeprefix("torch.")}}
@@ -179,6 +201,10 @@ class GivenStream:
 
     def site(self, settings: TrainingSettings) -> None:
         """Return None: nobody knows what the rows are."""
+
+    def size(self, settings: Part) -> tuple[int, int]:
+        """Return the stream's training rows and their width."""
+        return self.stream.n_rows, self.stream.d_in
 
     def config(self) -> dict:
         """Return nothing: `listing` names the rows."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from saetool.images.settings import Grouping
 from saetool.progress import say
 from saetool.settings import Settings
 from saetool.sparse.backends import describe
+from saetool.training.advice import USUAL_MINUTES, AutoAutoencoder, AutoTraining, TrainingOrAuto, advise
 from saetool.training.concerns import concerns
 from saetool.training.estimate import estimate
 from saetool.training.learner import Learner
@@ -44,8 +45,8 @@ class TrainingStage(Stage):
 
 def training_stage(
     source: "Tensor | np.ndarray | Artifact | Stream | Source",
-    autoencoder: AutoencoderSettings,
-    settings: TrainingSettings,
+    autoencoder: AutoencoderSettings | AutoAutoencoder,
+    settings: TrainingSettings | AutoTraining,
     seed: int = 0,
     device: torch.device | None = None,
     group: Grouping | None = None,
@@ -54,9 +55,15 @@ def training_stage(
 
     `source` is a sealed store of activations, a stream of batches, or any other `Source`. `seed` decides the order
     of the data and the held-out split, and the weights too unless `settings.seed` is given; by `group`, images of a
-    store are held out as one. Raises RequestError when the site is missing or the settings cannot work together.
+    store are held out as one. Settings that are `auto` follow from the source's size. Raises RequestError when the site
+    is missing or the settings cannot work together.
     """
-    plan = Plan(as_source(source, group), resolved(autoencoder, device), settings, seed, device)
+    rows = as_source(source, group)
+    if isinstance(autoencoder, AutoAutoencoder) or isinstance(settings, AutoTraining):
+        advice = advise(autoencoder, settings, *rows.size(settings), device)
+        autoencoder, settings = advice.autoencoder, advice.training
+        say(advice.because)
+    plan = Plan(rows, resolved(autoencoder, device), settings, seed, device)
     shares = distributed.world_size() * settings.accumulate
     if settings.batch_size % shares:
         raise RequestError(
@@ -78,15 +85,20 @@ def training_stage(
 class _Request(Settings):
     """What `train` is asked for: the sections that a config has."""
 
-    autoencoder: AutoencoderSettings
-    training: TrainingSettings
+    autoencoder: Annotated[AutoencoderSettings | AutoAutoencoder, Field(discriminator="kind")]
+    training: TrainingOrAuto
     seed: int = Field(default=0, ge=0)
     group: Grouping | None = None
 
     @field_validator("autoencoder", mode="before")
     @classmethod
     def _may_be_short(cls, given: Any) -> Any:
-        return spelled_out(given)
+        return {"kind": "auto"} if given == "auto" else spelled_out(given)
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _may_be_auto(cls, given: Any) -> Any:
+        return {"minutes": USUAL_MINUTES} if given == "auto" else given
 
 
 def train(
@@ -106,8 +118,8 @@ def train(
     Args:
         source: rows in memory (a tensor or an array [n, d], or [images, tokens, d] whose images are held out whole), a
             store of activations (its path, its artifact, or opened), or a stream.
-        autoencoder: settings or a mapping of the keys of a config's `autoencoder` section.
-        training: likewise of its `training` section.
+        autoencoder: settings or a mapping of the keys of a config's `autoencoder` section, or "auto".
+        training: likewise of its `training` section; "auto", or `minutes=20`, for what fits the rows and the time.
         out: where the artifact goes.
         seed: decides the order of the rows, what is held out, and the weights.
         device: default: a GPU where there is one.

@@ -106,6 +106,11 @@ class Backbone:
         self.transform = self._with_grid(stride or parts.patch)
         self.sites = self.sites_of(layers)
 
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{site.label}: {site.d}" for site in self.sites)
+        grid = "no grid" if self.grid is None else f"a grid of {self.grid[0]} × {self.grid[1]}"
+        return f"Backbone({self.name}, {self.n_layers} layers, {self.tokens} of {grid}; widths at {sites})"
+
     @property
     def n_layers(self) -> int:
         """How many blocks the model has."""

@@ -1,5 +1,6 @@
 """From pictures on disk to an index and back to the pictures: skipped files, class tokens, contact sheets."""
 
+import io
 import runpy
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ from PIL import Image
 from torch import nn
 
 from saetool.activations import ActivationStore, CacheSettings, cache
+from saetool.activations.thumbnails import StoredThumbnails
 from saetool.errors import RequestError
 from saetool.features import Features, index
+from saetool.features.sheet import Cell
+from saetool.features.strip import Strip
 from saetool.images import ImageSettings
 from saetool.vision import wrap
 
@@ -38,7 +42,7 @@ class Tiny(nn.Module):
 def indexed(tmp_path, identity_autoencoder):
     """Return a function that indexes eight pictures, one of them corrupt and skipped, over some tokens."""
 
-    def make(tokens: str) -> Features:
+    def make(tokens: str, thumbnails: bool = False) -> Features:
         rng = np.random.default_rng(0)
         for i in range(8):
             (tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,7 @@ def indexed(tmp_path, identity_autoencoder):
         torch.manual_seed(0)
         backbone = wrap(Tiny(), [1], tokens, image_size=8)
         images = ImageSettings(source=str(tmp_path / "images"), on_error="skip")
-        settings = CacheSettings(dtype="float32", batch_size=3)
+        settings = CacheSettings(dtype="float32", batch_size=3, thumbnails=thumbnails)
         store = ActivationStore(cache(backbone, images, None, tmp_path / "activations", settings, on_error="skip"))
         autoencoder = identity_autoencoder(tmp_path / "autoencoder", store)
         return Features(index(autoencoder, store.artifact, tmp_path / "features"))
@@ -87,6 +91,42 @@ def browse(monkeypatch, features: Features, *question: object) -> None:
     # run_script turns a RequestError into an exit; the test wants the error.
     monkeypatch.setattr("saetool.errors.run_script", lambda main: main())
     runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+@pytest.mark.parametrize("thumbnails", [False, True])
+def test_a_strip_shows_where_a_latent_fires_on_its_images(indexed, thumbnails, tmp_path):
+    features = indexed("patches", thumbnails=thumbnails)
+    strip = features.show(2, count=3)
+    top, kept = features.top(2, 3), StoredThumbnails(features.artifact.find_input("activations"))
+    assert [caption.partition(":")[0] for caption in strip.captions] == top.column("path")
+    for row, drawn in zip(top, strip.images, strict=True):
+        file = io.BytesIO(kept.read(row["image"])) if thumbnails else tmp_path / "images" / row["path"]
+        before = np.asarray(Image.open(file), np.float32)
+        moved = np.abs(np.asarray(drawn, np.float32) - before).max(2)  # by the color of a firing patch
+        opacity = np.rint(features.heat(row) / row["heat_scale"] * 0.75 * 255) / 255
+        wanted = (np.abs(np.array([255, 80, 0]) - before) * np.kron(opacity, np.ones((4, 4)))[..., None]).max(2)
+        assert np.abs(moved - wanted).max() < 1.1
+    strip.save(tmp_path / "strip.png")
+    assert Image.open(tmp_path / "strip.png").width == 3 * 160
+    assert strip._repr_html_().count("data:image/jpeg;base64,") == 3
+    assert repr(strip).splitlines()[0] == "latent 2, top"
+    with pytest.raises(RequestError, match=r"There is no latent \[1\]"):
+        features.show([1])
+
+
+def test_what_data_says_is_escaped_in_a_notebook():
+    cell = Cell(Image.new("RGB", (8, 8)), "<script>x</script>")
+    shown = Strip("<b>", [cell], None, "<i>")._repr_html_()
+    assert not any(text in shown for text in ("<script>", "<b><", "<i>"))
+    assert "&lt;script&gt;x" in shown
+
+
+def test_moved_pictures_are_found_where_they_are_said_to_be(indexed, tmp_path):
+    features = indexed("patches")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(RequestError, match="images"):
+        features.show(0)
+    assert len(features.show(0, images=tmp_path / "moved").images) > 0
 
 
 def test_sheets_are_written_and_moved_or_changed_pictures_are_named(indexed, tmp_path, monkeypatch, capsys):
