@@ -145,8 +145,7 @@ ROWS = torch.stack(
 
 
 @pytest.mark.parametrize("given", ["folder", "paths and root", "dictionaries and root", "thumbnails", "array"])
-@pytest.mark.parametrize("as_numpy", [False, True])
-def test_rows_made_elsewhere_get_a_page_with_their_pictures(given, as_numpy, folder, tmp_path):
+def test_rows_made_elsewhere_get_a_page_with_their_pictures(given, folder, tmp_path):
     names = [f"{i:02d}.png" for i in range(40)]
     more = {
         "folder": {"images": folder},
@@ -159,7 +158,7 @@ def test_rows_made_elsewhere_get_a_page_with_their_pictures(given, as_numpy, fol
         "thumbnails": {"thumbnails": PICTURES},
         "array": {"images": np.stack(PICTURES)},
     }[given]
-    rows = ROWS.numpy() if as_numpy else ROWS
+    rows = ROWS.numpy() if given in ("folder", "thumbnails") else ROWS
     store = write_store(tmp_path / "store", rows, grid=(4, 4), **more).artifact
     features, page = through(store, tmp_path)
     assert len(thumbnails_of(page)) == 40

@@ -1,16 +1,16 @@
 """Tables of images × latents and patches × latents: equal to what the dense codes say, whatever the cut."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
 from scipy.sparse import load_npz
+from typer.testing import CliRunner
 
 import saetool
+from saetool.cli import app
 from saetool.errors import RequestError
 
 TOKENS = 4
@@ -88,9 +88,10 @@ def test_an_autoencoder_and_a_store_do_as_well(made):
 
 def test_one_command_writes_the_file(made, tmp_path):
     codes, features = made
-    command = [sys.executable, "-m", "saetool", "table", str(features.path.parent), "--out", str(tmp_path / "a.npz")]
-    done = subprocess.run([*command, "--value", "count"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = ["table", str(features.path.parent), "--out", str(tmp_path / "a.npz"), "--value", "count"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "images × latents:" in done.output
     np.testing.assert_array_equal(load_npz(tmp_path / "a.npz").toarray(), dense(codes, "count"))
     with pytest.raises(RequestError, match="is there already; give --force"):
         saetool.table(features, out=tmp_path / "a.npz")
