@@ -1,5 +1,6 @@
 """A run: from one config to its stages, and where each one's artifact goes.
 
+runs/NAME/config.yaml                                                   what it was asked for, defaults included
 runs/NAME/{activations, autoencoder, features, evaluation, report}/      one model
 runs/NAME/activations  runs/NAME/MEMBER/{autoencoder, features, …}/     a sweep
 """
@@ -40,10 +41,10 @@ from saetool.standing import (
     FULL,
     answers_cheap,
     differs_only_in,
-    is_whole,
     made_at,
     standing_at,
     store_answers,
+    whole_stands,
     whole_was_begun,
 )
 from saetool.training import train_together, training_stage
@@ -256,7 +257,8 @@ def run(
         values = _values(config)
         for key, value in given.items():
             set_key(values, key, value)
-        made = Run(build_config(values, "run"), "saetool.run(…)")
+        made_of = build_config(values, "run")
+        made = Run(made_of, shlex.join(["saetool", "run", f"{Path(made_of.run).name}/{KEPT}"]))
         distributed.start()
     made.make_all(force="different" if force else False)
     return made
@@ -329,8 +331,7 @@ class Member:
             replaces = found == cheap.recipe or differs_only_in(whole, place, "features")
             return self.run.build([(whole, place)], force or replaces)[0]
         # What costs minutes to hours is never replaced by what costs seconds: it is made again, or kept.
-        kept = found == whole.recipe or (standing and is_whole(standing.config)) or whole_was_begun(place)
-        stage = whole if kept else cheap
+        stage = whole if found == whole.recipe or whole_stands(place) or whole_was_begun(place) else cheap
         return self.run.build([(stage, place)], force or differs_only_in(stage, place, "features"))[0]
 
     def _evaluation(self, full: bool) -> Stage:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from saetool.artifacts import Artifact, Partial, Stage
-from saetool.artifacts.manifest import COMMANDS, MANIFEST
+from saetool.artifacts.manifest import COMMANDS, MANIFEST, read_manifest
 from saetool.artifacts.sealing import partial_path
 from saetool.config import RunConfig
 from saetool.errors import RequestError
@@ -36,8 +36,16 @@ def standing_at(path: Path) -> Artifact | None:
 
 def is_whole(evaluation: dict[str, Any]) -> bool:
     """Say whether an evaluation of this config has the model's own effects."""
-    settings = evaluation["settings"]
-    return bool(settings["probing"] and settings["effect"])
+    settings = evaluation.get("settings") or {}
+    return bool(settings.get("probing") and settings.get("effect"))
+
+
+def whole_stands(place: Path) -> bool:
+    """Say whether a full evaluation stands at `place`, a damaged one too: it is made again in full."""
+    try:
+        return is_whole(read_manifest(place)["config"])
+    except RequestError:
+        return False
 
 
 def whole_was_begun(place: Path) -> bool:

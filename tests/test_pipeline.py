@@ -102,6 +102,13 @@ def test_a_full_evaluation_takes_other_settings_than_the_cheap_one_had_and_is_ke
     assert {"effect", "probing"} <= set(again.content["sections"])
 
 
+def test_a_full_evaluation_that_was_damaged_is_made_again_in_full(copy):
+    whole = run(copy).members[0].evaluate()
+    (whole.path / "evaluation.md").write_text("damaged")
+    again = run(copy).members[0].evaluate("different", full=False)
+    assert (again.id, Artifact.open(again.path).read_bytes("evaluation.md")[:2]) == (whole.id, b"# ")
+
+
 def test_a_replaced_picture_is_named_by_the_run(place, copy):
     shutil.copytree(place / "images", copy / "images")
     Image.new("RGB", (32, 32), (1, 2, 3)).save(copy / "images" / "dark" / "7.bmp")

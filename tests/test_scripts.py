@@ -103,4 +103,4 @@ def test_what_exists_is_asked_for_by_name(script):
         ended = script("browse_features", "features", *arguments)
         assert ended.code == 2
         assert message in ended.said
-    assert "made from activations" in script("build_report", "features", "report", "--store", "autoencoder").said
+    assert "the activations it was made from are not at" in script("build_report", "features", "report", "--store", "autoencoder").said

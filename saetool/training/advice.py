@@ -21,13 +21,15 @@ K, K_OF_WIDTH = 32, 8
 EXPANSIONS = (32, 16, 8, 4, 2)
 FIRINGS = 4000
 """Times that a latent must fire in training, on average: with a quarter of it a tenth to a quarter never fire again."""
+DISTINCT = 60
+"""Rows on which a latent must fire in one pass, on average: with less, those of few rows are learned by heart."""
 PASSES, LEAST_TOKENS = 6, 300_000
 """Most times that training sees a row, unless so few tokens, seconds of work, make more of them."""
 STEPS = 1500
 """Least steps, as far as the batch can be cut for them."""
 BATCHES = {"cpu": (64, 2048), "cuda": (512, 16_384)}
 """Smallest and largest batch."""
-LR, LR_BATCH, MOST_LR = 3e-3, 2048, 4e-3
+LR, LR_BATCH, MOST_LR = 5e-3, 2048, 4e-3
 """The learning rate at this batch, falling linearly to 0; it follows the batch's root, up to what was tried."""
 USUAL_MINUTES = 10.0
 RATE = {"cpu": 5e7, "cuda": 2e10}
@@ -99,7 +101,7 @@ def advise(
     if isinstance(autoencoder, AutoAutoencoder):
         k = max(1, min(K, d_in // K_OF_WIDTH))
         lengths = {expansion: _tokens(training, rows, d_in * expansion, budget) for expansion in EXPANSIONS}
-        taught = [x for x in EXPANSIONS if lengths[x] * k >= FIRINGS * d_in * x]
+        taught = [x for x in EXPANSIONS if k * min(lengths[x] / FIRINGS, rows / DISTINCT) >= d_in * x]
         expansion = taught[0] if taught else EXPANSIONS[-1]
         autoencoder = SparseSettings(
             kind="sparse", expansion=expansion, activation=TopKActivation(kind="topk", k=k), dead=AuxK(kind="auxk")
