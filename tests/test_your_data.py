@@ -183,6 +183,17 @@ def test_pictures_that_do_not_fit_the_rows_are_refused(folder, tmp_path):
         write_store(tmp_path / "a", ROWS[:3], thumbnails=PICTURES[:2])
     with pytest.raises(RequestError, match="give each image its path below it"):
         write_store(tmp_path / "a", ROWS[:1], images=[{"width": 3}], root=folder)
+    for more, message in [
+        ({"thumbnails": 7}, "thumbnails are a list of pictures, not int"),
+        ({"labels": 7}, "labels are a list of"),
+        ({"labels": ["age"]}, "labels are a list of"),
+        ({"grid": 7}, r"grid is \(rows, columns\), not 7"),
+        ({"grid": "ab"}, r"grid is \(rows, columns\), not 'ab'"),
+        ({"settings": {"dtipe": "float16"}}, r"cache\.dtipe: unknown key. Did you mean cache\.dtype"),
+        ({"images": 7}, "open_source takes no int"),
+    ]:
+        with pytest.raises(RequestError, match=message):
+            write_store(tmp_path / "a", ROWS[:3], **more)
     with pytest.raises(WorkError, match=r"thumbnail 0 holds no picture but int"):
         write_store(tmp_path / "a", ROWS[:1], thumbnails=[7])
 

@@ -1,7 +1,7 @@
 """A store made from tensors: anything with rows can be stored, trained on and indexed like activations."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from saetool.activations.shard import DTYPES
 from saetool.activations.store import KIND, ActivationStore
 from saetool.activations.writer import Plan, ShardContent, StoreWriter, require_folder_name
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
-from saetool.errors import RequestError, type_name
+from saetool.errors import RequestError, shown, type_name
 from saetool.images.registry import registered_in
+from saetool.settings import Settings
+from saetool.validation import request
 
 
 def write_store(
@@ -30,7 +32,7 @@ def write_store(
     root: str | os.PathLike | None = None,
     grid: tuple[int, int] | None = None,
     geometry: dict[str, Any] | None = None,
-    settings: CacheSettings | None = None,
+    settings: CacheSettings | Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> ActivationStore:
     """Store rows made elsewhere, and return the opened store: anything can be trained on and indexed like activations.
@@ -50,20 +52,30 @@ def write_store(
     >>> store.site().rows(0, 2).shape
     torch.Size([2, 4, 16])
     """
-    settings = settings or CacheSettings(dtype="float32")
-    if settings.thumbnails and images is None and thumbnails is None:
+    given = {"dtype": "float32"} if settings is None else settings
+    cache = request(_Request, "write_store", {"cache": given}, {}).cache
+    if cache.thumbnails and images is None and thumbnails is None:
         raise RequestError(
             "cache.thumbnails: a store made from rows has no pictures to keep; give thumbnails or images."
         )
     sites = _sites(tokens, grid)
-    n_images = len(next(iter(sites.values())))
-    stored = {folder: rows.detach().to(DTYPES[settings.dtype]).contiguous() for folder, rows in sites.items()}
-    pictures = Pictures(images, thumbnails, root, settings.thumbnails)
+    stored = {folder: rows.detach().to(DTYPES[cache.dtype]).contiguous() for folder, rows in sites.items()}
+    pictures = Pictures(images, thumbnails, root, cache.thumbnails)
     known = describe_rows(next(iter(stored.values())).cpu(), pictures, labels)
-    settings = settings.model_copy(update={"thumbnails": bool(known.thumbnails)})
-    plan = Plan(n_images, [_site(folder, rows) for folder, rows in sites.items()], settings)
-    contents = {folder: digest_bytes(content_of(rows)) for folder, rows in stored.items()}
     facts = {"grid": list(grid) if grid else None, "token_kind": "rows", "geometry": geometry, **known.facts()}
+    stage = _stage(stored, known, cache.model_copy(update={"thumbnails": bool(known.thumbnails)}), facts)
+    return ActivationStore(run_stage(stage, out, force=force))
+
+
+class _Request(Settings):
+    cache: CacheSettings
+
+
+def _stage(stored: dict[str, Tensor], known: RowImages, settings: CacheSettings, facts: dict[str, Any]) -> Stage:
+    """Return the stage that writes rows, in their stored type, as a store."""
+    sites = [_site(folder, rows) for folder, rows in stored.items()]
+    plan = Plan(len(known.table), sites, settings)
+    contents = {folder: digest_bytes(content_of(rows)) for folder, rows in stored.items()}
 
     def build(partial: Partial) -> dict[str, Any]:
         writer = StoreWriter(partial, plan, known.labels)
@@ -78,7 +90,7 @@ def write_store(
     config |= {"images": digest_json(known.table), "labels": known.labels}
     if known.thumbnails:
         config["pictures"] = digest_json([digest_bytes(small) for small in known.thumbnails])
-    return ActivationStore(run_stage(Stage(KIND, config, build), out, force=force))
+    return Stage(KIND, config, build)
 
 
 def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
@@ -101,6 +113,9 @@ def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
     if empty is not None:
         raise RequestError(f"{empty}: shape {list(sites[empty].shape)} has no tokens or no width.")
     n_tokens = next(iter(sites.values())).shape[1]
+    pair = isinstance(grid, tuple | list) and len(grid) == 2 and all(isinstance(side, int) for side in grid)
+    if grid is not None and not pair:
+        raise RequestError(f"write_store: grid is (rows, columns), not {shown(grid)}.")
     if grid is not None and grid[0] * grid[1] != n_tokens:
         raise RequestError(f"A grid of {grid[0]} × {grid[1]} has other than {n_tokens} tokens.")
     return sites

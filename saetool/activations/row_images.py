@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saetool import distributed
 from saetool.artifacts import digest_bytes
-from saetool.errors import RequestError
+from saetool.errors import RequestError, shown, type_name
 from saetool.images import ImageSource, Picture, open_source
 from saetool.images.folder import PathsSource
 from saetool.images.items import to_picture
@@ -62,6 +62,8 @@ def describe_rows(rows: Tensor, given: Pictures, labels: Sequence[dict[str, Any]
     count = len(entries) if source is None else len(source)
     if count != len(rows):
         raise RequestError(f"{count} images are described, {len(rows)} are given.")
+    if thumbnails is not None and not (hasattr(thumbnails, "__len__") and hasattr(thumbnails, "__getitem__")):
+        raise RequestError(f"write_store: thumbnails are a list of pictures, not {type_name(thumbnails)}.")
     if thumbnails is not None and len(thumbnails) != len(rows):
         raise RequestError(f"{len(thumbnails)} thumbnails are given for {len(rows)} images: give one each.")
     shown = given.keep or getattr(source, "in_memory", False) or thumbnails is not None
@@ -137,6 +139,8 @@ def _table(entries: Sequence[dict[str, Any]], rows: Tensor, labels: Sequence[dic
 
 def _require_labels(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the label columns; raise RequestError unless each has a name, a kind, and its classes where it has any."""
+    if not isinstance(labels, Sequence) or not all(isinstance(label, Mapping) for label in labels):
+        raise RequestError(f"write_store: labels are a list of {{name, kind, classes}}, not {shown(labels)}.")
     for label in labels:
         name, kind, classes = (label.get(key) for key in ("name", "kind", "classes"))
         if not isinstance(name, str) or kind not in ("category", "number"):

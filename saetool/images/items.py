@@ -158,7 +158,7 @@ class LabelKinds:
     def _column(self, name: str, values: Sequence[Any]) -> LabelColumn:
         if any(isinstance(value, float) for value in values):
             return LabelColumn(name, "number")
-        whole = [value for value in values if isinstance(value, int)]
+        whole = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
         known = self._class_names
         if known and name == "label" and whole and all(-1 <= value < len(known) for value in whole):
             return LabelColumn(name, "category", list(known))

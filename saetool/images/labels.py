@@ -73,6 +73,7 @@ def label_columns(found: dict[str, list[Any]], wanted: Sequence[str] | None, nam
 
 
 def _read(file: Path) -> "pyarrow.Table":
+    import pyarrow as pa
     import pyarrow.csv as arrow_csv
     import pyarrow.parquet as parquet
 
@@ -81,9 +82,12 @@ def _read(file: Path) -> "pyarrow.Table":
     try:
         if file.suffix == ".parquet":
             return parquet.read_table(file)
-        options = arrow_csv.ConvertOptions(strings_can_be_null=True)
+        delimiter, names = _head(file)
+        # 0007 names an image and is no number.
+        text = {name: pa.string() for name in names if name.lower() in KEY_NAMES}
+        options = arrow_csv.ConvertOptions(strings_can_be_null=True, column_types=text)
         return arrow_csv.read_csv(
-            file, parse_options=arrow_csv.ParseOptions(delimiter=_delimiter(file)), convert_options=options
+            file, parse_options=arrow_csv.ParseOptions(delimiter=delimiter), convert_options=options
         )
     except Exception as error:  # Arrow has an error of its own for each kind of damage
         raise RequestError(
@@ -92,13 +96,12 @@ def _read(file: Path) -> "pyarrow.Table":
         ) from None
 
 
-def _delimiter(file: Path) -> str:
-    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+def _head(file: Path) -> tuple[str, list[str]]:
+    """Return what stands between the columns of a CSV file, and their names."""
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         head = lines.readline()
-    try:
-        return csv.Sniffer().sniff(head, ",;\t").delimiter
-    except csv.Error:  # one column
-        return ","
+    delimiter = max(",;\t", key=head.count)
+    return delimiter, next(csv.reader([head], delimiter=delimiter), [])
 
 
 def _join(table: "pyarrow.Table", paths: Sequence[str], file: Path) -> tuple[str, list[int | None]]:

@@ -57,7 +57,7 @@ def _open_named(settings: ImageSettings, root: str | None) -> ImageSource:
 
 def _open(settings: ImageSettings, root: str | None) -> ImageSource:
     name, sample = settings.source, settings.sample
-    table = LabelTable(Path(settings.labels).expanduser(), settings.label_columns) if settings.labels else None
+    table = _table_of(settings)
     if table is not None and is_named(name):
         raise RequestError(f"images.labels: joins files by their names, which {name} does not have; it has own labels")
     if root is None and is_registered(name):
@@ -87,7 +87,8 @@ def _open_path(settings: ImageSettings, path: Path, table: LabelTable | None) ->
     from saetool.images.tars import TarSource, tar_files
 
     if tars := tar_files(str(path)):
-        return TarSource(tars, settings.sample, settings.max_pixels, table, settings.label_columns)
+        columns = None if table else settings.label_columns  # of the table, where there is one
+        return TarSource(tars, settings.sample, settings.max_pixels, table, columns)
     if _is_dataset(path):
         from saetool.images.datasets import open_local
 
@@ -136,12 +137,17 @@ def _open_object(images: Any, settings: ImageSettings, name: str) -> ImageSource
     )
 
 
+def _table_of(settings: ImageSettings) -> LabelTable | None:
+    return LabelTable(Path(settings.labels).expanduser(), settings.label_columns) if settings.labels else None
+
+
 def _open_paths(paths: list[Path], settings: ImageSettings) -> ImageSource:
-    table = LabelTable(Path(settings.labels).expanduser(), settings.label_columns) if settings.labels else None
+    table = _table_of(settings)
     if all(path.suffix == ".tar" for path in paths):
         from saetool.images.tars import TarSource
 
-        return TarSource(paths, settings.sample, settings.max_pixels, table, settings.label_columns)
+        columns = None if table else settings.label_columns
+        return TarSource(paths, settings.sample, settings.max_pixels, table, columns)
     return PathsSource(paths, settings.sample, settings.max_pixels, table)
 
 
@@ -158,10 +164,10 @@ def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
     if name == PATHS and (root or noted):
         paths = [str(path) for path in store.read_table("images.parquet")["path"].to_pylist()]
         return PathsSource(paths, max_pixels=None, root=root or noted)
-    if is_named(name):
-        noted = None  # a packaged set is found wherever it is installed now
+    module = store.notes.get("images_registered")
+    if is_named(name) and (module or not is_registered(name)):
+        noted = None  # what has a name is found wherever it is now
     elif root is None and noted is None:
-        module = store.notes.get("images_registered")
         raise RequestError(
             f"{store.path}: {unknown_source(name, module)}"
             if module

@@ -223,6 +223,15 @@ def test_one_tar_its_sample_and_its_wanted_labels(shards):
         open_source(ImageSettings(source=str(file), label_columns=["weight"]))
 
 
+def test_a_table_labels_the_samples_of_tars_too(shards, tmp_path):
+    (tmp_path / "more.csv").write_text("key,side\n0000,left\n0003,right\n")
+    source = open_source(shards, labels=str(tmp_path / "more.csv"))
+    assert [source.labels(i)["side"] for i in range(5)] == ["left", None, None, "right", None]
+    assert source.labels(3)["age"] == 23.5
+    only = open_source(shards, labels=str(tmp_path / "more.csv"), label_columns=["side"])
+    assert only.labels(3)["side"] == "right"
+
+
 def test_tars_that_cannot_be_read_end_in_a_sentence(shards):
     import gzip
 

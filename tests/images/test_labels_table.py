@@ -48,6 +48,15 @@ def test_rows_name_images_by_path_or_name_with_or_without_ending(images, names):
     ]
 
 
+@pytest.mark.parametrize("column", ["id", "Image_ID", "file"])
+def test_names_that_look_like_numbers_keep_their_zeros(tmp_path, column):
+    for name in ("0007.png", "07.png", "7.png"):
+        Image.new("L", (2, 2)).save(tmp_path / name)
+    (tmp_path / "table.csv").write_text(f"{column},side\n7,c\n0007,a\n07,b\n")
+    source = open_source(str(tmp_path), labels=str(tmp_path / "table.csv"))
+    assert [source.labels(i)["side"] for i in range(3)] == ["a", "b", "c"]
+
+
 def test_cells_and_rows_may_be_missing(images, capsys):
     source = labeled(images, "path;kind;score\nb/3.png;;0.5\na/1.png;left;\n./elsewhere.png;right;1.5\n")
     assert [labels["kind"] for labels in all_labels(source)] == ["left", None, None, None]

@@ -77,6 +77,19 @@ def test_a_store_of_a_registered_source_is_opened_again_by_its_name(tmp_path):
         open_cached(store)
 
 
+def test_a_folders_store_is_opened_where_it_was_though_its_name_is_registered_now(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "mine").mkdir()
+    for i, pixels in enumerate(PIXELS):
+        Image.fromarray(pixels).save(tmp_path / "mine" / f"{i}.png")
+    backbone = saetool.load_backbone({"name": "pixels/gray", "image_size": 12, "layers": [1]})
+    store = saetool.cache(backbone, open_source(tmp_path / "mine"), None, tmp_path / "store", SMALL)
+    assert store.content["source"]["source"] == "mine"
+    saetool.register_source("mine", PIXELS[:2])
+    assert [open_cached(store).path(i) for i in (0, 7)] == ["0.png", "7.png"]
+
+
 def test_a_module_that_the_environment_lists_is_imported_for_an_unknown_name(tmp_path, monkeypatch):
     (tmp_path / "pictures_of_mine.py").write_text(
         "import numpy, saetool\nsaetool.register_source('theirs', numpy.zeros((3, 4, 4), 'uint8'))\n"
