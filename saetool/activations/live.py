@@ -96,7 +96,7 @@ class Images:
             yield self._forward(waiting)
 
     def _key(self, row: Mapping[str, Any], place: int) -> str:
-        key = None if self.group is None else group_key(row, place, self.group)
+        key = None if self.group is None else group_key(row, place, self.group, len(self.source))
         return row["digest"] if key is None else key
 
     def _forward(self, images: list[Tensor]) -> Tensor:

@@ -73,7 +73,7 @@ def group_keys(store: "ActivationStore", grouping: Grouping) -> list[str]:
         )
     wanted = ["digest", *(["path"] if "path" in store.images.column_names else [])]
     wanted += [grouping.column] if grouping.column is not None else []
-    found = [group_key(row, place, grouping) for place, row in enumerate(_rows(store, wanted))]
+    found = [group_key(row, place, grouping, store.n_images) for place, row in enumerate(_rows(store, wanted))]
     if all(key is None for key in found):
         raise RequestError(
             f"images.group {_said(grouping.rule())} fits no image of {store.artifact.path}"
@@ -82,10 +82,15 @@ def group_keys(store: "ActivationStore", grouping: Grouping) -> list[str]:
     return [digest if key is None else key for key, digest in zip(found, store.digests, strict=True)]
 
 
-def group_key(row: Mapping[str, Any], place: int, grouping: Grouping) -> str | None:
-    """Return what names an image's group: by its label, its path, or its place; None where the rule says nothing."""
+LEAST_BLOCKS = 20
+"""Blocks of neighbors that any number of images falls into, as far as there are so many."""
+
+
+def group_key(row: Mapping[str, Any], place: int, grouping: Grouping, images: int) -> str | None:
+    """Return what names an image's group: by its label, its path, or its place among all `images`; None where the rule
+    says nothing of it."""
     if grouping.block is not None:
-        return f"block {place // grouping.block}"
+        return f"block {place // max(1, min(grouping.block, images // LEAST_BLOCKS))}"
     if grouping.column is not None:
         value = row[grouping.column]
         return None if value is None else f"{grouping.column} {value}"

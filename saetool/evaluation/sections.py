@@ -291,7 +291,7 @@ def _alike(
         here = [label.values[rows][mask].astype(str) for rows, mask in zip((train, test), known, strict=True)]
         key = tuple(mask.tobytes() for mask in known)
         together = None if test_groups is None else test_groups[known[1]]
-        groups.setdefault(key, (known, {}))[1][i] = Split(label.classes, *here, together)
+        groups.setdefault(key, (known, {}))[1][i] = Split(label.classes, here[0], here[1], together)
     return list(groups.values())
 
 

@@ -45,7 +45,8 @@ class Grouping(Settings):
     pattern: str | None = None
     """A regular expression, searched in the path: its first group, or all it matches, names the group."""
     block: PositiveInt | None = None
-    """So many neighbors in the order of the images: a stand-in where nothing says what belongs together."""
+    """So many neighbors in the order of the images, a twentieth of all at most: a stand-in where nothing says what
+    belongs together."""
 
     @model_validator(mode="after")
     def _one_rule(self):

@@ -63,6 +63,7 @@ def training_stage(
         advice = advise(autoencoder, settings, *rows.size(settings), device)
         autoencoder, settings = advice.autoencoder, advice.training
         say(advice.because)
+    assert not isinstance(autoencoder, AutoAutoencoder)
     plan = Plan(rows, resolved(autoencoder, device), settings, seed, device)
     shares = distributed.world_size() * settings.accumulate
     if settings.batch_size % shares:

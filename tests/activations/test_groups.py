@@ -51,7 +51,7 @@ def test_a_group_is_held_out_whole_and_an_image_of_no_group_alone(tmp_path, seed
         ({"folder": 2}, [(i % 2, video) for i, video in enumerate(VIDEOS)]),
         ({"pattern": "frame-([a-f])-"}, [video or i for i, video in enumerate(VIDEOS)]),
         ({"pattern": "set[01]"}, [i % 2 for i in range(12)]),
-        ({"block": 5}, [i // 5 for i in range(12)]),
+        ({"block": 5}, list(range(12))),  # a twentieth of twelve is less than one
         ({"column": "video"}, [video or i for i, video in enumerate(VIDEOS)]),
     ],
 )
@@ -59,6 +59,15 @@ def test_every_rule_says_who_belongs_together(tmp_path, rule, together):
     found = image_groups(store_of(tmp_path / "store"), {"group": rule})
     same = np.array([[a == b for a in together] for b in together])
     np.testing.assert_array_equal(found[:, None] == found[None, :], same)
+
+
+def test_blocks_are_of_so_many_neighbors_and_of_a_twentieth_at_most(tmp_path):
+    store = write_store(tmp_path / "store", torch.randn(100, 1, 2))
+    for block, size in ((3, 3), (5, 5), (60, 5)):
+        found = image_groups(store, {"group": {"block": block}})
+        np.testing.assert_array_equal(
+            found[:, None] == found, np.arange(100)[:, None] // size == np.arange(100) // size
+        )
 
 
 def test_a_duplicate_of_a_held_out_image_is_held_out_in_whatever_group(tmp_path):
@@ -82,7 +91,7 @@ def test_without_a_rule_the_split_is_that_of_digests(tmp_path):
         ({"column": "clip"}, "no label column 'clip'. Columns: video"),
         ({"folder": 3}, "folder: 3 fits no image"),
         ({"pattern": "clip-(.)"}, "fits no image.*the first is set0/a/frame-a-00.png"),
-        ({"block": 12}, "holds out every image.*too few groups"),
+        ({"pattern": "set"}, "holds out every image.*too few groups"),
     ],
 )
 def test_a_rule_that_does_not_fit_is_refused_in_words(tmp_path, rule, words):
