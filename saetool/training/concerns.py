@@ -44,11 +44,8 @@ def _worse_than_pca(evaluation: dict[str, Any], final: dict[str, Any]) -> str | 
     sure = difference["low"] is not None and difference["low"] > 0
     if difference["value"] is None or sure:
         return None
-    how = (
-        "worse than"
-        if (difference["high"] if difference["high"] is not None else difference["value"]) < 0
-        else "no better than"
-    )
+    above = difference["value"] if difference["high"] is None else difference["high"]
+    how = "worse than" if above < 0 else "no better than" if difference["value"] <= 0 else "not surely better than"
     return (
         f"FVU {final['fvu']:.3f} is {how} PCA's {pca['numbers']['fvu']['value']:.3f} with as many components a token: "
         f"{TRAIN_MORE}, at a higher training.lr, or as TopK (autoencoder.activation)."
@@ -84,7 +81,7 @@ def _memorized(evaluation: dict[str, Any]) -> str | None:
         return None
     return (
         f"FVU is {unseen['value']:.3f} on held-out images and {seen['value']:.3f} on training ones: a part is learned "
-        "by heart. More images, fewer passes over them (training.tokens) or fewer latents (autoencoder.expansion)."
+        "by heart, or the two are of other kinds. More images, fewer passes over them (training.tokens) or fewer latents (autoencoder.expansion)."
     )
 
 
