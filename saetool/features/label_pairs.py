@@ -216,7 +216,7 @@ class Pairs:
         with np.errstate(invalid="ignore", divide="ignore"):
             return (precision + rest) / self.class_images
 
-    def interval(self, auroc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def interval(self, auroc: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """DeLong's 95 % interval; where all of a class lie on one side of all others, an exact bound.
 
         DeLong's error is 0 there. But min(class, others) disjoint pairs are independent, each in order with chance
@@ -230,7 +230,7 @@ class Pairs:
             others = self.grouping.members.sum(1, keepdims=True) > self.grouping.members
             sides = there.sum(0), others.sum(0)
             width = float(stats.t.ppf(0.975, max(self.grouping.count - 1, 1)))
-        error = width * self.standard_error(auroc)
+        error = width * error
         low, high = np.clip(auroc - error, 0, 1), np.clip(auroc + error, 0, 1)
         pairs = np.maximum(np.minimum(*sides), 1)
         bound = np.broadcast_to(0.025 ** (1 / pairs), auroc.shape)
@@ -334,18 +334,17 @@ class Pairs:
         n = float(self.images)
         return 1 - (ties + silent**3 - silent) / max(n**3 - n, 1)
 
-    def p_values(self, auroc: np.ndarray) -> np.ndarray:
+    def p_values(self, auroc: np.ndarray, clustered: np.ndarray) -> np.ndarray:
         """p of the test that an image of the class scores as others do: AUROC one half; NaN where it is undefined.
 
         Mann & Whitney's (1947), ties corrected; of two classes Kruskal & Wallis' as well. Where images form groups, the
-        error is Obuchowski's if that is larger, and t has one degree of freedom fewer than there are groups.
+        error is Obuchowski's (`clustered`) if that is larger, and t has a degree of freedom fewer than there are groups.
         """
         n, others = self.class_images, self.images - self.class_images
         with np.errstate(invalid="ignore", divide="ignore"):
             error = np.sqrt((self.images + 1) * self._tie_correction()[:, None] / (12 * n * others))
             if self.grouping is None:
                 return np.where(error > 0, 2 * stats.norm.sf(np.abs(auroc - 0.5) / error), np.nan)
-            clustered = self.standard_error(auroc)
             t = np.abs(auroc - 0.5) / np.maximum(error, clustered)
             p = 2 * stats.t.sf(t, max(self.grouping.count - 1, 1))
             return np.where((error > 0) & ~np.isnan(clustered), p, np.nan)

@@ -81,7 +81,8 @@ def label_statistics(
     """
     pairs = Pairs.of(maxima, descending, column, groups)
     auroc = pairs.auroc()
-    low, high = pairs.interval(auroc)
+    error = pairs.standard_error(auroc)
+    low, high = pairs.interval(auroc, error)
     share = pairs.sum_by_class(maxima.column("mass")[pairs.record].double())
     total = share.sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -91,16 +92,18 @@ def label_statistics(
     everything = np.full(auroc.shape, np.nan)
     train, unseen, unseen_low, unseen_high = np.where(defined, auroc, np.nan), everything, everything, everything
     if held_out is not None and held_out.any():
-        seen = Pairs.of(maxima, descending, column.only(~held_out), groups)
+        seen = Pairs.of(maxima, descending, column.only(~held_out))
         train = np.where(fires & seen.both, seen.auroc(), np.nan)
         rest = Pairs.of(maxima, descending, column.only(held_out), groups)
         unseen = np.where(fires & rest.both, rest.auroc(), np.nan)
-        unseen_low, unseen_high = (np.where(fires & rest.both, end, np.nan) for end in rest.interval(unseen))
+        unseen_low, unseen_high = (
+            np.where(fires & rest.both, end, np.nan) for end in rest.interval(unseen, rest.standard_error(unseen))
+        )
     return LabelStatistics(
         auroc=np.where(defined, auroc, np.nan),
         auroc_low=np.where(defined, low, np.nan),
         auroc_high=np.where(defined, high, np.nan),
-        p_value=np.where(defined, pairs.p_values(auroc), np.nan),
+        p_value=np.where(defined, pairs.p_values(auroc, error), np.nan),
         train_auroc=train,
         held_out_auroc=unseen,
         held_out_low=unseen_low,
