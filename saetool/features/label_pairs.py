@@ -338,7 +338,7 @@ class Pairs:
         """p of the test that an image of the class scores as others do: AUROC one half; NaN where it is undefined.
 
         Mann & Whitney's (1947), ties corrected; of two classes Kruskal & Wallis' as well. Where images form groups, the
-        error is Obuchowski's (`clustered`) if that is larger, and t has a degree of freedom fewer than there are groups.
+        error is Obuchowski's (`clustered`) if that is larger, and t has one degree of freedom less than groups.
         """
         n, others = self.class_images, self.images - self.class_images
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -81,8 +81,8 @@ def _memorized(evaluation: dict[str, Any]) -> str | None:
         return None
     return (
         f"FVU is {unseen['value']:.3f} on held-out images and {seen['value']:.3f} on training ones: a part is learned "
-        "by heart, or the two are of other kinds. More images, fewer passes over them (training.tokens) or fewer latents "
-        "(autoencoder.expansion)."
+        "by heart, or the two are of other kinds. More images, fewer passes over them (training.tokens) or fewer "
+        "latents (autoencoder.expansion)."
     )
 
 
