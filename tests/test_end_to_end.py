@@ -70,7 +70,7 @@ def test_another_request_at_the_same_place_is_refused_with_what_differs(run):
     out, _ = run
     done = demo(out, "training.lr=1e-2")
     assert done.returncode == 2
-    assert "training.lr: 0.001 there, 0.01 asked" in done.stderr
+    assert "training.lr: 0.004 there, 0.01 asked" in done.stderr
 
 
 def test_ctrl_c_heard_twice_ends_once(tmp_path):
