@@ -176,6 +176,8 @@ def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
         )
     # They were read once: how large they may be was asked then, and labels stand in the store.
     settings = {key: value for key, value in described.items() if key != "labels"}
+    if "seed" not in settings:  # older than samples: a limit took the first images
+        settings |= {"limit": None, "first": settings.get("limit") or settings.get("first")}
     return open_source(ImageSettings(**{**settings, "max_pixels": None}), root or noted)
 
 

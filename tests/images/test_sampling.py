@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saetool.images import Sample
+from saetool.activations import cache
+from saetool.images import ImageSettings, Sample, open_cached
+from saetool.vision import BackboneSettings
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=6), limit=st.integers(1, 120), seed=st.integers(0, 1000))
@@ -44,3 +46,16 @@ def test_first_takes_the_beginning_whatever_the_classes():
     assert Sample(first=3).take(list("aaaabbbb")) == [0, 1, 2]
     assert Sample(first=30).take(list("ab")) == [0, 1]
     assert Sample().take(list("abc")) == [0, 1, 2]
+
+
+def test_a_store_made_when_a_limit_took_the_first_images_is_opened_with_those(tmp_path):
+    settings = ImageSettings(source="digits", first=5)
+    store = cache(BackboneSettings(name="pixels/gray", image_size=8, layers=[1]), settings, None, tmp_path / "store")
+    described = store.content["source"]
+    for key in ("first", "seed"):
+        described.pop(key, None)
+    described["limit"] = 5
+    source = open_cached(store)
+    assert [source.path(i) for i in range(5)] == store.read_table("images.parquet")["path"].to_pylist()
+    described["seed"] = 0  # since then it is a sample
+    assert open_cached(store).path(4) != source.path(4)
