@@ -4,6 +4,8 @@ from typing import Any
 
 MOST_SILENT = 0.2
 """Share of the latents that may be silent on all held-out images."""
+LEAST_CHANCES = 5
+"""Times that a latent could have fired on the measured tokens, on average, for its silence to say something."""
 L0_WITHIN = 0.2
 """How far from its target L0 may end, as a share of it."""
 MEMORY = 1.25
@@ -22,7 +24,7 @@ def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) ->
     held_out = evaluation.get("held_out")
     final = {key: held_out[key]["value"] for key in ("fvu", "l0")} if held_out else model.get("final") or {}
     if held_out:
-        final["dead_share"] = held_out["dead"] / held_out["n_latents"]
+        final |= {"dead_share": held_out["dead"] / held_out["n_latents"], "rows": held_out.get("tokens")}
     sparse = _settings(model).get("kind") == "sparse"
     found = [
         _worse_than_pca(model, evaluation, final),
@@ -82,15 +84,18 @@ def _off_target(model: dict[str, Any], final: dict[str, Any]) -> str | None:
 
 
 def _silent(model: dict[str, Any], final: dict[str, Any]) -> str | None:
-    share = final.get("dead_share")
+    share, rows, l0 = (final.get(key) for key in ("dead_share", "rows", "l0"))
     if share is None or share <= MOST_SILENT:
         return None
+    if rows and l0 and rows * l0 < LEAST_CHANCES * model["n_latents"]:
+        return None
+    where = "training rows" if final.get("split") == "train" else "held-out images"
     cure = "auxk" if _chooses_k(model) else "resample"
     has_it = (_settings(model).get("dead") or {}).get("kind") == cure
     ways = (
         "or a lower training.lr" if has_it else f"a lower training.lr, or a cure (autoencoder.dead: {{kind: {cure}}})"
     )
-    return f"{share:.0%} of the latents never fire on held-out images: {_fewer(model)}, {ways}."
+    return f"{share:.0%} of the latents never fire on {where}: {_fewer(model)}, {ways}."
 
 
 def _memorized(model: dict[str, Any], evaluation: dict[str, Any]) -> str | None:

@@ -69,6 +69,16 @@ def test_what_to_change_is_a_key_that_the_model_has_and_not_what_it_is_already()
     assert "or as TopK" in concerns(model(), worse)[0]
 
 
+def test_silence_on_fewer_tokens_than_latents_could_fire_on_says_nothing():
+    assert concerns(model(rows=1, l0=45.0, dead_share=0.99)) == []
+    assert len(concerns(model(rows=5_000, l0=45.0, dead_share=0.99))) == 1
+    few = evaluation(dead=12_000)
+    few["held_out"]["tokens"] = 20
+    assert concerns(model(), few) == []
+    (line,) = concerns(model(rows=5_000, dead_share=0.99, split="train"))
+    assert "never fire on training rows" in line
+
+
 def test_numbers_of_the_evaluation_count_more_than_those_of_the_trainings_end():
     assert concerns(model(dead_share=0.9), evaluation(dead=0)) == []
 
