@@ -107,7 +107,10 @@ def _open_object(images: Any, settings: ImageSettings, name: str) -> ImageSource
     """Open what holds pictures; RequestError says what it is where it holds none."""
     sample, pixels = settings.sample, settings.max_pixels
     if isinstance(images, str | os.PathLike):
-        return _open_named(settings.model_copy(update={"source": os.fspath(images)}), None)
+        place = os.fspath(images)
+        # A folder may be registered by its own name, which would mean itself for ever.
+        place = os.path.join(os.curdir, place) if is_registered(place) else place
+        return _open_named(settings.model_copy(update={"source": place}), None)
     if hasattr(images, "listing") and hasattr(images, "read"):
         return images if sample.limit is None and sample.first is None else Subset(images, sample)
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
