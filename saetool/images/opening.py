@@ -179,8 +179,9 @@ def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
         )
     # They were read once: how large they may be was asked then, and labels stand in the store.
     settings = {key: value for key, value in described.items() if key != "labels"}
-    if "seed" not in settings:  # older than samples: a limit took the first images
-        settings |= {"limit": None, "first": settings.get("limit") or settings.get("first")}
+    if (limit := settings.get("limit")) is not None and "seed" not in settings:
+        # Older than samples, when a limit took each class's first images: they are among all, and found by their paths.
+        settings |= {"limit": None, "first": limit if settings.get("streaming") else None}
     return open_source(ImageSettings(**{**settings, "max_pixels": None}), root or noted)
 
 
