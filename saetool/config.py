@@ -27,7 +27,7 @@ from saetool.images import ImageSettings
 from saetool.other_names import OTHER_NAMES
 from saetool.report import ReportSettings
 from saetool.settings import Settings
-from saetool.training.advice import USUAL_MINUTES, AutoAutoencoder, TrainingOrAuto
+from saetool.training.advice import AutoAutoencoder, TrainingOrAuto, written_out
 from saetool.validation import check
 from saetool.vision import BackboneSettings
 
@@ -79,14 +79,13 @@ class RunConfig(Settings):
     @field_validator("autoencoder", mode="before")
     @classmethod
     def _is_a_path(cls, given: Any) -> Any:
-        if given == "auto":
-            return {"kind": "auto"}
+        given = written_out("autoencoder", given)
         return {"kind": "trained", "path": given} if isinstance(given, str) else spelled_out(given)
 
     @field_validator("training", mode="before")
     @classmethod
     def _may_be_auto(cls, given: Any) -> Any:
-        return {"minutes": USUAL_MINUTES} if given == "auto" else given
+        return written_out("training", given)
 
     @field_validator("sweep", mode="before")
     @classmethod
@@ -206,7 +205,8 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
     here = values
     for folder in folders:
         if not isinstance(here.get(folder), dict):
-            here[folder] = {}
+            whole = written_out(folder, here.get(folder))
+            here[folder] = whole if isinstance(whole, dict) else {}
         here = here[folder]
     here[last] = value
 

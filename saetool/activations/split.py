@@ -99,7 +99,10 @@ def group_key(row: Mapping[str, Any], place: int, grouping: Grouping, images: in
         folders = path.split("/")[:-1]
         return "/".join(folders[: grouping.folder]) if len(folders) >= grouping.folder else None
     found = re.search(str(grouping.pattern), path)
-    return None if found is None else f"name {found[1] if found.re.groups else found[0]}"
+    if found is None:
+        return None
+    named = found[1] if found.re.groups else None  # of alternatives, another may have matched
+    return f"name {found[0] if named is None else named}"
 
 
 def _rows(store: "ActivationStore", names: list[str]) -> Iterator[dict[str, Any]]:

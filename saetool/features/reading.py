@@ -179,7 +179,8 @@ class Features:
         """Return the latents with the largest AUROC for a class of a label column (None: for any of its classes).
 
         They are chosen on training images (`train_auroc`) and scored on held-out ones (`held_out_auroc`, with its 95 %
-        interval); `q_value` is corrected over all latents and classes. Where nothing was held out, all images choose.
+        interval); `q_value` is corrected over all latents and classes. Where nothing was held out, or training images
+        lack the classes, all images choose (`auroc`); so they do in an older index, which has no `train_auroc`.
         """
         table = self.label_statistics.filter(pc.field("label") == self._label(label))
         if class_ is not None:
@@ -187,7 +188,8 @@ class Features:
             if table.num_rows == 0:
                 classes = next(info["classes"] for info in self.content["labels"] if info["name"] == label)
                 raise RequestError(f"{label!r} has no class {class_!r} here. Classes: {', '.join(classes)}.")
-        order = [("train_auroc", "descending"), ("latent", "ascending")]
+        known = "train_auroc" in table.column_names and table["train_auroc"].null_count < table.num_rows
+        order = [("train_auroc" if known else "auroc", "descending"), ("latent", "ascending")]
         return Rows(table.sort_by(order).slice(0, count))
 
     def similar(self, latent: int, by: str = "decoder", count: int | None = None) -> Rows:

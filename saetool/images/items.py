@@ -14,6 +14,7 @@ from PIL import Image
 from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images.folder import read_regular
+from saetool.images.labels import TAKEN
 from saetool.images.picture import MAX_PIXELS, Picture, picture_of, picture_of_array, read_picture
 from saetool.images.sampling import ALL, Sample
 from saetool.images.source import Label, LabelColumn, digest_listing
@@ -148,7 +149,8 @@ class LabelKinds:
     def __init__(self, shown: Sequence[Item], class_names: Sequence[str] | None):
         self._class_names = class_names
         self.named = all(item.path is not None for item in shown)
-        names = dict.fromkeys(name for item in shown for name in item.labels)
+        # Items of detection sets have an id, a width and a height of their own, which are no labels.
+        names = dict.fromkeys(name for item in shown for name in item.labels if name not in TAKEN)
         self.columns = [self._column(name, [item.labels.get(name) for item in shown]) for name in names]
 
     def labels(self, given: Mapping[str, Any]) -> dict[str, Label]:

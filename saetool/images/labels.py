@@ -20,7 +20,7 @@ MANY_CLASSES = 1000
 """Text of more values than this, or of more than FEW_CLASSES and a new one in most rows, is no label unasked."""
 KEY_NAMES = ("file", "filename", "file_name", "path", "name", "image", "image_id", "id", "index", "key")
 """What a column of whole numbers is called that names images; of text the values tell."""
-_TAKEN = ("id", "path", "width", "height", "digest", "slice", "image", "held_out")
+TAKEN = ("id", "path", "width", "height", "digest", "slice", "image", "held_out")
 """What a store's own columns are called."""
 
 
@@ -61,7 +61,7 @@ def label_columns(found: dict[str, list[Any]], wanted: Sequence[str] | None, nam
     columns, kept, left_out = [], {}, []
     for column, values in found.items():
         kind = _kind(values)
-        if wanted is None and (kind is None or column in _TAKEN or (kind == "category" and _is_free_text(values))):
+        if wanted is None and (kind is None or column in TAKEN or (kind == "category" and _is_free_text(values))):
             left_out.append(column)
             continue
         kept[column] = [_label(value, kind or "category") for value in values]

@@ -107,7 +107,10 @@ def _open_object(images: Any, settings: ImageSettings, name: str) -> ImageSource
     """Open what holds pictures; RequestError says what it is where it holds none."""
     sample, pixels = settings.sample, settings.max_pixels
     if isinstance(images, str | os.PathLike):
-        return _open_named(settings.model_copy(update={"source": os.fspath(images)}), None)
+        place = os.fspath(images)
+        # A folder may be registered by its own name, which would mean itself for ever.
+        place = os.path.join(os.curdir, place) if is_registered(place) else place
+        return _open_named(settings.model_copy(update={"source": place}), None)
     if hasattr(images, "listing") and hasattr(images, "read"):
         return images if sample.limit is None and sample.first is None else Subset(images, sample)
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
@@ -176,6 +179,9 @@ def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
         )
     # They were read once: how large they may be was asked then, and labels stand in the store.
     settings = {key: value for key, value in described.items() if key != "labels"}
+    if (limit := settings.get("limit")) is not None and "seed" not in settings:
+        # Older than samples, when a limit took each class's first images: they are among all, and found by their paths.
+        settings |= {"limit": None, "first": limit if settings.get("streaming") else None}
     return open_source(ImageSettings(**{**settings, "max_pixels": None}), root or noted)
 
 

@@ -65,6 +65,13 @@ class AutoTraining(Settings):
         return given
 
 
+def written_out(section: str, given: Any) -> Any:
+    """Return the keys that `auto` stands for in a section, so that others can be given beside them; else `given`."""
+    if not isinstance(given, str) or given != "auto":
+        return given
+    return {"kind": "auto"} if section == "autoencoder" else {"minutes": USUAL_MINUTES}
+
+
 def _which(given: Any) -> str:
     auto = isinstance(given, AutoTraining) or (isinstance(given, dict) and "minutes" in given)
     return AutoTraining.__name__ if auto else TrainingSettings.__name__

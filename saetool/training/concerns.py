@@ -4,14 +4,14 @@ from typing import Any
 
 MOST_SILENT = 0.2
 """Share of the latents that may be silent on all held-out images."""
+LEAST_CHANCES = 5
+"""Times that a latent could have fired on the measured tokens, on average, for its silence to say something."""
 L0_WITHIN = 0.2
 """How far from its target L0 may end, as a share of it."""
 MEMORY = 1.25
 """Held-out FVU over training FVU, from which on a part of what was learned is the training images themselves."""
 LEAST_FIRINGS = 1500
 """Times that a latent must have fired in training, on average, to be learned: docs/settings.md has the measurements."""
-
-TRAIN_MORE = "train on more tokens (training.tokens), or with fewer latents (autoencoder.expansion)"
 
 
 def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) -> list[str]:
@@ -24,19 +24,36 @@ def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) ->
     held_out = evaluation.get("held_out")
     final = {key: held_out[key]["value"] for key in ("fvu", "l0")} if held_out else model.get("final") or {}
     if held_out:
-        final["dead_share"] = held_out["dead"] / held_out["n_latents"]
-    sparse = (model.get("settings") or {}).get("kind") == "sparse"
+        final |= {"dead_share": held_out["dead"] / held_out["n_latents"], "rows": held_out.get("tokens")}
+    sparse = _settings(model).get("kind") == "sparse"
     found = [
-        _worse_than_pca(evaluation, final),
+        _worse_than_pca(model, evaluation, final),
         _off_target(model, final),
         _silent(model, final) if sparse else None,
-        _memorized(evaluation),
+        _memorized(model, evaluation),
         _short(model, final) if sparse else None,
     ]
     return [line for line in found if line is not None]
 
 
-def _worse_than_pca(evaluation: dict[str, Any], final: dict[str, Any]) -> str | None:
+def _settings(model: dict[str, Any]) -> dict[str, Any]:
+    return model.get("settings") or {}
+
+
+def _chooses_k(model: dict[str, Any]) -> bool:
+    return (_settings(model).get("activation") or {}).get("kind") in ("topk", "batch_topk")
+
+
+def _fewer(model: dict[str, Any]) -> str:
+    """Name the key that the number of latents was given by."""
+    return f"fewer latents (autoencoder.{'expansion' if _settings(model).get('expansion') else 'n_latents'})"
+
+
+def _train_more(model: dict[str, Any]) -> str:
+    return f"train on more tokens (training.tokens), or with {_fewer(model)}"
+
+
+def _worse_than_pca(model: dict[str, Any], evaluation: dict[str, Any], final: dict[str, Any]) -> str | None:
     pca = next((row for row in evaluation.get("baselines") or [] if row["name"] == "PCA"), None)
     if pca is None or final.get("fvu") is None or pca["numbers"]["fvu"]["value"] is None:
         return None
@@ -46,14 +63,17 @@ def _worse_than_pca(evaluation: dict[str, Any], final: dict[str, Any]) -> str | 
         return None
     above = difference["value"] if difference["high"] is None else difference["high"]
     how = "worse than" if above < 0 else "no better than" if difference["value"] <= 0 else "not surely better than"
+    sparse = _settings(model).get("kind") == "sparse"
+    topk = ", or as TopK (autoencoder.activation)" if sparse and not _chooses_k(model) else ""
+    more = _train_more(model) if sparse else "train on more tokens (training.tokens)"
     return (
         f"FVU {final['fvu']:.3f} is {how} PCA's {pca['numbers']['fvu']['value']:.3f} with as many components a token: "
-        f"{TRAIN_MORE}, at a higher training.lr, or as TopK (autoencoder.activation)."
+        f"{more}, or at a higher training.lr{topk}."
     )
 
 
 def _off_target(model: dict[str, Any], final: dict[str, Any]) -> str | None:
-    target = ((model.get("settings") or {}).get("penalty") or {}).get("target_l0")
+    target = (_settings(model).get("penalty") or {}).get("target_l0")
     l0 = final.get("l0")
     if not target or l0 is None or abs(l0 / target - 1) <= L0_WITHIN:
         return None
@@ -64,25 +84,29 @@ def _off_target(model: dict[str, Any], final: dict[str, Any]) -> str | None:
 
 
 def _silent(model: dict[str, Any], final: dict[str, Any]) -> str | None:
-    share = final.get("dead_share")
+    share, rows, l0 = (final.get(key) for key in ("dead_share", "rows", "l0"))
     if share is None or share <= MOST_SILENT:
         return None
-    cure = "auxk" if (model["settings"].get("activation") or {}).get("kind") in ("topk", "batch_topk") else "resample"
-    return (
-        f"{share:.0%} of the latents never fire on held-out images: fewer latents (autoencoder.expansion), a lower "
-        f"training.lr, or a cure (autoencoder.dead: {{kind: {cure}}})."
+    if rows and l0 and rows * l0 < LEAST_CHANCES * model["n_latents"]:
+        return None
+    where = "training rows" if final.get("split") == "train" else "held-out images"
+    cure = "auxk" if _chooses_k(model) else "resample"
+    has_it = (_settings(model).get("dead") or {}).get("kind") == cure
+    ways = (
+        "or a lower training.lr" if has_it else f"a lower training.lr, or a cure (autoencoder.dead: {{kind: {cure}}})"
     )
+    return f"{share:.0%} of the latents never fire on {where}: {_fewer(model)}, {ways}."
 
 
-def _memorized(evaluation: dict[str, Any]) -> str | None:
+def _memorized(model: dict[str, Any], evaluation: dict[str, Any]) -> str | None:
     seen = (evaluation.get("training") or {}).get("fvu") or {}
     unseen = (evaluation.get("held_out") or {}).get("fvu") or {}
     if not seen.get("value") or not unseen.get("value") or unseen["value"] <= MEMORY * seen["value"]:
         return None
     return (
         f"FVU is {unseen['value']:.3f} on held-out images and {seen['value']:.3f} on training ones: a part is learned "
-        "by heart, or the two are of other kinds. More images, fewer passes over them (training.tokens) or fewer "
-        "latents (autoencoder.expansion)."
+        "by heart, or the two are of other kinds. More images, fewer passes over them (training.tokens) or "
+        f"{_fewer(model)}."
     )
 
 
@@ -95,5 +119,5 @@ def _short(model: dict[str, Any], final: dict[str, Any]) -> str | None:
         return None
     return (
         f"{tokens:,} tokens of training let each of {model['n_latents']:,} latents fire {firings:,.0f} times, of "
-        f"{LEAST_FIRINGS:,} that it takes: {TRAIN_MORE}."
+        f"{LEAST_FIRINGS:,} that it takes: {_train_more(model)}."
     )

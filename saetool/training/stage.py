@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from saetool.images.settings import Grouping
 from saetool.progress import say
 from saetool.settings import Settings
 from saetool.sparse.backends import describe
-from saetool.training.advice import USUAL_MINUTES, AutoAutoencoder, AutoTraining, TrainingOrAuto, advise
+from saetool.training.advice import AutoAutoencoder, AutoTraining, TrainingOrAuto, advise, written_out
 from saetool.training.concerns import concerns
 from saetool.training.estimate import estimate
 from saetool.training.learner import Learner
@@ -94,18 +94,13 @@ class _Request(Settings):
     @field_validator("autoencoder", mode="before")
     @classmethod
     def _may_be_short(cls, given: Any) -> Any:
-        return {"kind": "auto"} if given == "auto" else spelled_out(given)
-
-    @field_validator("training", mode="before")
-    @classmethod
-    def _may_be_auto(cls, given: Any) -> Any:
-        return {"minutes": USUAL_MINUTES} if given == "auto" else given
+        return spelled_out(given)
 
 
 def train(
     source: "Tensor | np.ndarray | Artifact | Stream | Source | str | os.PathLike",
-    autoencoder: AutoencoderSettings | Mapping[str, Any] | None = None,
-    training: TrainingSettings | Mapping[str, Any] | None = None,
+    autoencoder: AutoencoderSettings | AutoAutoencoder | Mapping[str, Any] | Literal["auto"] | None = None,
+    training: TrainingSettings | AutoTraining | Mapping[str, Any] | Literal["auto"] | None = None,
     out: str | os.PathLike = "",
     *,
     seed: int = 0,
@@ -135,7 +130,8 @@ def train(
     >>> saetool.load(made).encode(rows).shape
     torch.Size([200, 32])
     """
-    sections = {"training": training, "autoencoder": autoencoder}
+    given = {"training": training, "autoencoder": autoencoder}
+    sections = {name: written_out(name, section) for name, section in given.items()}
     asked = request(_Request, "train", sections, keywords, {"seed": seed, "group": group})
     where = _device_of(device)
     source = as_source(source, asked.group)

@@ -51,6 +51,7 @@ def test_a_group_is_held_out_whole_and_an_image_of_no_group_alone(tmp_path, seed
         ({"folder": 2}, [(i % 2, video) for i, video in enumerate(VIDEOS)]),
         ({"pattern": "frame-([a-f])-"}, [video or i for i, video in enumerate(VIDEOS)]),
         ({"pattern": "set[01]"}, [i % 2 for i in range(12)]),
+        ({"pattern": "frame-([ab])-|frame-[c-f]-"}, [video or i for i, video in enumerate(VIDEOS)]),
         ({"block": 5}, list(range(12))),  # a twentieth of twelve is less than one
         ({"column": "video"}, [video or i for i, video in enumerate(VIDEOS)]),
     ],

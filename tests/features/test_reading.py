@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -47,6 +48,19 @@ def test_what_fires_on_an_image_and_where(features):
         assert firing.column("value") == [9, 0.5]
         assert firing.column("patch") == [3, 0]
         assert firing.column("patches") == [1, 4]
+
+
+def test_latents_of_a_label_where_training_images_say_nothing_or_the_index_is_older(features):
+    """Then all images choose."""
+    table, new = features.label_statistics, Features(features.artifact)
+    place = table.column_names.index("train_auroc")
+    unknown = table.set_column(place, "train_auroc", pa.nulls(len(table), pa.float64()))
+    added = ["train_auroc", *(f"held_out_{name}" for name in ("auroc", "low", "high")), "q_value", "p_value"]
+    for other in (unknown, table.drop_columns(added)):
+        new.__dict__["label_statistics"] = other.take(pa.array(np.arange(len(table))[::-1]))
+        values = new.for_label("kind", "b").column("auroc")
+        assert values == sorted(values, reverse=True)
+        assert values[0] == 2 / 3
 
 
 def test_latents_of_a_label(features):

@@ -316,3 +316,12 @@ def test_a_broken_item_is_one_images_fault(tmp_path):
 def test_what_is_no_source_is_refused_with_the_way_out(images, fields, message):
     with pytest.raises(RequestError, match=message):
         open_source(images, **fields)
+
+
+@pytest.mark.parametrize("kind", [Map, Stream])
+def test_what_items_say_under_names_of_the_stores_own_is_no_label(kind):
+    """A detection set's items have an id and a size; a store refuses labels called so."""
+    items = kind(lambda i: {"image": PIXELS[i], "id": i, "width": 5, "height": 6, "breed": "ab"[i % 2]})
+    source = open_source(items) if kind is Map else open_source(items, first=4)
+    assert [column.name for column in source.label_columns] == ["breed"]
+    assert source.labels(1) == {"breed": "b"}

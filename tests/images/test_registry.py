@@ -63,6 +63,16 @@ def test_what_open_source_takes_can_be_registered(given, tmp_path):
     np.testing.assert_array_equal(np.asarray(source.read(5).image), PIXELS[5])
 
 
+def test_a_folder_may_be_registered_by_its_own_name(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    Image.fromarray(PIXELS[0]).save(tmp_path / "mine" / "0.png")
+    saetool.register_source("mine", "mine")
+    assert open_source("mine").path(0) == "0.png"
+
+
 def test_a_store_of_a_registered_source_is_opened_again_by_its_name(tmp_path):
     saetool.register_source("mine", pairs)
     backbone = saetool.load_backbone(saetool.vision.BackboneSettings(name="pixels/gray", image_size=12, layers=[1]))

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saetool.images import Sample
+from saetool.activations import cache
+from saetool.images import ImageSettings, Sample, open_cached
+from saetool.vision import BackboneSettings
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=6), limit=st.integers(1, 120), seed=st.integers(0, 1000))
@@ -44,3 +46,17 @@ def test_first_takes_the_beginning_whatever_the_classes():
     assert Sample(first=3).take(list("aaaabbbb")) == [0, 1, 2]
     assert Sample(first=30).take(list("ab")) == [0, 1]
     assert Sample().take(list("abc")) == [0, 1, 2]
+
+
+def test_the_images_of_a_store_made_before_a_limit_drew_a_sample_are_found(tmp_path):
+    """It took each class's first ones."""
+    settings = ImageSettings(source="digits", first=5)
+    store = cache(BackboneSettings(name="pixels/gray", image_size=8, layers=[1]), settings, None, tmp_path / "store")
+    described = store.content["source"]
+    del described["first"]
+    described["limit"] = 5
+    wanted = set(store.read_table("images.parquet")["path"].to_pylist())
+    source = open_cached(store)
+    assert wanted <= {source.path(i) for i in range(len(source))}
+    described["seed"] = 0  # since then it is a sample
+    assert len(open_cached(store)) == 5

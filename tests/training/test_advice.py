@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import yaml
 
 import saetool
 from saetool.autoencoders.sparse_settings import SparseSettings
-from saetool.config import build_config
+from saetool.config import build_config, load_config
 from saetool.errors import RequestError
 from saetool.training import TrainingSettings, training_stage
 from saetool.training.advice import BATCHES, FIRINGS, LEAST_TOKENS, PASSES, AutoAutoencoder, AutoTraining, advise
@@ -70,6 +71,27 @@ def test_a_call_may_say_auto_and_records_what_it_took(tmp_path):
     made = saetool.train(rows, "auto", minutes=0.0005, out=tmp_path / "model")
     assert made.config["training"]["schedule"] == "linear"
     assert made.config["autoencoder"]["activation"] == {"kind": "topk", "k": 2}
+
+
+@pytest.mark.parametrize(
+    ("autoencoder", "training", "keywords", "words"),
+    [
+        ("auto", "auto", {"tokens": 512}, "minutes decides about tokens too"),
+        ("auto", "auto", {"minutes": -1}, "training.minutes: Input should be greater than 0"),
+        ("auto", {"minutes": 1}, {"k": 4}, "autoencoder.k: unknown key"),
+    ],
+)
+def test_a_keyword_beside_auto_is_never_dropped(autoencoder, training, keywords, words, tmp_path):
+    with pytest.raises(RequestError, match=words):
+        saetool.train(torch.randn(40, 16), autoencoder, training, tmp_path / "model", **keywords)
+
+
+def test_an_override_beside_auto_leaves_it_auto(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, "autoencoder": "auto", "training": "auto"}))
+    found = load_config(path, ["training.held_out=0.2"])
+    assert found.training == AutoTraining(held_out=0.2)
+    assert found.autoencoder == AUTO
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,31 @@ def test_each_fault_has_one_line_that_says_what_to_change(given, found, words):
     assert "\n" not in line
 
 
+def test_what_to_change_is_a_key_that_the_model_has_and_not_what_it_is_already():
+    worse = evaluation(pca=0.099, difference=(-0.001, -0.002, -0.0005))
+    (line,) = concerns(model(family="dense"), worse)
+    assert "expansion" not in line
+    assert "activation" not in line
+    topk = model(activation="topk", dead_share=0.5)
+    topk["settings"] |= {"dead": {"kind": "auxk"}, "n_latents": 64}
+    (line,) = concerns(topk)
+    assert "cure" not in line
+    assert "autoencoder.n_latents" in line
+    (line,) = concerns(topk, worse)
+    assert "as TopK" not in line
+    assert "or as TopK" in concerns(model(), worse)[0]
+
+
+def test_silence_on_fewer_tokens_than_latents_could_fire_on_says_nothing():
+    assert concerns(model(rows=1, l0=45.0, dead_share=0.99)) == []
+    assert len(concerns(model(rows=5_000, l0=45.0, dead_share=0.99))) == 1
+    few = evaluation(dead=12_000)
+    few["held_out"]["tokens"] = 20
+    assert concerns(model(), few) == []
+    (line,) = concerns(model(rows=5_000, dead_share=0.99, split="train"))
+    assert "never fire on training rows" in line
+
+
 def test_numbers_of_the_evaluation_count_more_than_those_of_the_trainings_end():
     assert concerns(model(dead_share=0.9), evaluation(dead=0)) == []
 
