@@ -59,6 +59,7 @@ def run_block(kind, code, namespace, folder):
         raise AssertionError(f"a block of kind {kind!r} is not run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["your_data.md", "your_model.md"])
 def test_every_block_of_the_page_runs(page, beside_photos, capsys):
     torch.manual_seed(0)

@@ -93,7 +93,17 @@ def thumbnails_of(page):
     return list((page / "thumbs").rglob("*.webp"))
 
 
-@pytest.mark.parametrize("kind", ["torch map", "torch iterable", "array", "list of paths", "folder with a table"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "torch map",
+        "folder with a table",
+        *(pytest.param(kind, marks=SLOW) for kind in ("torch iterable", "array", "list of paths")),
+    ],
+)
 def test_whatever_holds_pictures_goes_up_to_the_page(kind, folder, tmp_path):
     table = str(folder.parent / f"{folder.name}.csv")
     images, label = {
@@ -144,7 +154,14 @@ ROWS = torch.stack(
 )
 
 
-@pytest.mark.parametrize("given", ["folder", "paths and root", "dictionaries and root", "thumbnails", "array"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "folder",
+        "thumbnails",
+        *(pytest.param(given, marks=SLOW) for given in ("paths and root", "dictionaries and root", "array")),
+    ],
+)
 def test_rows_made_elsewhere_get_a_page_with_their_pictures(given, folder, tmp_path):
     names = [f"{i:02d}.png" for i in range(40)]
     more = {
