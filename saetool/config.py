@@ -146,8 +146,22 @@ def keep_config(config: RunConfig, folder: Path, keys: frozenset[str] | None = N
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     head = "# What this run was asked for, defaults and overrides included. Paths are as they were given.\n"
     path, data = folder / KEPT, (head + text).encode()
+    for left in folder.glob(f".{KEPT}.*"):  # by a start that was killed while it wrote
+        if not _runs(left.suffix[1:]):
+            left.unlink(missing_ok=True)
     if not path.is_file() or path.read_bytes() != data:
         write_atomic(path, [data], folder / f".{KEPT}.{os.getpid()}")
+
+
+def _runs(process: str) -> bool:
+    """Say whether a process of this number runs here."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def build_config(values: dict[str, Any], name: str) -> RunConfig:

@@ -200,8 +200,7 @@ def _build(
     if facts["family"] != "sparse":
         partial.write_tensors("figures.safetensors", figures(subject))
     summary = {key: found["held_out"][key]["value"] for key in ("fvu", "l0", "cosine")}
-    about = {"sections": sorted(found), "images": found["held_out"]["images"], "concerns": found["concerns"]}
-    return about | summary
+    return {"sections": sorted(found), "images": found["held_out"]["images"], **summary}
 
 
 class Journal:
