@@ -49,6 +49,12 @@ def test_what_is_given_stays_and_what_is_auto_follows_from_it():
     assert found.training.tokens > advised(10_000_000, minutes=1).training.tokens
 
 
+def test_more_cores_ask_for_the_same(monkeypatch):
+    here = advised(300_000).training
+    monkeypatch.setattr("saetool.distributed.cores", lambda: 64)
+    assert advised(300_000).training == here
+
+
 def test_narrow_rows_have_fewer_active_latents():
     assert advised(1617, d_in=64).autoencoder.activation.k == 8
     assert advised(100, d_in=4).autoencoder.activation.k == 1
