@@ -35,21 +35,37 @@ def held_out_mask(keys: Sequence[str], seed: int, share: float) -> Bool[np.ndarr
 def held_out_images(store: "ActivationStore", held_out: Mapping[str, Any]) -> Bool[np.ndarray, "images"]:
     """Say for each image of a store whether it is held out, by {"seed", "share"} and, of groups, {"group"}: a rule.
 
-    A duplicate of a held-out image is held out too, whatever its own group is. Raises RequestError where the rule does
-    not fit the images, or all of them are one group.
+    A duplicate of a held-out image is held out too, whatever its own group is. Of a store that the rule says nothing of
+    (other images at the same site, without that label) each image is a group by itself.
     """
     digests, seed, share = np.array(store.digests), held_out["seed"], held_out["share"]
     rule = held_out.get("group")
     if rule is None or not share:
         return held_out_mask(digests.tolist(), seed, share)
     mask = held_out_mask(group_keys(store, Grouping(**rule)), seed, share)
-    mask |= np.isin(digests, digests[mask])
-    if mask.all():
+    return mask | np.isin(digests, digests[mask])
+
+
+def require_groups(store: "ActivationStore", held_out: Mapping[str, Any]) -> None:
+    """Raise RequestError where training on a store cannot hold out by the rule: it fits no image, or takes them all."""
+    rule = held_out.get("group")
+    if rule is None:
+        return
+    grouping = Grouping(**rule)
+    names = [column["name"] for column in store.artifact.content["labels"]]
+    if grouping.column is not None and grouping.column not in names:
+        raise RequestError(
+            f"images.group: {store.artifact.path} has no label column {grouping.column!r}. "
+            f"Columns: {', '.join(names) or 'none'}."
+        )
+    if all(key is None for key in _named(store, grouping)):
+        first = f"; the first is {store.images['path'][0].as_py()}" if "path" in store.images.column_names else ""
+        raise RequestError(f"images.group {_said(rule)} fits no image of {store.artifact.path}{first}.")
+    if held_out["share"] and held_out_images(store, held_out).all():
         raise RequestError(
             f"images.group {_said(rule)} holds out every image of {store.artifact.path}: there are too few groups. "
             "Choose a rule that makes more of them."
         )
-    return mask
 
 
 def image_groups(store: "ActivationStore", held_out: Mapping[str, Any]) -> Int[np.ndarray, "images"] | None:
@@ -61,25 +77,13 @@ def image_groups(store: "ActivationStore", held_out: Mapping[str, Any]) -> Int[n
 
 
 def group_keys(store: "ActivationStore", grouping: Grouping) -> list[str]:
-    """Return what names each image's group, for `held_out_mask`; an image that the rule leaves out is one by itself.
+    """Return what names each image's group, for `held_out_mask`; an image that the rule leaves out is one by itself."""
+    return [key or digest for key, digest in zip(_named(store, grouping), store.digests, strict=True)]
 
-    Raises RequestError where the column is none of the store's labels, or the rule says nothing of any image.
-    """
-    names = [column["name"] for column in store.artifact.content["labels"]]
-    if grouping.column is not None and grouping.column not in names:
-        raise RequestError(
-            f"images.group: {store.artifact.path} has no label column {grouping.column!r}. "
-            f"Columns: {', '.join(names) or 'none'}."
-        )
-    wanted = ["digest", *(["path"] if "path" in store.images.column_names else [])]
-    wanted += [grouping.column] if grouping.column is not None else []
-    found = [group_key(row, place, grouping, store.n_images) for place, row in enumerate(_rows(store, wanted))]
-    if all(key is None for key in found):
-        raise RequestError(
-            f"images.group {_said(grouping.rule())} fits no image of {store.artifact.path}"
-            + (f"; the first is {store.images['path'][0].as_py()}." if "path" in wanted and len(found) else ".")
-        )
-    return [digest if key is None else key for key, digest in zip(found, store.digests, strict=True)]
+
+def _named(store: "ActivationStore", grouping: Grouping) -> list[str | None]:
+    wanted = [name for name in ("digest", "path", grouping.column or "") if name in store.images.column_names]
+    return [group_key(row, place, grouping, store.n_images) for place, row in enumerate(_rows(store, wanted))]
 
 
 LEAST_BLOCKS = 20
@@ -92,7 +96,7 @@ def group_key(row: Mapping[str, Any], place: int, grouping: Grouping, images: in
     if grouping.block is not None:
         return f"block {place // max(1, min(grouping.block, images // LEAST_BLOCKS))}"
     if grouping.column is not None:
-        value = row[grouping.column]
+        value = row.get(grouping.column)
         return None if value is None else f"{grouping.column} {value}"
     path = str(row.get("path") or "")
     if grouping.folder is not None:

@@ -102,9 +102,12 @@ class StoreSource:
         """Open the store and shuffle the chosen site."""
         from saetool.activations import ActivationStore, StoreStream, held_out_images
         from saetool.activations.device_pool import fits_whole
+        from saetool.activations.split import require_groups
 
         store = ActivationStore(self.artifact)
-        mask = held_out_images(store, {"seed": seed, "share": settings.held_out, **self.config()})
+        split = {"seed": seed, "share": settings.held_out, **self.config()}
+        require_groups(store, split)
+        mask = held_out_images(store, split)
         site = store.site(self.site(settings)["folder"])
         rows = site.n_images * site.tokens
         whole = settings.tokens > rows and fits_whole(rows * site.d * site.dtype.itemsize, device)

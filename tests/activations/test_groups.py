@@ -6,6 +6,7 @@ import torch
 from pydantic import TypeAdapter
 
 from saetool.activations import held_out_images, held_out_mask, image_groups, write_store
+from saetool.activations.split import require_groups
 from saetool.autoencoders.families import AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.evaluation.sections import held_out
@@ -97,7 +98,15 @@ def test_without_a_rule_the_split_is_that_of_digests(tmp_path):
 )
 def test_a_rule_that_does_not_fit_is_refused_in_words(tmp_path, rule, words):
     with pytest.raises(RequestError, match=words):
-        held_out_images(store_of(tmp_path / "store"), {"seed": 0, "share": 0.3, "group": rule})
+        require_groups(store_of(tmp_path / "store"), {"seed": 0, "share": 0.3, "group": rule})
+
+
+def test_a_store_that_the_rule_says_nothing_of_is_split_image_by_image(tmp_path):
+    """Other images at the same site are welcome to what was trained by groups."""
+    store = write_store(tmp_path / "store", torch.randn(50, 1, 3))
+    split = {"seed": 0, "share": 0.3, "group": {"column": "video"}}
+    np.testing.assert_array_equal(held_out_images(store, split), held_out_mask(store.digests, 0, 0.3))
+    assert len(set(image_groups(store, split).tolist())) == 50
 
 
 def test_training_index_and_evaluation_agree_on_who_is_held_out_and_who_belongs_together(tmp_path):
