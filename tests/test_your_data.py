@@ -1,7 +1,11 @@
 """Anybody's pictures and rows go through the whole pipeline, up to a page that shows them."""
 
+import io
+import json
+import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -93,6 +97,26 @@ def thumbnails_of(page):
     return list((page / "thumbs").rglob("*.webp"))
 
 
+def tar_of(path):
+    """The pictures as a webdataset tar: a PNG and a JSON a sample."""
+    with tarfile.open(path, "w") as tar:
+        for i, pixels in enumerate(PICTURES):
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "PNG")
+            for ending, content in (("png", png.getvalue()), ("json", json.dumps({"color": f"c{i % 4}"}).encode())):
+                entry = tarfile.TarInfo(f"{i:04d}.{ending}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def rows_of_a_hub():
+    """The pictures as a Hugging Face Dataset in memory."""
+    columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcd"))}
+    rows = {"image": [Image.fromarray(pixels) for pixels in PICTURES], "label": [i % 4 for i in range(len(PICTURES))]}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+
+
 SLOW = pytest.mark.slow
 
 
@@ -101,7 +125,10 @@ SLOW = pytest.mark.slow
     [
         "torch map",
         "folder with a table",
-        *(pytest.param(kind, marks=SLOW) for kind in ("torch iterable", "array", "list of paths")),
+        *(
+            pytest.param(kind, marks=SLOW)
+            for kind in ("torch iterable", "array", "list of paths", "tar", "rows of a hub")
+        ),
     ],
 )
 def test_whatever_holds_pictures_goes_up_to_the_page(kind, folder, tmp_path):
@@ -111,6 +138,8 @@ def test_whatever_holds_pictures_goes_up_to_the_page(kind, folder, tmp_path):
         "torch iterable": (saetool.open_source(Streams(), first=40), "color"),
         "array": (np.stack(PICTURES), None),
         "list of paths": (sorted(folder.glob("*.png")), None),
+        "tar": (tar_of(tmp_path / "set.tar"), "color"),
+        "rows of a hub": (rows_of_a_hub(), "label"),
         "folder with a table": (ImageSettings(source=str(folder), labels=table), "color"),
     }[kind]
     backbone = saetool.wrap(Convolutions(), ["stage"], image_size=16)

@@ -40,19 +40,52 @@ class Item:
     path: str | None = None
 
 
-class ItemsSource:
+class ItemReader:
+    """What a source answers whose `_item(i)` gives items and whose `_columns` say what their labels are."""
+
+    root: str | None = None
+    forkable = False
+    """Nobody knows what a data set has open."""
+    in_memory = True
+    attribution: str | None = None
+    _columns: "LabelKinds"
+    _listing: str
+
+    def _item(self, i: int) -> Item:
+        raise NotImplementedError
+
+    def size_hint(self, i: int) -> int:
+        """Return 0: an item does not say before it is read."""
+        return 0
+
+    def labels(self, i: int) -> dict[str, Label]:
+        """Return the item's labels: class names for text and whole numbers, numbers for floats."""
+        return self._columns.labels(self._item(i).labels)
+
+    def read(self, i: int) -> Picture:
+        """Return the item's picture; WorkError where it is none."""
+        return self._item(i).picture
+
+    def digest(self, i: int) -> str:
+        """Return the digest of the picture's content."""
+        return self.read(i).digest
+
+    def listing(self) -> str:
+        """Return a digest over the number of items and the content of some of them."""
+        return self._listing
+
+    def times(self) -> None:
+        """Return None: items have no times."""
+
+
+class ItemsSource(ItemReader):
     """The items of something with a length and an index, in its own order; each is read as it is asked for.
 
     An item is a picture, (picture, label, …) or a mapping of names to a picture and labels. A picture is a PIL image,
     an array or tensor (uint8, or floats from 0 to 1, channels first or last), an image file's bytes, or its path.
     """
 
-    root: str | None = None
     sequential = False
-    forkable = False
-    """Nobody knows what a data set has open."""
-    in_memory = True
-    attribution: str | None = None
 
     def __init__(self, items: Any, name: str, sample: Sample = ALL, max_pixels: int | None = MAX_PIXELS):
         self.name = name
@@ -75,29 +108,6 @@ class ItemsSource:
         """Return the item's own name where it has one, else its index with leading zeros."""
         own = self._item(i).path if self._columns.named else None
         return own or f"{self._chosen[i]:09d}"
-
-    def size_hint(self, i: int) -> int:
-        """Return 0: an item does not say before it is read."""
-        return 0
-
-    def labels(self, i: int) -> dict[str, Label]:
-        """Return the item's labels: class names for text and whole numbers, numbers for floats."""
-        return self._columns.labels(self._item(i).labels)
-
-    def read(self, i: int) -> Picture:
-        """Return the item's picture; WorkError where it is none."""
-        return self._item(i).picture
-
-    def digest(self, i: int) -> str:
-        """Return the digest of the picture's content."""
-        return self.read(i).digest
-
-    def listing(self) -> str:
-        """Return a digest over the number of items and the content of some; of an array over all of it."""
-        return self._listing
-
-    def times(self) -> None:
-        """Return None: items have no times."""
 
     def _shown(self) -> list[Item]:
         """Return some items, those that can be read; RequestError where none of them can: nothing here is a picture."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from saetool.artifacts import digest_json
 from saetool.errors import RequestError, WorkError, first_line
-from saetool.images.items import Item, LabelKinds, read_item
-from saetool.images.picture import MAX_PIXELS, Picture
+from saetool.images.items import Item, ItemReader, LabelKinds, read_item
+from saetool.images.picture import MAX_PIXELS
 from saetool.images.sampling import ALL, Sample
-from saetool.images.source import Label, SourceError
+from saetool.images.source import SourceError
 
 STREAM_BUFFER = 1024
 """Rows of a stream kept after they were read: threads ask a little out of order, labels are asked for later."""
@@ -68,17 +68,13 @@ class RowStream:
         raise SourceError(f"the stream of {self._name} {self._end}")
 
 
-class IterableSource:
+class IterableSource(ItemReader):
     """The items of something that is iterated over, the first ones, in the order that they come in.
 
     What items may be stands at `ItemsSource`. Raises RequestError where nobody says how many there are.
     """
 
-    root: str | None = None
     sequential = True
-    forkable = False
-    in_memory = True
-    attribution: str | None = None
     KEPT = 64
     """Decoded items kept: threads ask for them a little out of order."""
 
@@ -108,29 +104,6 @@ class IterableSource:
     def path(self, i: int) -> str:
         """Return the item's place in the stream."""
         return f"{i:09d}"
-
-    def size_hint(self, i: int) -> int:
-        """Return 0: an item does not say before it is read."""
-        return 0
-
-    def labels(self, i: int) -> dict[str, Label]:
-        """Return the item's labels; what they are the first item says."""
-        return self._columns.labels(self._item(i).labels)
-
-    def read(self, i: int) -> Picture:
-        """Return the item's picture; SourceError where the stream has ended."""
-        return self._item(i).picture
-
-    def digest(self, i: int) -> str:
-        """Return the digest of the picture's content."""
-        return self.read(i).digest
-
-    def listing(self) -> str:
-        """Return a digest over the number of items and the first."""
-        return self._listing
-
-    def times(self) -> None:
-        """Return None: items have no times."""
 
     def _item(self, i: int) -> Item:
         found = self._stream.row(i)
