@@ -41,7 +41,7 @@ LONGEST_NAME = 240
 class Trained(Settings):
     """An autoencoder that is trained already, in place of settings: its path, or a place on the hub."""
 
-    kind: Literal["trained"]
+    kind: Literal["trained"] = "trained"
     path: str = Field(min_length=1)
 
 

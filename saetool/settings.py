@@ -1,7 +1,7 @@
 """The base of every section of a config."""
 
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -19,6 +19,12 @@ class Settings(BaseModel):
         fields = cls.model_fields
         lists = {key for key in values if key in fields and _takes_lists_only(fields[key].annotation)}
         return {key: [value] if key in lists and _is_one(value) else value for key, value in values.items()}
+
+    @model_validator(mode="after")
+    def _kind_is_always_given(self) -> Self:
+        """Count a `kind` among what was given, default or not: without it nobody knows whose keys the others are."""
+        self.model_fields_set.update({"kind"} & type(self).model_fields.keys())
+        return self
 
 
 def _is_one(value: Any) -> bool:

@@ -22,14 +22,14 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class GaussianNoise(Settings):
     """x̃ = x + N(0, σ²)."""
 
-    kind: Literal["gaussian"]
+    kind: Literal["gaussian"] = "gaussian"
     sigma: PositiveFloat
 
 
 class Masking(Settings):
     """Each component is 0 with probability `share`; `exact`: exactly round(share · d_in) of a row. No rescaling."""
 
-    kind: Literal["masking"]
+    kind: Literal["masking"] = "masking"
     share: Share
     exact: bool = False
 
@@ -37,7 +37,7 @@ class Masking(Settings):
 class SaltAndPepper(Settings):
     """Each component is `bounds[0]` or `bounds[1]`, raw values, with probability `share` / 2 each."""
 
-    kind: Literal["salt_pepper"]
+    kind: Literal["salt_pepper"] = "salt_pepper"
     share: Share
     bounds: tuple[float, float] | None = None
     """Of the raw data; null: [0, 1], where it must lie then."""
@@ -52,7 +52,7 @@ class SaltAndPepper(Settings):
 class PatchMasking(Settings):
     """A row is a grid of equal cells, row-major; round(share · squares) squares of side × side cells are 0."""
 
-    kind: Literal["patches"]
+    kind: Literal["patches"] = "patches"
     share: Share
     grid: tuple[PositiveInt, PositiveInt]
     """Rows and columns of cells: 28 × 28 for MNIST's pixels, 16 × 16 for the concatenated tokens of a ViT."""

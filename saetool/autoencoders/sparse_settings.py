@@ -24,33 +24,33 @@ class ReluActivation(Settings):
 class SigmoidActivation(Settings):
     """z = 1 / (1 + exp(−a)): never zero, for the KL penalty."""
 
-    kind: Literal["sigmoid"]
+    kind: Literal["sigmoid"] = "sigmoid"
 
 
 class OneMinusExpActivation(Settings):
     """z = 1 − exp(−max(a, 0)): in [0, 1) with true zeros, for the KL penalty."""
 
-    kind: Literal["one_minus_exp"]
+    kind: Literal["one_minus_exp"] = "one_minus_exp"
 
 
 class TopKActivation(Settings):
     """The k largest of a row, then max(·, 0) (Gao et al. 2024)."""
 
-    kind: Literal["topk"]
+    kind: Literal["topk"] = "topk"
     k: PositiveInt
 
 
 class SignedTopKActivation(Settings):
     """The k largest of a row as they are, negative ones too: as some imported models have it; always dense."""
 
-    kind: Literal["signed_topk"]
+    kind: Literal["signed_topk"] = "signed_topk"
     k: PositiveInt
 
 
 class BatchTopKActivation(Settings):
     """The k · batch largest of a batch, then max(·, 0); a learned threshold at inference (Bussmann et al. 2024)."""
 
-    kind: Literal["batch_topk"]
+    kind: Literal["batch_topk"] = "batch_topk"
     k: PositiveInt
 
 
@@ -61,7 +61,7 @@ class JumpReluActivation(Settings):
     multiplies them by √d_in.
     """
 
-    kind: Literal["jump_relu"]
+    kind: Literal["jump_relu"] = "jump_relu"
     threshold: PositiveFloat = 0.001
     bandwidth: PositiveFloat = 0.001
 
@@ -69,7 +69,7 @@ class JumpReluActivation(Settings):
 class GatedActivation(Settings):
     """z = 1[gate > 0] · max(magnitude, 0), both from one encoder (Rajamanoharan et al. 2024, 2404.16014)."""
 
-    kind: Literal["gated"]
+    kind: Literal["gated"] = "gated"
 
 
 Activation = Annotated[
@@ -104,7 +104,7 @@ class _WeightOrTarget(Settings):
 class L1Penalty(_WeightOrTarget):
     """weight · √d_in · Σ_j z_j (norm: unit, decoder rows kept at norm 1) or Σ_j z_j ‖W_d,j‖ (norm: weighted)."""
 
-    kind: Literal["l1"]
+    kind: Literal["l1"] = "l1"
     norm: Literal["unit", "weighted"] = "unit"
 
 
@@ -114,7 +114,7 @@ class L0Penalty(_WeightOrTarget):
     The factors of L1, L0 and KL make a weight mean the same at any width of the input.
     """
 
-    kind: Literal["l0"]
+    kind: Literal["l0"] = "l0"
 
 
 class KlPenalty(Settings):
@@ -123,7 +123,7 @@ class KlPenalty(Settings):
     ρ is a rate: at 24,576 latents .003 compares with about 74 active ones.
     """
 
-    kind: Literal["kl"]
+    kind: Literal["kl"] = "kl"
     rho: float = Field(gt=0, lt=1)
     weight: NonNegativeFloat = 1.0
     decoder_decay: NonNegativeFloat = 0.01
@@ -149,7 +149,7 @@ class _Dead(Settings):
 class AuxK(_Dead):
     """The k largest dead pre-activations reconstruct the residual (Gao et al. 2024)."""
 
-    kind: Literal["auxk"]
+    kind: Literal["auxk"] = "auxk"
     k: PositiveInt | None = None
     """null: min(d_in / 2, 512)."""
     weight: NonNegativeFloat = 1 / 32
@@ -158,7 +158,7 @@ class AuxK(_Dead):
 class Resample(_Dead):
     """Dead latents start again from badly reconstructed inputs (Bricken et al. 2023)."""
 
-    kind: Literal["resample"]
+    kind: Literal["resample"] = "resample"
     every_steps: PositiveInt | None = None
     """null: a tenth of the training's steps."""
     stop_share: float = Field(default=0.8, gt=0, le=1)
@@ -170,7 +170,7 @@ class Resample(_Dead):
 class PreActivation(_Dead):
     """weight · √d_in · Σ over dead latents of max(θ − a, 0) ‖W_d,j‖ (Anthropic, January 2025)."""
 
-    kind: Literal["pre_activation"]
+    kind: Literal["pre_activation"] = "pre_activation"
     weight: NonNegativeFloat = 3e-6
 
 
@@ -204,7 +204,7 @@ CURES = {
 class SparseSettings(Width):
     """One sparse autoencoder."""
 
-    kind: Literal["sparse"]
+    kind: Literal["sparse"] = "sparse"
     normalize: Normalize | Literal["layer_norm"] = "center_scale"
     """layer_norm takes mean and deviation from each row itself, as some imported models do."""
     activation: Activation = ReluActivation()

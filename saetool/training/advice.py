@@ -40,7 +40,7 @@ no difference: a run that moves to another machine asks for the same."""
 class AutoAutoencoder(Settings):
     """An autoencoder as wide as the rows at hand can teach."""
 
-    kind: Literal["auto"]
+    kind: Literal["auto"] = "auto"
 
 
 class AutoTraining(Settings):

@@ -10,8 +10,15 @@ from pydantic import TypeAdapter
 import saetool
 from saetool import distributed
 from saetool.activations import TensorStream, held_out_mask
+from saetool.autoencoders.contractive import ContractiveSettings
+from saetool.autoencoders.corruption import GaussianNoise
+from saetool.autoencoders.denoising import DenoisingSettings
+from saetool.autoencoders.dense import DenseSettings
 from saetool.autoencoders.families import AutoencoderSettings
-from saetool.autoencoders.sparse_settings import SparseSettings
+from saetool.autoencoders.linear import LinearSettings
+from saetool.autoencoders.sparse_settings import L1Penalty, ReluActivation, SparseSettings
+from saetool.autoencoders.variational import VariationalSettings
+from saetool.config import RunConfig, sweep_members
 from saetool.errors import RequestError
 from saetool.training import TrainingSettings, train, training_stage
 from saetool.training.source import GivenRows, StoreSource
@@ -219,6 +226,40 @@ def test_keywords_mappings_settings_and_a_mixture_of_them_are_one_request(tmp_pa
         for name, (places, keywords) in given.items()
     }
     assert len(ids) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        (LinearSettings, {}),
+        (DenseSettings, {}),
+        (DenoisingSettings, {"corruption": GaussianNoise(sigma=0.1)}),
+        (ContractiveSettings, {"weight": 0.1}),
+        (VariationalSettings, {}),
+        (SparseSettings, {"activation": ReluActivation(), "penalty": L1Penalty(weight=0.1)}),
+    ],
+)
+def test_settings_whose_kind_is_their_default_are_the_request_of_their_mapping(family, more, tmp_path):
+    asked = family(n_latents=4, **more)
+    training = {"tokens": 64, "batch_size": 32, "held_out": 0.3}
+    made = {
+        name: saetool.train(rows_in_memory(), form, training, tmp_path / name)
+        for name, form in (("settings", asked), ("mapping", asked.model_dump()))
+    }
+    assert made["settings"].id == made["mapping"].id
+
+
+def test_a_sweep_keeps_the_kind_of_settings():
+    values = {"run": "a", "images": {"source": "digits"}, "backbone": {"name": "pixels/gray"}}
+    training = TrainingSettings(tokens=64, batch_size=32)
+    config = RunConfig(
+        **values,
+        autoencoder=LinearSettings(n_latents=4),
+        training=training,
+        sweep={"autoencoder.n_latents": [2, 3]},
+    )
+    members = [member.autoencoder for _, member in sweep_members(config)]
+    assert members == [LinearSettings(n_latents=2), LinearSettings(n_latents=3)]
 
 
 @pytest.mark.parametrize(
