@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One virtual environment for each program that bench_train.py compares with: their requirements contradict each other.
+# One virtual environment for each program that bench_train.py and bench_quality.py compare with: their requirements contradict each other.
 #   scripts/bench_environments.sh [DIR]        (default ~/.cache/saetool-bench)
 set -euo pipefail
 target="${1:-$HOME/.cache/saetool-bench}"

@@ -200,12 +200,12 @@ class Other:
     def __init__(self, name: str, kind: str, setting: Setting, batch: int):
         import bench_train_worker as worker
 
-        sizes = {"d_in": setting.d_in, "n_latents": setting.n_latents, "k": K, "target_l0": TARGET_L0}
-        given = Namespace(method=kind, autocast=True, lr=1e-3, device=setting.device.type, batch=batch, **sizes)
+        sizes = {"d_in": setting.d_in, "n_latents": setting.n_latents, "k": K, "weight": START_WEIGHT["l1"]}
+        how = {"autocast": True, "compile": False, "lr": 1e-3, "warmup": 0, "device": setting.device.type}
+        given = Namespace(method=kind, batch=batch, **sizes, **how)
         self.program = worker.PROGRAMS[name](given)
         self.program.model.to(setting.device)
         self.program.optimizer = self.program.adam(self.program.model.parameters())
-        self.program.steer = lambda z: None
 
     def step(self, x):
         self.program.step(x.float())

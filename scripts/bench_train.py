@@ -3,13 +3,16 @@
     scripts/bench_environments.sh                 # once: an environment a program
     python scripts/bench_train.py [--quick] [--store runs/demo/activations] [--json FILE] [--peers DIR] [--parts …]
 
-Rates are activations trained on a second, each program at its best batch size. Programs take turns in short bursts, so
-that all see the same machine. As shipped (float32) is the comparison; bf16 autocast with fused Adam is printed beside.
-Without a store the rows are synthetic (40 of 2,000 directions each): rates are the same, FVU means little.
+The other programs were written for GPUs; `bench_gpu.py` compares there. Rates are activations trained on a second, each
+program at its best batch size; a whole run is start, training and evaluation of --tokens at that rate. Programs take
+turns in short bursts after the same time to settle, and all keep the memory that a step frees. As shipped (float32) is
+the comparison; "tuned" is bfloat16 autocast with fused Adam and torch.compile. Without a store the rows are synthetic
+(40 of 2,000 directions each). For the error after equal data see bench_quality.py.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -30,20 +33,13 @@ PEERS = {"l1": ("overcomplete", "saelens"), "topk": ("sparsify", "overcomplete",
 K, TARGET_L0 = 32, 50.0
 LR, LR_BATCH = 1e-3, 2048
 """Every program's learning rate is LR · √(batch / LR_BATCH): larger batches take fewer steps."""
-L0_WITHIN = 0.05
-"""Where an L1 model ends farther than this from the first other program's L0, it trains again, its target moved."""
-OTHER_STARTS = {"l1": (), "topk": ("saetool exact from 0.577",)}
-"""For FVU also from the norm that sparsify's encoder rows begin at (torch's Linear): 1/√3 instead of 1. Less norm means
-less error after few steps and more silent latents, in either program."""
-USUAL_BATCH = {"saetool exact": 8192, "saetool bf16": 8192, "sparsify": 8192, "overcomplete": 2048, "saelens": 2048}
-"""The batch sizes for FVU where rates are not measured in the same run: at which each was fastest before."""
-PARTS = ("rates", "quality", "sweep", "wide")
-"""Rates 384 → 12,288; FVU after equal data; four models together; memory and rates 768 → 24,576."""
+PARTS = ("rates", "sweep", "wide")
+"""Rates 384 → 12,288; four models together; memory and rates 768 → 24,576."""
 HELD_OUT = 8192
 BURST_SECONDS = 2.0
 SWEEP_TOKENS = 65_536
 SETTLE_STEPS = {"l1": 120, "topk": 40}
-"""Steps before the stopwatch: a steered L0 needs about a hundred, whatever the batch."""
+"""Steps of saetool before the stopwatch: a steered L0 needs about a hundred. The others then settle as many seconds."""
 GATES = {"relu_l1": 12.0, "topk": 5.0, "relu_l1_bf16": 15.0, "topk_bf16": 6.5}
 """How many times the fastest peer's rate as shipped (the aim for exact TopK is 5.5)."""
 TUNED_AIMS = {"relu_l1": 5.0, "topk": 3.5}
@@ -52,24 +48,24 @@ LABELS = {"relu_l1": "ReLU + L1", "topk": f"TopK {K}"}
 
 
 class Runner:
-    """A worker process that trains when asked to."""
+    """A worker process that trains when asked to; `name` is a program and how: saetool's codes, or "tuned"."""
 
-    def __init__(self, name, method, shape, batch, data, peers, tokens, target_l0=TARGET_L0):
+    def __init__(self, name, method, shape, batch, data, peers, tokens, threads=None, settings=None, **options):
         program, _, variant = name.partition(" ")
         python = sys.executable if program == "saetool" else str(peers / program / "bin" / "python")
-        options = {"d_in": shape[0], "n_latents": shape[1], "batch": batch, "tokens": tokens, "k": K}
-        options |= {"lr": LR * (batch / LR_BATCH) ** 0.5, "target_l0": target_l0, "data": data}
+        options = {"lr": LR * (batch / LR_BATCH) ** 0.5} | options
+        options |= {"d_in": shape[0], "n_latents": shape[1], "batch": batch, "tokens": tokens, "k": K, "data": data}
         command = [python, str(WORKER), program, method, *(f"--{k}={v}" for k, v in options.items())]
         if program == "saetool":
-            codes, _, start = variant.partition(" from ")
-            command += [f"--codes={codes or 'exact'}", *([f"--start={start}"] if start else [])]
+            command += ["--settings", json.dumps({"codes": variant or "exact"} | (settings or {}))]
         elif variant:
-            command.append("--autocast")
-        self.batch = batch
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+            command += ["--autocast", "--compile"]
+        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        begun = time.perf_counter()
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self._answer()
+        self.start_seconds = time.perf_counter() - begun
 
     def ask(self, command):
         self.process.stdin.write(command + "\n")
@@ -91,56 +87,36 @@ def rates(method, shape, batch, names, arguments, rounds):
     """Return {program: {"rates": [activations/s of each round], "peak_mb": …}}, the programs taking turns."""
     runners = {name: Runner(name, method, shape, batch, *arguments) for name in names}
     steps, found = {}, {name: {"rates": []} for name in names}
-    for name, runner in runners.items():
-        runner.ask("train 2")
+    settle = 0.0
+    for name, runner in runners.items():  # saetool's first
+        first = runner.ask("train 2")["seconds"]
         seconds = runner.ask("train 2")["seconds"] / 2
+        found[name]["start_seconds"] = runner.start_seconds + max(0.0, first - 2 * seconds)
         steps[name] = max(1, round(BURST_SECONDS / seconds))
         if name.startswith("saetool"):
-            runner.ask(f"train {SETTLE_STEPS[method]}")
+            settle = max(settle, runner.ask(f"train {SETTLE_STEPS[method]}")["seconds"])
+        else:
+            runner.ask(f"train {math.ceil(settle / seconds)}")
     for _ in range(rounds):
         for name, runner in runners.items():
             answer = runner.ask(f"train {steps[name]}")
             found[name]["rates"].append(steps[name] * batch / answer["seconds"])
             found[name]["peak_mb"] = answer["peak_mb"]
     for name, runner in runners.items():
+        entry = found[name]
+        entry["rate"] = statistics.median(entry["rates"])
+        after = runner.ask("evaluate")
+        whole = entry["start_seconds"] + arguments[2] / entry["rate"] + after["seconds"]
+        entry |= {"evaluate_seconds": after["seconds"], "whole_run_rate": arguments[2] / whole}
         if name.startswith("saetool"):
-            after = runner.ask("evaluate")
-            found[name] |= {"l0": after["l0"], "bf16_flips_a_row": after["bf16_flips_a_row"]}
-            found[name] |= {"share": runner.ask("profile 5")["share"]}
+            entry |= {"l0": after["l0"], "bf16_flips_a_row": after["bf16_flips_a_row"]}
+            entry |= {"share": runner.ask("profile 5")["share"]}
         runner.close()
-        found[name]["rate"] = statistics.median(found[name]["rates"])
-        low, high = min(found[name]["rates"]), max(found[name]["rates"])
-        note = f"{found[name]['peak_mb']:6,.0f} MB" + (
-            f"  L0 {found[name]['l0']:.1f}, codes bf16 flip {found[name]['bf16_flips_a_row']:.2f} a row"
-            if "l0" in found[name]
-            else ""
-        )
-        print(f"  {name:22s} {found[name]['rate']:9,.0f}/s  ({low:,.0f} to {high:,.0f})  {note}")
-    return found
-
-
-def quality(method, shape, best, arguments, tokens):
-    """Return {program: {"fvu", "l0", "silent", …}} after equal tokens, each at the batch size that was timed."""
-
-    def train(name, target):
-        batch = best[name.partition(" from ")[0]]
-        runner = Runner(name, method, shape, batch, *arguments, target_l0=target)
-        seconds = runner.ask(f"train {tokens // batch}")["seconds"]
-        answer = runner.ask("evaluate") | {"batch": batch, "seconds": seconds}
-        runner.close()
-        return answer
-
-    found, wanted = {}, None
-    for name in (*PEERS[method], "saetool exact", "saetool bf16", *OTHER_STARTS[method]):
-        found[name] = train(name, TARGET_L0)
-        wanted = wanted or found[name]["l0"]
-        off = found[name]["l0"] / wanted
-        if method == "l1" and name.startswith("saetool") and abs(off - 1) > L0_WITHIN:
-            found[name] = train(name, TARGET_L0 * wanted / found[name]["l0"])
+        note = f"; L0 {entry['l0']:.1f}, bf16 flips {entry['bf16_flips_a_row']:.2f} a row" if "l0" in entry else ""
         print(
-            "  {:24s} FVU {fvu:.4f} at L0 {l0:.1f}, {silent:.1%} silent (batch {batch:,}, {seconds:.0f} s)".format(
-                name, **found[name]
-            )
+            f"  {name:20s} {entry['rate']:9,.0f}/s  ({min(entry['rates']):,.0f} to {max(entry['rates']):,.0f}), "
+            f"whole run {entry['whole_run_rate']:,.0f}/s, {entry['peak_mb']:,.0f} MB{note}",
+            flush=True,
         )
     return found
 
@@ -158,65 +134,90 @@ def product_rate(shape, rows=256):
 
 
 def rows_of(store, d_in, tokens):
-    """Return shuffled training and held-out rows, centered and scaled to E‖x‖² = d_in."""
+    """Return shuffled training and held-out rows, centered and scaled to E‖x‖² = d_in over the training rows."""
     generator = torch.Generator().manual_seed(0)
-    if store is not None:
-        from saetool.activations import ActivationStore
-
-        site = ActivationStore.open(store).site(None)
-        images = min(site.store.n_images, -(-(tokens + HELD_OUT) // site.tokens))
-        x = torch.cat([site.rows(i, i + 1).float().flatten(0, 1) for i in range(images)])
-        held, x = x[:HELD_OUT], x[HELD_OUT:]  # whole images first, so that no image is on both sides but one
-    else:
-        directions = normalize(torch.randn(2000, d_in, generator=generator), dim=1)
-        parts = []
-        for _ in range(-(-(tokens + HELD_OUT) // 8192)):
-            places = torch.rand(8192, 2000, generator=generator).topk(40).indices
-            sizes = torch.rand(8192, 40, generator=generator) + 0.5
-            parts.append(torch.zeros(8192, 2000).scatter_(1, places, sizes) @ directions)
-        x = torch.cat(parts)
-        x += 0.02 * torch.randn(x.shape, generator=generator)
-        held, x = x[:HELD_OUT], x[HELD_OUT:]
+    x, held = _stored(store, tokens, generator) if store is not None else _synthetic(d_in, tokens, generator)
     x = x[torch.randperm(len(x), generator=generator)]
     mean = x.mean(0)
-    factor = (d_in / (x - mean).square().sum(1).mean()).sqrt()
+    factor = (x.shape[1] / (x - mean).square().sum(1).mean()).sqrt()
     return (x - mean) * factor, (held - mean) * factor
 
 
-def compare(shape, methods, batches, rounds, arguments, autocast_batches):
+def _stored(store, tokens, generator):
+    """Return rows of the images that the demo's config trains on, and of those that it holds out."""
+    from saetool.activations import ActivationStore
+    from saetool.activations.split import held_out_images
+    from saetool.config import load_config
+
+    config = load_config("demo")
+    rule = {"seed": config.seed, "share": config.training.held_out, "group": config.images.group.model_dump()}
+    site = ActivationStore.open(store).site(None)
+    held_out = torch.from_numpy(held_out_images(site.store, rule))
+    parts = []
+    for wanted, rows in ((~held_out, tokens), (held_out, HELD_OUT)):
+        images = torch.nonzero(wanted).flatten()
+        images = images[torch.randperm(len(images), generator=generator)][: -(-rows // site.tokens)]
+        parts.append(torch.cat([site.rows(i, i + 1).float().flatten(0, 1) for i in images.sort().values.tolist()]))
+    return parts
+
+
+def _synthetic(d_in, tokens, generator):
+    directions = normalize(torch.randn(2000, d_in, generator=generator), dim=1)
+    parts = []
+    for _ in range(-(-(tokens + HELD_OUT) // 8192)):
+        places = torch.rand(8192, 2000, generator=generator).topk(40).indices
+        sizes = torch.rand(8192, 40, generator=generator) + 0.5
+        parts.append(torch.zeros(8192, 2000).scatter_(1, places, sizes) @ directions)
+    x = torch.cat(parts)
+    x += 0.02 * torch.randn(x.shape, generator=generator)
+    return x[HELD_OUT:], x[:HELD_OUT]
+
+
+def compare(shape, methods, batches, rounds, arguments, tuned_batches):
     """Return {method: {batch: rates}}, printing a block for each."""
     found = {}
     for method in methods:
         found[method] = {}
         for batch in batches:
             names = ["saetool exact", "saetool bf16", *PEERS[method]]
-            if batch in autocast_batches:
-                names += [f"{peer} autocast" for peer in PEERS[method]]
+            if batch in tuned_batches:
+                names += [f"{peer} tuned" for peer in PEERS[method]]
             print(f"{method}, {shape[0]} to {shape[1]:,}, batch {batch:,}")
             found[method][batch] = rates(method, shape, batch, names, arguments, rounds)
     return found
 
 
 def ratios(found):
-    """Return the ratios to the fastest peer, every program at its best batch size, and the best batch sizes."""
-    result, best = {}, {}
+    """Return the ratios to the fastest peer, every program at its best batch size."""
+    result = {}
     for method, by_batch in found.items():
-        top = {}
-        for batch, programs in by_batch.items():
-            for name, entry in programs.items():
-                if entry["rate"] > top.get(name, (0.0, 0))[0]:
-                    top[name] = (entry["rate"], batch)
-        best[method] = {name: batch for name, (_, batch) in top.items() if not name.endswith("autocast")}
         key = {"l1": "relu_l1", "topk": "topk"}[method]
-        peer = max(rate for name, (rate, _) in top.items() if not name.startswith("saetool") and " " not in name)
-        tuned = max(rate for name, (rate, _) in top.items() if not name.startswith("saetool"))
-        exact, rough = top["saetool exact"][0], top["saetool bf16"][0]
+        best = _best(by_batch, "rate")
+        peer, tuned = _fastest_peers(best)
+        exact, rough = best["saetool exact"], best["saetool bf16"]
         result |= {f"{key}_vs_fastest_peer": exact / peer, f"{key}_vs_fastest_peer_bf16": rough / peer}
         result |= {f"{key}_vs_tuned_peer": exact / tuned, f"{key}_vs_tuned_peer_bf16": rough / tuned}
-        first = by_batch[min(by_batch)]
-        peer = max(e["rate"] for n, e in first.items() if not n.startswith("saetool") and " " not in n)
-        result[f"{key}_vs_fastest_peer_at_{min(by_batch)}"] = first["saetool exact"]["rate"] / peer
-    return result, best
+        whole = _best(by_batch, "whole_run_rate")
+        result[f"{key}_whole_run_vs_fastest_peer"] = whole["saetool exact"] / _fastest_peers(whole)[0]
+        result[f"{key}_whole_run_vs_tuned_peer"] = whole["saetool exact"] / _fastest_peers(whole)[1]
+        smallest = min(by_batch)
+        first = {name: entry["rate"] for name, entry in by_batch[smallest].items()}
+        result[f"{key}_vs_fastest_peer_at_{smallest}"] = first["saetool exact"] / _fastest_peers(first)[0]
+    return result
+
+
+def _best(by_batch, figure):
+    best = {}
+    for programs in by_batch.values():
+        for name, entry in programs.items():
+            best[name] = max(entry[figure], best.get(name, 0.0))
+    return best
+
+
+def _fastest_peers(figures):
+    """Return the largest figure of the other programs as shipped, and of all of theirs."""
+    peers = {name: figure for name, figure in figures.items() if not name.startswith("saetool")}
+    return max(figure for name, figure in peers.items() if " " not in name), max(peers.values())
 
 
 def report_parts(found, shape):
@@ -284,13 +285,21 @@ def wide(folder, peers, tokens):
     peak = memory(arguments)
     print("768 to 24,576, batch 8,192: {peak_mb:,.0f} MB, limit {limit_mb:,.0f} MB".format(**peak))
     found = compare((768, 24576), ("l1", "topk"), (2048,), 2, arguments, ())
-    return {"memory": peak, "rates_768": found, "ratios_768": ratios(found)[0]}
+    return {"memory": peak, "rates_768": found, "ratios_768": ratios(found)}
 
 
 def save_rows(folder, store, d_in, tokens):
-    """Write training and held-out rows where the workers find them."""
+    """Write training and held-out rows where the workers find them; return their width."""
     for name, rows in zip(("train", "held_out"), rows_of(store, d_in, tokens), strict=True):
         np.save(f"{folder}/{name}.npy", rows.numpy())
+    return rows.shape[1]
+
+
+def require_peers(folder):
+    """End with a message where a program's environment is missing."""
+    missing = [p for p in PEERS["topk"] if not (folder / p / "bin" / "python").exists()]
+    if missing:
+        raise SystemExit(f"no environment for {', '.join(missing)} in {folder}: run scripts/bench_environments.sh")
 
 
 def main():
@@ -300,26 +309,20 @@ def main():
     parser.add_argument("--store", type=Path, help="activations to train on (d_in 384)")
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--tokens", type=int, default=600_000, help="for FVU at equal data")
+    parser.add_argument("--tokens", type=int, default=1_300_000, help="of a whole run: the demo's")
     args = parser.parse_args()
     parts = args.parts or (("rates", "sweep") if args.quick else PARTS)
-    missing = [p for p in PEERS["topk"] if not (args.peers / p / "bin" / "python").exists()]
-    if missing:
-        raise SystemExit(f"no environment for {', '.join(missing)} in {args.peers}: run scripts/bench_environments.sh")
+    require_peers(args.peers)
     gated = has_fast_half()
     result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gates_apply": gated}
     shape, methods = (384, 12288), ("l1", "topk")
-    with tempfile.TemporaryDirectory() as folder:
-        save_rows(folder, args.store, 384, 131_072 if args.quick else args.tokens)
-        arguments, best = (folder, args.peers, args.tokens), dict.fromkeys(methods, USUAL_BATCH)
-        if "rates" in parts:
-            batches, rounds = ((2048, 8192), 2) if args.quick else ((2048, 4096, 8192), 4)
-            found = compare(shape, methods, batches, rounds, arguments, (2048,) if args.quick else batches)
-            numbers, best = ratios(found)
-            result |= numbers | {"rates_384": found, "time": report_parts(found, shape)}
-        if "quality" in parts:
-            print(f"held-out FVU after {args.tokens:,} activations")
-            result["quality"] = {m: quality(m, shape, best[m], arguments, args.tokens) for m in methods}
+    if "rates" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            save_rows(folder, args.store, 384, 262_144)
+            batches, rounds = ((2048, 8192), 3) if args.quick else ((2048, 4096, 8192), 4)
+            arguments = (folder, args.peers, args.tokens)
+            found = compare(shape, methods, batches, rounds, arguments, batches)
+            result |= ratios(found) | {"rates_384": found, "time": report_parts(found, shape)}
     if "sweep" in parts and args.store is not None:
         result["sweep"] = sweep(args.store)
     if "wide" in parts:

@@ -1,4 +1,4 @@
-"""One program under the stopwatch of bench_train.py, in its own environment; it needs torch, numpy and the program.
+"""One program for bench_train.py and bench_quality.py, in its own environment; it needs torch, numpy and the program.
 
 Commands come on standard input, a line each; answers go to standard output as JSON.
     train N      N more steps → {"seconds": …, "peak_mb": …}
@@ -20,16 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-STEER = 0.02
-"""The other programs' L1 weight is steered to the same L0 by the same rule: weight · (L0 / target)^STEER a step, and
-in proportion to L0 itself, without which it overshoots (their L0 begins at half of the latents)."""
-
 
 class Program:
     """A model, its optimizer and one training step. `x` is centered and scaled to E‖x‖² = d_in."""
 
     def __init__(self, args):
-        self.args, self.weight, self.last_l0 = args, 0.1, None
+        self.args, self.done = args, 0
         self.device = getattr(args, "device", "cpu")
 
     def step(self, x):
@@ -39,12 +35,10 @@ class Program:
         """Return x_hat, the number of active latents of each row, and which latents are active in some."""
         raise NotImplementedError
 
-    def steer(self, z):
-        if self.args.method == "l1":
-            some = (z.detach()[:: max(1, len(z) // 128)] > 0).sum(1).float().mean().item()
-            some = max(some, 0.1)
-            self.weight *= min(10.0, max(0.1, some / self.args.target_l0)) ** STEER * some / (self.last_l0 or some)
-            self.last_l0 = some
+    def weight(self):
+        """Return the L1 weight of this step: fixed after a linear warm-up, in units of √d_in as saetool's."""
+        rise = min(1.0, (self.done + 1) / self.args.warmup) if self.args.warmup else 1.0
+        return self.args.weight * rise * math.sqrt(self.args.d_in)
 
     def autocast(self):
         return torch.autocast(self.device, torch.bfloat16, enabled=self.args.autocast)
@@ -61,16 +55,14 @@ class Saetool(Program):
         from saetool.autoencoders.families import build
         from saetool.autoencoders.sparse_settings import SparseSettings
 
-        chosen = {"l1": {"penalty": {"kind": "l1", "target_l0": args.target_l0, "warmup_steps": 20}}}
-        chosen["topk"] = {"activation": {"kind": "topk", "k": args.k}}
-        sizes = {"n_latents": args.n_latents, "initial_norm": args.start}
-        settings = SparseSettings(kind="sparse", codes=args.codes, **sizes, **chosen[args.method])
+        steered = {"kind": "l1", "target_l0": args.target_l0, "warmup_steps": args.warmup}
+        chosen = {"l1": {"penalty": steered}, "topk": {"activation": {"kind": "topk", "k": args.k}}}
+        settings = SparseSettings(n_latents=args.n_latents, **(chosen[args.method] | args.settings))
         self.model = build(settings, args.d_in)
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(args.seed)
         stream = TensorStream(args.train[:32768], batch_size=args.batch)
         self.model.initialize(stream, self.generator, Training(tokens=args.tokens))
         self.optimizer = self.model.make_optimizer(args.lr, (0.9, 0.999), 1e-8)
-        self.done = 0
 
     def step(self, x):
         with self.model.step_context():
@@ -80,8 +72,8 @@ class Saetool(Program):
             self.optimizer.zero_grad()
             self.model.after_update(self.optimizer, self.done, self.generator)
         self.model.after_step(self.done)
-        self.done += 1
 
+    @torch.no_grad()
     def flips(self, x):
         """Return how many latents a row bfloat16 alone would switch on or off wrongly."""
         model, found = self.model, []
@@ -114,6 +106,8 @@ class Overcomplete(Program):
             else TopKSAE(args.d_in, args.n_latents, args.k, device=self.device)
         )
         self.optimizer = self.adam(self.model.parameters())
+        if args.compile:
+            self.model.compile()
 
     def step(self, x):
         from overcomplete.sae.train import train_sae
@@ -121,8 +115,7 @@ class Overcomplete(Program):
         def criterion(x, x_hat, z_pre, z, dictionary):
             loss = (x - x_hat).square().sum() / len(x)
             if self.args.method == "l1":
-                self.steer(z)
-                loss = loss + self.weight * math.sqrt(self.args.d_in) * z.abs().sum() / len(x)
+                loss = loss + self.weight() * z.abs().sum() / len(x)
             return loss
 
         with self.autocast():
@@ -143,6 +136,8 @@ class Sparsify(Program):
 
         self.model = SparseCoder(args.d_in, SparseCoderConfig(num_latents=args.n_latents, k=args.k))
         self.optimizer = self.adam(self.model.parameters())
+        if args.compile:
+            self.model.compile()
 
     def step(self, x):
         self.model.set_decoder_norm_to_unit_norm()
@@ -173,16 +168,17 @@ class SaeLens(Program):
         else:
             self.model = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, k=args.k))
         self.input, self.optimizer = TrainStepInput, self.adam(self.model.parameters())
+        self.forward = self.model.training_forward_pass
+        if args.compile:
+            self.forward = torch.compile(self.forward)
 
     def step(self, x):
-        weight = {"l1": self.weight * math.sqrt(self.args.d_in)} if self.args.method == "l1" else {}
+        weight = {"l1": self.weight()} if self.args.method == "l1" else {}
         given = self.input(
             sae_in=x, coefficients=weight, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
         )
         with self.autocast():
-            out = self.model.training_forward_pass(given)
-        if self.args.method == "l1":
-            self.steer(out.feature_acts)
+            out = self.forward(given)
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -291,15 +287,18 @@ def main():
     parser.add_argument("method", choices=["l1", "topk"])
     for name in ("d_in", "n_latents", "batch", "tokens", "k"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("lr", "target_l0"):
-        parser.add_argument(f"--{name}", type=float, required=True)
-    parser.add_argument("--codes", default="exact")
-    parser.add_argument("--start", type=float, help="norm of saetool's encoder rows")
-    parser.add_argument("--autocast", action="store_true")
+    parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--target_l0", type=float, default=50.0, help="where saetool steers its L1 weight to")
+    parser.add_argument("--weight", type=float, default=0.1, help="the other programs' L1 weight")
+    parser.add_argument("--warmup", type=int, default=20, help="steps over which an L1 weight rises")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", type=json.loads, default={}, help="saetool's, as JSON")
+    parser.add_argument("--autocast", action="store_true", help="the other programs under bfloat16, with fused Adam")
+    parser.add_argument("--compile", action="store_true", help="the other programs by torch.compile")
     parser.add_argument("--data", required=True)
     args = parser.parse_args()
     keep_heap()
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     args.train = torch.from_numpy(np.load(f"{args.data}/train.npy", mmap_mode="c"))
     held_out = torch.from_numpy(np.load(f"{args.data}/held_out.npy"))
     answers, sys.stdout = sys.stdout, sys.stderr  # what the programs print is not an answer
@@ -311,9 +310,12 @@ def main():
             start = time.perf_counter()
             for _ in range(int(count[0])):
                 program.step(next(batches))
+                program.done += 1
             answer = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
         elif command == "evaluate":
+            start = time.perf_counter()
             answer = evaluate(program, held_out)
+            answer["seconds"] = time.perf_counter() - start
             if isinstance(program, Saetool):
                 answer["bf16_flips_a_row"] = program.flips(held_out[:1024])
         else:
