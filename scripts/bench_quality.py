@@ -49,13 +49,15 @@ class Bench:
     folder: str
     peers: Path
     threads: int
+    tuned: bool
     runs: list[dict] = field(default_factory=list)
 
     def train(self, name, method, lr, steps, seed=0, **options):
         """Return what a model is worth after each of `steps`, and note it."""
         settings = VARIANTS[method].get(name)
+        program = "saetool" if settings is not None else f"{name} tuned" if self.tuned else name
         runner = Runner(
-            *(name.partition(",")[0], method, self.shape, BATCH, self.folder, self.peers, BATCH * self.steps[-1]),
+            *(program, method, self.shape, BATCH, self.folder, self.peers, BATCH * self.steps[-1]),
             **({"lr": lr, "seed": seed, "warmup": steps[-1] // 10} | options),
             threads=self.threads,
             settings=settings,
@@ -109,11 +111,8 @@ def _read_off(tried, wanted):
 
 def topk(bench, programs, pool):
     """Return, for each program, its rate, its curve and its first point with other seeds."""
-    tasks = {
-        (name, lr): pool.submit(bench.train, name, "topk", lr, bench.steps[:1])
-        for name in programs
-        for lr in bench.rates
-    }
+    train = partial(pool.submit, bench.train)
+    tasks = {(name, lr): train(name, "topk", lr, bench.steps[:1]) for name in programs for lr in bench.rates}
     grid = {key: task.result()[0]["fvu"] for key, task in tasks.items()}
     best = {name: min(bench.rates, key=lambda lr, name=name: grid[name, lr]) for name in programs}
     # The longest first: the slowest program's curve takes as long as all others'.
@@ -170,6 +169,7 @@ def main():
     parser.add_argument("--steps", nargs="+", type=int, default=[300, 1000, 3000])
     parser.add_argument("--rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3, 4e-3])
     parser.add_argument("--at-once", type=int, default=2, help="programs at work at a time, each on its share of cores")
+    parser.add_argument("--tuned", action="store_true", help="the others by bfloat16, fused Adam and torch.compile")
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -179,7 +179,7 @@ def main():
         d_in = save_rows(folder, args.store, None, BATCH * args.steps[-1])
         threads = max(1, (os.cpu_count() or 1) // args.at_once)
         shape = (d_in, args.expansion * d_in)
-        bench = Bench(shape, args.steps, args.rates, folder, args.peers, threads)
+        bench = Bench(shape, args.steps, args.rates, folder, args.peers, threads, args.tuned)
         for part in args.parts:
             programs = [n for n in (*VARIANTS[part], *PEERS[part]) if not args.programs or n in args.programs]
             found[part] = {"topk": topk, "l1": l1}[part](bench, programs, pool)
