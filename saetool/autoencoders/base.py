@@ -8,14 +8,16 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from saetool.activations.sites import name_site
 from saetool.errors import RequestError
+from saetool.settings import Settings
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import DeferredGradient
 from saetool.statistics import Statistics
@@ -23,6 +25,26 @@ from saetool.statistics import Statistics
 Normalize = Literal["center_scale", "scale", "none"]
 ROW_EPS = 1e-5
 """What layer norm adds to a row's deviation before dividing by it, as those do whose autoencoders are read here."""
+
+
+class FamilySettings(Settings):
+    """What the settings of every family hold: its name as `kind`, and exactly one of `n_latents` and `expansion`."""
+
+    if TYPE_CHECKING:
+        kind: Any
+    n_latents: PositiveInt | None = None
+    expansion: PositiveFloat | None = None
+    """n_latents / d_in."""
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Self:
+        if (self.n_latents is None) == (self.expansion is None):
+            raise ValueError("give exactly one of n_latents and expansion")
+        return self
+
+    def width(self, d_in: int) -> int:
+        """Return the number of latents for inputs of width `d_in`, at least 1."""
+        return self.n_latents if self.n_latents is not None else max(1, round(float(self.expansion or 1) * d_in))
 
 
 class Stream(Protocol):

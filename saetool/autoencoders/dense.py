@@ -12,7 +12,17 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Phase, Stream, Training
+from saetool.autoencoders.base import (
+    UNKNOWN,
+    Autoencoder,
+    FamilySettings,
+    Loss,
+    Normalize,
+    Normalizer,
+    Phase,
+    Stream,
+    Training,
+)
 from saetool.autoencoders.layers import Activation, Chain
 from saetool.autoencoders.reconstruction import (
     CONVENTIONS,
@@ -22,7 +32,6 @@ from saetool.autoencoders.reconstruction import (
     require_unit_interval,
     squared_error,
 )
-from saetool.autoencoders.width import Width
 from saetool.seeding import generator as seeded
 
 FINE_TUNE = "fine-tune"
@@ -31,7 +40,7 @@ FINE_TUNE = "fine-tune"
 CHECKED_ROWS = 4096
 
 
-class LayeredSettings(Width):
+class LayeredSettings(FamilySettings):
     """The shape of a mirrored stack of layers and the error it minimizes."""
 
     hidden: tuple[PositiveInt, ...] = ()

@@ -13,10 +13,18 @@ from pydantic import model_validator
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Stream, Training
+from saetool.autoencoders.base import (
+    UNKNOWN,
+    Autoencoder,
+    FamilySettings,
+    Loss,
+    Normalize,
+    Normalizer,
+    Stream,
+    Training,
+)
 from saetool.autoencoders.layers import Chain
 from saetool.autoencoders.reconstruction import squared_error
-from saetool.autoencoders.width import Width
 from saetool.errors import RequestError
 from saetool.seeding import generator as seeded
 
@@ -66,7 +74,7 @@ def principal_components(stream: Stream) -> Spectrum:
     return Spectrum(shift + offset, values.flip(0).clamp_min(0), vectors.flip(1))
 
 
-class LinearSettings(Width):
+class LinearSettings(FamilySettings):
     """A linear autoencoder; `closed_form` needs no training step, `gradient` descends to the same subspace."""
 
     kind: Literal["linear"] = "linear"

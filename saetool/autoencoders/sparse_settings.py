@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from saetool.autoencoders.base import Normalize
-from saetool.autoencoders.width import Width
+from saetool.autoencoders.base import FamilySettings, Normalize
 from saetool.settings import Settings
 
 # --- activations: pre-activations to latents -------------------------------------------------------------------------
@@ -201,7 +200,7 @@ CURES = {
 }
 
 
-class SparseSettings(Width):
+class SparseSettings(FamilySettings):
     """One sparse autoencoder."""
 
     kind: Literal["sparse"] = "sparse"

@@ -15,12 +15,20 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Stream, Training
+from saetool.autoencoders.base import (
+    UNKNOWN,
+    Autoencoder,
+    FamilySettings,
+    Loss,
+    Normalize,
+    Normalizer,
+    Stream,
+    Training,
+)
 from saetool.autoencoders.layers import Activation, Chain
 from saetool.autoencoders.linear import Spectrum, principal_components
 from saetool.autoencoders.noise import normal_like
 from saetool.autoencoders.reconstruction import require_unit_interval
-from saetool.autoencoders.width import Width
 from saetool.errors import RequestError
 from saetool.seeding import generator as seeded
 
@@ -33,7 +41,7 @@ ACTIVE_VARIANCE = 0.01
 CHECKED_ROWS = 4096
 
 
-class VariationalSettings(Width):
+class VariationalSettings(FamilySettings):
     """A variational autoencoder; without hidden layers both maps are linear."""
 
     kind: Literal["variational"] = "variational"

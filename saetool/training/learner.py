@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saetool import distributed, seeding
 from saetool.autoencoders.base import Autoencoder, Loss, Stream, Training
-from saetool.errors import RequestError, WorkError
+from saetool.errors import RequestError, WorkError, type_name
 from saetool.sparse.adam import SparseAdam
 from saetool.sparse.backends import backend_for
 from saetool.training.metrics import Window
@@ -239,7 +239,13 @@ class Learner:
     def _loss(self, x: Tensor) -> Loss:
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self.autoencoder.loss(x, self.done, self.generator, **self._deferring())
+            loss = self.autoencoder.loss(x, self.done, self.generator, **self._deferring())
+        if not isinstance(loss, Loss):
+            raise RequestError(
+                f"the loss of {type(self.autoencoder).__name__} is a {type_name(loss)}: return a "
+                'saetool.autoencoders.Loss({"reconstruction": …}) of named parts'
+            )
+        return loss
 
     def _deferring(self) -> dict[str, Any]:
         """Return the optimizer as an argument, where it can take gradients as recipes and nobody else needs them."""
