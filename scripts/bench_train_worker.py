@@ -85,9 +85,9 @@ class Saetool(Program):
     def flips(self, x):
         """Return how many latents a row bfloat16 alone would switch on or off wrongly."""
         model, found = self.model, []
-        centered = model.normalizer(x) - model.decoder_bias
+        centered = model.normalizer(x) - model.b_dec
         for precision in ("exact", "bf16"):
-            support, a = model.activation.select(model._encoder, centered, model.encoder_bias, precision)
+            support, a = model.activation.select(model._W_enc, centered, model.b_enc, precision)
             found.append(support.codes(a).dense() > 0)
         return (found[0] != found[1]).sum().item() / len(x)
 

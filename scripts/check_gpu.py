@@ -192,7 +192,7 @@ def learner_of(keys, checks, device, stream, steps, codes="exact"):
     if "dead" in keys:
         dead = slice(None, checks.n_latents // 10)
         with torch.no_grad():
-            learner.autoencoder.encoder_bias[dead] = -5.0
+            learner.autoencoder.b_enc[dead] = -5.0
         learner.autoencoder.silence.silent_tokens[dead] = 10**9
     return learner
 

@@ -69,11 +69,11 @@ class SparseAutoencoder(Autoencoder):
         self.activation = make_activation(settings.activation, self.n_latents, d_in)
         self.penalty_weight = PenaltyWeight(settings.penalty)
         self.silence = DeadLatentTracker(settings.dead, self.n_latents)
-        decoder = nn.functional.normalize(torch.randn(self.n_latents, d_in), dim=1)
-        self.decoder = nn.Parameter(decoder)
-        self.encoder = nn.Parameter(decoder.clone())
-        self.encoder_bias = nn.Parameter(torch.zeros(self.n_latents))
-        self.decoder_bias = nn.Parameter(torch.zeros(d_in))
+        W_dec = nn.functional.normalize(torch.randn(self.n_latents, d_in), dim=1)
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(W_dec.clone())
+        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("use_dense", torch.tensor(self.activation.dense_only))
         self.register_buffer("mean_l0", torch.zeros(()))
@@ -89,7 +89,7 @@ class SparseAutoencoder(Autoencoder):
                 f"{settings.expansion} makes of inputs of width {d_in}: lower it"
             )
         self.prefixes = [p for p in prefixes if p < self.n_latents] + [self.n_latents] if prefixes else None
-        self._encoder, self._decoder = Weight(self.encoder), Weight(self.decoder)
+        self._W_enc, self._W_dec = Weight(self.W_enc), Weight(self.W_dec)
         self._training = UNKNOWN
         self._last: dict[str, Tensor] = {}
         self._rows = 0
@@ -101,7 +101,7 @@ class SparseAutoencoder(Autoencoder):
         """Forget what was read off buffers that have changed since."""
         self._dense = None
         self.silence.forget_count()
-        self._encoder.tensor, self._decoder.tensor = self.encoder, self.decoder  # they may have been exchanged
+        self._W_enc.tensor, self._W_dec.tensor = self.W_enc, self.W_dec  # they may have been exchanged
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was compiled for this model alone: a copy compiles its own."""
@@ -120,13 +120,13 @@ class SparseAutoencoder(Autoencoder):
         """Return the active latents of raw activations."""
         x = self._rows_of(x)
         if len(x) == 0:
-            return Codes.from_dense(self.encoder.new_zeros(0, self.n_latents))
+            return Codes.from_dense(self.W_enc.new_zeros(0, self.n_latents))
         if self._dense_only():
             return Codes.from_dense(self.encode(x), self.active_above)
         _, centered = self._in_units(x)
-        support, a = self.activation.select(self._encoder, centered, self.encoder_bias, "exact")
+        support, a = self.activation.select(self._W_enc, centered, self.b_enc, "exact")
         view = SparseView(a, support)
-        return support.codes(self.activation.values(a, view.gather, self.encoder_bias, training=False))
+        return support.codes(self.activation.values(a, view.gather, self.b_enc, training=False))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations."""
@@ -134,20 +134,20 @@ class SparseAutoencoder(Autoencoder):
         if not self._dense_only():
             z = self.encode_sparse(rows).dense()
         else:
-            view = self._dense_view(self.normalizer(rows.to(self.encoder)), training=False)
-            z = self.activation.values(view.a, view.gather, self.encoder_bias, training=False)
+            view = self._dense_view(self.normalizer(rows.to(self.W_enc)), training=False)
+            z = self.activation.values(view.a, view.gather, self.b_enc, training=False)
         return z.reshape(*x.shape[:-1], self.n_latents)
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction in raw units; under layer norm in each row's own (see `complete`)."""
-        return self.normalizer.inverse(z.to(self.decoder) @ self.decoder + self.decoder_bias)
+        return self.normalizer.inverse(z.to(self.W_dec) @ self.W_dec + self.b_dec)
 
     def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction of sparse codes, as `decode` does."""
         if self._dense_only():
             return self.decode(codes.dense())
         support = Support.of(codes)
-        x_hat = decode(codes.values.to(self.decoder), self._decoder, support) + self.decoder_bias
+        x_hat = decode(codes.values.to(self.W_dec), self._W_dec, support) + self.b_dec
         return self.normalizer.inverse(x_hat)
 
     def complete(
@@ -161,11 +161,11 @@ class SparseAutoencoder(Autoencoder):
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
         """Return what one unit of each latent adds to the reconstruction, in raw units (of layer norm: a row's own)."""
-        return self.decoder.detach() / self.normalizer.factor
+        return self.W_dec.detach() / self.normalizer.factor
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
         """Return each latent's encoder row as it acts on raw activations."""
-        return self.encoder.detach() * self.normalizer.factor
+        return self.W_enc.detach() * self.normalizer.factor
 
     def _rows_of(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "rows d_in"]:
         """Return activations of any axes as rows; RequestError where the last is not the model's width."""
@@ -189,8 +189,8 @@ class SparseAutoencoder(Autoencoder):
         Under autocast the dense step's two products are made in bfloat16, and nothing else. `found`: what `begin` began
         of this batch.
         """
-        kind = self.encoder.device.type
-        half = torch.is_autocast_enabled(kind) and self.encoder.dtype == torch.float32
+        kind = self.W_enc.device.type
+        half = torch.is_autocast_enabled(kind) and self.W_enc.dtype == torch.float32
         with torch.autocast(kind, enabled=False):
             return self._loss(x, step, half, optimizer, found)
 
@@ -208,24 +208,24 @@ class SparseAutoencoder(Autoencoder):
     def begin(self, x: Float[Tensor, "batch d_in"]) -> Begun | None:
         """Begin the selection of a batch, as far as it goes without waiting for the device; None where it does not."""
         x, centered = self._in_units(x)
-        search = self.activation.search_training(self._encoder, centered, self.encoder_bias.detach(), self._precision)
+        search = self.activation.search_training(self._W_enc, centered, self.b_enc.detach(), self._precision)
         return None if search is None else Begun(x, centered, search)
 
     @torch.no_grad()
     def _in_units(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """Return raw activations in the model's units, and what the encoder sees of them: less the decoder's bias."""
-        x = x.to(self.encoder.device)
+        x = x.to(self.W_enc.device)
         if self.normalizer.kind == "layer_norm":
-            x = self.normalizer(x.to(self.encoder.dtype))
+            x = self.normalizer(x.to(self.W_enc.dtype))
         mean = self.normalizer.mean if self.normalizer.kind in ("scale", "center_scale") else None
-        return backend_for(self.encoder).center(x, mean, self.normalizer.factor, self.decoder_bias)
+        return backend_for(self.W_enc).center(x, mean, self.normalizer.factor, self.b_dec)
 
     def _loss(self, x: Tensor, step: int, half: bool, optimizer: Deferring | None, found: Selected | None) -> Loss:
-        deferred = (optimizer.deferred(self.encoder), optimizer.deferred(self.decoder)) if optimizer else (None, None)
+        deferred = (optimizer.deferred(self.W_enc), optimizer.deferred(self.W_dec)) if optimizer else (None, None)
         x, centered = found[:2] if found else self._in_units(x)
         view = None if self.is_dense() else self._sparse_view(centered, deferred[0], found)
         if view is not None:
-            z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
+            z = self.activation.values(view.a, view.gather, self.b_enc, self.training)
             error, errors, residual = self._error(view, z, x, deferred[1])
         else:
             half, deferred = half or self._precision == "bf16", (None, None)
@@ -247,10 +247,10 @@ class SparseAutoencoder(Autoencoder):
             case "l1":
                 cost = z if not isinstance(self.activation, Gated) else view.a.relu()
                 if penalty.norm == "weighted":
-                    cost = cost * view.gather(row_norms(self.decoder, deferred))
+                    cost = cost * view.gather(row_norms(self.W_dec, deferred))
                 parts = {"sparsity": weight * self.d_in**0.5 * cost.sum() / view.rows}
                 if isinstance(self.activation, Gated):
-                    x_hat = view.decode(view.a.relu(), self._decoder.detached(), None) + self.decoder_bias.detach()
+                    x_hat = view.decode(view.a.relu(), self._W_dec.detached(), None) + self.b_dec.detach()
                     parts["gate"] = (x - x_hat).square().sum() / view.rows
                 return parts
             case "l0":
@@ -259,7 +259,7 @@ class SparseAutoencoder(Autoencoder):
                 return {"sparsity": weight * self.d_in * active.sum() / view.rows}
             case "kl":
                 q = view.latent_sums(z) / view.rows
-                squares = row_norms(self.decoder, deferred).square().sum()
+                squares = row_norms(self.W_dec, deferred).square().sum()
                 return {
                     "sparsity": weight * self.d_in * kl_penalty(penalty.rho, q),
                     "decoder_decay": penalty.decoder_decay / 2 * squares,
@@ -271,12 +271,12 @@ class SparseAutoencoder(Autoencoder):
     ) -> dict[str, Tensor]:
         cure = self.settings.dead
         if isinstance(cure, AuxK):
-            weights = (self.decoder_bias, self.encoder, self.encoder_bias, self._decoder)
+            weights = (self.b_dec, self.W_enc, self.b_enc, self._W_dec)
             dead, precision = self.silence.dead_latents(), self._precision
             return {"auxiliary": auxk_loss(cure, residual, centered, *weights, dead, precision, deferred)}
         if isinstance(cure, PreActivation) and isinstance(self.activation, JumpRelu):
             theta = self.activation.log_threshold.exp()
-            weights = (self.encoder, self.encoder_bias, self.decoder, theta)
+            weights = (self.W_enc, self.b_enc, self.W_dec, theta)
             return {"auxiliary": pre_activation_loss(cure, centered, *weights, self.silence.dead_latents())}
         return {}
 
@@ -309,12 +309,12 @@ class SparseAutoencoder(Autoencoder):
             support, values = found[2:]
         else:
             select = self.activation.select_training if self.training else self.activation.select
-            support, values = select(self._encoder, centered, self.encoder_bias.detach(), self._precision)
+            support, values = select(self._W_enc, centered, self.b_enc.detach(), self._precision)
             if self.too_dense(len(values), len(centered)):
                 self.use_dense.fill_(True)
                 self._dense = True
                 return None
-        weights = (self.decoder_bias, self.encoder, self.encoder_bias)
+        weights = (self.b_dec, self.W_enc, self.b_enc)
         return SparseView(pre_activations(values, centered, *weights, support, deferred), support)
 
     def too_dense(self, entries: int, rows: int) -> bool:
@@ -332,20 +332,20 @@ class SparseAutoencoder(Autoencoder):
 
     def _dense_formula(self, x: Tensor, half: bool) -> tuple[Tensor, ...]:
         view = self._dense_view(x, self.training, half)
-        z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
+        z = self.activation.values(view.a, view.gather, self.b_enc, self.training)
         return view.a, z, *self._error(view, z, x, None)
 
     def _error(self, view: View, z: Tensor, x: Tensor, deferred: DeferredGradient | None) -> Error:
         """Return the reconstruction's error, the mean over prefixes where there are some."""
         if not self.prefixes:
-            return view.squared_error(z, self._decoder, self.decoder_bias, x, deferred)
-        x_hats = view.decode_prefixes(z, self._decoder, deferred, self.prefixes) + self.decoder_bias
+            return view.squared_error(z, self._W_dec, self.b_dec, x, deferred)
+        x_hats = view.decode_prefixes(z, self._W_dec, deferred, self.prefixes) + self.b_dec
         residual = x - x_hats[-1].detach()
         error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum") / len(self.prefixes)
         return error, residual.square().sum(1), residual
 
     def _dense_view(self, x: Tensor, training: bool, half: bool = False) -> DenseView:
-        a = product(x - self.decoder_bias, self.encoder.T, half) + self.encoder_bias
+        a = product(x - self.b_dec, self.W_enc.T, half) + self.b_enc
         kept = self.activation.survivors(a, training)
         return DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
 
@@ -353,11 +353,11 @@ class SparseAutoencoder(Autoencoder):
     def _precision(self) -> Precision:
         """Whose numbers decide in training who is active; encoding is exact."""
         codes = self.settings.codes
-        return default_precision(self.encoder.device) if codes == "auto" else codes
+        return default_precision(self.W_enc.device) if codes == "auto" else codes
 
     def _sparse_share(self) -> float:
         given = self.settings.sparse_below
-        return sparse_below(self.encoder.device) if given is None else given
+        return sparse_below(self.W_enc.device) if given is None else given
 
     def _dense_only(self) -> bool:
         return self.activation.dense_only or self._sparse_share() == 0.0
@@ -390,27 +390,27 @@ class SparseAutoencoder(Autoencoder):
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> SparseAdam:
         """Return Adam that keeps unit rows and the weights' copies up, and takes deferred gradients."""
         rules = {
-            self.encoder: RowRule(self._encoder),
-            self.decoder: RowRule(self._decoder, unit_rows=self.unit_decoder),
+            self.W_enc: RowRule(self._W_enc),
+            self.W_dec: RowRule(self._W_dec, unit_rows=self.unit_decoder),
         }
         return SparseAdam(list(self.parameters()), rules, lr, betas, eps)
 
     def step_context(self) -> AbstractContextManager[None]:
         """Return what a whole step runs in: where nearly all of it is the backend's, the backend says."""
         plain = self.prefixes is None and not isinstance(self.activation, Gated)
-        return backend_for(self.encoder).step_context() if plain and not self.is_dense() else nullcontext()
+        return backend_for(self.W_enc).step_context() if plain and not self.is_dense() else nullcontext()
 
     @torch.no_grad()
     def before_update(self) -> None:
         """Remove the part of the decoder's gradient that would only change row norms."""
-        if self.unit_decoder and self.decoder.grad is not None:
-            remove_part_along(self.decoder, self.decoder.grad)
+        if self.unit_decoder and self.W_dec.grad is not None:
+            remove_part_along(self.W_dec, self.W_dec.grad)
 
     @torch.no_grad()
     def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
         """Restore unit rows, count silence, move thresholds, steer the penalty, resample."""
         if self.unit_decoder and not isinstance(optimizer, SparseAdam):
-            normalize_rows(self.decoder)
+            normalize_rows(self.W_dec)
         if not self._last:
             return
         l0 = distributed.all_reduce_mean(self._last["counts"].sum() / self._rows)

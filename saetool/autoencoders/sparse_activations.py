@@ -32,31 +32,31 @@ class SparseActivation(nn.Module):
 
     dense_only = False
 
-    def cut(self, bias: Tensor) -> Tensor:
+    def cut(self, b_enc: Tensor) -> Tensor:
         """Return for each latent the pre-activation at or below which its value (and gradient) is zero."""
-        return torch.zeros_like(bias)
+        return torch.zeros_like(b_enc)
 
-    def select(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
+    def select(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Found:
         """Return the support of a batch and the pre-activations on it, as inference does: row by row."""
-        return finish(self.search(encoder, x, bias, precision))
+        return finish(self.search(W_enc, x, b_enc, precision))
 
-    def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
+    def select_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Found:
         """Do what `select` does, as training does."""
-        return self.select(encoder, x, bias, precision)
+        return self.select(W_enc, x, b_enc, precision)
 
-    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search:
+    def search(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search:
         """Begin what `select` does."""
-        return backend_for(encoder.tensor).search(x, encoder, bias, precision, cut=self.cut(bias))
+        return backend_for(W_enc.tensor).search(x, W_enc, b_enc, precision, cut=self.cut(b_enc))
 
-    def search_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+    def search_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search | None:
         """Begin what `select_training` does; None where that cannot be done apart from the rest."""
-        return self.search(encoder, x, bias, precision)
+        return self.search(W_enc, x, b_enc, precision)
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         """Return which of all pre-activations [batch, n_latents] are selected; None: the values say it."""
         return None
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         """Return z from a, as training or inference does."""
         return a.relu()
 
@@ -69,14 +69,14 @@ class Sigmoid(SparseActivation):
 
     dense_only = True
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return a.sigmoid()
 
 
 class OneMinusExp(SparseActivation):
     """z = 1 − exp(−max(a, 0)): a probability with true zeros."""
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return -torch.expm1(-a.relu())
 
 
@@ -87,8 +87,8 @@ class TopK(SparseActivation):
         super().__init__()
         self.k = k
 
-    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search:
-        return backend_for(encoder.tensor).search(x, encoder, bias, precision, k=self.k)
+    def search(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search:
+        return backend_for(W_enc.tensor).search(x, W_enc, b_enc, precision, k=self.k)
 
     def survivors(self, a: Tensor, training: bool) -> Tensor | None:
         places = a.topk(min(self.k, a.shape[1]), dim=1, sorted=False).indices
@@ -100,7 +100,7 @@ class SignedTopK(TopK):
 
     dense_only = True
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return a
 
 
@@ -129,26 +129,26 @@ class BatchTopK(SparseActivation):
         weight = 1 - THRESHOLD_DECAY ** self.updates.float()
         return torch.where(self.updates > 0, self.running / weight.clamp_min(1e-12), self.running)
 
-    def cut(self, bias: Tensor) -> Tensor:
-        return self.threshold().to(bias).expand_as(bias)
+    def cut(self, b_enc: Tensor) -> Tensor:
+        return self.threshold().to(b_enc).expand_as(b_enc)
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return a.relu() if training else a.relu() * (a > self.threshold())
 
-    def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
-        backend, guess, wanted = backend_for(encoder.tensor), self.guess.to(bias) * GUESS, self.k * len(x)
+    def select_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Found:
+        backend, guess, wanted = backend_for(W_enc.tensor), self.guess.to(b_enc) * GUESS, self.k * len(x)
         for tries in count(1):
-            support, a = finish(backend.search(x, encoder, bias, precision, cut=guess.expand_as(bias)))
+            support, a = finish(backend.search(x, W_enc, b_enc, precision, cut=guess.expand_as(b_enc)))
             if self._enough(a, guess, wanted, precision) or float(guess) == 0:
                 break
             guess = guess * LOWER if tries < TRIES else torch.zeros_like(guess)
         return backend.keep(support, a, self._largest(a, wanted))
 
-    def search_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+    def search_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search | None:
         if precision == "exact":
             return None  # how many exceed the guess is known only when their outputs are
-        backend, guess = backend_for(encoder.tensor), self.guess.to(bias) * GUESS
-        search = backend.search(x, encoder, bias, precision, cut=guess.expand_as(bias))
+        backend, guess = backend_for(W_enc.tensor), self.guess.to(b_enc) * GUESS
+        search = backend.search(x, W_enc, b_enc, precision, cut=guess.expand_as(b_enc))
         return _BatchSearch(search, self, backend, self.k * len(x))
 
     def _enough(self, a: Tensor, guess: Tensor, wanted: int, precision: Precision) -> bool:
@@ -233,11 +233,11 @@ class JumpRelu(SparseActivation):
         self.bandwidth = settings.bandwidth * math.sqrt(d_in)
         self.log_threshold = nn.Parameter(torch.full((n_latents,), math.log(settings.threshold * math.sqrt(d_in))))
 
-    def cut(self, bias: Tensor) -> Tensor:
+    def cut(self, b_enc: Tensor) -> Tensor:
         # Within the kernel's window below the threshold the value is 0 but its gradient is not.
         return self.log_threshold.detach().exp() - self.bandwidth / 2
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return _JumpRelu.apply(a, gather(self.log_threshold.exp()), self.bandwidth)
 
     def active(self, a: Tensor, gather: Gather) -> Tensor:
@@ -290,8 +290,8 @@ class Gated(SparseActivation):
         self.log_scale = nn.Parameter(torch.zeros(n_latents))
         self.magnitude_bias = nn.Parameter(torch.zeros(n_latents))
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
-        magnitude = gather(self.log_scale.exp()) * (a - gather(bias)) + gather(self.magnitude_bias)
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
+        magnitude = gather(self.log_scale.exp()) * (a - gather(b_enc)) + gather(self.magnitude_bias)
         return magnitude.relu() * (a > 0)
 
 

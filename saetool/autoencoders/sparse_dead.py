@@ -74,9 +74,9 @@ def auxk_loss(
     residual: Float[Tensor, "batch d_in"],
     x: Float[Tensor, "batch d_in"],
     center: Tensor,
-    encoder: Tensor,
-    bias: Tensor,
-    decoder: Weight,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Weight,
     dead: Int[Tensor, "n_dead"],
     precision: Precision,
     deferred: tuple[DeferredGradient | None, DeferredGradient | None],
@@ -89,20 +89,20 @@ def auxk_loss(
     if dead.numel() == 0:
         return residual.new_zeros(())
     k = min(settings.k or min(x.shape[1] // 2, 512), dead.numel())
-    some = Weight(encoder.detach()[dead])
-    among, values = finish(backend_for(encoder).search(x, some, bias.detach()[dead], precision, k=max(k, 1)))
-    support = Support(among.offsets, dead[among.latents], encoder.shape[0], among.rows)
-    a = pre_activations(values, x, center, encoder, bias, support, deferred[0])
-    estimate = decode(a.relu(), decoder, support, deferred[1])
+    some = Weight(W_enc.detach()[dead])
+    among, values = finish(backend_for(W_enc).search(x, some, b_enc.detach()[dead], precision, k=max(k, 1)))
+    support = Support(among.offsets, dead[among.latents], W_enc.shape[0], among.rows)
+    a = pre_activations(values, x, center, W_enc, b_enc, support, deferred[0])
+    estimate = decode(a.relu(), W_dec, support, deferred[1])
     return settings.weight * (residual.detach() - estimate).square().sum() / len(x)
 
 
 def pre_activation_loss(
     settings: PreActivation,
     x: Float[Tensor, "batch d_in"],
-    encoder: Tensor,
-    bias: Tensor,
-    decoder: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
     threshold: Float[Tensor, "n_latents"],
     dead: Int[Tensor, "n_dead"],
 ) -> Tensor:
@@ -113,9 +113,9 @@ def pre_activation_loss(
     """
     if dead.numel() == 0:
         return x.new_zeros(())
-    weight, offset, theta = (p.index_select(0, dead) for p in (encoder, bias, threshold))
+    weight, offset, theta = (p.index_select(0, dead) for p in (W_enc, b_enc, threshold))
     with torch.no_grad():
-        norms = torch.linalg.vector_norm(decoder[dead], dim=1)
+        norms = torch.linalg.vector_norm(W_dec[dead], dim=1)
         counts, inputs = torch.zeros_like(offset), torch.zeros_like(weight)
         for part in x.split(SLICE_ROWS):
             below = (torch.addmm(offset, part, weight.T) < theta).to(x.dtype) * norms
@@ -199,12 +199,12 @@ def resample(
     index = index[: len(drawn)]
     if index.numel() == 0:
         return
-    alive = torch.linalg.vector_norm(model.encoder[~dead], dim=1)
-    scale = alive.mean() if alive.numel() else model.encoder.new_ones(())
-    model.decoder[index] = drawn
-    model.encoder[index] = drawn * (settings.encoder_scale * scale)
-    reset = [model.encoder, model.decoder, model.encoder_bias]
-    model.encoder_bias[index] = 0.0
+    alive = torch.linalg.vector_norm(model.W_enc[~dead], dim=1)
+    scale = alive.mean() if alive.numel() else model.W_enc.new_ones(())
+    model.W_dec[index] = drawn
+    model.W_enc[index] = drawn * (settings.encoder_scale * scale)
+    reset = [model.W_enc, model.W_dec, model.b_enc]
+    model.b_enc[index] = 0.0
     if isinstance(model.activation, Gated):
         reset += [model.activation.magnitude_bias, model.activation.log_scale]
         model.activation.magnitude_bias[index] = 0.0

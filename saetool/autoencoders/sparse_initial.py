@@ -34,10 +34,10 @@ class Initial(Autoencoder):
     settings: SparseSettings
     normalizer: Normalizer
     activation: SparseActivation
-    encoder: nn.Parameter
-    decoder: nn.Parameter
-    encoder_bias: nn.Parameter
-    decoder_bias: nn.Parameter
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_enc: nn.Parameter
+    b_dec: nn.Parameter
 
 
 @torch.no_grad()
@@ -46,15 +46,15 @@ def initialize_sparse(model: Initial, stream: Stream, generator: torch.Generator
     statistics = stream.statistics()
     model.normalizer.fit(statistics)
     if model.settings.normalize != "center_scale":
-        model.decoder_bias.copy_(model.normalizer(statistics.mean.to(model.decoder_bias)))
-    rows = torch.randn(model.decoder.shape, generator=generator, device=generator.device)
-    model.decoder.copy_(nn.functional.normalize(rows, dim=1))
+        model.b_dec.copy_(model.normalizer(statistics.mean.to(model.b_dec)))
+    rows = torch.randn(model.W_dec.shape, generator=generator, device=generator.device)
+    model.W_dec.copy_(nn.functional.normalize(rows, dim=1))
     penalty = model.settings.penalty
-    model.encoder.copy_(model.decoder * _encoder_scale(model.settings))
+    model.W_enc.copy_(model.W_dec * _encoder_scale(model.settings))
     if isinstance(penalty, KlPenalty) and model.settings.activation.kind == "sigmoid":
-        model.encoder_bias.fill_(math.log(penalty.rho / (1 - penalty.rho)))
+        model.b_enc.fill_(math.log(penalty.rho / (1 - penalty.rho)))
         return float(model.n_latents)
-    return _set_biases(model, model.normalizer(stream.sample(SAMPLE_ROWS).to(model.encoder)))
+    return _set_biases(model, model.normalizer(stream.sample(SAMPLE_ROWS).to(model.W_enc)))
 
 
 def _encoder_scale(settings: SparseSettings) -> float:
@@ -77,9 +77,9 @@ def _set_biases(model: Initial, x: Tensor) -> float:
         return float(activation.k)
     shift = -_quantile(model, x, wanted)
     if isinstance(activation, JumpRelu):
-        model.encoder_bias.copy_(activation.log_threshold.exp() + shift)
+        model.b_enc.copy_(activation.log_threshold.exp() + shift)
     else:
-        model.encoder_bias.fill_(shift)
+        model.b_enc.fill_(shift)
     if isinstance(activation, Gated):
         activation.magnitude_bias.fill_(shift)
     return wanted
@@ -89,7 +89,7 @@ def _quantile(model: Initial, x: Tensor, wanted: float) -> float:
     """Return the value that, on average over the rows, `wanted` products with the encoder exceed."""
     above = max(1, round(wanted * len(x)))
     kept = torch.empty(0, dtype=x.dtype, device=x.device)
-    for part in (x - model.decoder_bias).split(SLICE_ROWS):
-        products = torch.cat([kept, (part @ model.encoder.T).flatten()])
+    for part in (x - model.b_dec).split(SLICE_ROWS):
+        products = torch.cat([kept, (part @ model.W_enc.T).flatten()])
         kept = products.topk(min(above, products.numel()), sorted=False).values
     return float(kept.min())

@@ -48,18 +48,18 @@ class View(Protocol):
         """Sum values that stand beside `a` over the batch."""
         ...
 
-    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Float[Tensor, "batch d_in"]:
+    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Float[Tensor, "batch d_in"]:
         """Return values · decoder."""
         ...
 
     def squared_error(
-        self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred: DeferredGradient | None
+        self, values: Tensor, W_dec: Weight, b_dec: Tensor, x: Tensor, deferred: DeferredGradient | None
     ) -> Error:
         """Return the error of x_hat = values · decoder + bias."""
         ...
 
     def decode_prefixes(
-        self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None, prefixes: list[int]
+        self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None, prefixes: list[int]
     ) -> Float[Tensor, "prefixes batch d_in"]:
         """Return values · decoder with only the first latents, for every number of them in `prefixes`."""
         ...
@@ -82,17 +82,17 @@ class DenseView:
     def latent_sums(self, values: Tensor) -> Tensor:
         return values.sum(0)
 
-    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Tensor:
-        return product(values, decoder.tensor, self.half)
+    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Tensor:
+        return product(values, W_dec.tensor, self.half)
 
-    def squared_error(self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred) -> Error:
-        x_hat = self.decode(values, decoder, deferred) + bias
+    def squared_error(self, values: Tensor, W_dec: Weight, b_dec: Tensor, x: Tensor, deferred) -> Error:
+        x_hat = self.decode(values, W_dec, deferred) + b_dec
         residual = x - x_hat.detach()
         return nn.functional.mse_loss(x_hat, x, reduction="sum"), residual.square().sum(1), residual
 
-    def decode_prefixes(self, values: Tensor, decoder: Weight, deferred, prefixes: list[int]) -> Tensor:
+    def decode_prefixes(self, values: Tensor, W_dec: Weight, deferred, prefixes: list[int]) -> Tensor:
         cuts = zip([0, *prefixes[:-1]], prefixes, strict=True)
-        return torch.stack([product(values[:, i:j], decoder.tensor[i:j], self.half) for i, j in cuts]).cumsum(0)
+        return torch.stack([product(values[:, i:j], W_dec.tensor[i:j], self.half) for i, j in cuts]).cumsum(0)
 
 
 class SparseView:
@@ -107,18 +107,18 @@ class SparseView:
     def latent_sums(self, values: Tensor) -> Tensor:
         return ops.latent_sums(values, self.support)
 
-    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Tensor:
-        return ops.decode(values, decoder, self.support, deferred)
+    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Tensor:
+        return ops.decode(values, W_dec, self.support, deferred)
 
-    def squared_error(self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred) -> Error:
-        return ops.squared_error(values, decoder, bias, x, self.support, deferred)
+    def squared_error(self, values: Tensor, W_dec: Weight, b_dec: Tensor, x: Tensor, deferred) -> Error:
+        return ops.squared_error(values, W_dec, b_dec, x, self.support, deferred)
 
-    def decode_prefixes(self, values: Tensor, decoder: Weight, deferred, prefixes: list[int]) -> Tensor:
+    def decode_prefixes(self, values: Tensor, W_dec: Weight, deferred, prefixes: list[int]) -> Tensor:
         # One decode for all: block p of the latents writes to its own copy of the rows, p · batch + row.
         block = sum((self.support.latents >= first).long() for first in prefixes[:-1])
         rows, order = torch.sort(block * self.rows + self.support.rows, stable=True)
         latents, n_rows = self.support.latents[order], self.rows * len(prefixes)
         keys = None if self.support.keys is None else self.support.keys[order]
         spread = Support.from_rows(rows, latents, n_rows, self.support.n_latents, keys)
-        parts = ops.decode(values[order], decoder, spread, deferred)
+        parts = ops.decode(values[order], W_dec, spread, deferred)
         return parts.view(len(prefixes), self.rows, -1).cumsum(0)

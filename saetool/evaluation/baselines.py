@@ -195,16 +195,16 @@ def random_dictionary(
     model = SparseAutoencoder(settings, len(mean)).eval()
     draws = torch.randn(n_latents, len(mean), generator=seeding.generator(seed, "random dictionary"))
     directions = torch.nn.functional.normalize(draws, dim=-1)
-    for parameter, value in ((model.encoder, directions), (model.decoder, directions), (model.decoder_bias, mean)):
+    for parameter, value in ((model.W_enc, directions), (model.W_dec, directions), (model.b_dec, mean)):
         parameter.copy_(value)
-    model.decoder.mul_(scale)
+    model.W_dec.mul_(scale)
     return model
 
 
 @torch.no_grad()
 def best_scale(model: SparseAutoencoder, rows: Float[Tensor, "rows d_in"]) -> float:
     """Return the one number by which a decoder is multiplied to minimize the error on (some of) `rows`."""
-    rows, mean = rows[:SCALE_ROWS], model.decoder_bias
+    rows, mean = rows[:SCALE_ROWS], model.b_dec
     guess = (model(rows) - mean).double()
     square = float(guess.square().sum())
     return float((guess * (rows - mean).double()).sum()) / square if square > 0 else 1.0

@@ -48,7 +48,7 @@ def kl(rho, q):
 def dense_loss(model, x):
     """Return the loss as its papers write it, every latent of every row in one tensor."""
     settings, kind = model.settings, model.settings.activation.kind
-    w_e, w_d, b_e, b_d = model.encoder, model.decoder, model.encoder_bias, model.decoder_bias
+    w_e, w_d, b_e, b_d = model.W_enc, model.W_dec, model.b_enc, model.b_dec
     rows, d_in, n_latents = len(x), x.shape[1], model.n_latents
     a = (x - b_d) @ w_e.T + b_e
     cost = None
@@ -104,11 +104,11 @@ def make(name, d_in=6, n_latents=24, shift=0.0):
     settings = SparseSettings(kind="sparse", n_latents=n_latents, **keys)
     model = SparseAutoencoder(settings, d_in)
     with torch.no_grad():
-        for parameter in (model.encoder, model.encoder_bias, model.decoder_bias):
+        for parameter in (model.W_enc, model.b_enc, model.b_dec):
             parameter += 0.3 * torch.randn_like(parameter)
-        model.encoder_bias += shift
+        model.b_enc += shift
         if not model.unit_decoder:
-            model.decoder *= 1 + torch.rand(n_latents, 1)
+            model.W_dec *= 1 + torch.rand(n_latents, 1)
         for parameter in model.activation.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     model.silence.silent_tokens[n_latents - DEAD.get(name, 0) :] = 10**9
@@ -183,7 +183,7 @@ def test_rows_and_batches_without_active_latents(name):
     record = model.loss(x, 0, torch.Generator())
     found = gradients(model, record.total)
     assert all(torch.isfinite(g).all() for g in found.values())
-    x[4] += 200.0 * model.encoder[3].detach()  # one row wakes up
+    x[4] += 200.0 * model.W_enc[3].detach()  # one row wakes up
     record = model.loss(x, 0, torch.Generator())
     assert all(torch.isfinite(g).all() for g in gradients(model, record.total).values())
 
@@ -206,7 +206,7 @@ def test_deferred_gradients_train_the_same_model(name, monkeypatch):
         optimizer = model.make_optimizer(1e-2, (0.9, 0.999), 1e-8)
         for step in range(10):
             model.loss(x, step, torch.Generator(), optimizer if defer else None).total.backward()
-            assert (model.encoder.grad is None) == defer
+            assert (model.W_enc.grad is None) == defer
             model.before_update()
             optimizer.step()
             optimizer.zero_grad()

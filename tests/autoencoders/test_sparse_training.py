@@ -75,8 +75,8 @@ def test_training_starts_at_the_wanted_l0_with_a_tied_encoder(keys, wanted, scal
     model, x = started(**keys)
     record = model.loss(x, 0, torch.Generator())
     assert float(record.metrics["l0"]) == pytest.approx(wanted, rel=0.1)
-    torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(128))
-    torch.testing.assert_close(model.encoder, scale * model.decoder)
+    torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(128))
+    torch.testing.assert_close(model.W_enc, scale * model.W_dec)
 
 
 def test_normalization_belongs_to_the_model():
@@ -90,7 +90,7 @@ def test_normalization_belongs_to_the_model():
     moved = x[:1] + 1e-3 * torch.randn(1, 16, generator=torch.Generator().manual_seed(1))
     a = (moved - x[:1]) @ small.encoder_directions().T
     torch.testing.assert_close(
-        a, (small.normalizer(moved) - small.normalizer(x[:1])) @ small.encoder.T, rtol=1e-2, atol=1e-4
+        a, (small.normalizer(moved) - small.normalizer(x[:1])) @ small.W_enc.T, rtol=1e-2, atol=1e-4
     )
     one = small.decode(z + torch.nn.functional.one_hot(torch.tensor([7]), 128)) - small.decode(z)
     torch.testing.assert_close(one[0], small.decoder_directions()[7], rtol=1e-4, atol=1e-4)
@@ -128,7 +128,7 @@ def test_batch_topk_keeps_k_times_batch_and_remembers_the_cut():
     cuts = []
     for step in range(3):
         batch = x[step * 256 : step * 256 + 256]
-        a = (model.normalizer(batch) - model.decoder_bias) @ model.encoder.T + model.encoder_bias
+        a = (model.normalizer(batch) - model.b_dec) @ model.W_enc.T + model.b_enc
         cuts.append(float(a.detach().flatten().topk(5 * 256).values.min()))
         record = take(model, batch, step, optimizer)
         assert float(record.metrics["l0"]) == 5
@@ -204,10 +204,10 @@ def test_a_weight_means_the_same_when_inputs_are_padded(name):
     # The same model in units twice as large: latents grow with them, unless they are probabilities.
     bounded = name == "kl"
     with torch.no_grad():
-        padded.encoder.copy_(pad(narrow.encoder, (0, 96)) / (2 if bounded else 1))
-        padded.encoder_bias.copy_(narrow.encoder_bias * (1 if bounded else 2))
-        padded.decoder.copy_(pad(narrow.decoder, (0, 96)) * (2 if bounded else 1))
-        padded.decoder_bias.copy_(pad(narrow.decoder_bias, (0, 96)) * 2)
+        padded.W_enc.copy_(pad(narrow.W_enc, (0, 96)) / (2 if bounded else 1))
+        padded.b_enc.copy_(narrow.b_enc * (1 if bounded else 2))
+        padded.W_dec.copy_(pad(narrow.W_dec, (0, 96)) * (2 if bounded else 1))
+        padded.b_dec.copy_(pad(narrow.b_dec, (0, 96)) * 2)
     records = [m.loss(rows, 0, torch.Generator()) for m, rows in ((narrow, x), (padded, pad(x, (0, 96))))]
     for part, value in records[0].parts.items():
         assert float(records[1].parts[part]) == pytest.approx(4 * float(value), rel=1e-3), part
@@ -224,9 +224,9 @@ def test_weighted_l1_does_not_change_when_latents_shrink_and_decoder_rows_grow()
     model, x = model.double(), x.double()
     before = float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"])
     with torch.no_grad():
-        model.decoder *= 3
-        model.encoder /= 3
-        model.encoder_bias /= 3
+        model.W_dec *= 3
+        model.W_enc /= 3
+        model.b_enc /= 3
     assert float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"]) == pytest.approx(before, rel=1e-6)
 
 
@@ -234,9 +234,9 @@ def test_unit_rows_stay_unit_and_gradients_do_not_point_along_them():
     model, x = started(penalty=L1)
     model.loss(x[:64], 0, torch.Generator()).total.backward()
     model.before_update()
-    assert (model.decoder.grad * model.decoder).sum(1).abs().max() < 1e-4
+    assert (model.W_dec.grad * model.W_dec).sum(1).abs().max() < 1e-4
     train(model, x, 20)
-    torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(128))
+    torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(128))
 
 
 def test_steering_gives_way_while_l0_falls():
@@ -297,7 +297,7 @@ def test_kl_of_a_silent_latent_is_finite_and_has_a_gradient():
 def test_silence_is_counted_in_tokens():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 600})
     with torch.no_grad():
-        model.encoder_bias[:5] = -1e4
+        model.b_enc[:5] = -1e4
     train(model, x, 3, lr=0.0)
     assert model.silence.silent_tokens[:5].tolist() == [768] * 5
     assert model.silence.dead()[:5].all()
@@ -315,14 +315,14 @@ def test_the_dead_window_is_a_fifth_of_the_training_at_most_ten_million():
 def test_auxk_gives_dead_latents_a_gradient_in_the_encoder():
     model, x = started(activation={"kind": "topk", "k": 3}, dead={"kind": "auxk", "after_tokens": 1})
     with torch.no_grad():
-        model.encoder_bias[:20] = -3.0  # never among the three largest, but often positive
-        model.encoder[:20] *= 3
+        model.b_enc[:20] = -3.0  # never among the three largest, but often positive
+        model.W_enc[:20] *= 3
         model.silence.silent_tokens[:20] = 10
         model.silence.silent_tokens[20:] = 0
     record = model.loss(x[:256], 0, torch.Generator())
     assert float(record.parts["auxiliary"]) > 0
     auxiliary = torch.autograd.grad(
-        record.parts["auxiliary"], [model.encoder, model.encoder_bias, model.decoder], allow_unused=True
+        record.parts["auxiliary"], [model.W_enc, model.b_enc, model.W_dec], allow_unused=True
     )
     for grad in auxiliary:
         assert grad[:20].abs().sum() > 0
@@ -332,18 +332,18 @@ def test_auxk_gives_dead_latents_a_gradient_in_the_encoder():
 def test_resampling_changes_dead_rows_and_clears_their_moments():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 500, "every_steps": 3})
     with torch.no_grad():
-        model.encoder_bias[:4] = -1e4
-    before = model.decoder[:4].clone()
+        model.b_enc[:4] = -1e4
+    before = model.W_dec[:4].clone()
     optimizer = model.make_optimizer(1e-3, (0.9, 0.999), 1e-8)
     for step in range(3):
         take(model, x[step * 256 : step * 256 + 256], step, optimizer)
-    assert ((model.decoder[:4] - before).norm(dim=1) > 0.1).all()
-    torch.testing.assert_close(model.decoder[:4].norm(dim=1), torch.ones(4))
-    assert torch.equal(model.encoder_bias[:4], torch.zeros(4))
-    alive = model.encoder[4:].norm(dim=1).mean()
-    torch.testing.assert_close(model.encoder[:4].norm(dim=1), (0.2 * alive).expand(4), rtol=0.05, atol=0)
-    assert float(optimizer.state[model.encoder]["exp_avg"][:4].abs().sum()) == 0
-    assert float(optimizer.state[model.encoder]["exp_avg"][4:].abs().sum()) > 0
+    assert ((model.W_dec[:4] - before).norm(dim=1) > 0.1).all()
+    torch.testing.assert_close(model.W_dec[:4].norm(dim=1), torch.ones(4))
+    assert torch.equal(model.b_enc[:4], torch.zeros(4))
+    alive = model.W_enc[4:].norm(dim=1).mean()
+    torch.testing.assert_close(model.W_enc[:4].norm(dim=1), (0.2 * alive).expand(4), rtol=0.05, atol=0)
+    assert float(optimizer.state[model.W_enc]["exp_avg"][:4].abs().sum()) == 0
+    assert float(optimizer.state[model.W_enc]["exp_avg"][4:].abs().sum()) > 0
     assert ((model.encode(x)[:, :4] > 0).sum(0) > 0).all()  # they fire
 
 
@@ -385,11 +385,11 @@ def test_resampling_ends_with_its_share_of_the_training():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 100, "every_steps": 1, "stop_share": 0.5})
     model.enter("train", TensorStream(x, batch_size=256), Training(tokens=4 * 256))
     with torch.no_grad():
-        model.encoder_bias[:4] = -1e4
+        model.b_enc[:4] = -1e4
     optimizer = model.make_optimizer(0.0, (0.9, 0.999), 1e-8)
     model.tokens_seen.fill_(3 * 256)
     take(model, x[:256], 0, optimizer)
-    assert float(model.encoder_bias[0]) == -1e4
+    assert float(model.b_enc[0]) == -1e4
 
 
 def test_a_huge_penalty_silences_everything_and_reconstructs_the_bias():
@@ -398,7 +398,7 @@ def test_a_huge_penalty_silences_everything_and_reconstructs_the_bias():
     model.eval()
     x = x[:2560]  # all seen in training
     assert model.encode_sparse(x).values.numel() == 0
-    expected = model.normalizer.inverse(model.decoder_bias).expand(len(x), -1)
+    expected = model.normalizer.inverse(model.b_dec).expand(len(x), -1)
     torch.testing.assert_close(model(x), expected)
 
 
@@ -417,12 +417,12 @@ def test_a_batch_much_too_dense_for_the_sparse_step_is_taken_densely_at_once():
     calm = float(model.loss(x[:64], 0, torch.Generator()).total.detach())
     assert not model.is_dense()
     with torch.no_grad():
-        model.encoder_bias += 20.0  # everything is active
+        model.b_enc += 20.0  # everything is active
     dense = model.loss(x[:64], 0, torch.Generator())
     assert bool(model.use_dense)
     assert float(dense.metrics["l0"]) == 128
     with torch.no_grad():
-        model.encoder_bias -= 20.0
+        model.b_enc -= 20.0
     assert float(model.loss(x[:64], 0, torch.Generator()).total.detach()) == pytest.approx(calm, rel=1e-5)
 
 
@@ -466,7 +466,7 @@ def test_a_model_in_bfloat16_encodes_decodes_and_learns(keys):
     loss = model.loss(x[:32], 0, torch.Generator()).total
     loss.backward()
     assert torch.isfinite(loss)
-    assert torch.isfinite(model.encoder.grad).all()
+    assert torch.isfinite(model.W_enc.grad).all()
 
 
 def test_a_copy_and_exchanged_weights_compute_with_their_own():
@@ -475,8 +475,8 @@ def test_a_copy_and_exchanged_weights_compute_with_their_own():
     other = copy.deepcopy(model)
     assert other._compiled is None
     with torch.no_grad():
-        other.encoder.zero_()
-    other.encoder_bias.data.fill_(-1.0)
+        other.W_enc.zero_()
+    other.b_enc.data.fill_(-1.0)
     assert other.encode(x[:4]).sum() == 0
     assert model.encode(x[:4]).sum() > 0
     model.load_state_dict({name: value.clone() for name, value in other.state_dict().items()}, assign=True)

@@ -91,12 +91,12 @@ def test_a_counted_step_leaves_no_copy_behind(on_the_gpus_backend):
     copies = optimizer.copies()
     numbers = optimizer.upcoming()
     with torch.no_grad():  # what a graph does: new values, and nobody is told
-        model.encoder.data.copy_(-model.encoder.detach().clone())
+        model.W_enc.data.copy_(-model.W_enc.detach().clone())
         for weight, copy in copies:
             copy.refresh(weight.tensor.detach(), 0, len(weight.tensor))
     optimizer.count(copies)
     assert optimizer.upcoming().count == numbers.count + 1
     codes = model.encode(x)
-    backends_own = torch.relu((model.normalizer(x) - model.decoder_bias) @ model.encoder.T + model.encoder_bias)
+    backends_own = torch.relu((model.normalizer(x) - model.b_dec) @ model.W_enc.T + model.b_enc)
     kept = backends_own >= backends_own.topk(4, dim=1).values[:, -1:]
     torch.testing.assert_close(codes, backends_own * kept, rtol=1e-4, atol=1e-5)
