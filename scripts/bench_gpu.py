@@ -123,7 +123,6 @@ class Ours:
         torch.manual_seed(0)
         stream = TensorStream(setting.data, batch_size=batch)
         self.learner = Learner(build(settings, setting.d_in), training, 0, setting.device)
-        self.learner.autoencoder.train()
         self.learner.initialize(stream)
         self.learner.enter_phase(stream)
         self.center = stream.statistics().mean

@@ -57,7 +57,7 @@ class Saetool(Program):
     def __init__(self, args):
         super().__init__(args)
         from saetool.activations import TensorStream
-        from saetool.autoencoders.base import Training
+        from saetool.autoencoders.base import Step, Training
         from saetool.autoencoders.families import build
         from saetool.autoencoders.sparse_settings import SparseSettings
 
@@ -68,18 +68,22 @@ class Saetool(Program):
         self.model = build(settings, args.d_in)
         self.generator = torch.Generator().manual_seed(0)
         stream = TensorStream(args.train[:32768], batch_size=args.batch)
-        self.model.initialize(stream, self.generator, Training(tokens=args.tokens))
+        self.training = Training(tokens=args.tokens)
+        self.model.initialize(stream, self.generator, self.training)
         self.optimizer = self.model.make_optimizer(args.lr, (0.9, 0.999), 1e-8)
+        self.now = lambda done: Step(done, self.training, optimizer=self.optimizer)
         self.done = 0
 
     def step(self, x):
+        now = self.now(self.done)
         with self.model.step_context():
-            self.model.loss(x, self.done, self.generator, self.optimizer).total.backward()
+            loss = self.model.loss(x, now, self.generator)
+            loss.total.backward()
             self.model.before_update()
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self.model.after_update(self.optimizer, self.done, self.generator)
-        self.model.after_step(self.done)
+            self.model.after_update(self.optimizer, now, self.generator, [loss])
+        self.model.after_step(now)
         self.done += 1
 
     def flips(self, x):
@@ -92,8 +96,7 @@ class Saetool(Program):
         return (found[0] != found[1]).sum().item() / len(x)
 
     def reconstruct(self, x):
-        codes = self.model.eval().encode_sparse(x)
-        self.model.train()
+        codes = self.model.encode_sparse(x)
         fired = torch.zeros(self.args.n_latents, dtype=torch.bool)
         fired[codes.latents] = True
         return self.model.decode_sparse(codes), codes.offsets.diff(), fired

@@ -186,7 +186,6 @@ def model(keys, checks, device, codes="exact"):
 def learner_of(keys, checks, device, stream, steps, codes="exact"):
     settings = TrainingSettings(tokens=steps * checks.rows, batch_size=checks.rows, lr=1e-3)
     learner = Learner(model(keys, checks, device, codes), settings, 0, device)
-    learner.autoencoder.train()
     learner.initialize(stream)
     learner.enter_phase(stream)
     if "dead" in keys:

@@ -20,6 +20,7 @@ from saetool.autoencoders.base import (
     Loss,
     Normalize,
     Normalizer,
+    Step,
     Stream,
     Training,
 )
@@ -135,7 +136,7 @@ class Linear(Autoencoder):
         """Return the reconstruction in raw units."""
         return self.normalizer.inverse(self._decode(z))
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Return the squared error of a batch."""
         x = self.normalizer(x.to(self.spectrum))
         return Loss({"reconstruction": squared_error(self._decode(self._encode(x)), x)})

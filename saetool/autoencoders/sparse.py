@@ -5,8 +5,10 @@ f, the penalty, nested prefixes and the cure for dead latents are choices of the
 one row a latent: [n_latents, d_in].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Deferring, Loss, Normalizer, Stream, Training
+from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalizer, Step, Stream, Training
 from saetool.autoencoders.sparse_activations import (
     BatchTopK,
     Gated,
@@ -55,6 +57,18 @@ SIGMOID_ACTIVE = 0.1
 """A sigmoid latent is never 0; it counts as active above this."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What `after_update` needs of a batch, or of one of the pieces that make one."""
+
+    rows: int
+    counts: Float[Tensor, "n_latents"]
+    """Rows on which each latent was active."""
+    smallest: Tensor | None
+    resampled: tuple[Float[Tensor, "batch"], Float[Tensor, "batch d_in"]] | None
+    """Squared errors and centered inputs, from which dead latents start again."""
+
+
 class SparseAutoencoder(Autoencoder):
     """A dictionary of `n_latents` directions, few of them active at a time."""
 
@@ -90,11 +104,8 @@ class SparseAutoencoder(Autoencoder):
             )
         self.prefixes = [p for p in prefixes if p < self.n_latents] + [self.n_latents] if prefixes else None
         self._W_enc, self._W_dec = Weight(self.W_enc), Weight(self.W_dec)
-        self._training = UNKNOWN
-        self._last: dict[str, Tensor] = {}
-        self._rows = 0
         self._dense: bool | None = None
-        self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
+        self._compiled: Callable[..., tuple[Any, ...]] | None = None
         self.register_load_state_dict_post_hook(lambda module, keys: module._forget())
 
     def _forget(self) -> None:
@@ -134,7 +145,9 @@ class SparseAutoencoder(Autoencoder):
         if not self._dense_only():
             z = self.encode_sparse(rows).dense()
         else:
-            view = self._dense_view(self.normalizer(rows.to(self.W_enc)), training=False)
+            a = self._outputs(self.normalizer(rows.to(self.W_enc)))
+            kept = self.activation.selected(a)
+            view = DenseView(a if kept is None else torch.where(kept, a, 0.0))
             z = self.activation.values(view.a, view.gather, self.b_enc, training=False)
         return z.reshape(*x.shape[:-1], self.n_latents)
 
@@ -179,9 +192,8 @@ class SparseAutoencoder(Autoencoder):
     def loss(
         self,
         x: Float[Tensor, "batch d_in"],
-        step: int,
+        step: Step,
         generator: torch.Generator,
-        optimizer: Deferring | None = None,
         found: Selected | None = None,
     ) -> Loss:
         """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the cure.
@@ -192,16 +204,16 @@ class SparseAutoencoder(Autoencoder):
         kind = self.W_enc.device.type
         half = torch.is_autocast_enabled(kind) and self.W_enc.dtype == torch.float32
         with torch.autocast(kind, enabled=False):
-            return self._loss(x, step, half, optimizer, found)
+            return self._loss(x, step, half, found)
 
-    def repeats(self, step: int) -> bool:
+    def repeats(self, step: Step) -> bool:
         """Say whether this sparse step does the same as the next ones, but for the batch and its number of entries."""
-        cure, settled = self.settings.dead, step + 1 >= self.penalty_weight.warmup_steps
-        if not settled:
+        cure = self.settings.dead
+        if not self.penalty_weight.risen(step):
             return False
         if isinstance(cure, Resample):
-            every = resample_every(cure, self._training.steps)
-            return not every or (step + 1) % every != 0
+            every = resample_every(cure, step.training)
+            return not every or (step.number + 1) % every != 0
         return isinstance(cure, NoCure)
 
     @torch.no_grad()
@@ -209,7 +221,7 @@ class SparseAutoencoder(Autoencoder):
         """Begin the selection of a batch, as far as it goes without waiting for the device; None where it does not."""
         x, centered = self._in_units(x)
         search = self.activation.search_training(self._W_enc, centered, self.b_enc.detach(), self._precision)
-        return None if search is None else Begun(x, centered, search)
+        return None if search is None else Begun(x, centered, search, self.activation)
 
     @torch.no_grad()
     def _in_units(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
@@ -220,24 +232,39 @@ class SparseAutoencoder(Autoencoder):
         mean = self.normalizer.mean if self.normalizer.kind in ("scale", "center_scale") else None
         return backend_for(self.W_enc).center(x, mean, self.normalizer.factor, self.b_dec)
 
-    def _loss(self, x: Tensor, step: int, half: bool, optimizer: Deferring | None, found: Selected | None) -> Loss:
-        deferred = (optimizer.deferred(self.W_enc), optimizer.deferred(self.W_dec)) if optimizer else (None, None)
+    def _loss(self, x: Tensor, step: Step, half: bool, found: Selected | None) -> Loss:
+        taker = step.optimizer
+        deferred = (taker.deferred(self.W_enc), taker.deferred(self.W_dec)) if taker else (None, None)
         x, centered = found[:2] if found else self._in_units(x)
-        view = None if self.is_dense() else self._sparse_view(centered, deferred[0], found)
-        if view is not None:
-            z = self.activation.values(view.a, view.gather, self.b_enc, self.training)
+        found = None if self.is_dense() else found or self._select(x, centered)
+        if found is not None:
+            weights = (self.b_dec, self.W_enc, self.b_enc)
+            a = pre_activations(found.values, centered, *weights, found.support, deferred[0])
+            view, smallest = SparseView(a, found.support), found.smallest
+            z = self.activation.values(a, view.gather, self.b_enc, training=True)
             error, errors, residual = self._error(view, z, x, deferred[1])
         else:
             half, deferred = half or self._precision == "bf16", (None, None)
-            a, z, error, errors, residual = self._dense_step(x, half)
+            a, z, smallest, error, errors, residual = self._dense_step(x, half)
             view = DenseView(a, half)
+        weight, training = self.penalty_weight.at(step), step.training
         parts = {"reconstruction": error / len(x)}
-        metrics = self._note_batch(view, z, errors, centered)
-        weight = self.penalty_weight.at(step)
+        counts = view.latent_sums((z > self.active_above).to(z.dtype))
+        metrics = self._numbers(view, z, counts)
+        resampled = (errors, centered) if isinstance(self.settings.dead, Resample) else None
         parts |= self._penalty(view, z, x, weight, deferred[1])
-        parts |= self._cure(residual, centered, deferred)
-        metrics |= {"penalty_weight": weight, "dead": self.silence.dead().float().mean()}
-        return Loss(parts, metrics)
+        parts |= self._cure(residual, centered, deferred, training)
+        metrics |= {"penalty_weight": weight, "dead": self.silence.dead(training).float().mean()}
+        return Loss(parts, metrics, Piece(view.rows, counts, smallest, resampled))
+
+    def _select(self, x: Tensor, centered: Tensor) -> Selected | None:
+        """Return the entries of a batch; None where they are so many that this and later steps must be dense."""
+        chosen = self.activation.select_training(self._W_enc, centered, self.b_enc.detach(), self._precision)
+        if self.too_dense(len(chosen[1]), len(centered)):
+            self.use_dense.fill_(True)
+            self._dense = True
+            return None
+        return Selected(x, centered, *chosen)
 
     def _penalty(
         self, view: View, z: Tensor, x: Tensor, weight: Tensor, deferred: DeferredGradient | None
@@ -267,55 +294,33 @@ class SparseAutoencoder(Autoencoder):
         return {}
 
     def _cure(
-        self, residual: Tensor, centered: Tensor, deferred: tuple[DeferredGradient | None, DeferredGradient | None]
+        self,
+        residual: Tensor,
+        centered: Tensor,
+        deferred: tuple[DeferredGradient | None, DeferredGradient | None],
+        training: Training,
     ) -> dict[str, Tensor]:
         cure = self.settings.dead
         if isinstance(cure, AuxK):
             weights = (self.b_dec, self.W_enc, self.b_enc, self._W_dec)
-            dead, precision = self.silence.dead_latents(), self._precision
+            dead, precision = self.silence.dead_latents(training), self._precision
             return {"auxiliary": auxk_loss(cure, residual, centered, *weights, dead, precision, deferred)}
         if isinstance(cure, PreActivation) and isinstance(self.activation, JumpRelu):
             theta = self.activation.log_threshold.exp()
             weights = (self.W_enc, self.b_enc, self.W_dec, theta)
-            return {"auxiliary": pre_activation_loss(cure, centered, *weights, self.silence.dead_latents())}
+            return {"auxiliary": pre_activation_loss(cure, centered, *weights, self.silence.dead_latents(training))}
         return {}
 
     @torch.no_grad()
-    def _note_batch(self, view: View, z: Tensor, errors: Tensor, centered: Tensor) -> dict[str, Tensor]:
-        """Return what is worth logging of a batch, and keep for `after_update` what it needs."""
-        active = (z > self.active_above).to(z.dtype)
-        counts = view.latent_sums(active)
+    def _numbers(self, view: View, z: Tensor, counts: Tensor) -> dict[str, Tensor]:
+        """Return what is worth logging of a batch."""
         metrics = {"l0": counts.sum() / view.rows, "l1": z.sum() / view.rows}
         if isinstance(self.settings.penalty, KlPenalty):
             q = view.latent_sums(z) / view.rows
             spread = view.latent_sums(z.square()) / view.rows - q.square()
             # Bimodal latents are near 1, a dense linear code around rho is near 0.
             metrics["binarity"] = (spread / (q * (1 - q)).clamp_min(1e-12)).mean()
-        if self.training:
-            resampling = isinstance(self.settings.dead, Resample)
-            rows = {"errors": errors, "x": centered} if resampling else {}
-            # With gradient accumulation several losses come before one update.
-            self._last["counts"] = self._last["counts"] + counts if self._last else counts
-            for name, value in rows.items():
-                self._last[name] = torch.cat([self._last[name], value]) if name in self._last else value
-            self._rows += view.rows
         return metrics
-
-    def _sparse_view(
-        self, centered: Tensor, deferred: DeferredGradient | None, found: Selected | None
-    ) -> SparseView | None:
-        """Return the view of a batch; None where it is so dense that this and later steps must be dense."""
-        if found:
-            support, values = found[2:]
-        else:
-            select = self.activation.select_training if self.training else self.activation.select
-            support, values = select(self._W_enc, centered, self.b_enc.detach(), self._precision)
-            if self.too_dense(len(values), len(centered)):
-                self.use_dense.fill_(True)
-                self._dense = True
-                return None
-        weights = (self.b_dec, self.W_enc, self.b_enc)
-        return SparseView(pre_activations(values, centered, *weights, support, deferred), support)
 
     def too_dense(self, entries: int, rows: int) -> bool:
         """Say whether so many entries are far too many for a sparse step."""
@@ -323,17 +328,19 @@ class SparseAutoencoder(Autoencoder):
         bounded = isinstance(self.activation, TopK | BatchTopK)
         return not bounded and entries > MUCH_TOO_DENSE * self._sparse_share() * self.n_latents * rows
 
-    def _dense_step(self, x: Tensor, half: bool) -> tuple[Tensor, ...]:
-        """Return a, z and the error of all latents; where a GPU compiles it, as one function."""
+    def _dense_step(self, x: Tensor, half: bool) -> tuple[Any, ...]:
+        """Return a, z, the smallest kept and the error of all latents; where a GPU compiles it, as one function."""
         if self._compiled is None:
-            alone = isinstance(self.activation, TopK | BatchTopK)  # they keep state, or ask other processes
+            alone = isinstance(self.activation, TopK | BatchTopK)  # they sort, or ask other processes
             self._compiled = self._dense_formula if alone else compiled_dense(self._dense_formula, x.device)
         return self._compiled(x, half)
 
-    def _dense_formula(self, x: Tensor, half: bool) -> tuple[Tensor, ...]:
-        view = self._dense_view(x, self.training, half)
-        z = self.activation.values(view.a, view.gather, self.b_enc, self.training)
-        return view.a, z, *self._error(view, z, x, None)
+    def _dense_formula(self, x: Tensor, half: bool) -> tuple[Any, ...]:
+        a = self._outputs(x, half)
+        kept, smallest = self.activation.selected_training(a)
+        view = DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
+        z = self.activation.values(view.a, view.gather, self.b_enc, training=True)
+        return view.a, z, smallest, *self._error(view, z, x, None)
 
     def _error(self, view: View, z: Tensor, x: Tensor, deferred: DeferredGradient | None) -> Error:
         """Return the reconstruction's error, the mean over prefixes where there are some."""
@@ -344,10 +351,9 @@ class SparseAutoencoder(Autoencoder):
         error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum") / len(self.prefixes)
         return error, residual.square().sum(1), residual
 
-    def _dense_view(self, x: Tensor, training: bool, half: bool = False) -> DenseView:
-        a = product(x - self.b_dec, self.W_enc.T, half) + self.b_enc
-        kept = self.activation.survivors(a, training)
-        return DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
+    def _outputs(self, x: Tensor, half: bool = False) -> Float[Tensor, "batch n_latents"]:
+        """Return the encoder's outputs on a batch in the model's units."""
+        return product(x - self.b_dec, self.W_enc.T, half) + self.b_enc
 
     @property
     def _precision(self) -> Precision:
@@ -372,20 +378,10 @@ class SparseAutoencoder(Autoencoder):
 
     def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Set normalization, dictionary and biases from training rows; decide how to start (sparse or dense)."""
-        require_possible(self.settings.dead, training.steps, training.tokens)
-        self._learn_length(stream, training)
+        require_possible(self.settings.dead, training)
         expected = initialize_sparse(self, stream, generator)  # type: ignore[arg-type]
         self.mean_l0.fill_(expected)
         self._decide_density()
-
-    def enter(self, phase: str, stream: Stream, training: Training = UNKNOWN) -> None:
-        """Set what follows from the training's length and is not saved: a resumed one comes here only."""
-        self._learn_length(stream, training)
-
-    def _learn_length(self, stream: Stream, training: Training) -> None:
-        self._training = training
-        self.silence.set_training_tokens(training.tokens or stream.n_rows)
-        self.penalty_weight.set_training_steps(training.steps)
 
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> SparseAdam:
         """Return Adam that keeps unit rows and the weights' copies up, and takes deferred gradients."""
@@ -407,29 +403,29 @@ class SparseAutoencoder(Autoencoder):
             remove_part_along(self.W_dec, self.W_dec.grad)
 
     @torch.no_grad()
-    def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
+    def after_update(
+        self, optimizer: torch.optim.Optimizer, step: Step, generator: torch.Generator, losses: Sequence[Loss]
+    ) -> None:
         """Restore unit rows, count silence, move thresholds, steer the penalty, resample."""
         if self.unit_decoder and not isinstance(optimizer, SparseAdam):
             normalize_rows(self.W_dec)
-        if not self._last:
-            return
-        l0 = distributed.all_reduce_mean(self._last["counts"].sum() / self._rows)
-        self.silence.update(self._last["counts"] > 0, self._rows)
-        self.tokens_seen += self._rows * distributed.world_size()
-        self.activation.after_update()
+        pieces: list[Piece] = [loss.kept for loss in losses]
+        rows, counts = sum(piece.rows for piece in pieces), reduce(torch.add, [piece.counts for piece in pieces])
+        l0 = distributed.all_reduce_mean(counts.sum() / rows)
+        self.silence.update(counts > 0, rows, step.training)
+        self.tokens_seen += rows * distributed.world_size()
+        self.activation.after_update([piece.smallest for piece in pieces])
         self.penalty_weight.after_update(step, l0, self.mean_l0)
         self.mean_l0.lerp_(l0.to(self.mean_l0), 0.1)
         cure = self.settings.dead
-        if isinstance(cure, Resample) and due(
-            cure, step, self.tokens_seen, self._training.steps, self._training.tokens
-        ):
-            resample(self, cure, self._last["errors"], self._last["x"], optimizer, generator)
-        self._last, self._rows = {}, 0
+        if isinstance(cure, Resample) and due(cure, step, self.tokens_seen):
+            errors, x = map(torch.cat, zip(*[piece.resampled for piece in pieces if piece.resampled], strict=True))
+            resample(self, cure, self.silence.dead(step.training), errors, x, optimizer, generator)
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Step) -> None:
         """Choose the sparse or the dense step for the next ones."""
-        if (step + 1) % DENSITY_EVERY == 0:
+        if (step.number + 1) % DENSITY_EVERY == 0:
             self._decide_density()
 
     def _decide_density(self) -> None:

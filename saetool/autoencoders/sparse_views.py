@@ -1,12 +1,13 @@
 """A batch's pre-activations in two forms that answer the same questions: all of them, or the active entries only."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saetool.autoencoders.sparse_activations import SparseActivation
 from saetool.sparse import ops
 from saetool.sparse.backends import Search
 from saetool.sparse.codes import Support
@@ -17,21 +18,31 @@ Error = tuple[Float[Tensor, ""], Float[Tensor, "batch"], Float[Tensor, "batch d_
 """Σ ‖r‖² over the batch; without gradient each row's ‖r‖², and r = x − x_hat."""
 
 
-Selected = tuple[Tensor, Tensor, Support, Tensor]
-"""A batch in the model's units and as the encoder sees it, the entries and the outputs on them."""
+class Selected(NamedTuple):
+    """A batch in the model's units and as the encoder sees it, its entries and the outputs on them.
+
+    `smallest`: the smallest output that was kept, where the activation remembers it.
+    """
+
+    x: Float[Tensor, "batch d_in"]
+    centered: Float[Tensor, "batch d_in"]
+    support: Support
+    values: Float[Tensor, "entries"]
+    smallest: Tensor | None
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A batch in the model's units and as the encoder sees it, and the search for its entries."""
+    """A batch in the model's units and as the encoder sees it, the search for its entries, and who chooses of them."""
 
     x: Float[Tensor, "batch d_in"]
     centered: Float[Tensor, "batch d_in"]
     search: Search
+    activation: SparseActivation
 
     def found(self, numbers: list[int], room: int) -> Selected:
         """Return what the search finds, with room for so many entries."""
-        return self.x, self.centered, *self.search.found(numbers, room)
+        return Selected(self.x, self.centered, *self.activation.chosen(self.search.found(numbers, room), len(self.x)))
 
 
 class View(Protocol):

@@ -22,6 +22,7 @@ from saetool.autoencoders.base import (
     Loss,
     Normalize,
     Normalizer,
+    Step,
     Stream,
     Training,
 )
@@ -162,7 +163,7 @@ class Variational(Autoencoder):
             return self._gaussian((x - self.decoder(mean)).square().sum(-1) + spread)
         return self._log_likelihood(x, mean + (0.5 * log_variance).exp() * draw(mean))
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Return the negative ELBO with its β at `step`, in nats in the model's units.
 
         The metric `elbo` is reported as `elbo` returns it: at β = 1, as a density of raw activations.
@@ -174,7 +175,7 @@ class Variational(Autoencoder):
         expected = self._expected_log_likelihood(x, mean, log_variance, lambda like: normal_like(like, generator))
         negative = -expected.mean()
         divergence = kl_from_standard_normal(mean, log_variance).mean()
-        beta = self.settings.beta * min(1.0, (step + 1) / max(self.settings.warmup_steps, 1))
+        beta = self.settings.beta * min(1.0, (step.number + 1) / max(self.settings.warmup_steps, 1))
         active = (mean.detach().var(0, correction=0) > ACTIVE_VARIANCE).sum()
         elbo = (self._log_volume() - negative - divergence).detach()
         metrics = {"elbo": elbo, "kl": divergence.detach(), "active_units": active}

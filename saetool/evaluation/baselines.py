@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from saetool import seeding
-from saetool.autoencoders.base import Autoencoder, Loss
+from saetool.autoencoders.base import Autoencoder, Loss, Step
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings, TopKActivation
 from saetool.sparse.codes import Codes
@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 2048
 class Baseline(Autoencoder):
     """A fitted baseline: encodes and decodes like an autoencoder, and does not train."""
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Refuse: a baseline is fitted when it is made."""
         raise NotImplementedError("a baseline is fitted when it is made and has no loss")
 

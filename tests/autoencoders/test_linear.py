@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from sklearn.decomposition import PCA
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.linear import Linear, LinearSettings, principal_components
 
 
@@ -110,7 +111,7 @@ def test_the_wrong_eigenvectors_are_a_saddle(rows, rows_stream):
         model.b_enc.copy_(-basis.T @ spectrum.mean)
         model.W_dec.copy_(basis.T)
         model.b_dec.copy_(spectrum.mean)
-    loss = model.loss(rows, 0, torch.Generator()).total
+    loss = model.loss(rows, Step(0), torch.Generator()).total
     loss.backward()
     gradient = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
     assert gradient < 1e-8

@@ -6,6 +6,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from saetool import intervene, wrap
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.families import AutoencoderSettings, build
 from saetool.evaluation.interventions import Delta, splice
 from saetool.training.heldout import reconstruct
@@ -62,7 +63,7 @@ def test_a_training_step_lowers_the_loss(rows, settings):
     optimizer = torch.optim.Adam(sparse.parameters(), 0.01)
     losses = []
     for step in range(60):
-        loss = sparse.loss(rows, step, torch.Generator().manual_seed(step)).total
+        loss = sparse.loss(rows, Step(step), torch.Generator().manual_seed(step)).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

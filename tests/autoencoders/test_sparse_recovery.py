@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
 
@@ -44,7 +45,7 @@ def recover(atoms, steps, encoder_scale=1.0, decoder_decay=None, **keys):
     optimizer = model.make_optimizer(3e-3, (0.9, 0.999), 1e-8)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        model.loss(draw(atoms, BATCH, generator), step, generator).total.backward()
+        model.loss(draw(atoms, BATCH, generator), Step(step), generator).total.backward()
         model.before_update()
         optimizer.step()
         optimizer.zero_grad()

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from saetool import distributed
 from saetool.activations import TensorStream
 from saetool.autoencoders import sparse_activations, sparse_penalties
-from saetool.autoencoders.base import Normalizer, Training
+from saetool.autoencoders.base import UNKNOWN, Normalizer, Step, Training
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_dead import due, resample_directions
 from saetool.autoencoders.sparse_penalties import kl_bernoulli, kl_penalty
@@ -39,14 +39,15 @@ def started(**keys):
     return model, x
 
 
-def take(model, batch, step, optimizer, generator=None):
-    record = model.loss(batch, step, generator or torch.Generator().manual_seed(step))
+def take(model, batch, step, optimizer, generator=None, training=UNKNOWN):
+    now = Step(step, training)
+    record = model.loss(batch, now, generator or torch.Generator().manual_seed(step))
     record.total.backward()
     model.before_update()
     optimizer.step()
     optimizer.zero_grad()
-    model.after_update(optimizer, step, generator or torch.Generator().manual_seed(step))
-    model.after_step(step)
+    model.after_update(optimizer, now, generator or torch.Generator().manual_seed(step), [record])
+    model.after_step(now)
     return record
 
 
@@ -73,7 +74,7 @@ def train(model, x, steps, lr=3e-3, batch=256):
 )
 def test_training_starts_at_the_wanted_l0_with_a_tied_encoder(keys, wanted, scale):
     model, x = started(**keys)
-    record = model.loss(x, 0, torch.Generator())
+    record = model.loss(x, Step(0), torch.Generator())
     assert float(record.metrics["l0"]) == pytest.approx(wanted, rel=0.1)
     torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(128))
     torch.testing.assert_close(model.W_enc, scale * model.W_dec)
@@ -142,9 +143,8 @@ def test_batch_topk_takes_the_mean_cut_of_the_pieces_of_a_batch():
     cuts = []
     for pieces in ([0], [1], [0, 1]):
         model, x = started(activation={"kind": "batch_topk", "k": 5})
-        for piece in pieces:
-            model.loss(x[piece * 256 : piece * 256 + 256], 0, torch.Generator())
-        model.activation.after_update()
+        losses = [model.loss(x[256 * piece : 256 * piece + 256], Step(0), torch.Generator()) for piece in pieces]
+        model.activation.after_update([loss.kept.smallest for loss in losses])
         cuts.append(float(model.activation.threshold()))
     assert cuts[0] != cuts[1]
     assert cuts[2] == pytest.approx((cuts[0] + cuts[1]) / 2, rel=1e-5)
@@ -154,7 +154,7 @@ def test_batch_topk_looks_lower_when_its_guess_was_too_high():
     model, x = started(activation={"kind": "batch_topk", "k": 5})
     for guess in (0.0, 1e3):
         model.activation.guess.fill_(guess)
-        assert float(model.loss(x[:256], 0, torch.Generator()).metrics["l0"]) == 5
+        assert float(model.loss(x[:256], Step(0), torch.Generator()).metrics["l0"]) == 5
 
 
 def test_the_global_cut_is_the_kth_largest_of_all_processes(monkeypatch):
@@ -169,7 +169,7 @@ def test_the_global_cut_is_the_kth_largest_of_all_processes(monkeypatch):
 
 def test_warm_up_reaches_the_loss():
     model, x = started(penalty={"kind": "l1", "weight": 0.2, "warmup_steps": 10})
-    parts = [float(model.loss(x[:64], step, torch.Generator()).parts["sparsity"]) for step in (0, 4, 9, 50)]
+    parts = [float(model.loss(x[:64], Step(step), torch.Generator()).parts["sparsity"]) for step in (0, 4, 9, 50)]
     assert parts[1] == pytest.approx(5 * parts[0])
     assert parts[2] == pytest.approx(10 * parts[0])
     assert parts[3] == pytest.approx(parts[2])
@@ -177,7 +177,7 @@ def test_warm_up_reaches_the_loss():
 
 def test_l1_is_the_weight_times_root_d_times_the_sum_of_latents():
     model, x = started(penalty=L1)
-    record = model.loss(x[:64], 0, torch.Generator())
+    record = model.loss(x[:64], Step(0), torch.Generator())
     assert float(record.parts["sparsity"]) == pytest.approx(0.15 * 4 * float(record.metrics["l1"]), rel=1e-5)
 
 
@@ -208,7 +208,7 @@ def test_a_weight_means_the_same_when_inputs_are_padded(name):
         padded.b_enc.copy_(narrow.b_enc * (1 if bounded else 2))
         padded.W_dec.copy_(pad(narrow.W_dec, (0, 96)) * (2 if bounded else 1))
         padded.b_dec.copy_(pad(narrow.b_dec, (0, 96)) * 2)
-    records = [m.loss(rows, 0, torch.Generator()) for m, rows in ((narrow, x), (padded, pad(x, (0, 96))))]
+    records = [m.loss(rows, Step(0), torch.Generator()) for m, rows in ((narrow, x), (padded, pad(x, (0, 96))))]
     for part, value in records[0].parts.items():
         assert float(records[1].parts[part]) == pytest.approx(4 * float(value), rel=1e-3), part
     assert float(records[1].metrics["l0"]) == pytest.approx(float(records[0].metrics["l0"]), rel=1e-3)
@@ -222,17 +222,17 @@ def test_a_weight_means_the_same_when_inputs_are_padded(name):
 def test_weighted_l1_does_not_change_when_latents_shrink_and_decoder_rows_grow():
     model, x = started(penalty=L1 | {"norm": "weighted"})
     model, x = model.double(), x.double()
-    before = float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"])
+    before = float(model.loss(x[:64], Step(0), torch.Generator()).parts["sparsity"])
     with torch.no_grad():
         model.W_dec *= 3
         model.W_enc /= 3
         model.b_enc /= 3
-    assert float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"]) == pytest.approx(before, rel=1e-6)
+    assert float(model.loss(x[:64], Step(0), torch.Generator()).parts["sparsity"]) == pytest.approx(before, rel=1e-6)
 
 
 def test_unit_rows_stay_unit_and_gradients_do_not_point_along_them():
     model, x = started(penalty=L1)
-    model.loss(x[:64], 0, torch.Generator()).total.backward()
+    model.loss(x[:64], Step(0), torch.Generator()).total.backward()
     model.before_update()
     assert (model.W_dec.grad * model.W_dec).sum(1).abs().max() < 1e-4
     train(model, x, 20)
@@ -243,7 +243,7 @@ def test_steering_gives_way_while_l0_falls():
     def moved(l0, mean):
         steered = make(penalty={"kind": "l1", "target_l0": 50, "warmup_steps": 0}).penalty_weight
         start = float(steered.weight)
-        steered.after_update(0, torch.tensor(l0), torch.tensor(mean))
+        steered.after_update(Step(0), torch.tensor(l0), torch.tensor(mean))
         return float(steered.weight) / start
 
     assert moved(50.0, 50.0) == pytest.approx(1)
@@ -257,7 +257,7 @@ def test_steering_gives_way_while_l0_falls():
 def test_target_l0_is_met(target):
     model, x = started(penalty={"kind": "l1", "target_l0": target, "warmup_steps": 10}, initial_l0=12)
     train(model, x, 500)
-    l0 = float(model.loss(x, 1000, torch.Generator()).metrics["l0"])
+    l0 = float(model.loss(x, Step(1000), torch.Generator()).metrics["l0"])
     assert l0 == pytest.approx(target, rel=0.15)
 
 
@@ -300,16 +300,15 @@ def test_silence_is_counted_in_tokens():
         model.b_enc[:5] = -1e4
     train(model, x, 3, lr=0.0)
     assert model.silence.silent_tokens[:5].tolist() == [768] * 5
-    assert model.silence.dead()[:5].all()
-    assert float(model.loss(x, 3, torch.Generator()).metrics["dead"]) >= 5 / 128
+    assert model.silence.dead(UNKNOWN)[:5].all()
+    assert float(model.loss(x, Step(3), torch.Generator()).metrics["dead"]) >= 5 / 128
 
 
 def test_the_dead_window_is_a_fifth_of_the_training_at_most_ten_million():
     model = make(penalty=L1)
-    model.initialize(TensorStream(data(), batch_size=256), torch.Generator(), Training(tokens=1_000_000))
-    assert model.silence.window == 200_000
-    model.silence.set_training_tokens(10**9)
-    assert model.silence.window == 10_000_000
+    assert model.silence.window(Training(tokens=1_000_000)) == 200_000
+    assert model.silence.window(Training(tokens=10**9)) == 10_000_000
+    assert model.silence.window(UNKNOWN) == 10_000_000
 
 
 def test_auxk_gives_dead_latents_a_gradient_in_the_encoder():
@@ -319,7 +318,7 @@ def test_auxk_gives_dead_latents_a_gradient_in_the_encoder():
         model.W_enc[:20] *= 3
         model.silence.silent_tokens[:20] = 10
         model.silence.silent_tokens[20:] = 0
-    record = model.loss(x[:256], 0, torch.Generator())
+    record = model.loss(x[:256], Step(0), torch.Generator())
     assert float(record.parts["auxiliary"]) > 0
     auxiliary = torch.autograd.grad(
         record.parts["auxiliary"], [model.W_enc, model.b_enc, model.W_dec], allow_unused=True
@@ -362,7 +361,8 @@ def test_a_cure_that_cannot_act_is_refused(dead, reason):
 
 def test_resampling_is_due_every_tenth_of_a_training_until_its_end():
     cure = make(penalty=L1, dead={"kind": "resample"}).settings.dead
-    steps = [step for step in range(635) if due(cure, step, torch.tensor((step + 1) * 32), 635, 635 * 32)]
+    whole = Training(635, 635 * 32)
+    steps = [step for step in range(635) if due(cure, Step(step, whole), torch.tensor((step + 1) * 32))]
     assert steps == [63, 127, 191, 255, 319, 383, 447]
 
 
@@ -375,20 +375,19 @@ def test_resampling_of_errors_that_are_not_finite_draws_nothing():
 @pytest.mark.parametrize(("given", "steps", "expected"), [(None, 293, 29), (None, 50_000, 500), (400, 293, 400)])
 def test_warm_up_ends_within_the_training_unless_it_is_given(given, steps, expected):
     model = make(penalty={"kind": "l1", "weight": 0.2, "warmup_steps": given})
-    model.initialize(TensorStream(data(), batch_size=256), torch.Generator(), Training(steps))
-    assert model.penalty_weight.warmup_steps == expected
-    assert float(model.penalty_weight.at(expected - 1)) == pytest.approx(0.2)
-    assert float(model.penalty_weight.at(0)) == pytest.approx(0.2 / expected)
+    weight, whole = model.penalty_weight, Training(steps)
+    assert weight.warmup_steps(whole) == expected
+    assert float(weight.at(Step(expected - 1, whole))) == pytest.approx(0.2)
+    assert float(weight.at(Step(0, whole))) == pytest.approx(0.2 / expected)
 
 
 def test_resampling_ends_with_its_share_of_the_training():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 100, "every_steps": 1, "stop_share": 0.5})
-    model.enter("train", TensorStream(x, batch_size=256), Training(tokens=4 * 256))
     with torch.no_grad():
         model.b_enc[:4] = -1e4
     optimizer = model.make_optimizer(0.0, (0.9, 0.999), 1e-8)
     model.tokens_seen.fill_(3 * 256)
-    take(model, x[:256], 0, optimizer)
+    take(model, x[:256], 0, optimizer, training=Training(tokens=4 * 256))
     assert float(model.b_enc[0]) == -1e4
 
 
@@ -406,32 +405,32 @@ def test_a_dense_start_moves_to_the_sparse_step():
     model, _ = started(penalty=L1, initial_l0=1e9)
     assert model.is_dense()  # a quarter of all latents
     model.mean_l0.fill_(5.0)
-    model.after_step(98)
+    model.after_step(Step(98))
     assert model.is_dense()
-    model.after_step(99)  # every hundredth step decides
+    model.after_step(Step(99))  # every hundredth step decides
     assert not model.is_dense()
 
 
 def test_a_batch_much_too_dense_for_the_sparse_step_is_taken_densely_at_once():
     model, x = started(penalty=L1, initial_l0=5)
-    calm = float(model.loss(x[:64], 0, torch.Generator()).total.detach())
+    calm = float(model.loss(x[:64], Step(0), torch.Generator()).total.detach())
     assert not model.is_dense()
     with torch.no_grad():
         model.b_enc += 20.0  # everything is active
-    dense = model.loss(x[:64], 0, torch.Generator())
+    dense = model.loss(x[:64], Step(0), torch.Generator())
     assert bool(model.use_dense)
     assert float(dense.metrics["l0"]) == 128
     with torch.no_grad():
         model.b_enc -= 20.0
-    assert float(model.loss(x[:64], 0, torch.Generator()).total.detach()) == pytest.approx(calm, rel=1e-5)
+    assert float(model.loss(x[:64], Step(0), torch.Generator()).total.detach()) == pytest.approx(calm, rel=1e-5)
 
 
 def test_autocast_rounds_the_dense_steps_products_only():
     for sparse_below in (1.0, 0.0):
         model, x = started(penalty=L1, initial_l0=5, sparse_below=sparse_below)
-        exact = model.loss(x[:256], 0, torch.Generator())
+        exact = model.loss(x[:256], Step(0), torch.Generator())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = model.loss(x[:256], 0, torch.Generator())
+            half = model.loss(x[:256], Step(0), torch.Generator())
         for name, part in exact.parts.items():
             assert half.parts[name].dtype == torch.float32
             assert torch.equal(half.parts[name], part) == (sparse_below == 1.0)
@@ -451,7 +450,7 @@ def test_penalty_weight_of_a_steered_model_stays_within_its_limits():
         SparseSettings(kind="sparse", n_latents=4, penalty={"kind": "l1", "target_l0": 5}).penalty
     )
     for _ in range(5000):
-        weight.after_update(10_000, torch.tensor(0.0), torch.tensor(0.0))
+        weight.after_update(Step(10_000), torch.tensor(0.0), torch.tensor(0.0))
     assert math.isclose(float(weight.weight), 1e-6, rel_tol=1e-3)
 
 
@@ -463,7 +462,7 @@ def test_a_model_in_bfloat16_encodes_decodes_and_learns(keys):
     z = model.encode(x[:32])
     assert z.dtype == torch.bfloat16
     assert ((z.float() - wanted).abs() < 0.2).float().mean() > 0.99  # at the border bfloat16 may choose another
-    loss = model.loss(x[:32], 0, torch.Generator()).total
+    loss = model.loss(x[:32], Step(0), torch.Generator()).total
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(model.W_enc.grad).all()
