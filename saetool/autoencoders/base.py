@@ -301,7 +301,7 @@ class Autoencoder(nn.Module):
         return None
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"] | None:
-        """Return each latent's row of W_e as it acts on raw activations; None where more than one layer encodes."""
+        """Return each latent's row of W_enc as it acts on raw activations; None where more than one layer encodes."""
         return None
 
     def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]], seed: int) -> dict[str, float]:

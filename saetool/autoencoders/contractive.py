@@ -16,7 +16,7 @@ from torch import Tensor
 from saetool.autoencoders.base import Loss, Step
 from saetool.autoencoders.dense import Dense, LayeredSettings
 from saetool.autoencoders.layers import SLOPES
-from saetool.autoencoders.noise import uniform_like
+from saetool.seeding import uniform_like
 
 
 class ContractiveSettings(LayeredSettings):

@@ -24,9 +24,10 @@ from saetool.autoencoders.base import (
     Stream,
     Training,
 )
-from saetool.autoencoders.layers import Activation, Chain
-from saetool.autoencoders.reconstruction import (
+from saetool.autoencoders.layers import (
     CONVENTIONS,
+    Activation,
+    Chain,
     Error,
     bernoulli_entropy,
     bernoulli_error,

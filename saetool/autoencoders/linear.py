@@ -24,7 +24,7 @@ from saetool.autoencoders.base import (
     Stream,
     Training,
 )
-from saetool.autoencoders.reconstruction import squared_error
+from saetool.autoencoders.layers import squared_error
 from saetool.errors import RequestError
 from saetool.seeding import generator as seeded
 

@@ -1,4 +1,4 @@
-"""Sparse autoencoders: z = f(W_e (x − b_d) + b_e), x_hat = W_d z + b_d (Bricken et al. 2023).
+"""Sparse autoencoders: z = f(W_enc (x − b_dec) + b_enc), x_hat = W_dec z + b_dec (Bricken et al. 2023).
 
 f, the penalty, nested prefixes and the cure for dead latents are choices of the settings; the formulas stand in
 `sparse_activations`, `sparse_penalties` and `sparse_dead`. Inside, x is normalized, and `encoder` and `decoder` hold
@@ -36,7 +36,7 @@ from saetool.autoencoders.sparse_dead import (
 )
 from saetool.autoencoders.sparse_initial import initialize_sparse
 from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
-from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoCure, PreActivation, Resample, SparseSettings
+from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoRevival, PreActivation, Resample, SparseSettings
 from saetool.autoencoders.sparse_views import Begun, DenseView, Error, Selected, SparseView, View, product
 from saetool.errors import RequestError
 from saetool.sparse.adam import RowRule, SparseAdam
@@ -208,13 +208,13 @@ class SparseAutoencoder(Autoencoder):
 
     def repeats(self, step: Step) -> bool:
         """Say whether this sparse step does the same as the next ones, but for the batch and its number of entries."""
-        cure = self.settings.dead
+        revival = self.settings.dead
         if not self.penalty_weight.risen(step):
             return False
-        if isinstance(cure, Resample):
-            every = resample_every(cure, step.training)
+        if isinstance(revival, Resample):
+            every = resample_every(revival, step.training)
             return not every or (step.number + 1) % every != 0
-        return isinstance(cure, NoCure)
+        return isinstance(revival, NoRevival)
 
     @torch.no_grad()
     def begin(self, x: Float[Tensor, "batch d_in"]) -> Begun | None:
@@ -253,7 +253,7 @@ class SparseAutoencoder(Autoencoder):
         metrics = self._numbers(view, z, counts)
         resampled = (errors, centered) if isinstance(self.settings.dead, Resample) else None
         parts |= self._penalty(view, z, x, weight, deferred[1])
-        parts |= self._cure(residual, centered, deferred, training)
+        parts |= self._revival(residual, centered, deferred, training)
         metrics |= {"penalty_weight": weight, "dead": self.silence.dead(training).float().mean()}
         return Loss(parts, metrics, Piece(view.rows, counts, smallest, resampled))
 
@@ -293,22 +293,22 @@ class SparseAutoencoder(Autoencoder):
                 }
         return {}
 
-    def _cure(
+    def _revival(
         self,
         residual: Tensor,
         centered: Tensor,
         deferred: tuple[DeferredGradient | None, DeferredGradient | None],
         training: Training,
     ) -> dict[str, Tensor]:
-        cure = self.settings.dead
-        if isinstance(cure, AuxK):
+        revival = self.settings.dead
+        if isinstance(revival, AuxK):
             weights = (self.b_dec, self.W_enc, self.b_enc, self._W_dec)
             dead, precision = self.silence.dead_latents(training), self._precision
-            return {"auxiliary": auxk_loss(cure, residual, centered, *weights, dead, precision, deferred)}
-        if isinstance(cure, PreActivation) and isinstance(self.activation, JumpRelu):
+            return {"auxiliary": auxk_loss(revival, residual, centered, *weights, dead, precision, deferred)}
+        if isinstance(revival, PreActivation) and isinstance(self.activation, JumpRelu):
             theta = self.activation.log_threshold.exp()
             weights = (self.W_enc, self.b_enc, self.W_dec, theta)
-            return {"auxiliary": pre_activation_loss(cure, centered, *weights, self.silence.dead_latents(training))}
+            return {"auxiliary": pre_activation_loss(revival, centered, *weights, self.silence.dead_latents(training))}
         return {}
 
     @torch.no_grad()
@@ -417,10 +417,10 @@ class SparseAutoencoder(Autoencoder):
         self.activation.after_update([piece.smallest for piece in pieces])
         self.penalty_weight.after_update(step, l0, self.mean_l0)
         self.mean_l0.lerp_(l0.to(self.mean_l0), 0.1)
-        cure = self.settings.dead
-        if isinstance(cure, Resample) and due(cure, step, self.tokens_seen):
+        revival = self.settings.dead
+        if isinstance(revival, Resample) and due(revival, step, self.tokens_seen):
             errors, x = map(torch.cat, zip(*[piece.resampled for piece in pieces if piece.resampled], strict=True))
-            resample(self, cure, self.silence.dead(step.training), errors, x, optimizer, generator)
+            resample(self, revival, self.silence.dead(step.training), errors, x, optimizer, generator)
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:

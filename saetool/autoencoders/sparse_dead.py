@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saetool import distributed
 from saetool.autoencoders.base import Step, Training
 from saetool.autoencoders.sparse_activations import Gated
-from saetool.autoencoders.sparse_settings import AuxK, Dead, NoCure, PreActivation, Resample
+from saetool.autoencoders.sparse_settings import AuxK, Dead, NoRevival, PreActivation, Resample
 from saetool.errors import RequestError
 from saetool.sparse.backends import Precision, backend_for, count_later, finish, marked
 from saetool.sparse.backends.plain import SLICE_ROWS
@@ -84,7 +84,7 @@ def auxk_loss(
 ) -> Tensor:
     """Return α ‖e − ê‖², summed over d_in, mean over the batch (Gao et al. 2024).
 
-    e is the detached residual, ê its reconstruction without b_d from each row's k largest dead pre-activations;
+    e is the detached residual, ê its reconstruction without b_dec from each row's k largest dead pre-activations;
     `x` is the centered input. Encoder, biases and decoder of dead latents get gradient. 0 where none is dead.
     """
     if dead.numel() == 0:
@@ -107,10 +107,10 @@ def pre_activation_loss(
     threshold: Float[Tensor, "n_latents"],
     dead: Int[Tensor, "n_dead"],
 ) -> Tensor:
-    """Return weight · √d_in · Σ over dead j of max(θ_j − a_j, 0) ‖W_d,j‖, mean over the batch (Anthropic, Jan. 2025).
+    """Return weight · √d_in · Σ over dead j of max(θ_j − a_j, 0) ‖W_dec,j‖, mean over the batch (Anthropic, Jan. 2025).
 
-    The loss is piecewise linear in θ, W_e and b_e: with c = Σ over rows below θ, it is θ·c − W_e·(Σ x) − b_e·c, so a
-    slice leaves only those sums behind. `x` is the centered input and gets no gradient, neither does W_d.
+    The loss is piecewise linear in θ, W_enc and b_enc: with c = Σ over rows below θ, it is θ·c − W_enc·(Σ x) − b_enc·c,
+    so a slice leaves only those sums behind. `x` is the centered input and gets no gradient, neither does W_dec.
     """
     if dead.numel() == 0:
         return x.new_zeros(())
@@ -134,7 +134,7 @@ def resample_every(settings: Resample, training: Training) -> int:
 def require_possible(settings: Dead, training: Training) -> None:
     """Raise RequestError where a training is too short for its cure of dead latents to ever act."""
     total_steps, total_tokens = training.steps, training.tokens
-    if isinstance(settings, NoCure) or not total_steps:
+    if isinstance(settings, NoRevival) or not total_steps:
         return
     share = settings.stop_share if isinstance(settings, Resample) else 1.0
     if isinstance(settings, Resample) and resample_every(settings, training) > share * total_steps:

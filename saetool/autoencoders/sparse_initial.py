@@ -1,6 +1,6 @@
 """Where a sparse model starts: unit decoder rows, the encoder tied to them, biases that give the wanted L0 at once.
 
-Starting at the wanted L0 keeps the sparse step fast from step 0; W_e = c W_dᵀ keeps latents alive (Gao et al. 2024).
+Starting at the wanted L0 keeps the sparse step fast from step 0; W_enc = c W_dec keeps latents alive (Gao et al. 2024).
 """
 
 import math
@@ -17,7 +17,7 @@ SAMPLE_ROWS = 1024
 """Rows whose pre-activations set the biases: with 100 active of 12,288 the quantile is then known to about 1 %."""
 
 KL_ENCODER_SCALE = 1.5
-"""‖W_e,j‖ at the start of KL models: pre-activations then spread wide enough to be rare rather than small."""
+"""‖W_enc,j‖ at the start of KL models: pre-activations then spread wide enough to be rare rather than small."""
 
 L1_ENCODER_SCALE = 2.0
 """The same of ReLU models with L1. In a training of 635 steps to L0 45 (the demo) it ends at FVU .119 with .3 % of the

@@ -26,12 +26,11 @@ from saetool.autoencoders.base import (
     Stream,
     Training,
 )
-from saetool.autoencoders.layers import Activation, Chain
+from saetool.autoencoders.layers import Activation, Chain, require_unit_interval
 from saetool.autoencoders.linear import Spectrum, principal_components
-from saetool.autoencoders.noise import normal_like
-from saetool.autoencoders.reconstruction import require_unit_interval
 from saetool.errors import RequestError
 from saetool.seeding import generator as seeded
+from saetool.seeding import normal_like
 
 # ln σ² stays between ± this, smoothly: e^±15 spans seven orders of magnitude in σ and overflows nowhere.
 LOG_VARIANCE_BOUND = 15.0
