@@ -9,7 +9,7 @@ from torch import nn
 
 import saetool
 from saetool.autoencoders import Autoencoder, FamilySettings, Loss, families
-from saetool.config import load_config
+from saetool.config import load_config, sweep_members
 from saetool.errors import RequestError
 from saetool.settings import Settings
 
@@ -66,6 +66,33 @@ def test_a_registered_family_is_trained_by_keywords_settings_and_mappings_alike(
     torch.testing.assert_close(model.encode(ROWS), 2 * torch.relu(ROWS @ model.W.T))
     with pytest.raises(RequestError, match="not one of the sparse family"):
         saetool.export_autoencoder(made[0], tmp_path / "theirs", "safetensors")
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_artifact(tmp_path, monkeypatch):
+    saetool.register_family("pair", PairSettings, Pair)
+    given = {"kind": "pair", "n_latents": 4, **SHORT, "tokens": 32 * 20, "log_every": 5, "checkpoint_minutes": 0}
+    whole = saetool.train(ROWS, **given, out=tmp_path / "whole")
+    loss, failing = Pair.loss, {"at": 13}
+
+    def stops(self, x, step, generator):
+        if step.number == failing["at"]:
+            raise KeyboardInterrupt
+        return loss(self, x, step, generator)
+
+    monkeypatch.setattr(Pair, "loss", stops)
+    with pytest.raises(KeyboardInterrupt):
+        saetool.train(ROWS, **given, out=tmp_path / "stopped")
+    failing["at"] = 3  # which is behind it now
+    assert saetool.train(ROWS, **given, out=tmp_path / "stopped").id == whole.id
+
+
+def test_a_sweep_varies_its_keys():
+    saetool.register_family("pair", PairSettings, Pair)
+    config = load_config("demo", ["autoencoder={kind: pair, expansion: 2}", "sweep={autoencoder.gain: [1, 2]}"])
+    assert {name: member.autoencoder for name, member in sweep_members(config)} == {
+        "gain=1": PairSettings(expansion=2, gain=1),
+        "gain=2": PairSettings(expansion=2, gain=2),
+    }
 
 
 def test_a_config_takes_it_and_names_it_among_the_kinds():
