@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from saetool.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from saetool.autoencoders.base import Autoencoder, FamilySettings, Loss, Normalizer, Phase, Stream
+    from saetool.autoencoders.base import Autoencoder, FamilySettings, Loss, Normalizer, Phase, Step, Stream
     from saetool.autoencoders.families import register_family
 
-__all__ = ["Autoencoder", "FamilySettings", "Loss", "Normalizer", "Phase", "Stream", "register_family"]
+__all__ = ["Autoencoder", "FamilySettings", "Loss", "Normalizer", "Phase", "Step", "Stream", "register_family"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -21,6 +21,7 @@ __getattr__ = lazy_names(
         "Loss": "base",
         "Normalizer": "base",
         "Phase": "base",
+        "Step": "base",
         "Stream": "base",
         "register_family": "families",
     },

@@ -1,8 +1,8 @@
 """Sparse autoencoders: z = f(W_enc (x − b_dec) + b_enc), x_hat = W_dec z + b_dec (Bricken et al. 2023).
 
 f, the penalty, nested prefixes and the cure for dead latents are choices of the settings; the formulas stand in
-`sparse_activations`, `sparse_penalties` and `sparse_dead`. Inside, x is normalized, and `encoder` and `decoder` hold
-one row a latent: [n_latents, d_in].
+`sparse_activations`, `sparse_penalties` and `sparse_dead`. Inside, x is normalized, and W_enc and W_dec hold one row
+a latent: [n_latents, d_in].
 """
 
 from collections.abc import Callable, Sequence
@@ -67,6 +67,8 @@ class Piece:
     smallest: Tensor | None
     resampled: tuple[Float[Tensor, "batch"], Float[Tensor, "batch d_in"]] | None
     """Squared errors and centered inputs, from which dead latents start again."""
+    dense: bool
+    """Whether the step was the dense one."""
 
 
 class SparseAutoencoder(Autoencoder):
@@ -255,16 +257,12 @@ class SparseAutoencoder(Autoencoder):
         parts |= self._penalty(view, z, x, weight, deferred[1])
         parts |= self._revival(residual, centered, deferred, training)
         metrics |= {"penalty_weight": weight, "dead": self.silence.dead(training).float().mean()}
-        return Loss(parts, metrics, Piece(view.rows, counts, smallest, resampled))
+        return Loss(parts, metrics, Piece(view.rows, counts, smallest, resampled, dense=found is None))
 
     def _select(self, x: Tensor, centered: Tensor) -> Selected | None:
         """Return the entries of a batch; None where they are so many that this and later steps must be dense."""
         chosen = self.activation.select_training(self._W_enc, centered, self.b_enc.detach(), self._precision)
-        if self.too_dense(len(chosen[1]), len(centered)):
-            self.use_dense.fill_(True)
-            self._dense = True
-            return None
-        return Selected(x, centered, *chosen)
+        return None if self.too_dense(len(chosen[1]), len(centered)) else Selected(x, centered, *chosen)
 
     def _penalty(
         self, view: View, z: Tensor, x: Tensor, weight: Tensor, deferred: DeferredGradient | None
@@ -412,6 +410,8 @@ class SparseAutoencoder(Autoencoder):
         pieces: list[Piece] = [loss.kept for loss in losses]
         rows, counts = sum(piece.rows for piece in pieces), reduce(torch.add, [piece.counts for piece in pieces])
         l0 = distributed.all_reduce_mean(counts.sum() / rows)
+        if any(piece.dense for piece in pieces) and not self.is_dense():
+            self._take_dense(torch.ones_like(self.use_dense))
         self.silence.update(counts > 0, rows, step.training)
         self.tokens_seen += rows * distributed.world_size()
         self.activation.after_update([piece.smallest for piece in pieces])
@@ -429,7 +429,10 @@ class SparseAutoencoder(Autoencoder):
             self._decide_density()
 
     def _decide_density(self) -> None:
-        self.use_dense.copy_(self.mean_l0 > self._sparse_share() * self.n_latents)
+        self._take_dense(self.mean_l0 > self._sparse_share() * self.n_latents)
+
+    def _take_dense(self, dense: Tensor) -> None:
+        self.use_dense.copy_(dense)
         self._dense = None
 
     def loss_convention(self) -> str:

@@ -417,8 +417,9 @@ def test_a_batch_much_too_dense_for_the_sparse_step_is_taken_densely_at_once():
     assert not model.is_dense()
     with torch.no_grad():
         model.b_enc += 20.0  # everything is active
-    dense = model.loss(x[:64], Step(0), torch.Generator())
+    dense = take(model, x[:64], 0, model.make_optimizer(0.0, (0.9, 0.999), 1e-8))
     assert bool(model.use_dense)
+    assert model.is_dense()
     assert float(dense.metrics["l0"]) == 128
     with torch.no_grad():
         model.b_enc -= 20.0
