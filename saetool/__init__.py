@@ -18,6 +18,7 @@ from saetool.lazy import lazy_names
 if TYPE_CHECKING:
     from saetool.activations import cache, write_store
     from saetool.artifacts import Artifact
+    from saetool.autoencoders import register_family
     from saetool.errors import RequestError, SaetoolError, WorkError
     from saetool.evaluation import evaluate, intervene
     from saetool.exchange import export_autoencoder, import_autoencoder, load
@@ -45,6 +46,7 @@ __all__ = [
     "load",
     "load_backbone",
     "open_source",
+    "register_family",
     "register_source",
     "report",
     "run",
@@ -72,6 +74,7 @@ __getattr__ = lazy_names(
         "load": "exchange",
         "load_backbone": "vision",
         "open_source": "images",
+        "register_family": "autoencoders",
         "register_source": "images",
         "report": "report",
         "run": "pipeline",

@@ -18,8 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from saetool.activations import CacheSettings
 from saetool.artifacts.files import write_atomic
 from saetool.artifacts.verification import KINDS
-from saetool.autoencoders.families import AutoencoderSettings
-from saetool.autoencoders.shorthand import spelled_out
+from saetool.autoencoders.families import AnyFamily, AutoencoderSettings
 from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings
 from saetool.features import IndexSettings
@@ -58,7 +57,7 @@ class RunConfig(Settings):
     backbone: BackboneSettings
     activations: str | None = None
     cache: CacheSettings = CacheSettings()
-    autoencoder: Annotated[AutoencoderSettings | Trained | AutoAutoencoder, Field(discriminator="kind")]
+    autoencoder: Annotated[AutoencoderSettings | Trained | AutoAutoencoder, AnyFamily((Trained, AutoAutoencoder))]
     training: TrainingOrAuto
     index: IndexSettings = IndexSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -80,7 +79,7 @@ class RunConfig(Settings):
     @classmethod
     def _is_a_path(cls, given: Any) -> Any:
         given = written_out("autoencoder", given)
-        return {"kind": "trained", "path": given} if isinstance(given, str) else spelled_out(given)
+        return {"kind": "trained", "path": given} if isinstance(given, str) else given
 
     @field_validator("training", mode="before")
     @classmethod

@@ -66,7 +66,7 @@ def _as_mapping(given: Any) -> Any:
 
 
 def _keys_of(model: type[BaseModel], section: str) -> set[str]:
-    keys = {key for part in _models_in(model.model_fields[section].annotation) for key in part.model_fields}
+    keys = {key for part in models_in(model.model_fields[section].annotation) for key in part.model_fields}
     return keys | ({"k"} if section == "autoencoder" else set())
 
 
@@ -122,7 +122,8 @@ class _Explainer:
         if kind in ("union_tag_invalid", "union_tag_not_found"):
             context = entry.get("ctx", {})
             given = "missing" if context.get("tag") is None else f"{context['tag']!r} is unknown"
-            return f"{key}.kind: {given}; one of {context.get('expected_tags') or 'the kinds'}."
+            own = ", or what a module registers (SAETOOL_FAMILIES=MODULE)" if key == "autoencoder" else ""
+            return f"{key}.kind: {given}; one of {context.get('expected_tags') or 'the kinds'}{own}."
         given = entry.get("input")
         hint = "" if isinstance(given, dict | BaseModel) else f" (given: {shown(given)})"
         return f"{key}: {_message(entry)}{hint}" if key else _message(entry)
@@ -154,7 +155,7 @@ class _Explainer:
         for part in location:
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
             if fields:
-                models = [m for f in fields for m in _models_in(f.annotation)]
+                models = [m for f in fields for m in models_in(f.annotation)]
                 key.append(str(part))
             elif isinstance(part, int):
                 key.append(str(part))
@@ -170,7 +171,7 @@ class _Explainer:
         for part in location:
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
             if fields:
-                models = [m for f in fields for m in _models_in(f.annotation)]
+                models = [m for f in fields for m in models_in(f.annotation)]
             else:
                 models = [m for m in models if part in (_tag_of(m), m.__name__)] or models
         return sorted({name for model in models for name in model.model_fields})
@@ -184,11 +185,14 @@ def _message(entry: Any) -> str:
     return entry["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the settings classes that an annotation mentions, unions looked through."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    arguments = get_args(annotation)
+    if opened := next((one for one in arguments if hasattr(one, "models")), None):  # a union that grows: `AnyFamily`
+        return list(opened.models())
+    return [model for argument in arguments for model in models_in(argument)]
 
 
 def _tag_of(model: type[BaseModel]) -> str | None:
@@ -208,7 +212,7 @@ def _survey(root: type[BaseModel]) -> tuple[set[str], dict[str, list[str]]]:
             names.add(name)
             if f"{prefix}{name}" not in places.setdefault(name, []):
                 places[name].append(f"{prefix}{name}")
-            for child in _models_in(field.annotation):
+            for child in models_in(field.annotation):
                 tags.update({child.__name__, *([tag] if (tag := _tag_of(child)) else [])})
                 visit(child, f"{prefix}{name}.")
 

@@ -123,7 +123,6 @@ class Ours:
         torch.manual_seed(0)
         stream = TensorStream(setting.data, batch_size=batch)
         self.learner = Learner(build(settings, setting.d_in), training, 0, setting.device)
-        self.learner.autoencoder.train()
         self.learner.initialize(stream)
         self.learner.enter_phase(stream)
         self.center = stream.statistics().mean
@@ -148,7 +147,7 @@ class Dense:
     def __init__(self, kind: str, setting: Setting, batch: int, compiled: bool, weight: float | None = None):
         start = Ours(kind, "bf16", setting, batch).learner.autoencoder
         self.kind, self.start, self.d_in = kind, start, setting.d_in
-        weights = (start.encoder, start.encoder_bias, start.decoder, start.decoder_bias)
+        weights = (start.W_enc, start.b_enc, start.W_dec, start.b_dec)
         self.weights = [nn.Parameter(w.detach().clone()) for w in weights]
         self.normalizer = start.normalizer
         fused = setting.device.type == "cuda"

@@ -163,8 +163,8 @@ def make(folder: Path, images: int, tokens: int, d: int, n_latents: int, classes
     )
     model = build(settings, d)
     state = model.state_dict()
-    state |= {"encoder": encoder, "decoder": encoder.clone(), "encoder_bias": torch.full((n_latents,), -float(cut))}
-    state["decoder_bias"] = torch.zeros(d)
+    state |= {"W_enc": encoder, "W_dec": encoder.clone(), "b_enc": torch.full((n_latents,), -float(cut))}
+    state["b_dec"] = torch.zeros(d)
 
     def seal(partial: Partial) -> dict:
         partial.write_tensors("model.safetensors", state)
@@ -173,9 +173,7 @@ def make(folder: Path, images: int, tokens: int, d: int, n_latents: int, classes
 
     run_stage(Stage("autoencoder", {}, seal, (store.artifact,)), folder / "autoencoder")
     if tokens == TOKENS:  # what recall is taken from
-        np.savez(
-            folder / "data.npz", rows=rows.float().numpy(), encoder=encoder.numpy(), bias=state["encoder_bias"].numpy()
-        )
+        np.savez(folder / "data.npz", rows=rows.float().numpy(), encoder=encoder.numpy(), bias=state["b_enc"].numpy())
     return folder / "store", folder / "autoencoder"
 
 

@@ -91,7 +91,7 @@ def run_bare(autoencoder: str, store: str) -> dict:
 
     device = distributed.default_device()
     model = load(autoencoder).to(device)
-    weight, bias = model.encoder.detach().bfloat16().T, model.encoder_bias.detach().bfloat16()
+    weight, bias = model.W_enc.detach().bfloat16().T, model.b_enc.detach().bfloat16()
     site = ActivationStore.open(store).site()
     rows = site.rows(0, min(site.n_images, 64)).flatten(0, 1).bfloat16().to(device)
     size = SLICE_ROWS if device.type == "cpu" else len(rows)

@@ -51,7 +51,7 @@ class Saetool(Program):
     def __init__(self, args):
         super().__init__(args)
         from saetool.activations import TensorStream
-        from saetool.autoencoders.base import Training
+        from saetool.autoencoders.base import Step, Training
         from saetool.autoencoders.families import build
         from saetool.autoencoders.sparse_settings import SparseSettings
 
@@ -61,31 +61,33 @@ class Saetool(Program):
         self.model = build(settings, args.d_in)
         self.generator = torch.Generator().manual_seed(args.seed)
         stream = TensorStream(args.train[:32768], batch_size=args.batch)
-        self.model.initialize(stream, self.generator, Training(tokens=args.tokens))
+        self.training = Training(tokens=args.tokens)
+        self.model.initialize(stream, self.generator, self.training)
         self.optimizer = self.model.make_optimizer(args.lr, (0.9, 0.999), 1e-8)
 
     def step(self, x):
+        now = Step(self.done, self.training, optimizer=self.optimizer)
         with self.model.step_context():
-            self.model.loss(x, self.done, self.generator, self.optimizer).total.backward()
+            loss = self.model.loss(x, now, self.generator)
+            loss.total.backward()
             self.model.before_update()
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self.model.after_update(self.optimizer, self.done, self.generator)
-        self.model.after_step(self.done)
+            self.model.after_update(self.optimizer, now, self.generator, [loss])
+        self.model.after_step(now)
 
     @torch.no_grad()
     def flips(self, x):
         """Return how many latents a row bfloat16 alone would switch on or off wrongly."""
         model, found = self.model, []
-        centered = model.normalizer(x) - model.decoder_bias
+        centered = model.normalizer(x) - model.b_dec
         for precision in ("exact", "bf16"):
-            support, a = model.activation.select(model._encoder, centered, model.encoder_bias, precision)
+            support, a = model.activation.select(model._W_enc, centered, model.b_enc, precision)
             found.append(support.codes(a).dense() > 0)
         return (found[0] != found[1]).sum().item() / len(x)
 
     def reconstruct(self, x):
-        codes = self.model.eval().encode_sparse(x)
-        self.model.train()
+        codes = self.model.encode_sparse(x)
         fired = torch.zeros(self.args.n_latents, dtype=torch.bool)
         fired[codes.latents] = True
         return self.model.decode_sparse(codes), codes.offsets.diff(), fired

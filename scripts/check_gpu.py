@@ -186,13 +186,12 @@ def model(keys, checks, device, codes="exact"):
 def learner_of(keys, checks, device, stream, steps, codes="exact"):
     settings = TrainingSettings(tokens=steps * checks.rows, batch_size=checks.rows, lr=1e-3)
     learner = Learner(model(keys, checks, device, codes), settings, 0, device)
-    learner.autoencoder.train()
     learner.initialize(stream)
     learner.enter_phase(stream)
     if "dead" in keys:
         dead = slice(None, checks.n_latents // 10)
         with torch.no_grad():
-            learner.autoencoder.encoder_bias[dead] = -5.0
+            learner.autoencoder.b_enc[dead] = -5.0
         learner.autoencoder.silence.silent_tokens[dead] = 10**9
     return learner
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from saetool.config import RunConfig
+from saetool.validation import models_in
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 HEAD = """# Every key of a config
@@ -34,13 +35,6 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
                 said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 found[statement.target.id] = " ".join(str(after.value.value).split()) if said else ""
     return found
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the settings classes that an annotation mentions."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
 def type_of(annotation: Any) -> str:

@@ -178,7 +178,7 @@ def test_weights_of_an_autoencoder_that_are_damaged(saetool, place, damage):
     file = place / "run/autoencoder/model.safetensors"
     if damage == "nan":
         state = {name: tensor.clone() for name, tensor in load_file(file).items()}
-        state["encoder"][3, 5] = float("nan")
+        state["W_enc"][3, 5] = float("nan")
         save_file(state, file)
     else:
         data = bytearray(file.read_bytes())

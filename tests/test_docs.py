@@ -25,8 +25,9 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def beside_photos(tmp_path, monkeypatch):
     """A folder as the pages describe it: pictures of two classes, a table of labels, one tar of samples."""
     monkeypatch.chdir(tmp_path)
-    for name in ("_sources", "_made", "_places"):
-        monkeypatch.setattr(registry, name, {})
+    monkeypatch.setattr(registry, "_made", {})
+    for name in ("known", "places"):
+        monkeypatch.setattr(registry.SOURCES, name, {})
     rows = ["file,age,sex"]
     with tarfile.open(tmp_path / "set-000.tar", "w") as tar:
         for i in range(24):

@@ -11,6 +11,8 @@ import timm
 import torch
 
 import saetool
+from saetool.autoencoders import families
+from saetool.autoencoders.linear import Linear, LinearSettings
 from saetool.errors import SaetoolError
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +42,7 @@ def test_the_room_of_reports_is_a_call_too_and_shows_its_arguments():
 @pytest.mark.parametrize("name", CALLS)
 def test_the_example_of_every_public_call_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(families.REGISTERED, "known", {})
     thing = saetool.report.stage.report if name == "report" else getattr(saetool, name)
     given = {"saetool": saetool, "torch": torch, "np": np, "timm": timm}
     examples = [test for test in doctest.DocTestFinder(recurse=False).find(thing, name, globs=given) if test.examples]
@@ -100,6 +103,7 @@ def right_arguments(name, made, out):
         "load": {"source": model},
         "load_backbone": {"settings": {"name": "timm/test_vit", "pretrained": False, "layers": [1]}},
         "open_source": {"images": "digits", "root": None},
+        "register_family": {"name": "mine", "settings": LinearSettings, "build": Linear},
         "register_source": {"name": "mine", "source": "digits"},
         "table": {"features": features, "activations": None, "out": None},
         "report": {"made": features, "out": out, "settings": None, "autoencoder": model, "evaluation": None},

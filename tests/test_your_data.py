@@ -160,8 +160,9 @@ def test_a_config_names_what_was_registered(tmp_path, monkeypatch):
     from saetool.config import build_config
     from saetool.pipeline import Run
 
-    for name in ("_sources", "_made", "_places"):
-        monkeypatch.setattr(registry, name, {})
+    monkeypatch.setattr(registry, "_made", {})
+    for name in ("known", "places"):
+        monkeypatch.setattr(registry.SOURCES, name, {})
     saetool.register_source("mine", Maps)
     values = {
         "run": str(tmp_path / "run"),

@@ -9,13 +9,12 @@ from saetool.lazy import lazy_names
 
 if TYPE_CHECKING:
     from saetool.artifacts.artifact import Artifact, artifact_of
-    from saetool.artifacts.manifest import SCHEMA, digest_bytes, digest_file, digest_json
+    from saetool.artifacts.manifest import digest_bytes, digest_file, digest_json
     from saetool.artifacts.partial import Partial
     from saetool.artifacts.stage import Stage, run_stage, run_stages
     from saetool.artifacts.verification import verify
 
 __all__ = [
-    "SCHEMA",
     "Artifact",
     "Partial",
     "Stage",
@@ -31,7 +30,6 @@ __all__ = [
 __getattr__ = lazy_names(
     "saetool.artifacts",
     {
-        "SCHEMA": "manifest",
         "Artifact": "artifact",
         "Partial": "partial",
         "Stage": "stage",

@@ -18,6 +18,8 @@ import xxhash
 from saetool.errors import RequestError
 
 SCHEMA = 1
+SCHEMAS = {"autoencoder": 2}
+"""Of kinds whose files have changed since the first; 2: their tensors are W_enc, b_enc, W_dec, b_dec."""
 MANIFEST = "manifest.json"
 COMMANDS = {
     "activations": "cache",
@@ -73,9 +75,16 @@ def _refuse_streams(path: Path) -> None:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
+def schema_of(kind: str) -> int:
+    """Return the schema in which artifacts of a kind are written, and read."""
+    return SCHEMAS.get(kind, SCHEMA)
+
+
 def recipe_of(kind: str, config: dict, input_ids: list[str], listing: str | None) -> str:
     """Return the digest of everything that determines a stage's result and is known before it starts."""
-    return digest_json({"kind": kind, "schema": SCHEMA, "config": config, "inputs": input_ids, "listing": listing})
+    return digest_json(
+        {"kind": kind, "schema": schema_of(kind), "config": config, "inputs": input_ids, "listing": listing}
+    )
 
 
 def id_of(manifest: dict) -> str:
@@ -119,10 +128,11 @@ def parse_manifest(data: bytes) -> dict:
         manifest = json.loads(data, parse_constant=_refuse_constant)
         if not isinstance(manifest, dict) or "schema" not in manifest:
             raise ManifestProblem("not a saetool manifest")
-        if manifest["schema"] != SCHEMA:
+        kind = str(manifest.get("kind"))
+        if manifest["schema"] != schema_of(kind):
             raise ManifestProblem(
-                f"written in schema {manifest['schema']!r}; this saetool reads schema {SCHEMA}. Read it with the "
-                "version that wrote it, or build it again (--force)"
+                f"written in schema {manifest['schema']!r}; this saetool reads schema {schema_of(kind)}. Read it with "
+                f"the version that wrote it, or {COMMANDS.get(kind, 'build')} it again (--force)"
             )
         if manifest.get("seal") != seal_of(manifest) or render(manifest) != data:
             raise ManifestProblem("damaged: its seal does not match")

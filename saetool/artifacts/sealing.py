@@ -15,13 +15,13 @@ from saetool.artifacts.files import sync_directory, sync_file
 from saetool.artifacts.lock import unread
 from saetool.artifacts.manifest import (
     MANIFEST,
-    SCHEMA,
     ManifestProblem,
     digest_file,
     id_of,
     manifest_bytes,
     parse_manifest,
     render,
+    schema_of,
     seal_of,
 )
 from saetool.artifacts.partial import Partial
@@ -103,7 +103,7 @@ def seal(stage: Stage, partial: Partial, content: dict[str, Any]) -> None:
     files = {name: _file_entry(partial, name) for name in partial.product_names()}
     manifest: dict[str, Any] = {
         "kind": stage.kind,
-        "schema": SCHEMA,
+        "schema": schema_of(stage.kind),
         "saetool": version_of("saetool"),
         "recipe": stage.recipe,
         "config": stage.config,

@@ -5,17 +5,19 @@ d_in and averaged over the batch.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from saetool.activations.sites import name_site
 from saetool.errors import RequestError
+from saetool.settings import Settings
 from saetool.sparse.codes import Codes
 from saetool.sparse.gradients import DeferredGradient
 from saetool.statistics import Statistics
@@ -23,6 +25,26 @@ from saetool.statistics import Statistics
 Normalize = Literal["center_scale", "scale", "none"]
 ROW_EPS = 1e-5
 """What layer norm adds to a row's deviation before dividing by it, as those do whose autoencoders are read here."""
+
+
+class FamilySettings(Settings):
+    """What the settings of every family hold: its name as `kind`, and exactly one of `n_latents` and `expansion`."""
+
+    if TYPE_CHECKING:
+        kind: Any
+    n_latents: PositiveInt | None = None
+    expansion: PositiveFloat | None = None
+    """n_latents / d_in."""
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Self:
+        if (self.n_latents is None) == (self.expansion is None):
+            raise ValueError("give exactly one of n_latents and expansion")
+        return self
+
+    def width(self, d_in: int) -> int:
+        """Return the number of latents for inputs of width `d_in`, at least 1."""
+        return self.n_latents if self.n_latents is not None else max(1, round(float(self.expansion or 1) * d_in))
 
 
 class Stream(Protocol):
@@ -74,6 +96,8 @@ class Loss:
 
     parts: dict[str, Tensor]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    kept: Any = None
+    """What the family's own `after_update` needs of this batch."""
 
     @property
     def total(self) -> Tensor:
@@ -103,6 +127,17 @@ class Deferring(Protocol):
     def deferred(self, parameter: nn.Parameter) -> DeferredGradient:
         """Return where a recipe of this parameter's gradient is put."""
         ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of training as whoever takes it knows it: its number (from 0), the length of the whole, its phase."""
+
+    number: int
+    training: Training = UNKNOWN
+    phase: str = "train"
+    optimizer: Deferring | None = None
+    """Who takes the gradients of some weights as recipes; None: they are made as usual."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +227,10 @@ class Autoencoder(nn.Module):
         return f"{type(self).__name__}({', '.join([widths, *(str(fact) for fact in facts if fact)])})"
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return the latents of raw activations; deterministic, never corrupts its input, independent of the batch."""
+        """Return the latents of raw activations; deterministic, never corrupts its input, independent of the batch.
+
+        `train()` and `eval()` make no difference to it, and nothing here calls them.
+        """
         raise NotImplementedError
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
@@ -205,11 +243,10 @@ class Autoencoder(nn.Module):
         """Return the reconstruction in raw units of x from what `decode` gave for its code."""
         return x + decoded if self.adds_input else decoded
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Return the training loss of a batch of raw activations; all randomness comes from `generator`.
 
-        Where `make_optimizer` returned a `Deferring` optimizer and nobody else needs gradients, the trainer passes it
-        as a fourth argument, `optimizer`.
+        It changes nothing of the model: what `after_update` needs of the batch goes along in `Loss.kept`.
         """
         raise NotImplementedError
 
@@ -235,18 +272,20 @@ class Autoencoder(nn.Module):
     def before_update(self) -> None:
         """Project gradients, after they are complete and averaged over processes, before the optimizer's step."""
 
-    def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
-        """Restore constraints and update running state after the optimizer's step."""
+    def after_update(
+        self, optimizer: torch.optim.Optimizer, step: Step, generator: torch.Generator, losses: Sequence[Loss]
+    ) -> None:
+        """Restore constraints and update running state after the optimizer's step; `losses` are its pieces'."""
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Step) -> None:
         """Decide how later steps are taken, once this one is over: a GPU's recording of it does not hold this."""
 
     def phases(self) -> list[Phase]:
         """Return the phases of training, in order."""
         return [Phase("train")]
 
-    def enter(self, phase: str, stream: Stream, training: Training = UNKNOWN) -> None:
-        """Prepare for a phase: choose which parameters learn. A resumed training comes here and not to `initialize`."""
+    def enter(self, phase: str) -> None:
+        """Choose which parameters learn in a phase. A resumed training comes here and not to `initialize`."""
 
     def fit(self, stream: Stream) -> bool:
         """Fit in closed form where one exists and say so; the trainer then takes no step."""
@@ -262,7 +301,7 @@ class Autoencoder(nn.Module):
         return None
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"] | None:
-        """Return each latent's row of W_e as it acts on raw activations; None where more than one layer encodes."""
+        """Return each latent's row of W_enc as it acts on raw activations; None where more than one layer encodes."""
         return None
 
     def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]], seed: int) -> dict[str, float]:

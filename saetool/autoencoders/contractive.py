@@ -5,6 +5,7 @@ E‖Jv‖² = E‖uᵀJ‖² = ‖J‖²_F, a probe's variance being 2 Σ_{i≠k
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,10 +13,10 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from saetool.autoencoders.base import Loss
+from saetool.autoencoders.base import Loss, Step
 from saetool.autoencoders.dense import Dense, LayeredSettings
 from saetool.autoencoders.layers import SLOPES
-from saetool.autoencoders.noise import uniform_like
+from saetool.seeding import uniform_like
 
 
 class ContractiveSettings(LayeredSettings):
@@ -92,7 +93,9 @@ class Contractive(Dense):
         return torch.func.vmap(torch.func.jacrev(lambda row: self.encode(row[None])[0]))(x)
 
     @torch.no_grad()
-    def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
+    def after_update(
+        self, optimizer: torch.optim.Optimizer, step: Step, generator: torch.Generator, losses: Sequence[Loss]
+    ) -> None:
         """Shorten the columns of an untied decoder to `decoder_norm`."""
         for weight in self.decoder.weights:
             weight.copy_(torch.renorm(weight, 2, 1, self.settings.decoder_norm))

@@ -12,8 +12,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from saetool.autoencoders.base import Normalizer
-from saetool.autoencoders.noise import normal_like, uniform_like
 from saetool.errors import RequestError
+from saetool.seeding import normal_like, uniform_like
 from saetool.settings import Settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -15,8 +15,7 @@ from torch import Tensor
 from saetool.autoencoders.base import Loss
 from saetool.autoencoders.corruption import Corruption, SaltAndPepper, corrupt, require_grid
 from saetool.autoencoders.dense import Dense, LayeredSettings
-from saetool.autoencoders.layers import Activation
-from saetool.autoencoders.reconstruction import require_unit_interval, squared_error
+from saetool.autoencoders.layers import Activation, require_unit_interval, squared_error
 from saetool.errors import RequestError
 
 # Where the codes of a hidden layer lie: what salt and pepper are to it.

@@ -12,17 +12,28 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Phase, Stream, Training
-from saetool.autoencoders.layers import Activation, Chain
-from saetool.autoencoders.reconstruction import (
+from saetool.autoencoders.base import (
+    UNKNOWN,
+    Autoencoder,
+    FamilySettings,
+    Loss,
+    Normalize,
+    Normalizer,
+    Phase,
+    Step,
+    Stream,
+    Training,
+)
+from saetool.autoencoders.layers import (
     CONVENTIONS,
+    Activation,
+    Chain,
     Error,
     bernoulli_entropy,
     bernoulli_error,
     require_unit_interval,
     squared_error,
 )
-from saetool.autoencoders.width import Width
 from saetool.seeding import generator as seeded
 
 FINE_TUNE = "fine-tune"
@@ -31,7 +42,7 @@ FINE_TUNE = "fine-tune"
 CHECKED_ROWS = 4096
 
 
-class LayeredSettings(Width):
+class LayeredSettings(FamilySettings):
     """The shape of a mirrored stack of layers and the error it minimizes."""
 
     hidden: tuple[PositiveInt, ...] = ()
@@ -96,7 +107,6 @@ class Dense(Autoencoder):
         self.encoder = Chain(widths, [*inner, settings.code()])
         self.decoder = Chain(widths[::-1], [*inner, settings.reconstruction()], own_weights=not settings.tied)
         self.levels = range(1, len(widths))
-        self.levels_learning = self.levels
         self._draw(seeded(0, "layers"))
 
     def _draw(self, generator: torch.Generator) -> None:
@@ -150,18 +160,21 @@ class Dense(Autoencoder):
         """Return the loss of autoencoding `h` through `levels`; `h` holds the clean codes below the first of them."""
         return self.error(self.encode_levels(h, levels), h, levels)
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Return the loss of the current phase: of one level on the codes below it, or of the whole stack.
 
         Raises RequestError where cross-entropy is asked of inputs outside [0, 1].
         """
         self.check(x)
         h = self._to_units(x)
-        first = self.levels_learning[0]
-        if first > 1:
+        levels = self._learning_in(step.phase)
+        if levels[0] > 1:
             with torch.no_grad():
-                h = self.encode_levels(h, range(1, first))
-        return self.objective(h, self.levels_learning, generator)
+                h = self.encode_levels(h, range(1, levels[0]))
+        return self.objective(h, levels, generator)
+
+    def _learning_in(self, phase: str) -> range:
+        return self.levels if not phase.startswith("level-") else range(int(phase[6:]), int(phase[6:]) + 1)
 
     def check(self, x: Float[Tensor, "batch d_in"]) -> None:
         """Raise RequestError where the settings cannot take these rows."""
@@ -185,10 +198,9 @@ class Dense(Autoencoder):
         levels = [Phase(f"level-{level}", share / len(self.levels)) for level in self.levels]
         return [*levels, Phase(FINE_TUNE, 1 - share)]
 
-    def enter(self, phase: str, stream: Stream, training: Training = UNKNOWN) -> None:
+    def enter(self, phase: str) -> None:
         """Choose the levels that learn; changes no weight, so that a phase can be entered again on resuming."""
-        learning = self.levels if not phase.startswith("level-") else range(int(phase[6:]), int(phase[6:]) + 1)
-        self.levels_learning = learning
+        learning = self._learning_in(phase)
         depth = len(self.levels)
         for level in self.levels:
             for chain, index in ((self.encoder, level - 1), (self.decoder, depth - level)):

@@ -1,55 +1,221 @@
-"""Every family of autoencoders: its settings, building one, loading a trained one."""
+"""Every family of autoencoders, saetool's own and those that users register: settings, building one, loading one."""
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import core_schema
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
-from saetool.autoencoders.base import Autoencoder
+from saetool.autoencoders.base import Autoencoder, FamilySettings
 from saetool.autoencoders.contractive import Contractive, ContractiveSettings
 from saetool.autoencoders.denoising import Denoising, DenoisingSettings
 from saetool.autoencoders.dense import Dense, DenseSettings
 from saetool.autoencoders.linear import Linear, LinearSettings
 from saetool.autoencoders.sparse import SparseAutoencoder
-from saetool.autoencoders.sparse_settings import SparseSettings
+from saetool.autoencoders.sparse_settings import Activation, SparseSettings
 from saetool.autoencoders.variational import Variational, VariationalSettings
-from saetool.errors import RequestError, first_line
+from saetool.errors import RequestError, first_line, shown, type_name
+from saetool.registry import Registry, run
 
 if TYPE_CHECKING:
     from saetool.artifacts import Artifact
 
-AutoencoderSettings = Annotated[
-    SparseSettings | LinearSettings | DenseSettings | DenoisingSettings | ContractiveSettings | VariationalSettings,
-    Field(discriminator="kind"),
-]
 
-FAMILIES: dict[str, type[Autoencoder]] = {
-    "sparse": SparseAutoencoder,
-    "linear": Linear,
-    "dense": Dense,
-    "denoising": Denoising,
-    "contractive": Contractive,
-    "variational": Variational,
+@dataclass(frozen=True)
+class Family:
+    """A family's settings, and what makes an untrained model of them and the width of its inputs."""
+
+    settings: type[FamilySettings]
+    build: Callable[[Any, int], Autoencoder]
+
+
+OWN = {
+    "sparse": Family(SparseSettings, SparseAutoencoder),
+    "linear": Family(LinearSettings, Linear),
+    "dense": Family(DenseSettings, Dense),
+    "denoising": Family(DenoisingSettings, Denoising),
+    "contractive": Family(ContractiveSettings, Contractive),
+    "variational": Family(VariationalSettings, Variational),
 }
+_ACTIVATIONS = {get_args(m.model_fields["kind"].annotation)[0]: m for m in get_args(get_args(Activation)[0])}
+_WITH_K = frozenset(kind for kind, model in _ACTIVATIONS.items() if "k" in model.model_fields)
 
 
-def build(settings: AutoencoderSettings, d_in: int) -> Autoencoder:
-    """Return an untrained autoencoder for inputs of width `d_in`."""
-    return FAMILIES[settings.kind](settings, d_in)  # type: ignore[call-arg]
+def _enter(name: str, loaded: Any) -> None:
+    if name not in REGISTERED.known:
+        raise RequestError(
+            f"the entry point {name} of saetool.families names {shown(loaded)}, which registers no {name}"
+        )
+
+
+REGISTERED = Registry(
+    call="register_family",
+    noun="a family of autoencoders",
+    group="saetool.families",
+    variable="SAETOOL_FAMILIES",
+    taken=(*OWN, *_ACTIVATIONS, "auto", "trained"),
+    enter=_enter,
+)
+
+
+def register_family(name: str, settings: type[FamilySettings], build: Callable[[Any, int], Autoencoder]) -> None:
+    """Let `autoencoder: {kind: NAME, …}` mean a family of your own, in every command and call.
+
+    settings: a class derived from `saetool.autoencoders.FamilySettings` whose `kind` is `Literal["NAME"]`.
+    build: called with settings and d_in, returns the untrained `saetool.autoencoders.Autoencoder`; its class will do.
+
+    A later process knows the name once it has imported the module that registers it: list the module in the environment
+    variable SAETOOL_FAMILIES, or offer it as an entry point of the group `saetool.families`. docs/custom.md has one.
+
+    Raises RequestError for a name that is none or that is taken, and for settings or a builder that cannot be one.
+
+    >>> from typing import Literal
+    >>> from saetool.autoencoders.linear import Linear, LinearSettings
+    >>> class Mine(LinearSettings):
+    ...     kind: Literal["mine"] = "mine"
+    >>> saetool.register_family("mine", Mine, Linear)
+    >>> rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    >>> made = saetool.train(rows, kind="mine", n_latents=2, tokens=512, batch_size=64, out="runs/mine/autoencoder")
+    >>> saetool.load(made)
+    Linear(16 → 2 latents, none)
+    """
+    REGISTERED.require_name(name)
+    if not (isinstance(settings, type) and issubclass(settings, FamilySettings)):
+        raise RequestError(
+            f"register_family: {name}: settings must be a class derived from saetool.autoencoders.FamilySettings, not "
+            f"{shown(settings)}"
+        )
+    kind = settings.model_fields.get("kind")
+    if kind is None or get_args(kind.annotation) != (name,):
+        raise RequestError(f'register_family: {name}: its settings need the field kind: Literal["{name}"] = "{name}"')
+    if not callable(build):
+        raise RequestError(f"register_family: {name}: build must make a model of settings and d_in, not {shown(build)}")
+    earlier = REGISTERED.known.get(name)
+    # A notebook's cell that runs again makes the same class again.
+    if earlier is not None and _home(earlier.settings) != _home(settings):
+        raise RequestError(
+            f"register_family: {name} is registered already, by {'.'.join(_home(earlier.settings))}: take another name"
+        )
+    REGISTERED.known[name], REGISTERED.places[name] = Family(settings, build), settings.__module__
+
+
+def _home(settings: type) -> tuple[str, str]:
+    return settings.__module__, settings.__qualname__
+
+
+def find_family(kind: Any) -> Family | None:
+    """Return the family of a name; None where nobody here knows it."""
+    if not isinstance(kind, str):
+        return None
+    return OWN.get(kind) or (REGISTERED.known[kind] if REGISTERED.find(kind) else None)
+
+
+@dataclass(frozen=True)
+class AnyFamily:
+    """In an annotation: the settings of any family, or of one of `others`, told apart by `kind`."""
+
+    others: tuple[type[BaseModel], ...] = ()
+
+    def models(self) -> tuple[type[BaseModel], ...]:
+        """Return the classes that are possible now."""
+        families = (*OWN.values(), *REGISTERED.known.values())
+        return (*(family.settings for family in families), *self.others)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._validate)
+
+    def _validate(self, given: Any) -> Any:
+        given = spelled_out(given)
+        find_family(given.get("kind") if isinstance(given, Mapping) else None)  # which modules may register only now
+        return _one_of(self.models()).validate_python(given)
+
+
+@lru_cache(maxsize=16)
+def _one_of(models: tuple[type[BaseModel], ...]) -> TypeAdapter:
+    kinds: Any = Annotated[Union[models], Field(discriminator="kind")]  # noqa: UP007
+    return TypeAdapter(kinds)
+
+
+AutoencoderSettings = Annotated[FamilySettings, AnyFamily()]
+
+
+def spelled_out(given: Any) -> Any:
+    """Return settings with an activation that stands as their kind, and its k, in their places.
+
+    >>> spelled_out({"kind": "topk", "k": 32, "expansion": 4})
+    {'kind': 'sparse', 'expansion': 4, 'activation': {'kind': 'topk', 'k': 32}}
+    """
+    if not isinstance(given, Mapping):
+        return given
+    settings = {key: value for key, value in given.items() if key != "activation"}
+    activation = given.get("activation")
+    if isinstance(activation, Mapping | BaseModel):
+        activation = dict(activation)
+    kind = settings.get("kind", "topk" if "k" in settings else None)
+    if isinstance(kind, str) and kind in _ACTIVATIONS:
+        kept = activation if isinstance(activation, dict) and activation.get("kind") in (None, kind) else {}
+        settings["kind"], activation = "sparse", {"kind": kind, **kept}
+    if "k" in settings and isinstance(activation, dict) and activation.get("kind") in _WITH_K:
+        activation["k"] = settings.pop("k")
+    return settings if activation is None else {**settings, "activation": activation}
+
+
+def build(settings: FamilySettings, d_in: int) -> Autoencoder:
+    """Return an untrained autoencoder for inputs of width `d_in`.
+
+    Raises RequestError where a registered family makes none, or one that does not answer as `Autoencoder` says.
+    """
+    family = find_family(settings.kind)
+    assert family is not None, "settings are checked before anything is built of them"
+    if settings.kind in OWN:
+        return family.build(settings, d_in)
+    what = f"autoencoder.kind {settings.kind}: "
+    model = run(lambda: family.build(settings, d_in), f"{what}its build")
+    _require_answers(model, d_in, settings.width(d_in), what)
+    return model
+
+
+@torch.no_grad()
+def _require_answers(model: Any, d_in: int, n_latents: int, what: str) -> None:
+    """Raise RequestError unless a model is one, of these sizes, and keeps the axes before the last."""
+    if not isinstance(model, Autoencoder):
+        raise RequestError(f"{what}its build returned no saetool.autoencoders.Autoencoder but a {type_name(model)}")
+    for name, wanted in (("d_in", d_in), ("n_latents", n_latents)):
+        if getattr(model, name, None) != wanted:
+            raise RequestError(
+                f"{what}its model has {name} {shown(getattr(model, name, None))} where {wanted} is meant"
+            )
+    x = torch.linspace(-1, 1, 6 * d_in).view(2, 3, d_in)
+    z, again = (run(lambda: model.encode(x), f"{what}encode") for _ in range(2))
+    _require_shape(z, (2, 3, n_latents), f"{what}encode of [2, 3, {d_in}]")
+    if not torch.equal(z, again):
+        raise RequestError(f"{what}encode gives other latents for the same rows each time; loss may draw, encode not")
+    x_hat = run(lambda: model.complete(model.decode(z), x), f"{what}decode")
+    _require_shape(x_hat, (2, 3, d_in), f"{what}decode of [2, 3, {n_latents}]")
+
+
+def _require_shape(found: Any, wanted: tuple[int, ...], what: str) -> None:
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
+        given = list(found.shape) if isinstance(found, torch.Tensor) else type_name(found)
+        raise RequestError(f"{what} must return a tensor {list(wanted)}, and returned {given}")
 
 
 def load(path: "str | os.PathLike | Artifact") -> Autoencoder:
     """Return the trained autoencoder of a sealed artifact, in evaluation mode: it takes raw activations.
 
-    Raises RequestError where `path` is missing, unfinished, damaged or another kind of artifact.
+    Raises RequestError where `path` is missing, unfinished, damaged or another kind of artifact, or of a family that
+    this process does not know.
     """
     from saetool.artifacts import Artifact
 
     artifact = path if isinstance(path, Artifact) else Artifact.open(path, kind="autoencoder")
-    settings = TypeAdapter(AutoencoderSettings).validate_python(artifact.content["settings"])
+    settings = _settings_of(artifact)
     with torch.random.fork_rng(devices=[]):  # what a model draws while it is built is overwritten
         model = build(settings, artifact.content["d_in"])
     file = artifact.path / "model.safetensors"
@@ -63,3 +229,21 @@ def load(path: "str | os.PathLike | Artifact") -> Autoencoder:
             raise RequestError(f"{file}: damaged: {name} is not finite everywhere. `saetool verify` tells more.")
     model.site = artifact.content.get("site")
     return model.eval()
+
+
+def _settings_of(artifact: "Artifact") -> FamilySettings:
+    """Return the settings that an artifact's model was made of."""
+    given = artifact.content["settings"]
+    if find_family(given.get("kind")) is None:
+        module = artifact.notes.get("family_registered")
+        raise RequestError(
+            f"{artifact.path}: {REGISTERED.lacking('autoencoder.kind', given.get('kind'), module, 'autoencoder')}"
+        )
+    try:
+        return TypeAdapter(AutoencoderSettings).validate_python(given)
+    except ValidationError as error:  # of a family that has changed since
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise RequestError(
+            f"{artifact.path}: its settings are not those of {given['kind']} here: {place}: {problem['msg']}"
+        ) from None

@@ -1,4 +1,4 @@
-"""The linear autoencoder: z = W_e x + b_e, x̂ = W_d z + b_d. Its optimum is principal component analysis.
+"""The linear autoencoder: z = W_enc x + b_enc, x̂ = W_decᵀ z + b_dec. Its optimum is principal component analysis.
 
 Baldi & Hornik 1989; Bourlard & Kamp 1988. The least mean squared error of width k is the sum of the covariance's
 eigenvalues after the k-th; weights are unique only up to an invertible k × k matrix, so compare subspaces.
@@ -11,12 +11,20 @@ import torch
 from jaxtyping import Float
 from pydantic import model_validator
 from scipy.linalg import subspace_angles
-from torch import Tensor
+from torch import Tensor, nn
 
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Stream, Training
-from saetool.autoencoders.layers import Chain
-from saetool.autoencoders.reconstruction import squared_error
-from saetool.autoencoders.width import Width
+from saetool.autoencoders.base import (
+    UNKNOWN,
+    Autoencoder,
+    FamilySettings,
+    Loss,
+    Normalize,
+    Normalizer,
+    Step,
+    Stream,
+    Training,
+)
+from saetool.autoencoders.layers import squared_error
 from saetool.errors import RequestError
 from saetool.seeding import generator as seeded
 
@@ -66,7 +74,7 @@ def principal_components(stream: Stream) -> Spectrum:
     return Spectrum(shift + offset, values.flip(0).clamp_min(0), vectors.flip(1))
 
 
-class LinearSettings(Width):
+class LinearSettings(FamilySettings):
     """A linear autoencoder; `closed_form` needs no training step, `gradient` descends to the same subspace."""
 
     kind: Literal["linear"] = "linear"
@@ -77,12 +85,12 @@ class LinearSettings(Width):
     @model_validator(mode="after")
     def _closed_form_is_tied(self) -> "LinearSettings":
         if self.tied and self.solver == "closed_form":
-            raise ValueError("tied: the closed form has W_d = W_eᵀ already; tied belongs to solver: gradient")
+            raise ValueError("tied: the closed form has W_dec = W_enc already; tied belongs to solver: gradient")
         return self
 
 
 class Linear(Autoencoder):
-    """z = W_e x + b_e, x̂ = W_d z + b_d, on raw or normalized activations."""
+    """z = W_enc x + b_enc, x̂ = W_decᵀ z + b_dec, on raw or normalized activations."""
 
     spectrum: Tensor
     """Covariance eigenvalues of the normalized training rows, descending; zeros before `initialize` or `fit`."""
@@ -93,33 +101,45 @@ class Linear(Autoencoder):
         self.d_in = d_in
         self.n_latents = settings.width(d_in)
         self.normalizer = Normalizer(d_in, settings.normalize)
-        self.encoder = Chain([d_in, self.n_latents], ["identity"])
-        self.decoder = Chain([self.n_latents, d_in], ["identity"], own_weights=not settings.tied)
+        self.W_enc = nn.Parameter(torch.empty(self.n_latents, d_in))
+        self.b_enc = nn.Parameter(torch.empty(self.n_latents))
+        if not settings.tied:
+            self.W_dec = nn.Parameter(torch.empty(self.n_latents, d_in))
+        self.b_dec = nn.Parameter(torch.empty(d_in))
         self.register_buffer("spectrum", torch.zeros(d_in))
         self._draw(seeded(0, "linear"))
 
+    @torch.no_grad()
     def _draw(self, generator: torch.Generator) -> None:
-        self.encoder.reset(generator)
-        self.decoder.reset(generator)
+        """Draw the weights (Glorot & Bengio 2010), and zero the biases."""
+        nn.init.xavier_uniform_(self.W_enc, generator=generator)
+        if not self.settings.tied:
+            drawn = torch.empty_like(self.W_dec.T, memory_format=torch.contiguous_format)
+            self.W_dec.copy_(nn.init.xavier_uniform_(drawn, generator=generator).T)
+        self.b_enc.zero_()
+        self.b_dec.zero_()
 
-    def _decoder_weight(self) -> Float[Tensor, "d_in n_latents"]:
-        return self.encoder.weights[0].T if self.settings.tied else self.decoder.weights[0]
+    def _encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        return nn.functional.linear(x, self.W_enc, self.b_enc)
+
+    def _decoder(self) -> Float[Tensor, "n_latents d_in"]:
+        return self.W_enc if self.settings.tied else self.W_dec
 
     def _decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        return self.decoder(z, [self._decoder_weight()])
+        return nn.functional.linear(z, self._decoder().T, self.b_dec)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return W_e x' + b_e of raw activations."""
-        return self.encoder(self.normalizer(x.to(self.spectrum)))
+        """Return W_enc x' + b_enc of raw activations."""
+        return self._encode(self.normalizer(x.to(self.spectrum)))
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction in raw units."""
         return self.normalizer.inverse(self._decode(z))
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Return the squared error of a batch."""
         x = self.normalizer(x.to(self.spectrum))
-        return Loss({"reconstruction": squared_error(self._decode(self.encoder(x)), x)})
+        return Loss({"reconstruction": squared_error(self._decode(self._encode(x)), x)})
 
     def _spectrum_of(self, stream: Stream) -> Spectrum:
         """Fit the normalizer, then return the spectrum in the model's units and keep its eigenvalues."""
@@ -135,9 +155,9 @@ class Linear(Autoencoder):
         self._draw(generator)
         spectrum = self._spectrum_of(stream)
         with torch.no_grad():
-            mean = spectrum.mean.to(self.encoder.weights[0])
-            self.encoder.biases[0].copy_(-self.encoder.weights[0] @ mean)
-            self.decoder.biases[0].copy_(mean)
+            mean = spectrum.mean.to(self.W_enc)
+            self.b_enc.copy_(-self.W_enc @ mean)
+            self.b_dec.copy_(mean)
 
     @torch.no_grad()
     def fit(self, stream: Stream) -> bool:
@@ -153,16 +173,16 @@ class Linear(Autoencoder):
         kept = min(self.n_latents, rank)
         basis = spectrum.vectors.new_zeros(self.d_in, self.n_latents)
         basis[:, :kept] = spectrum.vectors[:, :kept]
-        self.encoder.weights[0].copy_(basis.T)
-        self.encoder.biases[0].copy_(-basis.T @ spectrum.mean)
-        self.decoder.weights[0].copy_(basis)
-        self.decoder.biases[0].copy_(spectrum.mean)
+        self.W_enc.copy_(basis.T)
+        self.b_enc.copy_(-basis.T @ spectrum.mean)
+        self.W_dec.copy_(basis.T)
+        self.b_dec.copy_(spectrum.mean)
         return True
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return the rows W_d,j / factor: what a unit of each latent adds in raw units."""
-        return self._decoder_weight().detach().T / self.normalizer.factor
+        """Return the rows W_dec,j / factor: what a unit of each latent adds in raw units."""
+        return self._decoder().detach() / self.normalizer.factor
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return the rows of W_e, as they act on raw activations."""
-        return self.encoder.weights[0].detach() * self.normalizer.factor
+        """Return the rows of W_enc, as they act on raw activations."""
+        return self.W_enc.detach() * self.normalizer.factor

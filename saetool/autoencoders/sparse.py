@@ -1,12 +1,14 @@
-"""Sparse autoencoders: z = f(W_e (x − b_d) + b_e), x_hat = W_d z + b_d (Bricken et al. 2023).
+"""Sparse autoencoders: z = f(W_enc (x − b_dec) + b_enc), x_hat = W_dec z + b_dec (Bricken et al. 2023).
 
 f, the penalty, nested prefixes and the cure for dead latents are choices of the settings; the formulas stand in
-`sparse_activations`, `sparse_penalties` and `sparse_dead`. Inside, x is normalized, and `encoder` and `decoder` hold
-one row a latent: [n_latents, d_in].
+`sparse_activations`, `sparse_penalties` and `sparse_dead`. Inside, x is normalized, and W_enc and W_dec hold one row
+a latent: [n_latents, d_in].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Deferring, Loss, Normalizer, Stream, Training
+from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalizer, Step, Stream, Training
 from saetool.autoencoders.sparse_activations import (
     BatchTopK,
     Gated,
@@ -34,7 +36,7 @@ from saetool.autoencoders.sparse_dead import (
 )
 from saetool.autoencoders.sparse_initial import initialize_sparse
 from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
-from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoCure, PreActivation, Resample, SparseSettings
+from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoRevival, PreActivation, Resample, SparseSettings
 from saetool.autoencoders.sparse_views import Begun, DenseView, Error, Selected, SparseView, View, product
 from saetool.errors import RequestError
 from saetool.sparse.adam import RowRule, SparseAdam
@@ -55,6 +57,20 @@ SIGMOID_ACTIVE = 0.1
 """A sigmoid latent is never 0; it counts as active above this."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What `after_update` needs of a batch, or of one of the pieces that make one."""
+
+    rows: int
+    counts: Float[Tensor, "n_latents"]
+    """Rows on which each latent was active."""
+    smallest: Tensor | None
+    resampled: tuple[Float[Tensor, "batch"], Float[Tensor, "batch d_in"]] | None
+    """Squared errors and centered inputs, from which dead latents start again."""
+    dense: bool
+    """Whether the step was the dense one."""
+
+
 class SparseAutoencoder(Autoencoder):
     """A dictionary of `n_latents` directions, few of them active at a time."""
 
@@ -69,11 +85,11 @@ class SparseAutoencoder(Autoencoder):
         self.activation = make_activation(settings.activation, self.n_latents, d_in)
         self.penalty_weight = PenaltyWeight(settings.penalty)
         self.silence = DeadLatentTracker(settings.dead, self.n_latents)
-        decoder = nn.functional.normalize(torch.randn(self.n_latents, d_in), dim=1)
-        self.decoder = nn.Parameter(decoder)
-        self.encoder = nn.Parameter(decoder.clone())
-        self.encoder_bias = nn.Parameter(torch.zeros(self.n_latents))
-        self.decoder_bias = nn.Parameter(torch.zeros(d_in))
+        W_dec = nn.functional.normalize(torch.randn(self.n_latents, d_in), dim=1)
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(W_dec.clone())
+        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("tokens_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("use_dense", torch.tensor(self.activation.dense_only))
         self.register_buffer("mean_l0", torch.zeros(()))
@@ -89,19 +105,16 @@ class SparseAutoencoder(Autoencoder):
                 f"{settings.expansion} makes of inputs of width {d_in}: lower it"
             )
         self.prefixes = [p for p in prefixes if p < self.n_latents] + [self.n_latents] if prefixes else None
-        self._encoder, self._decoder = Weight(self.encoder), Weight(self.decoder)
-        self._training = UNKNOWN
-        self._last: dict[str, Tensor] = {}
-        self._rows = 0
+        self._W_enc, self._W_dec = Weight(self.W_enc), Weight(self.W_dec)
         self._dense: bool | None = None
-        self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
+        self._compiled: Callable[..., tuple[Any, ...]] | None = None
         self.register_load_state_dict_post_hook(lambda module, keys: module._forget())
 
     def _forget(self) -> None:
         """Forget what was read off buffers that have changed since."""
         self._dense = None
         self.silence.forget_count()
-        self._encoder.tensor, self._decoder.tensor = self.encoder, self.decoder  # they may have been exchanged
+        self._W_enc.tensor, self._W_dec.tensor = self.W_enc, self.W_dec  # they may have been exchanged
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was compiled for this model alone: a copy compiles its own."""
@@ -120,13 +133,13 @@ class SparseAutoencoder(Autoencoder):
         """Return the active latents of raw activations."""
         x = self._rows_of(x)
         if len(x) == 0:
-            return Codes.from_dense(self.encoder.new_zeros(0, self.n_latents))
+            return Codes.from_dense(self.W_enc.new_zeros(0, self.n_latents))
         if self._dense_only():
             return Codes.from_dense(self.encode(x), self.active_above)
         _, centered = self._in_units(x)
-        support, a = self.activation.select(self._encoder, centered, self.encoder_bias, "exact")
+        support, a = self.activation.select(self._W_enc, centered, self.b_enc, "exact")
         view = SparseView(a, support)
-        return support.codes(self.activation.values(a, view.gather, self.encoder_bias, training=False))
+        return support.codes(self.activation.values(a, view.gather, self.b_enc, training=False))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
         """Return the latents of raw activations."""
@@ -134,20 +147,22 @@ class SparseAutoencoder(Autoencoder):
         if not self._dense_only():
             z = self.encode_sparse(rows).dense()
         else:
-            view = self._dense_view(self.normalizer(rows.to(self.encoder)), training=False)
-            z = self.activation.values(view.a, view.gather, self.encoder_bias, training=False)
+            a = self._outputs(self.normalizer(rows.to(self.W_enc)))
+            kept = self.activation.selected(a)
+            view = DenseView(a if kept is None else torch.where(kept, a, 0.0))
+            z = self.activation.values(view.a, view.gather, self.b_enc, training=False)
         return z.reshape(*x.shape[:-1], self.n_latents)
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction in raw units; under layer norm in each row's own (see `complete`)."""
-        return self.normalizer.inverse(z.to(self.decoder) @ self.decoder + self.decoder_bias)
+        return self.normalizer.inverse(z.to(self.W_dec) @ self.W_dec + self.b_dec)
 
     def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction of sparse codes, as `decode` does."""
         if self._dense_only():
             return self.decode(codes.dense())
         support = Support.of(codes)
-        x_hat = decode(codes.values.to(self.decoder), self._decoder, support) + self.decoder_bias
+        x_hat = decode(codes.values.to(self.W_dec), self._W_dec, support) + self.b_dec
         return self.normalizer.inverse(x_hat)
 
     def complete(
@@ -161,11 +176,11 @@ class SparseAutoencoder(Autoencoder):
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
         """Return what one unit of each latent adds to the reconstruction, in raw units (of layer norm: a row's own)."""
-        return self.decoder.detach() / self.normalizer.factor
+        return self.W_dec.detach() / self.normalizer.factor
 
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
         """Return each latent's encoder row as it acts on raw activations."""
-        return self.encoder.detach() * self.normalizer.factor
+        return self.W_enc.detach() * self.normalizer.factor
 
     def _rows_of(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "rows d_in"]:
         """Return activations of any axes as rows; RequestError where the last is not the model's width."""
@@ -179,9 +194,8 @@ class SparseAutoencoder(Autoencoder):
     def loss(
         self,
         x: Float[Tensor, "batch d_in"],
-        step: int,
+        step: Step,
         generator: torch.Generator,
-        optimizer: Deferring | None = None,
         found: Selected | None = None,
     ) -> Loss:
         """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the cure.
@@ -189,55 +203,66 @@ class SparseAutoencoder(Autoencoder):
         Under autocast the dense step's two products are made in bfloat16, and nothing else. `found`: what `begin` began
         of this batch.
         """
-        kind = self.encoder.device.type
-        half = torch.is_autocast_enabled(kind) and self.encoder.dtype == torch.float32
+        kind = self.W_enc.device.type
+        half = torch.is_autocast_enabled(kind) and self.W_enc.dtype == torch.float32
         with torch.autocast(kind, enabled=False):
-            return self._loss(x, step, half, optimizer, found)
+            return self._loss(x, step, half, found)
 
-    def repeats(self, step: int) -> bool:
+    def repeats(self, step: Step) -> bool:
         """Say whether this sparse step does the same as the next ones, but for the batch and its number of entries."""
-        cure, settled = self.settings.dead, step + 1 >= self.penalty_weight.warmup_steps
-        if not settled:
+        revival = self.settings.dead
+        if not self.penalty_weight.risen(step):
             return False
-        if isinstance(cure, Resample):
-            every = resample_every(cure, self._training.steps)
-            return not every or (step + 1) % every != 0
-        return isinstance(cure, NoCure)
+        if isinstance(revival, Resample):
+            every = resample_every(revival, step.training)
+            return not every or (step.number + 1) % every != 0
+        return isinstance(revival, NoRevival)
 
     @torch.no_grad()
     def begin(self, x: Float[Tensor, "batch d_in"]) -> Begun | None:
         """Begin the selection of a batch, as far as it goes without waiting for the device; None where it does not."""
         x, centered = self._in_units(x)
-        search = self.activation.search_training(self._encoder, centered, self.encoder_bias.detach(), self._precision)
-        return None if search is None else Begun(x, centered, search)
+        search = self.activation.search_training(self._W_enc, centered, self.b_enc.detach(), self._precision)
+        return None if search is None else Begun(x, centered, search, self.activation)
 
     @torch.no_grad()
     def _in_units(self, x: Float[Tensor, "batch d_in"]) -> tuple[Tensor, Tensor]:
         """Return raw activations in the model's units, and what the encoder sees of them: less the decoder's bias."""
-        x = x.to(self.encoder.device)
+        x = x.to(self.W_enc.device)
         if self.normalizer.kind == "layer_norm":
-            x = self.normalizer(x.to(self.encoder.dtype))
+            x = self.normalizer(x.to(self.W_enc.dtype))
         mean = self.normalizer.mean if self.normalizer.kind in ("scale", "center_scale") else None
-        return backend_for(self.encoder).center(x, mean, self.normalizer.factor, self.decoder_bias)
+        return backend_for(self.W_enc).center(x, mean, self.normalizer.factor, self.b_dec)
 
-    def _loss(self, x: Tensor, step: int, half: bool, optimizer: Deferring | None, found: Selected | None) -> Loss:
-        deferred = (optimizer.deferred(self.encoder), optimizer.deferred(self.decoder)) if optimizer else (None, None)
+    def _loss(self, x: Tensor, step: Step, half: bool, found: Selected | None) -> Loss:
+        taker = step.optimizer
+        deferred = (taker.deferred(self.W_enc), taker.deferred(self.W_dec)) if taker else (None, None)
         x, centered = found[:2] if found else self._in_units(x)
-        view = None if self.is_dense() else self._sparse_view(centered, deferred[0], found)
-        if view is not None:
-            z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
+        found = None if self.is_dense() else found or self._select(x, centered)
+        if found is not None:
+            weights = (self.b_dec, self.W_enc, self.b_enc)
+            a = pre_activations(found.values, centered, *weights, found.support, deferred[0])
+            view, smallest = SparseView(a, found.support), found.smallest
+            z = self.activation.values(a, view.gather, self.b_enc, training=True)
             error, errors, residual = self._error(view, z, x, deferred[1])
         else:
             half, deferred = half or self._precision == "bf16", (None, None)
-            a, z, error, errors, residual = self._dense_step(x, half)
+            a, z, smallest, error, errors, residual = self._dense_step(x, half)
             view = DenseView(a, half)
+        weight, training = self.penalty_weight.at(step), step.training
         parts = {"reconstruction": error / len(x)}
-        metrics = self._note_batch(view, z, errors, centered)
-        weight = self.penalty_weight.at(step)
+        counts = view.latent_sums((z > self.active_above).to(z.dtype))
+        metrics = self._numbers(view, z, counts)
+        resampled = (errors, centered) if isinstance(self.settings.dead, Resample) else None
         parts |= self._penalty(view, z, x, weight, deferred[1])
-        parts |= self._cure(residual, centered, deferred)
-        metrics |= {"penalty_weight": weight, "dead": self.silence.dead().float().mean()}
-        return Loss(parts, metrics)
+        parts |= self._revival(residual, centered, deferred, training)
+        metrics |= {"penalty_weight": weight, "dead": self.silence.dead(training).float().mean()}
+        return Loss(parts, metrics, Piece(view.rows, counts, smallest, resampled, dense=found is None))
+
+    def _select(self, x: Tensor, centered: Tensor) -> Selected | None:
+        """Return the entries of a batch; None where they are so many that this and later steps must be dense."""
+        chosen = self.activation.select_training(self._W_enc, centered, self.b_enc.detach(), self._precision)
+        return None if self.too_dense(len(chosen[1]), len(centered)) else Selected(x, centered, *chosen)
 
     def _penalty(
         self, view: View, z: Tensor, x: Tensor, weight: Tensor, deferred: DeferredGradient | None
@@ -247,10 +272,10 @@ class SparseAutoencoder(Autoencoder):
             case "l1":
                 cost = z if not isinstance(self.activation, Gated) else view.a.relu()
                 if penalty.norm == "weighted":
-                    cost = cost * view.gather(row_norms(self.decoder, deferred))
+                    cost = cost * view.gather(row_norms(self.W_dec, deferred))
                 parts = {"sparsity": weight * self.d_in**0.5 * cost.sum() / view.rows}
                 if isinstance(self.activation, Gated):
-                    x_hat = view.decode(view.a.relu(), self._decoder.detached(), None) + self.decoder_bias.detach()
+                    x_hat = view.decode(view.a.relu(), self._W_dec.detached(), None) + self.b_dec.detach()
                     parts["gate"] = (x - x_hat).square().sum() / view.rows
                 return parts
             case "l0":
@@ -259,63 +284,41 @@ class SparseAutoencoder(Autoencoder):
                 return {"sparsity": weight * self.d_in * active.sum() / view.rows}
             case "kl":
                 q = view.latent_sums(z) / view.rows
-                squares = row_norms(self.decoder, deferred).square().sum()
+                squares = row_norms(self.W_dec, deferred).square().sum()
                 return {
                     "sparsity": weight * self.d_in * kl_penalty(penalty.rho, q),
                     "decoder_decay": penalty.decoder_decay / 2 * squares,
                 }
         return {}
 
-    def _cure(
-        self, residual: Tensor, centered: Tensor, deferred: tuple[DeferredGradient | None, DeferredGradient | None]
+    def _revival(
+        self,
+        residual: Tensor,
+        centered: Tensor,
+        deferred: tuple[DeferredGradient | None, DeferredGradient | None],
+        training: Training,
     ) -> dict[str, Tensor]:
-        cure = self.settings.dead
-        if isinstance(cure, AuxK):
-            weights = (self.decoder_bias, self.encoder, self.encoder_bias, self._decoder)
-            dead, precision = self.silence.dead_latents(), self._precision
-            return {"auxiliary": auxk_loss(cure, residual, centered, *weights, dead, precision, deferred)}
-        if isinstance(cure, PreActivation) and isinstance(self.activation, JumpRelu):
+        revival = self.settings.dead
+        if isinstance(revival, AuxK):
+            weights = (self.b_dec, self.W_enc, self.b_enc, self._W_dec)
+            dead, precision = self.silence.dead_latents(training), self._precision
+            return {"auxiliary": auxk_loss(revival, residual, centered, *weights, dead, precision, deferred)}
+        if isinstance(revival, PreActivation) and isinstance(self.activation, JumpRelu):
             theta = self.activation.log_threshold.exp()
-            weights = (self.encoder, self.encoder_bias, self.decoder, theta)
-            return {"auxiliary": pre_activation_loss(cure, centered, *weights, self.silence.dead_latents())}
+            weights = (self.W_enc, self.b_enc, self.W_dec, theta)
+            return {"auxiliary": pre_activation_loss(revival, centered, *weights, self.silence.dead_latents(training))}
         return {}
 
     @torch.no_grad()
-    def _note_batch(self, view: View, z: Tensor, errors: Tensor, centered: Tensor) -> dict[str, Tensor]:
-        """Return what is worth logging of a batch, and keep for `after_update` what it needs."""
-        active = (z > self.active_above).to(z.dtype)
-        counts = view.latent_sums(active)
+    def _numbers(self, view: View, z: Tensor, counts: Tensor) -> dict[str, Tensor]:
+        """Return what is worth logging of a batch."""
         metrics = {"l0": counts.sum() / view.rows, "l1": z.sum() / view.rows}
         if isinstance(self.settings.penalty, KlPenalty):
             q = view.latent_sums(z) / view.rows
             spread = view.latent_sums(z.square()) / view.rows - q.square()
             # Bimodal latents are near 1, a dense linear code around rho is near 0.
             metrics["binarity"] = (spread / (q * (1 - q)).clamp_min(1e-12)).mean()
-        if self.training:
-            resampling = isinstance(self.settings.dead, Resample)
-            rows = {"errors": errors, "x": centered} if resampling else {}
-            # With gradient accumulation several losses come before one update.
-            self._last["counts"] = self._last["counts"] + counts if self._last else counts
-            for name, value in rows.items():
-                self._last[name] = torch.cat([self._last[name], value]) if name in self._last else value
-            self._rows += view.rows
         return metrics
-
-    def _sparse_view(
-        self, centered: Tensor, deferred: DeferredGradient | None, found: Selected | None
-    ) -> SparseView | None:
-        """Return the view of a batch; None where it is so dense that this and later steps must be dense."""
-        if found:
-            support, values = found[2:]
-        else:
-            select = self.activation.select_training if self.training else self.activation.select
-            support, values = select(self._encoder, centered, self.encoder_bias.detach(), self._precision)
-            if self.too_dense(len(values), len(centered)):
-                self.use_dense.fill_(True)
-                self._dense = True
-                return None
-        weights = (self.decoder_bias, self.encoder, self.encoder_bias)
-        return SparseView(pre_activations(values, centered, *weights, support, deferred), support)
 
     def too_dense(self, entries: int, rows: int) -> bool:
         """Say whether so many entries are far too many for a sparse step."""
@@ -323,41 +326,42 @@ class SparseAutoencoder(Autoencoder):
         bounded = isinstance(self.activation, TopK | BatchTopK)
         return not bounded and entries > MUCH_TOO_DENSE * self._sparse_share() * self.n_latents * rows
 
-    def _dense_step(self, x: Tensor, half: bool) -> tuple[Tensor, ...]:
-        """Return a, z and the error of all latents; where a GPU compiles it, as one function."""
+    def _dense_step(self, x: Tensor, half: bool) -> tuple[Any, ...]:
+        """Return a, z, the smallest kept and the error of all latents; where a GPU compiles it, as one function."""
         if self._compiled is None:
-            alone = isinstance(self.activation, TopK | BatchTopK)  # they keep state, or ask other processes
+            alone = isinstance(self.activation, TopK | BatchTopK)  # they sort, or ask other processes
             self._compiled = self._dense_formula if alone else compiled_dense(self._dense_formula, x.device)
         return self._compiled(x, half)
 
-    def _dense_formula(self, x: Tensor, half: bool) -> tuple[Tensor, ...]:
-        view = self._dense_view(x, self.training, half)
-        z = self.activation.values(view.a, view.gather, self.encoder_bias, self.training)
-        return view.a, z, *self._error(view, z, x, None)
+    def _dense_formula(self, x: Tensor, half: bool) -> tuple[Any, ...]:
+        a = self._outputs(x, half)
+        kept, smallest = self.activation.selected_training(a)
+        view = DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
+        z = self.activation.values(view.a, view.gather, self.b_enc, training=True)
+        return view.a, z, smallest, *self._error(view, z, x, None)
 
     def _error(self, view: View, z: Tensor, x: Tensor, deferred: DeferredGradient | None) -> Error:
         """Return the reconstruction's error, the mean over prefixes where there are some."""
         if not self.prefixes:
-            return view.squared_error(z, self._decoder, self.decoder_bias, x, deferred)
-        x_hats = view.decode_prefixes(z, self._decoder, deferred, self.prefixes) + self.decoder_bias
+            return view.squared_error(z, self._W_dec, self.b_dec, x, deferred)
+        x_hats = view.decode_prefixes(z, self._W_dec, deferred, self.prefixes) + self.b_dec
         residual = x - x_hats[-1].detach()
         error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum") / len(self.prefixes)
         return error, residual.square().sum(1), residual
 
-    def _dense_view(self, x: Tensor, training: bool, half: bool = False) -> DenseView:
-        a = product(x - self.decoder_bias, self.encoder.T, half) + self.encoder_bias
-        kept = self.activation.survivors(a, training)
-        return DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
+    def _outputs(self, x: Tensor, half: bool = False) -> Float[Tensor, "batch n_latents"]:
+        """Return the encoder's outputs on a batch in the model's units."""
+        return product(x - self.b_dec, self.W_enc.T, half) + self.b_enc
 
     @property
     def _precision(self) -> Precision:
         """Whose numbers decide in training who is active; encoding is exact."""
         codes = self.settings.codes
-        return default_precision(self.encoder.device) if codes == "auto" else codes
+        return default_precision(self.W_enc.device) if codes == "auto" else codes
 
     def _sparse_share(self) -> float:
         given = self.settings.sparse_below
-        return sparse_below(self.encoder.device) if given is None else given
+        return sparse_below(self.W_enc.device) if given is None else given
 
     def _dense_only(self) -> bool:
         return self.activation.dense_only or self._sparse_share() == 0.0
@@ -372,68 +376,63 @@ class SparseAutoencoder(Autoencoder):
 
     def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Set normalization, dictionary and biases from training rows; decide how to start (sparse or dense)."""
-        require_possible(self.settings.dead, training.steps, training.tokens)
-        self._learn_length(stream, training)
+        require_possible(self.settings.dead, training)
         expected = initialize_sparse(self, stream, generator)  # type: ignore[arg-type]
         self.mean_l0.fill_(expected)
         self._decide_density()
 
-    def enter(self, phase: str, stream: Stream, training: Training = UNKNOWN) -> None:
-        """Set what follows from the training's length and is not saved: a resumed one comes here only."""
-        self._learn_length(stream, training)
-
-    def _learn_length(self, stream: Stream, training: Training) -> None:
-        self._training = training
-        self.silence.set_training_tokens(training.tokens or stream.n_rows)
-        self.penalty_weight.set_training_steps(training.steps)
-
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> SparseAdam:
         """Return Adam that keeps unit rows and the weights' copies up, and takes deferred gradients."""
         rules = {
-            self.encoder: RowRule(self._encoder),
-            self.decoder: RowRule(self._decoder, unit_rows=self.unit_decoder),
+            self.W_enc: RowRule(self._W_enc),
+            self.W_dec: RowRule(self._W_dec, unit_rows=self.unit_decoder),
         }
         return SparseAdam(list(self.parameters()), rules, lr, betas, eps)
 
     def step_context(self) -> AbstractContextManager[None]:
         """Return what a whole step runs in: where nearly all of it is the backend's, the backend says."""
         plain = self.prefixes is None and not isinstance(self.activation, Gated)
-        return backend_for(self.encoder).step_context() if plain and not self.is_dense() else nullcontext()
+        return backend_for(self.W_enc).step_context() if plain and not self.is_dense() else nullcontext()
 
     @torch.no_grad()
     def before_update(self) -> None:
         """Remove the part of the decoder's gradient that would only change row norms."""
-        if self.unit_decoder and self.decoder.grad is not None:
-            remove_part_along(self.decoder, self.decoder.grad)
+        if self.unit_decoder and self.W_dec.grad is not None:
+            remove_part_along(self.W_dec, self.W_dec.grad)
 
     @torch.no_grad()
-    def after_update(self, optimizer: torch.optim.Optimizer, step: int, generator: torch.Generator) -> None:
+    def after_update(
+        self, optimizer: torch.optim.Optimizer, step: Step, generator: torch.Generator, losses: Sequence[Loss]
+    ) -> None:
         """Restore unit rows, count silence, move thresholds, steer the penalty, resample."""
         if self.unit_decoder and not isinstance(optimizer, SparseAdam):
-            normalize_rows(self.decoder)
-        if not self._last:
-            return
-        l0 = distributed.all_reduce_mean(self._last["counts"].sum() / self._rows)
-        self.silence.update(self._last["counts"] > 0, self._rows)
-        self.tokens_seen += self._rows * distributed.world_size()
-        self.activation.after_update()
+            normalize_rows(self.W_dec)
+        pieces: list[Piece] = [loss.kept for loss in losses]
+        rows, counts = sum(piece.rows for piece in pieces), reduce(torch.add, [piece.counts for piece in pieces])
+        l0 = distributed.all_reduce_mean(counts.sum() / rows)
+        if any(piece.dense for piece in pieces) and not self.is_dense():
+            self._take_dense(torch.ones_like(self.use_dense))
+        self.silence.update(counts > 0, rows, step.training)
+        self.tokens_seen += rows * distributed.world_size()
+        self.activation.after_update([piece.smallest for piece in pieces])
         self.penalty_weight.after_update(step, l0, self.mean_l0)
         self.mean_l0.lerp_(l0.to(self.mean_l0), 0.1)
-        cure = self.settings.dead
-        if isinstance(cure, Resample) and due(
-            cure, step, self.tokens_seen, self._training.steps, self._training.tokens
-        ):
-            resample(self, cure, self._last["errors"], self._last["x"], optimizer, generator)
-        self._last, self._rows = {}, 0
+        revival = self.settings.dead
+        if isinstance(revival, Resample) and due(revival, step, self.tokens_seen):
+            errors, x = map(torch.cat, zip(*[piece.resampled for piece in pieces if piece.resampled], strict=True))
+            resample(self, revival, self.silence.dead(step.training), errors, x, optimizer, generator)
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Step) -> None:
         """Choose the sparse or the dense step for the next ones."""
-        if (step + 1) % DENSITY_EVERY == 0:
+        if (step.number + 1) % DENSITY_EVERY == 0:
             self._decide_density()
 
     def _decide_density(self) -> None:
-        self.use_dense.copy_(self.mean_l0 > self._sparse_share() * self.n_latents)
+        self._take_dense(self.mean_l0 > self._sparse_share() * self.n_latents)
+
+    def _take_dense(self, dense: Tensor) -> None:
+        self.use_dense.copy_(dense)
         self._dense = None
 
     def loss_convention(self) -> str:

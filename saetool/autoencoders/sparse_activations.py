@@ -7,6 +7,7 @@ them, so that the same lines serve all latents ([batch, n_latents]) and only the
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from itertools import count
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.sparse_settings import Activation, JumpReluActivation
-from saetool.sparse.backends import Backend, Found, Precision, Search, backend_for, finish, kth_largest
+from saetool.sparse.backends import Found, Precision, Search, backend_for, finish, kth_largest
+from saetool.sparse.codes import Support
 from saetool.sparse.weight import Weight
 
 Gather = Callable[[Tensor], Tensor]
+Chosen = tuple[Support, Tensor, Tensor | None]
+"""A support, the encoder's outputs on it, and the smallest that was kept where the activation remembers it."""
 
 GUESS, LOWER, TRIES = 0.95, 0.8, 4
 """BatchTopK looks for candidates above a share of its last cut, which moves a percent or two a step; too few, and it
@@ -32,36 +36,44 @@ class SparseActivation(nn.Module):
 
     dense_only = False
 
-    def cut(self, bias: Tensor) -> Tensor:
+    def cut(self, b_enc: Tensor) -> Tensor:
         """Return for each latent the pre-activation at or below which its value (and gradient) is zero."""
-        return torch.zeros_like(bias)
+        return torch.zeros_like(b_enc)
 
-    def select(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
+    def select(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Found:
         """Return the support of a batch and the pre-activations on it, as inference does: row by row."""
-        return finish(self.search(encoder, x, bias, precision))
+        return finish(self.search(W_enc, x, b_enc, precision))
 
-    def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
+    def select_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Chosen:
         """Do what `select` does, as training does."""
-        return self.select(encoder, x, bias, precision)
+        return self.chosen(self.select(W_enc, x, b_enc, precision), len(x))
 
-    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search:
+    def search(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search:
         """Begin what `select` does."""
-        return backend_for(encoder.tensor).search(x, encoder, bias, precision, cut=self.cut(bias))
+        return backend_for(W_enc.tensor).search(x, W_enc, b_enc, precision, cut=self.cut(b_enc))
 
-    def search_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+    def search_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search | None:
         """Begin what `select_training` does; None where that cannot be done apart from the rest."""
-        return self.search(encoder, x, bias, precision)
+        return self.search(W_enc, x, b_enc, precision)
 
-    def survivors(self, a: Tensor, training: bool) -> Tensor | None:
-        """Return which of all pre-activations [batch, n_latents] are selected; None: the values say it."""
+    def chosen(self, found: Found, rows: int) -> Chosen:
+        """Return what training keeps of what was found in so many rows."""
+        return (*found, None)
+
+    def selected(self, a: Tensor) -> Tensor | None:
+        """Return which of all pre-activations [batch, n_latents] inference selects; None: the values say it."""
         return None
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def selected_training(self, a: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return which of all pre-activations training selects, and the smallest of them where it is remembered."""
+        return self.selected(a), None
+
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         """Return z from a, as training or inference does."""
         return a.relu()
 
-    def after_update(self) -> None:
-        """Update running state."""
+    def after_update(self, smallest: list[Tensor | None]) -> None:
+        """Update running state after a step: `smallest` are the values that its pieces kept."""
 
 
 class Sigmoid(SparseActivation):
@@ -69,14 +81,14 @@ class Sigmoid(SparseActivation):
 
     dense_only = True
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return a.sigmoid()
 
 
 class OneMinusExp(SparseActivation):
     """z = 1 − exp(−max(a, 0)): a probability with true zeros."""
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return -torch.expm1(-a.relu())
 
 
@@ -87,10 +99,10 @@ class TopK(SparseActivation):
         super().__init__()
         self.k = k
 
-    def search(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search:
-        return backend_for(encoder.tensor).search(x, encoder, bias, precision, k=self.k)
+    def search(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search:
+        return backend_for(W_enc.tensor).search(x, W_enc, b_enc, precision, k=self.k)
 
-    def survivors(self, a: Tensor, training: bool) -> Tensor | None:
+    def selected(self, a: Tensor) -> Tensor | None:
         places = a.topk(min(self.k, a.shape[1]), dim=1, sorted=False).indices
         return torch.zeros_like(a, dtype=torch.bool).scatter_(1, places, True)
 
@@ -100,7 +112,7 @@ class SignedTopK(TopK):
 
     dense_only = True
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return a
 
 
@@ -121,35 +133,37 @@ class BatchTopK(SparseActivation):
         self.register_buffer("running", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("guess", torch.zeros(()))
-        self._smallest: Tensor | None = None
-        self._pieces = 0
 
     def threshold(self) -> Tensor:
         """Return the inference threshold; 0 before the first update."""
         weight = 1 - THRESHOLD_DECAY ** self.updates.float()
         return torch.where(self.updates > 0, self.running / weight.clamp_min(1e-12), self.running)
 
-    def cut(self, bias: Tensor) -> Tensor:
-        return self.threshold().to(bias).expand_as(bias)
+    def cut(self, b_enc: Tensor) -> Tensor:
+        return self.threshold().to(b_enc).expand_as(b_enc)
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return a.relu() if training else a.relu() * (a > self.threshold())
 
-    def select_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Found:
-        backend, guess, wanted = backend_for(encoder.tensor), self.guess.to(bias) * GUESS, self.k * len(x)
+    def select_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Chosen:
+        backend, guess, wanted = backend_for(W_enc.tensor), self.guess.to(b_enc) * GUESS, self.k * len(x)
         for tries in count(1):
-            support, a = finish(backend.search(x, encoder, bias, precision, cut=guess.expand_as(bias)))
+            support, a = finish(backend.search(x, W_enc, b_enc, precision, cut=guess.expand_as(b_enc)))
             if self._enough(a, guess, wanted, precision) or float(guess) == 0:
                 break
             guess = guess * LOWER if tries < TRIES else torch.zeros_like(guess)
-        return backend.keep(support, a, self._largest(a, wanted))
+        return self.chosen((support, a), len(x))
 
-    def search_training(self, encoder: Weight, x: Tensor, bias: Tensor, precision: Precision) -> Search | None:
+    def search_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search | None:
         if precision == "exact":
             return None  # how many exceed the guess is known only when their outputs are
-        backend, guess = backend_for(encoder.tensor), self.guess.to(bias) * GUESS
-        search = backend.search(x, encoder, bias, precision, cut=guess.expand_as(bias))
-        return _BatchSearch(search, self, backend, self.k * len(x))
+        backend, guess = backend_for(W_enc.tensor), self.guess.to(b_enc) * GUESS
+        search = backend.search(x, W_enc, b_enc, precision, cut=guess.expand_as(b_enc))
+        return _BatchSearch(search, self.k * len(x))
+
+    def chosen(self, found: Found, rows: int) -> Chosen:
+        kept, smallest = self._largest(found[1], self.k * rows)
+        return (*backend_for(found[1]).keep(*found, kept), smallest)
 
     def _enough(self, a: Tensor, guess: Tensor, wanted: int, precision: Precision) -> bool:
         """Say whether every process has enough outputs above the guess: then the batch's largest are all among them.
@@ -162,37 +176,33 @@ class BatchTopK(SparseActivation):
         enough = torch.tensor(int(above >= wanted), device=a.device)
         return int(distributed.all_reduce_sum(enough)) == distributed.world_size()
 
-    def survivors(self, a: Tensor, training: bool) -> Tensor | None:
-        return self._largest(a.flatten(), self.k * len(a)).view_as(a) if training else None
+    def selected_training(self, a: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        kept, smallest = self._largest(a.flatten(), self.k * len(a))
+        return kept.view_as(a), smallest
 
-    def _largest(self, a: Tensor, wanted: int) -> Tensor:
-        """Mark the `wanted` · world_size largest positive ones of all processes; equals at the cut all stay."""
+    def _largest(self, a: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+        """Mark the `wanted` · world_size largest positive ones of all processes, and return the smallest of them.
+
+        Equals at the cut all stay.
+        """
         positive = a.detach().clamp_min(0)
         lowest = global_kth_largest(positive, wanted * distributed.world_size())
-        kept = (positive >= lowest) & (positive > 0)
-        lowest = lowest.clamp_min(0)
-        # With gradient accumulation several pieces come before one update: their mean counts.
-        self._smallest = lowest if self._smallest is None else self._smallest + lowest
-        self._pieces += 1
-        return kept
+        return (positive >= lowest) & (positive > 0), lowest.clamp_min(0)
 
-    def after_update(self) -> None:
-        """Take the last batch's smallest kept value into the running mean."""
-        if self._smallest is not None:
-            smallest = self._smallest / self._pieces
-            self.running.mul_(THRESHOLD_DECAY).add_((1 - THRESHOLD_DECAY) * smallest.to(self.running))
-            self.guess.copy_(smallest)
-            self.updates += 1
-            self._smallest, self._pieces = None, 0
+    def after_update(self, smallest: list[Tensor | None]) -> None:
+        """Take the last batch's smallest kept value into the running mean; of several pieces, their mean."""
+        given = [value for value in smallest if value is not None]
+        mean = reduce(torch.add, given) / len(given)
+        self.running.mul_(THRESHOLD_DECAY).add_((1 - THRESHOLD_DECAY) * mean.to(self.running))
+        self.guess.copy_(mean)
+        self.updates += 1
 
 
 @dataclass(frozen=True)
 class _BatchSearch:
-    """The largest of a batch among what exceeds the guess; see `Search`."""
+    """What exceeds the guess, where it is enough for a batch; see `Search`."""
 
     above: Search
-    activation: BatchTopK
-    backend: Backend
     wanted: int
 
     @property
@@ -203,8 +213,7 @@ class _BatchSearch:
         return self.above.shape(numbers) if numbers[0] >= self.wanted else None
 
     def found(self, numbers: list[int], room: int | None = None) -> Found:
-        support, a = self.above.found(numbers, room)
-        return self.backend.keep(support, a, self.activation._largest(a, self.wanted))
+        return self.above.found(numbers, room)
 
 
 def global_kth_largest(values: Tensor, k: int) -> Tensor:
@@ -233,11 +242,11 @@ class JumpRelu(SparseActivation):
         self.bandwidth = settings.bandwidth * math.sqrt(d_in)
         self.log_threshold = nn.Parameter(torch.full((n_latents,), math.log(settings.threshold * math.sqrt(d_in))))
 
-    def cut(self, bias: Tensor) -> Tensor:
+    def cut(self, b_enc: Tensor) -> Tensor:
         # Within the kernel's window below the threshold the value is 0 but its gradient is not.
         return self.log_threshold.detach().exp() - self.bandwidth / 2
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         return _JumpRelu.apply(a, gather(self.log_threshold.exp()), self.bandwidth)
 
     def active(self, a: Tensor, gather: Gather) -> Tensor:
@@ -290,8 +299,8 @@ class Gated(SparseActivation):
         self.log_scale = nn.Parameter(torch.zeros(n_latents))
         self.magnitude_bias = nn.Parameter(torch.zeros(n_latents))
 
-    def values(self, a: Tensor, gather: Gather, bias: Tensor, training: bool) -> Tensor:
-        magnitude = gather(self.log_scale.exp()) * (a - gather(bias)) + gather(self.magnitude_bias)
+    def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
+        magnitude = gather(self.log_scale.exp()) * (a - gather(b_enc)) + gather(self.magnitude_bias)
         return magnitude.relu() * (a > 0)
 
 

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saetool import distributed
+from saetool.autoencoders.base import Step, Training
 from saetool.autoencoders.sparse_activations import Gated
-from saetool.autoencoders.sparse_settings import AuxK, Dead, NoCure, PreActivation, Resample
+from saetool.autoencoders.sparse_settings import AuxK, Dead, NoRevival, PreActivation, Resample
 from saetool.errors import RequestError
 from saetool.sparse.backends import Precision, backend_for, count_later, finish, marked
 from saetool.sparse.backends.plain import SLICE_ROWS
@@ -35,38 +36,38 @@ class DeadLatentTracker(nn.Module):
 
     def __init__(self, settings: Dead, n_latents: int):
         super().__init__()
-        self.window = getattr(settings, "after_tokens", None) or WINDOW_TOKENS
-        self._given = getattr(settings, "after_tokens", None) is not None
+        self.given_tokens: int | None = getattr(settings, "after_tokens", None)
         self._listed = isinstance(settings, AuxK | PreActivation)
         self._count: Callable[[], int] | None = None
         self.register_buffer("silent_tokens", torch.zeros(n_latents, dtype=torch.int64))
 
-    def set_training_tokens(self, tokens: int) -> None:
-        """Shorten the window to its share of a training of so many tokens, unless the settings fixed it."""
-        if not self._given:
-            self.window = max(1, min(WINDOW_TOKENS, round(WINDOW_SHARE * tokens)))
+    def window(self, training: Training) -> int:
+        """Return for how many tokens of a training a dead latent has been silent."""
+        if self.given_tokens is not None:
+            return self.given_tokens
+        return max(1, min(WINDOW_TOKENS, round(WINDOW_SHARE * training.tokens))) if training.tokens else WINDOW_TOKENS
 
-    def dead(self) -> Bool[Tensor, "n_latents"]:
+    def dead(self, training: Training) -> Bool[Tensor, "n_latents"]:
         """Mark the latents that were silent for the whole window."""
-        return self.silent_tokens >= self.window
+        return self.silent_tokens >= self.window(training)
 
-    def dead_latents(self) -> Int[Tensor, "n_dead"]:
+    def dead_latents(self, training: Training) -> Int[Tensor, "n_dead"]:
         """Return the dead latents' numbers, ascending."""
-        return marked(self.dead(), self._count)
+        return marked(self.dead(training), self._count)
 
     def forget_count(self) -> None:
         """Say that `silent_tokens` was changed from outside."""
         self._count = None
 
     @torch.no_grad()
-    def update(self, fired: Bool[Tensor, "n_latents"], rows: int) -> None:
+    def update(self, fired: Bool[Tensor, "n_latents"], rows: int, training: Training) -> None:
         """Count a batch of `rows` rows a process, in which `fired` latents fired."""
         anywhere = fired
         if distributed.world_size() > 1:
             anywhere = distributed.all_reduce_sum(fired.to(torch.int32)) > 0
         self.silent_tokens.add_(rows * distributed.world_size()).masked_fill_(anywhere, 0)
         if self._listed:
-            self._count = count_later(self.dead())  # the next step needs it
+            self._count = count_later(self.dead(training))  # the next step needs it
 
 
 def auxk_loss(
@@ -74,48 +75,48 @@ def auxk_loss(
     residual: Float[Tensor, "batch d_in"],
     x: Float[Tensor, "batch d_in"],
     center: Tensor,
-    encoder: Tensor,
-    bias: Tensor,
-    decoder: Weight,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Weight,
     dead: Int[Tensor, "n_dead"],
     precision: Precision,
     deferred: tuple[DeferredGradient | None, DeferredGradient | None],
 ) -> Tensor:
     """Return α ‖e − ê‖², summed over d_in, mean over the batch (Gao et al. 2024).
 
-    e is the detached residual, ê its reconstruction without b_d from each row's k largest dead pre-activations;
+    e is the detached residual, ê its reconstruction without b_dec from each row's k largest dead pre-activations;
     `x` is the centered input. Encoder, biases and decoder of dead latents get gradient. 0 where none is dead.
     """
     if dead.numel() == 0:
         return residual.new_zeros(())
     k = min(settings.k or min(x.shape[1] // 2, 512), dead.numel())
-    some = Weight(encoder.detach()[dead])
-    among, values = finish(backend_for(encoder).search(x, some, bias.detach()[dead], precision, k=max(k, 1)))
-    support = Support(among.offsets, dead[among.latents], encoder.shape[0], among.rows)
-    a = pre_activations(values, x, center, encoder, bias, support, deferred[0])
-    estimate = decode(a.relu(), decoder, support, deferred[1])
+    some = Weight(W_enc.detach()[dead])
+    among, values = finish(backend_for(W_enc).search(x, some, b_enc.detach()[dead], precision, k=max(k, 1)))
+    support = Support(among.offsets, dead[among.latents], W_enc.shape[0], among.rows)
+    a = pre_activations(values, x, center, W_enc, b_enc, support, deferred[0])
+    estimate = decode(a.relu(), W_dec, support, deferred[1])
     return settings.weight * (residual.detach() - estimate).square().sum() / len(x)
 
 
 def pre_activation_loss(
     settings: PreActivation,
     x: Float[Tensor, "batch d_in"],
-    encoder: Tensor,
-    bias: Tensor,
-    decoder: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
     threshold: Float[Tensor, "n_latents"],
     dead: Int[Tensor, "n_dead"],
 ) -> Tensor:
-    """Return weight · √d_in · Σ over dead j of max(θ_j − a_j, 0) ‖W_d,j‖, mean over the batch (Anthropic, Jan. 2025).
+    """Return weight · √d_in · Σ over dead j of max(θ_j − a_j, 0) ‖W_dec,j‖, mean over the batch (Anthropic, Jan. 2025).
 
-    The loss is piecewise linear in θ, W_e and b_e: with c = Σ over rows below θ, it is θ·c − W_e·(Σ x) − b_e·c, so a
-    slice leaves only those sums behind. `x` is the centered input and gets no gradient, neither does W_d.
+    The loss is piecewise linear in θ, W_enc and b_enc: with c = Σ over rows below θ, it is θ·c − W_enc·(Σ x) − b_enc·c,
+    so a slice leaves only those sums behind. `x` is the centered input and gets no gradient, neither does W_dec.
     """
     if dead.numel() == 0:
         return x.new_zeros(())
-    weight, offset, theta = (p.index_select(0, dead) for p in (encoder, bias, threshold))
+    weight, offset, theta = (p.index_select(0, dead) for p in (W_enc, b_enc, threshold))
     with torch.no_grad():
-        norms = torch.linalg.vector_norm(decoder[dead], dim=1)
+        norms = torch.linalg.vector_norm(W_dec[dead], dim=1)
         counts, inputs = torch.zeros_like(offset), torch.zeros_like(weight)
         for part in x.split(SLICE_ROWS):
             below = (torch.addmm(offset, part, weight.T) < theta).to(x.dtype) * norms
@@ -125,17 +126,18 @@ def pre_activation_loss(
     return settings.weight * x.shape[1] ** 0.5 * total / len(x)
 
 
-def resample_every(settings: Resample, total_steps: int) -> int:
-    """Return the steps between two resamplings of a training of `total_steps`; 0 (never) where both are unknown."""
-    return settings.every_steps or math.ceil(RESAMPLE_SHARE * total_steps)
+def resample_every(settings: Resample, training: Training) -> int:
+    """Return the steps between two resamplings of a training; 0 (never) where neither it nor they are known."""
+    return settings.every_steps or math.ceil(RESAMPLE_SHARE * training.steps)
 
 
-def require_possible(settings: Dead, total_steps: int, total_tokens: int) -> None:
+def require_possible(settings: Dead, training: Training) -> None:
     """Raise RequestError where a training is too short for its cure of dead latents to ever act."""
-    if isinstance(settings, NoCure) or not total_steps:
+    total_steps, total_tokens = training.steps, training.tokens
+    if isinstance(settings, NoRevival) or not total_steps:
         return
     share = settings.stop_share if isinstance(settings, Resample) else 1.0
-    if isinstance(settings, Resample) and resample_every(settings, total_steps) > share * total_steps:
+    if isinstance(settings, Resample) and resample_every(settings, training) > share * total_steps:
         raise RequestError(
             f"dead.every_steps {settings.every_steps} is never reached: resampling ends with {share:.0%} of "
             f"{total_steps} steps. Lower it, leave it out (a tenth of the training), or raise training.tokens."
@@ -147,12 +149,12 @@ def require_possible(settings: Dead, total_steps: int, total_tokens: int) -> Non
         )
 
 
-def due(settings: Resample, step: int, tokens_seen: Tensor, total_steps: int, total_tokens: int) -> bool:
-    """Say whether dead latents are to be resampled after this step; totals are 0 where unknown."""
-    every = resample_every(settings, total_steps)
-    if every == 0 or (step + 1) % every:
+def due(settings: Resample, step: Step, tokens_seen: Tensor) -> bool:
+    """Say whether dead latents are to be resampled after this step."""
+    every, tokens = resample_every(settings, step.training), step.training.tokens
+    if every == 0 or (step.number + 1) % every:
         return False
-    return not total_tokens or int(tokens_seen) <= settings.stop_share * total_tokens
+    return not tokens or int(tokens_seen) <= settings.stop_share * tokens
 
 
 @torch.no_grad()
@@ -184,6 +186,7 @@ def resample_directions(
 def resample(
     model: Any,
     settings: Resample,
+    dead: Bool[Tensor, "n_latents"],
     errors: Float[Tensor, "batch"],
     x: Float[Tensor, "batch d_in"],
     optimizer: torch.optim.Optimizer,
@@ -191,7 +194,6 @@ def resample(
 ) -> None:
     """Give a sparse model's dead latents the directions of badly reconstructed inputs, a small encoder row, and a fresh
     start; `x` are the last batch's centered inputs and `errors` their squared errors."""
-    dead = model.silence.dead()
     index = dead.nonzero().squeeze(1)
     if index.numel() == 0:
         return
@@ -199,12 +201,12 @@ def resample(
     index = index[: len(drawn)]
     if index.numel() == 0:
         return
-    alive = torch.linalg.vector_norm(model.encoder[~dead], dim=1)
-    scale = alive.mean() if alive.numel() else model.encoder.new_ones(())
-    model.decoder[index] = drawn
-    model.encoder[index] = drawn * (settings.encoder_scale * scale)
-    reset = [model.encoder, model.decoder, model.encoder_bias]
-    model.encoder_bias[index] = 0.0
+    alive = torch.linalg.vector_norm(model.W_enc[~dead], dim=1)
+    scale = alive.mean() if alive.numel() else model.W_enc.new_ones(())
+    model.W_dec[index] = drawn
+    model.W_enc[index] = drawn * (settings.encoder_scale * scale)
+    reset = [model.W_enc, model.W_dec, model.b_enc]
+    model.b_enc[index] = 0.0
     if isinstance(model.activation, Gated):
         reset += [model.activation.magnitude_bias, model.activation.log_scale]
         model.activation.magnitude_bias[index] = 0.0

@@ -1,6 +1,6 @@
 """Where a sparse model starts: unit decoder rows, the encoder tied to them, biases that give the wanted L0 at once.
 
-Starting at the wanted L0 keeps the sparse step fast from step 0; W_e = c W_dᵀ keeps latents alive (Gao et al. 2024).
+Starting at the wanted L0 keeps the sparse step fast from step 0; W_enc = c W_dec keeps latents alive (Gao et al. 2024).
 """
 
 import math
@@ -17,7 +17,7 @@ SAMPLE_ROWS = 1024
 """Rows whose pre-activations set the biases: with 100 active of 12,288 the quantile is then known to about 1 %."""
 
 KL_ENCODER_SCALE = 1.5
-"""‖W_e,j‖ at the start of KL models: pre-activations then spread wide enough to be rare rather than small."""
+"""‖W_enc,j‖ at the start of KL models: pre-activations then spread wide enough to be rare rather than small."""
 
 L1_ENCODER_SCALE = 2.0
 """The same of ReLU models with L1. In a training of 635 steps to L0 45 (the demo) it ends at FVU .119 with .3 % of the
@@ -34,10 +34,10 @@ class Initial(Autoencoder):
     settings: SparseSettings
     normalizer: Normalizer
     activation: SparseActivation
-    encoder: nn.Parameter
-    decoder: nn.Parameter
-    encoder_bias: nn.Parameter
-    decoder_bias: nn.Parameter
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_enc: nn.Parameter
+    b_dec: nn.Parameter
 
 
 @torch.no_grad()
@@ -46,15 +46,15 @@ def initialize_sparse(model: Initial, stream: Stream, generator: torch.Generator
     statistics = stream.statistics()
     model.normalizer.fit(statistics)
     if model.settings.normalize != "center_scale":
-        model.decoder_bias.copy_(model.normalizer(statistics.mean.to(model.decoder_bias)))
-    rows = torch.randn(model.decoder.shape, generator=generator, device=generator.device)
-    model.decoder.copy_(nn.functional.normalize(rows, dim=1))
+        model.b_dec.copy_(model.normalizer(statistics.mean.to(model.b_dec)))
+    rows = torch.randn(model.W_dec.shape, generator=generator, device=generator.device)
+    model.W_dec.copy_(nn.functional.normalize(rows, dim=1))
     penalty = model.settings.penalty
-    model.encoder.copy_(model.decoder * _encoder_scale(model.settings))
+    model.W_enc.copy_(model.W_dec * _encoder_scale(model.settings))
     if isinstance(penalty, KlPenalty) and model.settings.activation.kind == "sigmoid":
-        model.encoder_bias.fill_(math.log(penalty.rho / (1 - penalty.rho)))
+        model.b_enc.fill_(math.log(penalty.rho / (1 - penalty.rho)))
         return float(model.n_latents)
-    return _set_biases(model, model.normalizer(stream.sample(SAMPLE_ROWS).to(model.encoder)))
+    return _set_biases(model, model.normalizer(stream.sample(SAMPLE_ROWS).to(model.W_enc)))
 
 
 def _encoder_scale(settings: SparseSettings) -> float:
@@ -77,9 +77,9 @@ def _set_biases(model: Initial, x: Tensor) -> float:
         return float(activation.k)
     shift = -_quantile(model, x, wanted)
     if isinstance(activation, JumpRelu):
-        model.encoder_bias.copy_(activation.log_threshold.exp() + shift)
+        model.b_enc.copy_(activation.log_threshold.exp() + shift)
     else:
-        model.encoder_bias.fill_(shift)
+        model.b_enc.fill_(shift)
     if isinstance(activation, Gated):
         activation.magnitude_bias.fill_(shift)
     return wanted
@@ -89,7 +89,7 @@ def _quantile(model: Initial, x: Tensor, wanted: float) -> float:
     """Return the value that, on average over the rows, `wanted` products with the encoder exceed."""
     above = max(1, round(wanted * len(x)))
     kept = torch.empty(0, dtype=x.dtype, device=x.device)
-    for part in (x - model.decoder_bias).split(SLICE_ROWS):
-        products = torch.cat([kept, (part @ model.encoder.T).flatten()])
+    for part in (x - model.b_dec).split(SLICE_ROWS):
+        products = torch.cat([kept, (part @ model.W_enc.T).flatten()])
         kept = products.topk(min(above, products.numel()), sorted=False).values
     return float(kept.min())

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool import distributed
+from saetool.autoencoders.base import Step, Training
 from saetool.autoencoders.sparse_settings import KlPenalty, NoPenalty, Penalty
 
 SMOOTHING = 1e-6
@@ -56,26 +57,30 @@ class PenaltyWeight(nn.Module):
     def __init__(self, penalty: Penalty):
         super().__init__()
         self.target = None if isinstance(penalty, KlPenalty | NoPenalty) else penalty.target_l0
-        self._given_steps = 0 if isinstance(penalty, NoPenalty) else penalty.warmup_steps
-        self.warmup_steps = WARMUP_STEPS if self._given_steps is None else self._given_steps
+        self.given_steps = 0 if isinstance(penalty, NoPenalty) else penalty.warmup_steps
         given = 0.0 if isinstance(penalty, NoPenalty) else penalty.weight
         self.register_buffer("weight", torch.tensor(START_WEIGHT[penalty.kind] if given is None else given))
 
-    def set_training_steps(self, steps: int) -> None:
-        """Shorten the warm-up to its share of a training of `steps` (0: unknown), unless the settings fixed it."""
-        if self._given_steps is None and steps:
-            self.warmup_steps = min(WARMUP_STEPS, round(WARMUP_SHARE * steps))
+    def warmup_steps(self, training: Training) -> int:
+        """Return for how many steps of a training the weight rises."""
+        if self.given_steps is not None:
+            return self.given_steps
+        return min(WARMUP_STEPS, round(WARMUP_SHARE * training.steps)) if training.steps else WARMUP_STEPS
 
-    def at(self, step: int) -> Tensor:
+    def risen(self, step: Step) -> bool:
+        """Say whether the warm-up is over at a step."""
+        return step.number + 1 >= self.warmup_steps(step.training)
+
+    def at(self, step: Step) -> Tensor:
         """Return the weight at a step, warm-up included."""
-        if step + 1 >= self.warmup_steps:
+        if self.risen(step):
             return self.weight.clone()
-        return self.weight * ((step + 1) / self.warmup_steps)
+        return self.weight * ((step.number + 1) / self.warmup_steps(step.training))
 
     @torch.no_grad()
-    def after_update(self, step: int, l0: Tensor, mean_l0: Tensor) -> None:
+    def after_update(self, step: Step, l0: Tensor, mean_l0: Tensor) -> None:
         """Steer by the last batch's L0 (of all processes) and its running mean before that."""
-        if self.target is None or step + 1 < self.warmup_steps:
+        if self.target is None or not self.risen(step):
             return
         error = (l0.clamp_min(self.target / 10) / self.target).clamp_max(10.0)
         trend = (l0 / mean_l0.clamp_min(1e-6)).clamp(0.1, 10.0)

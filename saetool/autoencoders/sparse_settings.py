@@ -1,6 +1,6 @@
 """The settings of sparse autoencoders, and which of their combinations make sense.
 
-A model is an activation (who survives), a penalty (what survival costs), and a cure for dead latents.
+A model is an activation (which latents it selects), a penalty (what an active one costs), and a cure for dead ones.
 Combinations that cannot work are refused here, before any work, with the reason.
 """
 
@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from saetool.autoencoders.base import Normalize
-from saetool.autoencoders.width import Width
+from saetool.autoencoders.base import FamilySettings, Normalize
 from saetool.settings import Settings
 
 # --- activations: pre-activations to latents -------------------------------------------------------------------------
@@ -102,7 +101,7 @@ class _WeightOrTarget(Settings):
 
 
 class L1Penalty(_WeightOrTarget):
-    """weight · √d_in · Σ_j z_j (norm: unit, decoder rows kept at norm 1) or Σ_j z_j ‖W_d,j‖ (norm: weighted)."""
+    """weight · √d_in · Σ_j z_j (norm: unit, decoder rows kept at norm 1) or Σ_j z_j ‖W_dec,j‖ (norm: weighted)."""
 
     kind: Literal["l1"] = "l1"
     norm: Literal["unit", "weighted"] = "unit"
@@ -118,7 +117,7 @@ class L0Penalty(_WeightOrTarget):
 
 
 class KlPenalty(Settings):
-    """weight · d_in · Σ_j KL(ρ‖q_j) + decoder_decay / 2 · ‖W_d‖², q_j the mean of latent j (Ng 2011).
+    """weight · d_in · Σ_j KL(ρ‖q_j) + decoder_decay / 2 · ‖W_dec‖², q_j the mean of latent j (Ng 2011).
 
     ρ is a rate: at 24,576 latents .003 compares with about 74 active ones.
     """
@@ -168,19 +167,19 @@ class Resample(_Dead):
 
 
 class PreActivation(_Dead):
-    """weight · √d_in · Σ over dead latents of max(θ − a, 0) ‖W_d,j‖ (Anthropic, January 2025)."""
+    """weight · √d_in · Σ over dead latents of max(θ − a, 0) ‖W_dec,j‖ (Anthropic, January 2025)."""
 
     kind: Literal["pre_activation"] = "pre_activation"
     weight: NonNegativeFloat = 3e-6
 
 
-class NoCure(Settings):
+class NoRevival(Settings):
     """Dead latents stay dead."""
 
     kind: Literal["none"] = "none"
 
 
-Dead = Annotated[AuxK | Resample | PreActivation | NoCure, Field(discriminator="kind")]
+Dead = Annotated[AuxK | Resample | PreActivation | NoRevival, Field(discriminator="kind")]
 
 # --- the whole -------------------------------------------------------------------------------------------------------
 
@@ -189,7 +188,7 @@ UNIT_INTERVAL = ("sigmoid", "one_minus_exp")
 LEAST_DECAY = 1e-6
 """Less decay than this holds no decoder weight."""
 
-CURES = {
+REVIVALS = {
     "relu": ("resample",),
     "gated": ("resample",),
     "topk": ("auxk",),
@@ -201,7 +200,7 @@ CURES = {
 }
 
 
-class SparseSettings(Width):
+class SparseSettings(FamilySettings):
     """One sparse autoencoder."""
 
     kind: Literal["sparse"] = "sparse"
@@ -211,7 +210,7 @@ class SparseSettings(Width):
     penalty: Penalty = NoPenalty()
     matryoshka: tuple[PositiveInt, ...] | None = None
     """Sizes of nested prefixes of the latents, ascending; the whole dictionary is added as the last."""
-    dead: Dead = NoCure()
+    dead: Dead = NoRevival()
     codes: Literal["auto", "exact", "bf16"] = "auto"
     """Who is active in training is decided in float32 (exact), or in bfloat16, ties to the lowest latent. auto: bf16 on
     a GPU, exact everywhere else; a run records which. Encoding, index and evaluation are always exact."""
@@ -219,14 +218,14 @@ class SparseSettings(Width):
     """Share of active latents up to which the sparse step is taken, the dense one above; null: .1 on CPU, .01 on CUDA,
     0 elsewhere. 0 is always dense."""
     initial_norm: PositiveFloat | None = None
-    """‖W_e,j‖ of every latent at the start, W_d's rows having norm 1. null: 2 for ReLU with L1, 1.5 with KL, 1 for all
-    others; for TopK, less than 1 ends with less error and more latents that never fire."""
+    """‖W_enc,j‖ of every latent at the start, W_dec's rows having norm 1. null: 2 for ReLU with L1, 1.5 with KL, 1
+    for all others; for TopK, less than 1 ends with less error and more latents that never fire."""
     initial_l0: PositiveFloat = 100.0
     """Biases start so that about this many latents are active a row; larger is slower and kills fewer latents."""
 
     @model_validator(mode="after")
     def _legal(self):
-        for complaint in (_penalty_complaint(self), _cure_complaint(self), _matryoshka_complaint(self)):
+        for complaint in (_penalty_complaint(self), _revival_complaint(self), _matryoshka_complaint(self)):
             if complaint:
                 raise ValueError(complaint)
         return self
@@ -262,17 +261,17 @@ def _penalty_complaint(settings: SparseSettings) -> str | None:
     return None
 
 
-def _cure_complaint(settings: SparseSettings) -> str | None:
-    activation, cure = settings.activation.kind, settings.dead.kind
-    cures = CURES[activation]
-    if cure == "none" or cure in cures:
+def _revival_complaint(settings: SparseSettings) -> str | None:
+    activation, revival = settings.activation.kind, settings.dead.kind
+    revivals = REVIVALS[activation]
+    if revival == "none" or revival in revivals:
         return None
     reason = {
         "auxk": "auxk revives what a top-k left out; a dead ReLU passes no gradient to it",
         "resample": "resampling sets a bias and an encoder row, which does not bring back a latent of this activation",
         "pre_activation": "the pre-activation loss pulls dead latents towards JumpReLU's thresholds",
-    }[cure]
-    return f"{reason}: with {activation} use dead {' or '.join((*cures, 'none'))}"
+    }[revival]
+    return f"{reason}: with {activation} use dead {' or '.join((*revivals, 'none'))}"
 
 
 def _matryoshka_complaint(settings: SparseSettings) -> str | None:

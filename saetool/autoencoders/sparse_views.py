@@ -1,12 +1,13 @@
 """A batch's pre-activations in two forms that answer the same questions: all of them, or the active entries only."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saetool.autoencoders.sparse_activations import SparseActivation
 from saetool.sparse import ops
 from saetool.sparse.backends import Search
 from saetool.sparse.codes import Support
@@ -17,21 +18,31 @@ Error = tuple[Float[Tensor, ""], Float[Tensor, "batch"], Float[Tensor, "batch d_
 """Σ ‖r‖² over the batch; without gradient each row's ‖r‖², and r = x − x_hat."""
 
 
-Selected = tuple[Tensor, Tensor, Support, Tensor]
-"""A batch in the model's units and as the encoder sees it, the entries and the outputs on them."""
+class Selected(NamedTuple):
+    """A batch in the model's units and as the encoder sees it, its entries and the outputs on them.
+
+    `smallest`: the smallest output that was kept, where the activation remembers it.
+    """
+
+    x: Float[Tensor, "batch d_in"]
+    centered: Float[Tensor, "batch d_in"]
+    support: Support
+    values: Float[Tensor, "entries"]
+    smallest: Tensor | None
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A batch in the model's units and as the encoder sees it, and the search for its entries."""
+    """A batch in the model's units and as the encoder sees it, the search for its entries, and who chooses of them."""
 
     x: Float[Tensor, "batch d_in"]
     centered: Float[Tensor, "batch d_in"]
     search: Search
+    activation: SparseActivation
 
     def found(self, numbers: list[int], room: int) -> Selected:
         """Return what the search finds, with room for so many entries."""
-        return self.x, self.centered, *self.search.found(numbers, room)
+        return Selected(self.x, self.centered, *self.activation.chosen(self.search.found(numbers, room), len(self.x)))
 
 
 class View(Protocol):
@@ -48,18 +59,18 @@ class View(Protocol):
         """Sum values that stand beside `a` over the batch."""
         ...
 
-    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Float[Tensor, "batch d_in"]:
+    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Float[Tensor, "batch d_in"]:
         """Return values · decoder."""
         ...
 
     def squared_error(
-        self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred: DeferredGradient | None
+        self, values: Tensor, W_dec: Weight, b_dec: Tensor, x: Tensor, deferred: DeferredGradient | None
     ) -> Error:
         """Return the error of x_hat = values · decoder + bias."""
         ...
 
     def decode_prefixes(
-        self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None, prefixes: list[int]
+        self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None, prefixes: list[int]
     ) -> Float[Tensor, "prefixes batch d_in"]:
         """Return values · decoder with only the first latents, for every number of them in `prefixes`."""
         ...
@@ -82,17 +93,17 @@ class DenseView:
     def latent_sums(self, values: Tensor) -> Tensor:
         return values.sum(0)
 
-    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Tensor:
-        return product(values, decoder.tensor, self.half)
+    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Tensor:
+        return product(values, W_dec.tensor, self.half)
 
-    def squared_error(self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred) -> Error:
-        x_hat = self.decode(values, decoder, deferred) + bias
+    def squared_error(self, values: Tensor, W_dec: Weight, b_dec: Tensor, x: Tensor, deferred) -> Error:
+        x_hat = self.decode(values, W_dec, deferred) + b_dec
         residual = x - x_hat.detach()
         return nn.functional.mse_loss(x_hat, x, reduction="sum"), residual.square().sum(1), residual
 
-    def decode_prefixes(self, values: Tensor, decoder: Weight, deferred, prefixes: list[int]) -> Tensor:
+    def decode_prefixes(self, values: Tensor, W_dec: Weight, deferred, prefixes: list[int]) -> Tensor:
         cuts = zip([0, *prefixes[:-1]], prefixes, strict=True)
-        return torch.stack([product(values[:, i:j], decoder.tensor[i:j], self.half) for i, j in cuts]).cumsum(0)
+        return torch.stack([product(values[:, i:j], W_dec.tensor[i:j], self.half) for i, j in cuts]).cumsum(0)
 
 
 class SparseView:
@@ -107,18 +118,18 @@ class SparseView:
     def latent_sums(self, values: Tensor) -> Tensor:
         return ops.latent_sums(values, self.support)
 
-    def decode(self, values: Tensor, decoder: Weight, deferred: DeferredGradient | None) -> Tensor:
-        return ops.decode(values, decoder, self.support, deferred)
+    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Tensor:
+        return ops.decode(values, W_dec, self.support, deferred)
 
-    def squared_error(self, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor, deferred) -> Error:
-        return ops.squared_error(values, decoder, bias, x, self.support, deferred)
+    def squared_error(self, values: Tensor, W_dec: Weight, b_dec: Tensor, x: Tensor, deferred) -> Error:
+        return ops.squared_error(values, W_dec, b_dec, x, self.support, deferred)
 
-    def decode_prefixes(self, values: Tensor, decoder: Weight, deferred, prefixes: list[int]) -> Tensor:
+    def decode_prefixes(self, values: Tensor, W_dec: Weight, deferred, prefixes: list[int]) -> Tensor:
         # One decode for all: block p of the latents writes to its own copy of the rows, p · batch + row.
         block = sum((self.support.latents >= first).long() for first in prefixes[:-1])
         rows, order = torch.sort(block * self.rows + self.support.rows, stable=True)
         latents, n_rows = self.support.latents[order], self.rows * len(prefixes)
         keys = None if self.support.keys is None else self.support.keys[order]
         spread = Support.from_rows(rows, latents, n_rows, self.support.n_latents, keys)
-        parts = ops.decode(values[order], decoder, spread, deferred)
+        parts = ops.decode(values[order], W_dec, spread, deferred)
         return parts.view(len(prefixes), self.rows, -1).cumsum(0)

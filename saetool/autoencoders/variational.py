@@ -15,14 +15,22 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalize, Normalizer, Stream, Training
-from saetool.autoencoders.layers import Activation, Chain
+from saetool.autoencoders.base import (
+    UNKNOWN,
+    Autoencoder,
+    FamilySettings,
+    Loss,
+    Normalize,
+    Normalizer,
+    Step,
+    Stream,
+    Training,
+)
+from saetool.autoencoders.layers import Activation, Chain, require_unit_interval
 from saetool.autoencoders.linear import Spectrum, principal_components
-from saetool.autoencoders.noise import normal_like
-from saetool.autoencoders.reconstruction import require_unit_interval
-from saetool.autoencoders.width import Width
 from saetool.errors import RequestError
 from saetool.seeding import generator as seeded
+from saetool.seeding import normal_like
 
 # ln σ² stays between ± this, smoothly: e^±15 spans seven orders of magnitude in σ and overflows nowhere.
 LOG_VARIANCE_BOUND = 15.0
@@ -33,7 +41,7 @@ ACTIVE_VARIANCE = 0.01
 CHECKED_ROWS = 4096
 
 
-class VariationalSettings(Width):
+class VariationalSettings(FamilySettings):
     """A variational autoencoder; without hidden layers both maps are linear."""
 
     kind: Literal["variational"] = "variational"
@@ -154,7 +162,7 @@ class Variational(Autoencoder):
             return self._gaussian((x - self.decoder(mean)).square().sum(-1) + spread)
         return self._log_likelihood(x, mean + (0.5 * log_variance).exp() * draw(mean))
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Return the negative ELBO with its β at `step`, in nats in the model's units.
 
         The metric `elbo` is reported as `elbo` returns it: at β = 1, as a density of raw activations.
@@ -166,7 +174,7 @@ class Variational(Autoencoder):
         expected = self._expected_log_likelihood(x, mean, log_variance, lambda like: normal_like(like, generator))
         negative = -expected.mean()
         divergence = kl_from_standard_normal(mean, log_variance).mean()
-        beta = self.settings.beta * min(1.0, (step + 1) / max(self.settings.warmup_steps, 1))
+        beta = self.settings.beta * min(1.0, (step.number + 1) / max(self.settings.warmup_steps, 1))
         active = (mean.detach().var(0, correction=0) > ACTIVE_VARIANCE).sum()
         elbo = (self._log_volume() - negative - divergence).detach()
         metrics = {"elbo": elbo, "kl": divergence.detach(), "active_units": active}

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from saetool import seeding
-from saetool.autoencoders.base import Autoencoder, Loss
+from saetool.autoencoders.base import Autoencoder, Loss, Step
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings, TopKActivation
 from saetool.sparse.codes import Codes
@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 2048
 class Baseline(Autoencoder):
     """A fitted baseline: encodes and decodes like an autoencoder, and does not train."""
 
-    def loss(self, x: Float[Tensor, "batch d_in"], step: int, generator: torch.Generator) -> Loss:
+    def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Refuse: a baseline is fitted when it is made."""
         raise NotImplementedError("a baseline is fitted when it is made and has no loss")
 
@@ -195,16 +195,16 @@ def random_dictionary(
     model = SparseAutoencoder(settings, len(mean)).eval()
     draws = torch.randn(n_latents, len(mean), generator=seeding.generator(seed, "random dictionary"))
     directions = torch.nn.functional.normalize(draws, dim=-1)
-    for parameter, value in ((model.encoder, directions), (model.decoder, directions), (model.decoder_bias, mean)):
+    for parameter, value in ((model.W_enc, directions), (model.W_dec, directions), (model.b_dec, mean)):
         parameter.copy_(value)
-    model.decoder.mul_(scale)
+    model.W_dec.mul_(scale)
     return model
 
 
 @torch.no_grad()
 def best_scale(model: SparseAutoencoder, rows: Float[Tensor, "rows d_in"]) -> float:
     """Return the one number by which a decoder is multiplied to minimize the error on (some of) `rows`."""
-    rows, mean = rows[:SCALE_ROWS], model.decoder_bias
+    rows, mean = rows[:SCALE_ROWS], model.b_dec
     guess = (model(rows) - mean).double()
     square = float(guess.square().sum())
     return float((guess * (rows - mean).double()).sum()) / square if square > 0 else 1.0

@@ -127,7 +127,6 @@ def held_out_sums(
     autoencoder: Autoencoder, batches: Iterable[Float[Tensor, "images tokens d_in"]], mean: Float[Tensor, "d_in"]
 ) -> HeldOutSums:
     """Run the autoencoder over batches of whole images and return their sums; `mean` is those images' global mean."""
-    autoencoder.eval()
     like = next(iter([*autoencoder.parameters(), *autoencoder.buffers()]))
     sums = HeldOutSums(mean.double(), autoencoder.n_latents)
     for x in batches:

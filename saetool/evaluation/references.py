@@ -99,7 +99,7 @@ def fit_components(rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> Dicti
 @torch.no_grad()
 def reference_models(own: SparseAutoencoder, rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> list[Fitted]:
     """Return what a sparse autoencoder of about `k` active latents stands beside; `rows` are raw training rows."""
-    offset = own.decode(own.decoder_bias.new_zeros(1, own.n_latents))[0]
+    offset = own.decode(own.b_dec.new_zeros(1, own.n_latents))[0]
     draws = torch.randn(own.n_latents, own.d_in, generator=seeding.generator(seed, "random dictionary"))
     made = [
         Fitted("own decoder, pursuit", "its directions, chosen anew", Pursuit(own.decoder_directions(), offset, k)),

@@ -253,7 +253,7 @@ def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]
     models = [("autoencoder", subject.autoencoder), (NEURONS, None)]
     for baseline in fitted:
         if isinstance(baseline.model, SparseAutoencoder):  # as many random directions, but every token's score on all
-            directions, mean = baseline.model.encoder.detach(), baseline.model.decoder_bias.detach()
+            directions, mean = baseline.model.W_enc.detach(), baseline.model.b_dec.detach()
             models.append(("random directions", Dictionary(mean, directions)))
         elif baseline.name != "raw neurons":
             models.append((baseline.name, baseline.model))

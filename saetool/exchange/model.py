@@ -12,7 +12,7 @@ from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
 from saetool.exchange.plain import Plain
 
-_WEIGHTS = {"W_enc": "encoder", "b_enc": "encoder_bias", "W_dec": "decoder", "b_dec": "decoder_bias"}
+_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _GATES = {"r_mag": "log_scale", "b_mag": "magnitude_bias"}
 _LEAST = torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps
 """The smallest positive float32. Thresholds are kept as logarithms, and nothing lies between 0 and this."""
@@ -49,8 +49,8 @@ def to_model(plain: Plain) -> SparseAutoencoder:
     """Return the model of a plain autoencoder, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):  # what it draws is overwritten
         model = SparseAutoencoder(settings_of(plain), plain.d_in)
-    for ours, name in _WEIGHTS.items():
-        getattr(model, name).copy_(getattr(plain, ours))
+    for name in _WEIGHTS:
+        getattr(model, name).copy_(getattr(plain, name))
     if plain.mean is not None:
         model.normalizer.mean.copy_(plain.mean)
     model.normalizer.factor.fill_(plain.factor)
@@ -83,7 +83,7 @@ def from_model(model: Autoencoder, name: str) -> Plain:
         extra = {"threshold": activation.log_threshold.detach().exp()}
     if isinstance(activation, BatchTopK):
         extra = {"threshold": activation.threshold().detach().clone()}
-    weights: dict[str, Any] = {ours: getattr(model, theirs).detach().clone() for ours, theirs in _WEIGHTS.items()}
+    weights: dict[str, Any] = {name: getattr(model, name).detach().clone() for name in _WEIGHTS}
     scaled = settings.normalize in ("scale", "center_scale")
     return Plain(
         **weights,

@@ -8,7 +8,7 @@ from typing import Any
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError, type_name
 from saetool.images.folder import PATHS, FolderSource, LabelTable, PathsSource
-from saetool.images.registry import VARIABLE, is_registered, registered_source, unknown_source
+from saetool.images.registry import SOURCES, registered_source, unknown_source
 from saetool.images.settings import HUB_PREFIX, NAMED, ImageSettings, is_named, is_section
 from saetool.images.source import ImageSource
 from saetool.images.subset import Subset
@@ -60,7 +60,7 @@ def _open(settings: ImageSettings, root: str | None) -> ImageSource:
     table = _table_of(settings)
     if table is not None and is_named(name):
         raise RequestError(f"images.labels: joins files by their names, which {name} does not have; it has own labels")
-    if root is None and is_registered(name):
+    if root is None and SOURCES.find(name):
         source = _open_object(registered_source(name), settings, name)
         source.name = name
         return source
@@ -98,7 +98,7 @@ def _open_path(settings: ImageSettings, path: Path, table: LabelTable | None) ->
     if not path.exists():
         raise RequestError(
             f"images.source: there is no {path} (known names: elpv, digits, mnist, hf/NAME, and what a module "
-            f"registers by saetool.register_source, once it is imported here: {VARIABLE}=MODULE)"
+            f"registers by saetool.register_source, once it is imported here: {SOURCES.variable}=MODULE)"
         )
     return FolderSource(path, settings.sample, settings.max_pixels, table)
 
@@ -109,7 +109,7 @@ def _open_object(images: Any, settings: ImageSettings, name: str) -> ImageSource
     if isinstance(images, str | os.PathLike):
         place = os.fspath(images)
         # A folder may be registered by its own name, which would mean itself for ever.
-        place = os.path.join(os.curdir, place) if is_registered(place) else place
+        place = os.path.join(os.curdir, place) if SOURCES.find(place) else place
         return _open_named(settings.model_copy(update={"source": place}), None)
     if hasattr(images, "listing") and hasattr(images, "read"):
         return images if sample.limit is None and sample.first is None else Subset(images, sample)
@@ -168,7 +168,7 @@ def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
         paths = [str(path) for path in store.read_table("images.parquet")["path"].to_pylist()]
         return PathsSource(paths, max_pixels=None, root=root or noted)
     module = store.notes.get("images_registered")
-    if is_named(name) and (module or not is_registered(name)):
+    if is_named(name) and (module or not SOURCES.find(name)):
         noted = None  # what has a name is found wherever it is now
     elif root is None and noted is None:
         raise RequestError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from saetool.errors import RequestError
-from saetool.images.registry import is_registered
+from saetool.images.registry import SOURCES
 from saetool.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ STREAM_HAS_NO_SAMPLE = (
 
 def is_named(source: str) -> bool:
     """Say whether `images.source` is a name that means the same everywhere, no place on this machine."""
-    return source in NAMED or source.startswith(HUB_PREFIX) or is_registered(source)
+    return source in NAMED or source.startswith(HUB_PREFIX) or SOURCES.find(source)
 
 
 def is_section(given: object) -> bool:

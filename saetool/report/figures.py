@@ -43,7 +43,7 @@ def _from_weights(autoencoder: Artifact) -> dict[str, np.ndarray]:
     with safe_open(autoencoder.file("model.safetensors"), "np") as file:
         for name in sorted(file.keys()):
             shape = file.get_slice(name).get_shape()
-            if "decoder" in name and len(shape) == 2 and d_in in shape:
+            if ("decoder" in name or name == "W_dec") and len(shape) == 2 and d_in in shape:
                 found[name] = file.get_tensor(name).astype(np.float32)
     if len(found) != 1:
         return {}

@@ -114,7 +114,7 @@ def advise(
         autoencoder = SparseSettings(
             kind="sparse", expansion=expansion, activation=TopKActivation(kind="topk", k=k), dead=AuxK(kind="auxk")
         )
-    latents = autoencoder.width(d_in) if hasattr(autoencoder, "width") else d_in
+    latents = autoencoder.width(d_in)
     tokens = _tokens(training, rows, latents, budget)
     if isinstance(training, AutoTraining):
         training = _training(training, tokens, device)

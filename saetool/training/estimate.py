@@ -46,7 +46,6 @@ def estimate(plan: Plan) -> dict[str, Any]:
 
 def _seconds_a_step(learner: Learner, stream: Stream) -> float:
     """Return the mean time of a step after the first ones, or 0 where a closed form takes none."""
-    learner.autoencoder.train()
     learner.initialize(stream)
     if learner.fit(stream):
         return 0.0

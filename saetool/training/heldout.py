@@ -116,12 +116,10 @@ def evaluate(
     blocks: Iterable[Float[Tensor, "rows d_in"]],
     center: Float[Tensor, "d_in"],
 ) -> Measures:
-    """Measure an autoencoder in evaluation mode on blocks of raw activations.
+    """Measure an autoencoder on blocks of raw activations.
 
     Several processes take turns at the blocks and every one gets the numbers of all.
     """
-    was_training = autoencoder.training
-    autoencoder.eval()
     like = next(autoencoder.parameters())
     sums = Accumulator(autoencoder.d_in, autoencoder.n_latents, center, like.device)
     for i, block in enumerate(blocks):
@@ -129,5 +127,4 @@ def evaluate(
             x = block.to(like.device).to(like.dtype)
             sums.add(x, *reconstruct(autoencoder, x))
     sums.merge_processes()
-    autoencoder.train(was_training)
     return sums.measures()

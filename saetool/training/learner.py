@@ -3,15 +3,16 @@
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool import distributed, seeding
-from saetool.autoencoders.base import Autoencoder, Loss, Stream, Training
-from saetool.errors import RequestError, WorkError
+from saetool.autoencoders.base import Autoencoder, Loss, Step, Stream, Training
+from saetool.autoencoders.sparse import SparseAutoencoder
+from saetool.errors import RequestError, WorkError, type_name
 from saetool.sparse.adam import SparseAdam
 from saetool.sparse.backends import backend_for
 from saetool.training.metrics import Window
@@ -80,29 +81,31 @@ class Learner:
         if where is self.phase:
             return
         self.phase = where
-        self.autoencoder.enter(where.name, stream, self.training)
+        self.autoencoder.enter(where.name)
         settings, self.recordings = self.settings, None
         self.optimizer = self.autoencoder.make_optimizer(settings.lr, settings.betas, settings.eps)
 
     def step(self, batch: Float[Tensor, "batch d_in"]) -> None:
         """Learn from one batch of raw activations (this process's part of the global one)."""
-        with self.autoencoder.step_context() if self._deferring() else nullcontext():
-            self._step(batch)
-        self.autoencoder.after_step(self.done)
+        step = self._now()
+        with self.autoencoder.step_context() if step.optimizer else nullcontext():
+            self._step(batch, step)
+        self.autoencoder.after_step(step)
         self.done += 1
         self.latest = batch
 
-    def _step(self, batch: Tensor) -> None:
+    def _step(self, batch: Tensor, step: Step) -> None:
         autoencoder, settings, optimizer = self.autoencoder, self.settings, self._optimizer()
         self._set_lr(optimizer)
-        if (scalars := self._repeated(batch)) is not None:
+        if (scalars := self._repeated(batch, step)) is not None:
             for name, value in scalars.items():
                 self.window.put(name, value)
             return
         optimizer.zero_grad(set_to_none=True)
-        total = None
+        total, losses = None, []
         for piece in batch.split(len(batch) // settings.accumulate):
-            loss = self._loss(piece.to(self.device, non_blocking=True).to(self.dtype))
+            loss = self._loss(piece.to(self.device, non_blocking=True).to(self.dtype), step)
+            losses.append(loss)
             share = loss.total if settings.accumulate == 1 else loss.total / settings.accumulate
             share.backward()
             self.window.add(loss)
@@ -116,40 +119,36 @@ class Learner:
             self.window.put("grad_norm", nn.utils.clip_grad_norm_(self._learning(), settings.clip_norm))
         optimizer.step()
         with torch.no_grad():
-            autoencoder.after_update(optimizer, self.done, self.generator)
+            autoencoder.after_update(optimizer, step, self.generator, losses)
 
-    def _repeated(self, batch: Tensor) -> dict[str, Tensor] | None:
+    def _repeated(self, batch: Tensor, step: Step) -> dict[str, Tensor] | None:
         """Take a step that repeats the launches of others and return its scalars; None where it does not."""
         if self.recordings is None:
             optimizer = self._optimizer()
-            if not isinstance(optimizer, SparseAdam) or not self._deferring():
+            if not isinstance(optimizer, SparseAdam) or not step.optimizer:
                 return None
             if backend_for(*optimizer.rules).name != "cuda":
                 return None
             self.recordings = Recordings(self.autoencoder, optimizer, self._rest_of_step, self.device)
-        return self.recordings.step(batch, self.done)
+        return self.recordings.step(batch, step)
 
     def _rest_of_step(self, found: Any) -> dict[str, Tensor]:
         """Take a step whose entries are found: loss, gradients, update; return its scalars."""
-        autoencoder, optimizer = self.autoencoder, self._optimizer()
-        given: dict[str, Any] = self._deferring() | {"found": found}
+        autoencoder, optimizer, step = cast(SparseAutoencoder, self.autoencoder), self._optimizer(), self._now()
         optimizer.zero_grad(set_to_none=True)
-        loss = autoencoder.loss(found[0], self.done, self.generator, **given)
+        loss = autoencoder.loss(found.x, step, self.generator, found)
         total = loss.total
         total.backward()
         with torch.no_grad():
             autoencoder.before_update()
         optimizer.step()
         with torch.no_grad():
-            autoencoder.after_update(optimizer, self.done, self.generator)
+            autoencoder.after_update(optimizer, step, self.generator, [loss])
         return {"loss": total.detach()} | loss.scalars()
 
     def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]]) -> dict[str, float]:
-        """Return the family's own numbers over rows, in evaluation mode."""
-        self.autoencoder.eval()
-        own = self.autoencoder.summarize(blocks, seeding.derive(self.seed, "summary"))
-        self.autoencoder.train()
-        return own
+        """Return the family's own numbers over rows."""
+        return self.autoencoder.summarize(blocks, seeding.derive(self.seed, "summary"))
 
     def read_window(self) -> tuple[dict[str, float], list[float]]:
         """Return the means since the last call and the loss of each step."""
@@ -236,16 +235,24 @@ class Learner:
             raise WorkError("a learner was used before `enter_phase`")
         return self.optimizer
 
-    def _loss(self, x: Tensor) -> Loss:
+    def _loss(self, x: Tensor, step: Step) -> Loss:
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self.autoencoder.loss(x, self.done, self.generator, **self._deferring())
+            loss = self.autoencoder.loss(x, step, self.generator)
+        if not isinstance(loss, Loss):
+            raise RequestError(
+                f"the loss of {type(self.autoencoder).__name__} is a {type_name(loss)}: return a "
+                'saetool.autoencoders.Loss({"reconstruction": …}) of named parts'
+            )
+        return loss
 
-    def _deferring(self) -> dict[str, Any]:
-        """Return the optimizer as an argument, where it can take gradients as recipes and nobody else needs them."""
+    def _now(self) -> Step:
+        """Return the step to take; its optimizer where it can take recipes and nobody else needs the gradients."""
+        assert self.phase is not None
         settings, optimizer = self.settings, self._optimizer()
         alone = distributed.world_size() == 1 and settings.clip_norm is None and settings.accumulate == 1
-        return {"optimizer": optimizer} if alone and hasattr(optimizer, "deferred") else {}
+        taker: Any = optimizer if alone and hasattr(optimizer, "deferred") else None
+        return Step(self.done, self.training, self.phase.name, taker)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict) -> None:

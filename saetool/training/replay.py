@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saetool.autoencoders.base import Step
 from saetool.sparse.adam import SparseAdam
 from saetool.sparse.backends import AdamStep
 from saetool.sparse.weight import Copy, Weight
@@ -51,7 +52,7 @@ class Recordings:
         self.copies: list[tuple[Weight, Copy]] = []
         self.rest: dict[tuple[int, ...], Recording] = {}
 
-    def step(self, batch: Tensor, step: int) -> dict[str, Tensor] | None:
+    def step(self, batch: Tensor, step: Step) -> dict[str, Tensor] | None:
         """Take a step and return its scalars; None, with nothing done, where it must be taken otherwise."""
         upcoming = self.optimizer.upcoming()
         if upcoming is None or self.autoencoder.is_dense():

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage, run_stages
 from saetool.artifacts.stage import Force, place_beside
 from saetool.autoencoders.base import Stream
-from saetool.autoencoders.families import AutoencoderSettings
-from saetool.autoencoders.shorthand import spelled_out
+from saetool.autoencoders.families import REGISTERED, AnyFamily, AutoencoderSettings, find_family
+from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError, WorkError, shown
 from saetool.images.settings import Grouping
 from saetool.progress import say
@@ -86,15 +86,10 @@ def training_stage(
 class _Request(Settings):
     """What `train` is asked for: the sections that a config has."""
 
-    autoencoder: Annotated[AutoencoderSettings | AutoAutoencoder, Field(discriminator="kind")]
+    autoencoder: Annotated[AutoencoderSettings | AutoAutoencoder, AnyFamily((AutoAutoencoder,))]
     training: TrainingOrAuto
     seed: int = Field(default=0, ge=0)
     group: Grouping | None = None
-
-    @field_validator("autoencoder", mode="before")
-    @classmethod
-    def _may_be_short(cls, given: Any) -> Any:
-        return spelled_out(given)
 
 
 def train(
@@ -132,6 +127,8 @@ def train(
     """
     given = {"training": training, "autoencoder": autoencoder}
     sections = {name: written_out(name, section) for name, section in given.items()}
+    of_section = sections["autoencoder"].get("kind") if isinstance(sections["autoencoder"], Mapping) else None
+    find_family(keywords.get("kind", of_section))  # whose keys the other keywords may be
     asked = request(_Request, "train", sections, keywords, {"seed": seed, "group": group})
     where = _device_of(device)
     source = as_source(source, asked.group)
@@ -241,7 +238,7 @@ def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
     work = "closed form" if closed else f"{settings.steps:,} steps of {settings.batch_size:,} rows{pieces}"
     parameters = sum(parameter.numel() for parameter in autoencoder.parameters())
     sparse = ""
-    if plan.autoencoder.kind == "sparse":
+    if isinstance(plan.autoencoder, SparseSettings):
         sparse = f"{plan.autoencoder.codes} codes, {describe(learner.device)}, "
     line = (
         f"{plan.autoencoder.kind} {autoencoder.d_in} → {autoencoder.n_latents} ({parameters:,} parameters), "
@@ -250,3 +247,5 @@ def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
     say(f"{partial.out}: {line}")
     if distributed.is_main():
         partial.note("where", line)
+        if module := REGISTERED.places.get(plan.autoencoder.kind):
+            partial.note("family_registered", module)

@@ -115,7 +115,6 @@ def learn(runs: Sequence[Run], stream: Stream) -> None:
 
 def _begin(run: Run, stream: Stream) -> None:
     """Take up the run's checkpoint, or start it."""
-    run.learner.autoencoder.train()
     found = checkpoints.load(run.partial)
     if found is None:
         run.log.cut(0)

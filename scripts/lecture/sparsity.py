@@ -79,7 +79,7 @@ def _trap(left, right, numbers: dict) -> None:
         settings = settings.model_copy(update={"penalty": penalty})
 
         def wide(model):
-            model.encoder.copy_(4 * model.decoder)
+            model.W_enc.copy_(4 * model.W_dec)
 
         model = learn(settings, rows, TOY_STEPS, batch_size=1024, start=wide)
         with torch.no_grad():

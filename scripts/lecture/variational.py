@@ -75,7 +75,7 @@ def _betas(axes, train, test, numbers: dict) -> None:
     for beta in betas:
         model = learn({**DEEP, "n_latents": 16, "beta": beta}, train, STEPS // 2, lr=2e-3)
         with torch.no_grad():
-            loss = model.loss(test, 10**9, generator(6))
+            loss = model.loss(test, Step(10**9), generator(6))
         active = int(model.active_units([test]).sum())
         rows.append((float(loss.metrics["kl"]), float(loss.parts["reconstruction"]), active))
     numbers["betas"] = [

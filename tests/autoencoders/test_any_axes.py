@@ -1,15 +1,17 @@
-"""Every family encodes and decodes activations of any axes, [..., d], as it does their rows."""
+"""Every family takes activations of any axes, [..., d], as it does their rows, and knows no modes."""
 
 import pytest
 import torch
 from pydantic import TypeAdapter
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.families import AutoencoderSettings, build
 
 D = 6
 FAMILIES = {
     "relu": {"kind": "sparse"},
     "topk": {"kind": "sparse", "activation": {"kind": "topk", "k": 3}},
+    "batch_topk": {"kind": "sparse", "activation": {"kind": "batch_topk", "k": 3}},
     "jump_relu": {"kind": "sparse", "activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 1.0}},
     "gated": {"kind": "sparse", "activation": {"kind": "gated"}, "penalty": {"kind": "l1", "weight": 0.2}},
     "linear": {"kind": "linear", "solver": "gradient"},
@@ -39,3 +41,39 @@ def test_encode_and_friends_take_any_axes_before_the_last(family, axes):
         torch.testing.assert_close(model.decode(z.reshape(*axes, 8)).reshape(-1, D), model.decode(z))
         torch.testing.assert_close(model(x).reshape(-1, D), x_hat)
         torch.testing.assert_close(model.encode_sparse(x).dense(), model.encode_sparse(rows).dense())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_train_and_eval_change_neither_codes_nor_loss(family):
+    torch.manual_seed(0)
+    model = build(TypeAdapter(AutoencoderSettings).validate_python({"n_latents": 8} | FAMILIES[family]), D)
+    x = torch.randn(20, D)
+    found = []
+    for mode in (True, False):
+        model.train(mode)
+        loss = model.loss(x, Step(0), torch.Generator().manual_seed(0)).total
+        found.append([model.encode(x), model(x), loss])
+        assert model.training == mode
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loss_and_an_encoding_leave_nothing_behind_on_the_model(family):
+    """What a step needs of its batch goes along with its loss: two losses are one after the other as each alone."""
+    torch.manual_seed(0)
+    model = build(TypeAdapter(AutoencoderSettings).validate_python({"n_latents": 8} | FAMILIES[family]), D)
+    x = torch.randn(20, D)
+    model.loss(x, Step(0), torch.Generator())  # what is read off the device, or compiled, is remembered once
+    before = _state(model)
+    model.loss(x + 1, Step(7), torch.Generator())
+    model.encode(x)
+    assert _state(model) == before
+
+
+def _state(model):
+    """Return everything that modules hold by name, tensors as their bytes."""
+    held = {}
+    for place, module in model.named_modules():
+        for name, value in vars(module).items():
+            held[f"{place}.{name}"] = repr(value) if isinstance(value, int | float | str | tuple | dict) else id(value)
+    return held | {name: tensor.detach().numpy().tobytes() for name, tensor in model.state_dict().items()}

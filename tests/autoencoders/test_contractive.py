@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.contractive import Contractive, ContractiveSettings
 
 NARROW, WIDE = 3, 9
@@ -30,7 +31,7 @@ def test_closed_form_is_the_full_jacobians_norm(activation, n_latents):
     jacobian = torch.stack([torch.autograd.functional.jacobian(lambda row: model.encode(row[None])[0], r) for r in x])
     torch.testing.assert_close(model.jacobian(x), jacobian)
     norm = jacobian.square().sum((1, 2)).mean()
-    loss = model.loss(x, 0, generator())
+    loss = model.loss(x, Step(0), generator())
     torch.testing.assert_close(loss.metrics["jacobian_norm"], norm, rtol=1e-6, atol=0)
     torch.testing.assert_close(loss.parts["contraction"], 0.1 * norm, rtol=1e-6, atol=0)
     torch.testing.assert_close(loss.parts["reconstruction"], (model(x) - x).square().sum(1).mean())
@@ -69,7 +70,7 @@ def test_closed_form_and_probes_agree_on_one_layer():
     x = rows_of(50, 5)
     closed, probed = (model_of(5, n_latents=1, activation="tanh", probes=probes) for probes in (None, 1))
     probed.load_state_dict(closed.state_dict())
-    losses = [model.loss(x, 0, generator()).parts["contraction"] for model in (closed, probed)]
+    losses = [model.loss(x, Step(0), generator()).parts["contraction"] for model in (closed, probed)]
     torch.testing.assert_close(*losses)  # one latent: a probe of one sign is exact
 
 

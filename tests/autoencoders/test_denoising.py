@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.corruption import corrupt
 from saetool.autoencoders.denoising import Denoising, DenoisingSettings
 from saetool.autoencoders.dense import Dense, DenseSettings
@@ -41,8 +42,8 @@ def test_the_target_is_the_clean_input_and_the_encoder_sees_the_noisy_one(residu
     noisy = clean + 0.2 * torch.randn(300, 5, generator=generator(2), dtype=torch.float64)
     raw = model.normalizer.inverse(noisy)
     expected = ((model.denoise(raw) - rows) * model.normalizer.factor).square().sum(1).mean()
-    torch.testing.assert_close(model.loss(rows, 0, generator(2)).total, expected)
-    assert not torch.equal(model.loss(rows, 0, generator(3)).total, expected)
+    torch.testing.assert_close(model.loss(rows, Step(0), generator(2)).total, expected)
+    assert not torch.equal(model.loss(rows, Step(0), generator(3)).total, expected)
     correction = model.decode(model.encode(raw))
     torch.testing.assert_close(model(raw), raw + correction if residual else correction)
     assert torch.equal(model.encode(rows), model.encode(rows))  # encoding never corrupts
@@ -73,13 +74,12 @@ def test_pretraining_corrupts_the_codes_below_within_their_own_range(rows_stream
         corruption={"kind": "salt_pepper", "share": 0.5, "bounds": (0, 9)},
     ).double()
     x = normal(50, 6).abs()
-    model.enter("level-2", rows_stream(x))
     h = model.encode_levels(x, range(1, 2))
     noise = torch.rand(50, 5, generator=generator(4), dtype=torch.float64)
     noisy = h.masked_fill(noise < 0.25, -1).masked_fill(noise >= 0.75, 1)
     level = range(2, 3)
     expected = (model.decode_levels(model.encode_levels(noisy, level), level) - h).square().sum(1).mean()
-    torch.testing.assert_close(model.loss(x, 0, generator(4)).total, expected)
+    torch.testing.assert_close(model.loss(x, Step(0, phase="level-2"), generator(4)).total, expected)
 
 
 def test_salt_and_pepper_are_raw_values_whatever_the_normalization(rows_stream):
@@ -92,7 +92,7 @@ def test_salt_and_pepper_are_raw_values_whatever_the_normalization(rows_stream):
     noise = torch.rand(400, 6, generator=generator(2))
     expected = x.masked_fill(noise < 0.25, 0).masked_fill(noise >= 0.75, 1)
     torch.testing.assert_close(noisy, expected, rtol=1e-4, atol=1e-5)
-    assert torch.isfinite(model.loss(x, 0, generator(2)).total)
+    assert torch.isfinite(model.loss(x, Step(0), generator(2)).total)
     given = model.settings.corruption.model_copy(update={"bounds": (-3.0, 7.0)})
     noisy = model.normalizer.inverse(corrupt(given, h, generator(2), model.normalizer))
     assert float(noisy.min()) == pytest.approx(-3, abs=1e-4)
@@ -309,7 +309,7 @@ def test_bad_requests_are_named(rows_stream):
     salted = model_of(4, n_latents=2, corruption={"kind": "salt_pepper", "share": 0.2})
     for attempt in (
         lambda: salted.initialize(rows_stream(rows), generator()),
-        lambda: salted.loss(rows, 0, generator()),
+        lambda: salted.loss(rows, Step(0), generator()),
     ):
         with pytest.raises(RequestError, match=r"give corruption\.bounds"):
             attempt()

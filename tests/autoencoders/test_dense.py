@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch.autograd import gradcheck
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.dense import Dense, DenseSettings
 from saetool.autoencoders.layers import Chain
 from saetool.autoencoders.linear import principal_components
@@ -22,8 +23,8 @@ def uniform(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def loss_of(model, x):
-    return model.loss(x, 0, torch.Generator().manual_seed(0))
+def loss_of(model, x, phase="train"):
+    return model.loss(x, Step(0, phase=phase), torch.Generator().manual_seed(0))
 
 
 ACTIVATIONS = ["sigmoid", "tanh", "relu", "identity"]
@@ -149,17 +150,15 @@ def test_while_a_layer_trains_all_others_stand_still(digits, rows_stream, learn,
     assert changed == set(seen["fine-tune"]) - {"normalizer.mean", "normalizer.factor"}
 
 
-def test_a_level_reconstructs_the_clean_codes_below_it(digits, rows_stream):
-    x, stream = digits[0][:50].double(), rows_stream(digits[0])
+def test_a_level_reconstructs_the_clean_codes_below_it(digits):
+    x = digits[0][:50].double()
     model = Dense(DenseSettings(n_latents=4, hidden=(32, 16), activation="tanh", pretrain=True), 64).double()
     h1 = torch.tanh(x @ model.encoder.weights[0].T + model.encoder.biases[0])
     h2 = torch.tanh(h1 @ model.encoder.weights[1].T + model.encoder.biases[1])
     h1_hat = torch.tanh(h2 @ model.decoder.weights[1].T + model.decoder.biases[1])
-    model.enter("level-2", stream)
-    torch.testing.assert_close(loss_of(model, x).total, (h1 - h1_hat).square().sum(1).mean())
+    torch.testing.assert_close(loss_of(model, x, "level-2").total, (h1 - h1_hat).square().sum(1).mean())
     x_hat = h1 @ model.decoder.weights[2].T + model.decoder.biases[2]
-    model.enter("level-1", stream)
-    torch.testing.assert_close(loss_of(model, x).total, (x - x_hat).square().sum(1).mean())
+    torch.testing.assert_close(loss_of(model, x, "level-1").total, (x - x_hat).square().sum(1).mean())
 
 
 def test_the_unrolled_stack_is_the_composition_of_its_levels(digits):
@@ -174,15 +173,14 @@ def test_the_unrolled_stack_is_the_composition_of_its_levels(digits):
     assert torch.equal(z, model(x))
 
 
-def test_entering_a_phase_again_changes_nothing(digits, rows_stream):
-    stream = rows_stream(digits[0])
+def test_entering_a_phase_again_changes_nothing():
     model = Dense(DenseSettings(n_latents=4, hidden=(8,), pretrain=True), 64)
-    model.enter("level-2", stream)
+    model.enter("level-2")
     before = ({n: v.clone() for n, v in model.state_dict().items()}, [p.requires_grad for p in model.parameters()])
-    model.enter("level-2", stream)
+    model.enter("level-2")
     assert all(torch.equal(value, before[0][name]) for name, value in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == before[1]
-    model.enter("fine-tune", stream)
+    model.enter("fine-tune")
     assert all(p.requires_grad for p in model.parameters())
     assert sum(phase.share for phase in model.phases()) == pytest.approx(1)
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from sklearn.decomposition import PCA
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.linear import Linear, LinearSettings, principal_components
 
 
@@ -70,7 +71,7 @@ def test_rank_deficient_closed_form_is_the_least_squares_map(rows, rows_stream, 
     model = closed_form(flat, rows_stream, n_latents=k)
     centered = (flat - flat.mean(0)).T
     least_squares = centered @ centered.T @ torch.linalg.pinv(centered @ centered.T, rtol=1e-10)
-    product = model.decoder.weights[0] @ model.encoder.weights[0]
+    product = model.W_dec.T @ model.W_enc
     torch.testing.assert_close(product.detach(), least_squares, atol=1e-9, rtol=0)
     assert torch.linalg.matrix_norm(least_squares - torch.eye(5)) > 1  # a projection, not the identity
 
@@ -106,11 +107,11 @@ def test_the_wrong_eigenvectors_are_a_saddle(rows, rows_stream):
     model = Linear(LinearSettings(n_latents=k, solver="gradient"), 6).double()
     basis = spectrum.vectors[:, 1 : k + 1]
     with torch.no_grad():
-        model.encoder.weights[0].copy_(basis.T)
-        model.encoder.biases[0].copy_(-basis.T @ spectrum.mean)
-        model.decoder.weights[0].copy_(basis)
-        model.decoder.biases[0].copy_(spectrum.mean)
-    loss = model.loss(rows, 0, torch.Generator()).total
+        model.W_enc.copy_(basis.T)
+        model.b_enc.copy_(-basis.T @ spectrum.mean)
+        model.W_dec.copy_(basis.T)
+        model.b_dec.copy_(spectrum.mean)
+    loss = model.loss(rows, Step(0), torch.Generator()).total
     loss.backward()
     gradient = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
     assert gradient < 1e-8
@@ -124,7 +125,7 @@ def test_a_wide_unregularized_model_learns_the_identity(rows, rows_stream, learn
     whitened = (rows - rows.mean(0)) / rows.std(0)
     stream = rows_stream(whitened, batch_size=len(whitened))
     model = learn(Linear(LinearSettings(n_latents=k, solver="gradient"), 6).double(), stream, 4000, lr=0.02)
-    product = (model.decoder.weights[0] @ model.encoder.weights[0]).detach()
+    product = (model.W_dec.T @ model.W_enc).detach()
     assert torch.linalg.matrix_norm(product - torch.eye(6)) < 1e-3
     assert mean_error(model, whitened) < 1e-8
 

@@ -6,6 +6,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load, save
 
 from saetool.activations import write_store
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.families import AutoencoderSettings, build
 from saetool.training import TrainingSettings, train
 
@@ -72,7 +73,7 @@ class Total(torch.nn.Module):
         self.model = model
 
     def forward(self, x):
-        return self.model.loss(x, 0, generator(9)).total
+        return self.model.loss(x, Step(0), generator(9)).total
 
 
 def test_gradients_are_those_of_finite_differences(model, x):
@@ -86,7 +87,7 @@ def test_gradients_are_those_of_finite_differences(model, x):
 
 
 def test_the_total_is_the_sum_of_the_parts(model, x):
-    loss = model.loss(x, 0, generator())
+    loss = model.loss(x, Step(0), generator())
     torch.testing.assert_close(loss.total, sum(loss.parts.values()), rtol=1e-6, atol=0)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from saetool.autoencoders.base import UNKNOWN, Step
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.sparse import backends
@@ -48,7 +49,7 @@ def kl(rho, q):
 def dense_loss(model, x):
     """Return the loss as its papers write it, every latent of every row in one tensor."""
     settings, kind = model.settings, model.settings.activation.kind
-    w_e, w_d, b_e, b_d = model.encoder, model.decoder, model.encoder_bias, model.decoder_bias
+    w_e, w_d, b_e, b_d = model.W_enc, model.W_dec, model.b_enc, model.b_dec
     rows, d_in, n_latents = len(x), x.shape[1], model.n_latents
     a = (x - b_d) @ w_e.T + b_e
     cost = None
@@ -85,7 +86,7 @@ def dense_loss(model, x):
         total = total + penalty.decoder_decay / 2 * w_d.square().sum()
     if kind == "gated":
         total = total + (x - cost @ w_d.detach() - b_d.detach()).square().sum(1).mean()
-    dead = model.silence.dead()
+    dead = model.silence.dead(UNKNOWN)
     if settings.dead.kind == "auxk" and dead.any():
         top = torch.where(dead, a, -torch.inf).topk(3, dim=1).indices
         estimate = (a.clamp_min(0) * one_hot(top, n_latents).sum(1) * dead) @ w_d
@@ -104,11 +105,11 @@ def make(name, d_in=6, n_latents=24, shift=0.0):
     settings = SparseSettings(kind="sparse", n_latents=n_latents, **keys)
     model = SparseAutoencoder(settings, d_in)
     with torch.no_grad():
-        for parameter in (model.encoder, model.encoder_bias, model.decoder_bias):
+        for parameter in (model.W_enc, model.b_enc, model.b_dec):
             parameter += 0.3 * torch.randn_like(parameter)
-        model.encoder_bias += shift
+        model.b_enc += shift
         if not model.unit_decoder:
-            model.decoder *= 1 + torch.rand(n_latents, 1)
+            model.W_dec *= 1 + torch.rand(n_latents, 1)
         for parameter in model.activation.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     model.silence.silent_tokens[n_latents - DEAD.get(name, 0) :] = 10**9
@@ -125,7 +126,7 @@ def gradients(model, loss):
 def compare(model, x, rtol, atol):
     expected_loss = dense_loss(model, x)
     expected = gradients(model, expected_loss)
-    record = model.loss(x, 0, torch.Generator())
+    record = model.loss(x, Step(0), torch.Generator())
     found = gradients(model, record.total)
     torch.testing.assert_close(record.total, expected_loss, rtol=rtol, atol=atol)
     for name, grad in expected.items():
@@ -180,18 +181,18 @@ def test_rows_and_batches_without_active_latents(name):
     model = make(name, shift=-50.0 if name != "sigmoid" else -5.0).double()
     x = torch.randn(9, 6, dtype=torch.float64)
     compare(model, x, rtol=1e-6, atol=1e-8)
-    record = model.loss(x, 0, torch.Generator())
+    record = model.loss(x, Step(0), torch.Generator())
     found = gradients(model, record.total)
     assert all(torch.isfinite(g).all() for g in found.values())
-    x[4] += 200.0 * model.encoder[3].detach()  # one row wakes up
-    record = model.loss(x, 0, torch.Generator())
+    x[4] += 200.0 * model.W_enc[3].detach()  # one row wakes up
+    record = model.loss(x, Step(0), torch.Generator())
     assert all(torch.isfinite(g).all() for g in gradients(model, record.total).values())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_total_is_the_sum_of_the_parts(name):
     model = make(name)
-    record = model.loss(torch.randn(20, 6), 0, torch.Generator())
+    record = model.loss(torch.randn(20, 6), Step(0), torch.Generator())
     torch.testing.assert_close(record.total, sum(record.parts.values()), rtol=1e-6, atol=1e-6)
 
 
@@ -205,12 +206,14 @@ def test_deferred_gradients_train_the_same_model(name, monkeypatch):
         model = make(name)
         optimizer = model.make_optimizer(1e-2, (0.9, 0.999), 1e-8)
         for step in range(10):
-            model.loss(x, step, torch.Generator(), optimizer if defer else None).total.backward()
-            assert (model.encoder.grad is None) == defer
+            now = Step(step, optimizer=optimizer if defer else None)
+            loss = model.loss(x, now, torch.Generator())
+            loss.total.backward()
+            assert (model.W_enc.grad is None) == defer
             model.before_update()
             optimizer.step()
             optimizer.zero_grad()
-            model.after_update(optimizer, step, torch.Generator())
+            model.after_update(optimizer, now, torch.Generator(), [loss])
         trained.append(model)
     for other in trained[1:]:
         for (n, ours), theirs in zip(trained[0].named_parameters(), other.parameters(), strict=True):

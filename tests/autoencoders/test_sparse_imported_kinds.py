@@ -6,6 +6,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from saetool import intervene, wrap
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.families import AutoencoderSettings, build
 from saetool.evaluation.interventions import Delta, splice
 from saetool.training.heldout import reconstruct
@@ -45,9 +46,9 @@ def test_layer_norm_sees_each_row_by_itself_and_gives_it_back_in_its_units(rows)
 
 def test_signed_topk_keeps_k_of_each_row_whatever_their_sign(rows):
     sparse = model(**SIGNED)
-    a = (rows - sparse.decoder_bias) @ sparse.encoder.T + sparse.encoder_bias - 30
+    a = (rows - sparse.b_dec) @ sparse.W_enc.T + sparse.b_enc - 30
     with torch.no_grad():
-        sparse.encoder_bias -= 30
+        sparse.b_enc -= 30
     values, places = a.topk(5, dim=1)
     z = sparse.encode(rows)
     torch.testing.assert_close(z, torch.zeros_like(a).scatter(1, places, values).detach(), rtol=1e-5, atol=1e-5)
@@ -62,7 +63,7 @@ def test_a_training_step_lowers_the_loss(rows, settings):
     optimizer = torch.optim.Adam(sparse.parameters(), 0.01)
     losses = []
     for step in range(60):
-        loss = sparse.loss(rows, step, torch.Generator().manual_seed(step)).total
+        loss = sparse.loss(rows, Step(step), torch.Generator().manual_seed(step)).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,7 +95,7 @@ def test_an_intervention_moves_a_row_by_its_own_deviation(rows):
     site = backbone.sites[0]
     with intervene(backbone, sparse, {3: Delta(2.0)}, site=1):
         [after] = backbone.forward_to(images, [site])
-    moved = 2.0 * sparse.decoder[3].detach() * before.std(-1, keepdim=True)
+    moved = 2.0 * sparse.W_dec[3].detach() * before.std(-1, keepdim=True)
     torch.testing.assert_close(after - before, moved, rtol=1e-4, atol=1e-5)
     with splice(backbone, sparse, site=1):
         [spliced] = backbone.forward_to(images, [site])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
 
@@ -36,22 +37,22 @@ def recover(atoms, steps, encoder_scale=1.0, decoder_decay=None, **keys):
         settings = settings.model_copy(update={"penalty": penalty})
     model = SparseAutoencoder(settings, D_IN)
     with torch.no_grad():
-        model.encoder.mul_(encoder_scale)
+        model.W_enc.mul_(encoder_scale)
         if settings.penalty.kind == "kl":
-            model.encoder_bias.fill_(math.log(settings.penalty.rho / (1 - settings.penalty.rho)))
+            model.b_enc.fill_(math.log(settings.penalty.rho / (1 - settings.penalty.rho)))
     model.use_dense.fill_(True)
     generator = torch.Generator().manual_seed(2)
     optimizer = model.make_optimizer(3e-3, (0.9, 0.999), 1e-8)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        model.loss(draw(atoms, BATCH, generator), step, generator).total.backward()
+        model.loss(draw(atoms, BATCH, generator), Step(step), generator).total.backward()
         model.before_update()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
     x = draw(atoms, 8192, generator)
     fvu = (x - model(x)).square().sum() / (x - x.mean(0)).square().sum()
-    cosines = (normalize(model.decoder.detach(), dim=1) @ atoms.T).amax(0)
+    cosines = (normalize(model.W_dec.detach(), dim=1) @ atoms.T).amax(0)
     return cosines, float(fvu), float((model.encode(x) > 0).float().sum(1).mean())
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from saetool import distributed
 from saetool.activations import TensorStream
 from saetool.autoencoders import sparse_activations, sparse_penalties
-from saetool.autoencoders.base import Normalizer, Training
+from saetool.autoencoders.base import UNKNOWN, Normalizer, Step, Training
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_dead import due, resample_directions
 from saetool.autoencoders.sparse_penalties import kl_bernoulli, kl_penalty
@@ -39,14 +39,15 @@ def started(**keys):
     return model, x
 
 
-def take(model, batch, step, optimizer, generator=None):
-    record = model.loss(batch, step, generator or torch.Generator().manual_seed(step))
+def take(model, batch, step, optimizer, generator=None, training=UNKNOWN):
+    now = Step(step, training)
+    record = model.loss(batch, now, generator or torch.Generator().manual_seed(step))
     record.total.backward()
     model.before_update()
     optimizer.step()
     optimizer.zero_grad()
-    model.after_update(optimizer, step, generator or torch.Generator().manual_seed(step))
-    model.after_step(step)
+    model.after_update(optimizer, now, generator or torch.Generator().manual_seed(step), [record])
+    model.after_step(now)
     return record
 
 
@@ -73,10 +74,10 @@ def train(model, x, steps, lr=3e-3, batch=256):
 )
 def test_training_starts_at_the_wanted_l0_with_a_tied_encoder(keys, wanted, scale):
     model, x = started(**keys)
-    record = model.loss(x, 0, torch.Generator())
+    record = model.loss(x, Step(0), torch.Generator())
     assert float(record.metrics["l0"]) == pytest.approx(wanted, rel=0.1)
-    torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(128))
-    torch.testing.assert_close(model.encoder, scale * model.decoder)
+    torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(128))
+    torch.testing.assert_close(model.W_enc, scale * model.W_dec)
 
 
 def test_normalization_belongs_to_the_model():
@@ -90,7 +91,7 @@ def test_normalization_belongs_to_the_model():
     moved = x[:1] + 1e-3 * torch.randn(1, 16, generator=torch.Generator().manual_seed(1))
     a = (moved - x[:1]) @ small.encoder_directions().T
     torch.testing.assert_close(
-        a, (small.normalizer(moved) - small.normalizer(x[:1])) @ small.encoder.T, rtol=1e-2, atol=1e-4
+        a, (small.normalizer(moved) - small.normalizer(x[:1])) @ small.W_enc.T, rtol=1e-2, atol=1e-4
     )
     one = small.decode(z + torch.nn.functional.one_hot(torch.tensor([7]), 128)) - small.decode(z)
     torch.testing.assert_close(one[0], small.decoder_directions()[7], rtol=1e-4, atol=1e-4)
@@ -128,7 +129,7 @@ def test_batch_topk_keeps_k_times_batch_and_remembers_the_cut():
     cuts = []
     for step in range(3):
         batch = x[step * 256 : step * 256 + 256]
-        a = (model.normalizer(batch) - model.decoder_bias) @ model.encoder.T + model.encoder_bias
+        a = (model.normalizer(batch) - model.b_dec) @ model.W_enc.T + model.b_enc
         cuts.append(float(a.detach().flatten().topk(5 * 256).values.min()))
         record = take(model, batch, step, optimizer)
         assert float(record.metrics["l0"]) == 5
@@ -142,9 +143,8 @@ def test_batch_topk_takes_the_mean_cut_of_the_pieces_of_a_batch():
     cuts = []
     for pieces in ([0], [1], [0, 1]):
         model, x = started(activation={"kind": "batch_topk", "k": 5})
-        for piece in pieces:
-            model.loss(x[piece * 256 : piece * 256 + 256], 0, torch.Generator())
-        model.activation.after_update()
+        losses = [model.loss(x[256 * piece : 256 * piece + 256], Step(0), torch.Generator()) for piece in pieces]
+        model.activation.after_update([loss.kept.smallest for loss in losses])
         cuts.append(float(model.activation.threshold()))
     assert cuts[0] != cuts[1]
     assert cuts[2] == pytest.approx((cuts[0] + cuts[1]) / 2, rel=1e-5)
@@ -154,7 +154,7 @@ def test_batch_topk_looks_lower_when_its_guess_was_too_high():
     model, x = started(activation={"kind": "batch_topk", "k": 5})
     for guess in (0.0, 1e3):
         model.activation.guess.fill_(guess)
-        assert float(model.loss(x[:256], 0, torch.Generator()).metrics["l0"]) == 5
+        assert float(model.loss(x[:256], Step(0), torch.Generator()).metrics["l0"]) == 5
 
 
 def test_the_global_cut_is_the_kth_largest_of_all_processes(monkeypatch):
@@ -169,7 +169,7 @@ def test_the_global_cut_is_the_kth_largest_of_all_processes(monkeypatch):
 
 def test_warm_up_reaches_the_loss():
     model, x = started(penalty={"kind": "l1", "weight": 0.2, "warmup_steps": 10})
-    parts = [float(model.loss(x[:64], step, torch.Generator()).parts["sparsity"]) for step in (0, 4, 9, 50)]
+    parts = [float(model.loss(x[:64], Step(step), torch.Generator()).parts["sparsity"]) for step in (0, 4, 9, 50)]
     assert parts[1] == pytest.approx(5 * parts[0])
     assert parts[2] == pytest.approx(10 * parts[0])
     assert parts[3] == pytest.approx(parts[2])
@@ -177,7 +177,7 @@ def test_warm_up_reaches_the_loss():
 
 def test_l1_is_the_weight_times_root_d_times_the_sum_of_latents():
     model, x = started(penalty=L1)
-    record = model.loss(x[:64], 0, torch.Generator())
+    record = model.loss(x[:64], Step(0), torch.Generator())
     assert float(record.parts["sparsity"]) == pytest.approx(0.15 * 4 * float(record.metrics["l1"]), rel=1e-5)
 
 
@@ -204,11 +204,11 @@ def test_a_weight_means_the_same_when_inputs_are_padded(name):
     # The same model in units twice as large: latents grow with them, unless they are probabilities.
     bounded = name == "kl"
     with torch.no_grad():
-        padded.encoder.copy_(pad(narrow.encoder, (0, 96)) / (2 if bounded else 1))
-        padded.encoder_bias.copy_(narrow.encoder_bias * (1 if bounded else 2))
-        padded.decoder.copy_(pad(narrow.decoder, (0, 96)) * (2 if bounded else 1))
-        padded.decoder_bias.copy_(pad(narrow.decoder_bias, (0, 96)) * 2)
-    records = [m.loss(rows, 0, torch.Generator()) for m, rows in ((narrow, x), (padded, pad(x, (0, 96))))]
+        padded.W_enc.copy_(pad(narrow.W_enc, (0, 96)) / (2 if bounded else 1))
+        padded.b_enc.copy_(narrow.b_enc * (1 if bounded else 2))
+        padded.W_dec.copy_(pad(narrow.W_dec, (0, 96)) * (2 if bounded else 1))
+        padded.b_dec.copy_(pad(narrow.b_dec, (0, 96)) * 2)
+    records = [m.loss(rows, Step(0), torch.Generator()) for m, rows in ((narrow, x), (padded, pad(x, (0, 96))))]
     for part, value in records[0].parts.items():
         assert float(records[1].parts[part]) == pytest.approx(4 * float(value), rel=1e-3), part
     assert float(records[1].metrics["l0"]) == pytest.approx(float(records[0].metrics["l0"]), rel=1e-3)
@@ -222,28 +222,28 @@ def test_a_weight_means_the_same_when_inputs_are_padded(name):
 def test_weighted_l1_does_not_change_when_latents_shrink_and_decoder_rows_grow():
     model, x = started(penalty=L1 | {"norm": "weighted"})
     model, x = model.double(), x.double()
-    before = float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"])
+    before = float(model.loss(x[:64], Step(0), torch.Generator()).parts["sparsity"])
     with torch.no_grad():
-        model.decoder *= 3
-        model.encoder /= 3
-        model.encoder_bias /= 3
-    assert float(model.loss(x[:64], 0, torch.Generator()).parts["sparsity"]) == pytest.approx(before, rel=1e-6)
+        model.W_dec *= 3
+        model.W_enc /= 3
+        model.b_enc /= 3
+    assert float(model.loss(x[:64], Step(0), torch.Generator()).parts["sparsity"]) == pytest.approx(before, rel=1e-6)
 
 
 def test_unit_rows_stay_unit_and_gradients_do_not_point_along_them():
     model, x = started(penalty=L1)
-    model.loss(x[:64], 0, torch.Generator()).total.backward()
+    model.loss(x[:64], Step(0), torch.Generator()).total.backward()
     model.before_update()
-    assert (model.decoder.grad * model.decoder).sum(1).abs().max() < 1e-4
+    assert (model.W_dec.grad * model.W_dec).sum(1).abs().max() < 1e-4
     train(model, x, 20)
-    torch.testing.assert_close(model.decoder.norm(dim=1), torch.ones(128))
+    torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(128))
 
 
 def test_steering_gives_way_while_l0_falls():
     def moved(l0, mean):
         steered = make(penalty={"kind": "l1", "target_l0": 50, "warmup_steps": 0}).penalty_weight
         start = float(steered.weight)
-        steered.after_update(0, torch.tensor(l0), torch.tensor(mean))
+        steered.after_update(Step(0), torch.tensor(l0), torch.tensor(mean))
         return float(steered.weight) / start
 
     assert moved(50.0, 50.0) == pytest.approx(1)
@@ -257,7 +257,7 @@ def test_steering_gives_way_while_l0_falls():
 def test_target_l0_is_met(target):
     model, x = started(penalty={"kind": "l1", "target_l0": target, "warmup_steps": 10}, initial_l0=12)
     train(model, x, 500)
-    l0 = float(model.loss(x, 1000, torch.Generator()).metrics["l0"])
+    l0 = float(model.loss(x, Step(1000), torch.Generator()).metrics["l0"])
     assert l0 == pytest.approx(target, rel=0.15)
 
 
@@ -297,32 +297,31 @@ def test_kl_of_a_silent_latent_is_finite_and_has_a_gradient():
 def test_silence_is_counted_in_tokens():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 600})
     with torch.no_grad():
-        model.encoder_bias[:5] = -1e4
+        model.b_enc[:5] = -1e4
     train(model, x, 3, lr=0.0)
     assert model.silence.silent_tokens[:5].tolist() == [768] * 5
-    assert model.silence.dead()[:5].all()
-    assert float(model.loss(x, 3, torch.Generator()).metrics["dead"]) >= 5 / 128
+    assert model.silence.dead(UNKNOWN)[:5].all()
+    assert float(model.loss(x, Step(3), torch.Generator()).metrics["dead"]) >= 5 / 128
 
 
 def test_the_dead_window_is_a_fifth_of_the_training_at_most_ten_million():
     model = make(penalty=L1)
-    model.initialize(TensorStream(data(), batch_size=256), torch.Generator(), Training(tokens=1_000_000))
-    assert model.silence.window == 200_000
-    model.silence.set_training_tokens(10**9)
-    assert model.silence.window == 10_000_000
+    assert model.silence.window(Training(tokens=1_000_000)) == 200_000
+    assert model.silence.window(Training(tokens=10**9)) == 10_000_000
+    assert model.silence.window(UNKNOWN) == 10_000_000
 
 
 def test_auxk_gives_dead_latents_a_gradient_in_the_encoder():
     model, x = started(activation={"kind": "topk", "k": 3}, dead={"kind": "auxk", "after_tokens": 1})
     with torch.no_grad():
-        model.encoder_bias[:20] = -3.0  # never among the three largest, but often positive
-        model.encoder[:20] *= 3
+        model.b_enc[:20] = -3.0  # never among the three largest, but often positive
+        model.W_enc[:20] *= 3
         model.silence.silent_tokens[:20] = 10
         model.silence.silent_tokens[20:] = 0
-    record = model.loss(x[:256], 0, torch.Generator())
+    record = model.loss(x[:256], Step(0), torch.Generator())
     assert float(record.parts["auxiliary"]) > 0
     auxiliary = torch.autograd.grad(
-        record.parts["auxiliary"], [model.encoder, model.encoder_bias, model.decoder], allow_unused=True
+        record.parts["auxiliary"], [model.W_enc, model.b_enc, model.W_dec], allow_unused=True
     )
     for grad in auxiliary:
         assert grad[:20].abs().sum() > 0
@@ -332,18 +331,18 @@ def test_auxk_gives_dead_latents_a_gradient_in_the_encoder():
 def test_resampling_changes_dead_rows_and_clears_their_moments():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 500, "every_steps": 3})
     with torch.no_grad():
-        model.encoder_bias[:4] = -1e4
-    before = model.decoder[:4].clone()
+        model.b_enc[:4] = -1e4
+    before = model.W_dec[:4].clone()
     optimizer = model.make_optimizer(1e-3, (0.9, 0.999), 1e-8)
     for step in range(3):
         take(model, x[step * 256 : step * 256 + 256], step, optimizer)
-    assert ((model.decoder[:4] - before).norm(dim=1) > 0.1).all()
-    torch.testing.assert_close(model.decoder[:4].norm(dim=1), torch.ones(4))
-    assert torch.equal(model.encoder_bias[:4], torch.zeros(4))
-    alive = model.encoder[4:].norm(dim=1).mean()
-    torch.testing.assert_close(model.encoder[:4].norm(dim=1), (0.2 * alive).expand(4), rtol=0.05, atol=0)
-    assert float(optimizer.state[model.encoder]["exp_avg"][:4].abs().sum()) == 0
-    assert float(optimizer.state[model.encoder]["exp_avg"][4:].abs().sum()) > 0
+    assert ((model.W_dec[:4] - before).norm(dim=1) > 0.1).all()
+    torch.testing.assert_close(model.W_dec[:4].norm(dim=1), torch.ones(4))
+    assert torch.equal(model.b_enc[:4], torch.zeros(4))
+    alive = model.W_enc[4:].norm(dim=1).mean()
+    torch.testing.assert_close(model.W_enc[:4].norm(dim=1), (0.2 * alive).expand(4), rtol=0.05, atol=0)
+    assert float(optimizer.state[model.W_enc]["exp_avg"][:4].abs().sum()) == 0
+    assert float(optimizer.state[model.W_enc]["exp_avg"][4:].abs().sum()) > 0
     assert ((model.encode(x)[:, :4] > 0).sum(0) > 0).all()  # they fire
 
 
@@ -362,7 +361,8 @@ def test_a_cure_that_cannot_act_is_refused(dead, reason):
 
 def test_resampling_is_due_every_tenth_of_a_training_until_its_end():
     cure = make(penalty=L1, dead={"kind": "resample"}).settings.dead
-    steps = [step for step in range(635) if due(cure, step, torch.tensor((step + 1) * 32), 635, 635 * 32)]
+    whole = Training(635, 635 * 32)
+    steps = [step for step in range(635) if due(cure, Step(step, whole), torch.tensor((step + 1) * 32))]
     assert steps == [63, 127, 191, 255, 319, 383, 447]
 
 
@@ -375,21 +375,20 @@ def test_resampling_of_errors_that_are_not_finite_draws_nothing():
 @pytest.mark.parametrize(("given", "steps", "expected"), [(None, 293, 29), (None, 50_000, 500), (400, 293, 400)])
 def test_warm_up_ends_within_the_training_unless_it_is_given(given, steps, expected):
     model = make(penalty={"kind": "l1", "weight": 0.2, "warmup_steps": given})
-    model.initialize(TensorStream(data(), batch_size=256), torch.Generator(), Training(steps))
-    assert model.penalty_weight.warmup_steps == expected
-    assert float(model.penalty_weight.at(expected - 1)) == pytest.approx(0.2)
-    assert float(model.penalty_weight.at(0)) == pytest.approx(0.2 / expected)
+    weight, whole = model.penalty_weight, Training(steps)
+    assert weight.warmup_steps(whole) == expected
+    assert float(weight.at(Step(expected - 1, whole))) == pytest.approx(0.2)
+    assert float(weight.at(Step(0, whole))) == pytest.approx(0.2 / expected)
 
 
 def test_resampling_ends_with_its_share_of_the_training():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 100, "every_steps": 1, "stop_share": 0.5})
-    model.enter("train", TensorStream(x, batch_size=256), Training(tokens=4 * 256))
     with torch.no_grad():
-        model.encoder_bias[:4] = -1e4
+        model.b_enc[:4] = -1e4
     optimizer = model.make_optimizer(0.0, (0.9, 0.999), 1e-8)
     model.tokens_seen.fill_(3 * 256)
-    take(model, x[:256], 0, optimizer)
-    assert float(model.encoder_bias[0]) == -1e4
+    take(model, x[:256], 0, optimizer, training=Training(tokens=4 * 256))
+    assert float(model.b_enc[0]) == -1e4
 
 
 def test_a_huge_penalty_silences_everything_and_reconstructs_the_bias():
@@ -398,7 +397,7 @@ def test_a_huge_penalty_silences_everything_and_reconstructs_the_bias():
     model.eval()
     x = x[:2560]  # all seen in training
     assert model.encode_sparse(x).values.numel() == 0
-    expected = model.normalizer.inverse(model.decoder_bias).expand(len(x), -1)
+    expected = model.normalizer.inverse(model.b_dec).expand(len(x), -1)
     torch.testing.assert_close(model(x), expected)
 
 
@@ -406,32 +405,33 @@ def test_a_dense_start_moves_to_the_sparse_step():
     model, _ = started(penalty=L1, initial_l0=1e9)
     assert model.is_dense()  # a quarter of all latents
     model.mean_l0.fill_(5.0)
-    model.after_step(98)
+    model.after_step(Step(98))
     assert model.is_dense()
-    model.after_step(99)  # every hundredth step decides
+    model.after_step(Step(99))  # every hundredth step decides
     assert not model.is_dense()
 
 
 def test_a_batch_much_too_dense_for_the_sparse_step_is_taken_densely_at_once():
     model, x = started(penalty=L1, initial_l0=5)
-    calm = float(model.loss(x[:64], 0, torch.Generator()).total.detach())
+    calm = float(model.loss(x[:64], Step(0), torch.Generator()).total.detach())
     assert not model.is_dense()
     with torch.no_grad():
-        model.encoder_bias += 20.0  # everything is active
-    dense = model.loss(x[:64], 0, torch.Generator())
+        model.b_enc += 20.0  # everything is active
+    dense = take(model, x[:64], 0, model.make_optimizer(0.0, (0.9, 0.999), 1e-8))
     assert bool(model.use_dense)
+    assert model.is_dense()
     assert float(dense.metrics["l0"]) == 128
     with torch.no_grad():
-        model.encoder_bias -= 20.0
-    assert float(model.loss(x[:64], 0, torch.Generator()).total.detach()) == pytest.approx(calm, rel=1e-5)
+        model.b_enc -= 20.0
+    assert float(model.loss(x[:64], Step(0), torch.Generator()).total.detach()) == pytest.approx(calm, rel=1e-5)
 
 
 def test_autocast_rounds_the_dense_steps_products_only():
     for sparse_below in (1.0, 0.0):
         model, x = started(penalty=L1, initial_l0=5, sparse_below=sparse_below)
-        exact = model.loss(x[:256], 0, torch.Generator())
+        exact = model.loss(x[:256], Step(0), torch.Generator())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = model.loss(x[:256], 0, torch.Generator())
+            half = model.loss(x[:256], Step(0), torch.Generator())
         for name, part in exact.parts.items():
             assert half.parts[name].dtype == torch.float32
             assert torch.equal(half.parts[name], part) == (sparse_below == 1.0)
@@ -451,7 +451,7 @@ def test_penalty_weight_of_a_steered_model_stays_within_its_limits():
         SparseSettings(kind="sparse", n_latents=4, penalty={"kind": "l1", "target_l0": 5}).penalty
     )
     for _ in range(5000):
-        weight.after_update(10_000, torch.tensor(0.0), torch.tensor(0.0))
+        weight.after_update(Step(10_000), torch.tensor(0.0), torch.tensor(0.0))
     assert math.isclose(float(weight.weight), 1e-6, rel_tol=1e-3)
 
 
@@ -463,10 +463,10 @@ def test_a_model_in_bfloat16_encodes_decodes_and_learns(keys):
     z = model.encode(x[:32])
     assert z.dtype == torch.bfloat16
     assert ((z.float() - wanted).abs() < 0.2).float().mean() > 0.99  # at the border bfloat16 may choose another
-    loss = model.loss(x[:32], 0, torch.Generator()).total
+    loss = model.loss(x[:32], Step(0), torch.Generator()).total
     loss.backward()
     assert torch.isfinite(loss)
-    assert torch.isfinite(model.encoder.grad).all()
+    assert torch.isfinite(model.W_enc.grad).all()
 
 
 def test_a_copy_and_exchanged_weights_compute_with_their_own():
@@ -475,8 +475,8 @@ def test_a_copy_and_exchanged_weights_compute_with_their_own():
     other = copy.deepcopy(model)
     assert other._compiled is None
     with torch.no_grad():
-        other.encoder.zero_()
-    other.encoder_bias.data.fill_(-1.0)
+        other.W_enc.zero_()
+    other.b_enc.data.fill_(-1.0)
     assert other.encode(x[:4]).sum() == 0
     assert model.encode(x[:4]).sum() > 0
     model.load_state_dict({name: value.clone() for name, value in other.state_dict().items()}, assign=True)

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.variational import Variational, VariationalSettings, kl_from_standard_normal
 from saetool.errors import RequestError
 
@@ -68,7 +69,7 @@ def test_the_loss_is_the_negative_elbo_with_its_constants(likelihood, hidden):
         else:
             log_likelihood = x * logits - torch.log1p(logits.exp())
         elbo = elbo + log_likelihood.sum(1) - kl_divergence(Normal(mean, variance.sqrt()), Normal(0.0, 1.0)).sum(1)
-    losses = [model.loss(x, 0, generator(1000 + seed)) for seed in range(400)]
+    losses = [model.loss(x, Step(0), generator(1000 + seed)) for seed in range(400)]
     average = torch.stack([loss.total for loss in losses]).mean()
     assert float((average + elbo.mean() / 400).detach()) == pytest.approx(0, abs=0.02)
     torch.testing.assert_close(losses[0].metrics["elbo"], -losses[0].total.detach())
@@ -85,7 +86,7 @@ def test_reparametrized_gradients_are_right():
             self.model = model
 
         def forward(self, x):
-            return model.loss(x, 0, generator(9)).total
+            return model.loss(x, Step(0), generator(9)).total
 
     def total(*parameters):
         swapped = {f"model.{name}": value for name, value in zip(names, parameters, strict=True)}
@@ -120,7 +121,7 @@ def test_every_reported_elbo_is_the_density_of_raw_rows(rows, rows_stream, norma
         model = model_of(6, n_latents=2, solver="closed_form", normalize=normalize).double()
         assert model.fit(rows_stream(train))
         own = float(probabilistic_pca(train, 2).mean())
-        metric = model.loss(train, 0, generator()).metrics["elbo"]
+        metric = model.loss(train, Step(0), generator()).metrics["elbo"]
         assert float(metric) == pytest.approx(own, rel=1e-9)
         summary = model.summarize(train.split(70), 0)
         assert summary["elbo"] == pytest.approx(own, rel=1e-9)
@@ -179,7 +180,7 @@ def test_elbo_stays_below_the_importance_bound_of_the_same_samples(digits, on_di
 
 
 def test_a_larger_beta_means_a_smaller_divergence_and_fewer_active_units(digits, on_digits):
-    divergences = [float(m.loss(digits[0], 10**9, generator()).metrics["kl"]) for m in on_digits]
+    divergences = [float(m.loss(digits[0], Step(10**9), generator()).metrics["kl"]) for m in on_digits]
     assert all(later < earlier for earlier, later in pairwise(divergences))
     active = [int(model.active_units(digits[0].split(100)).sum()) for model in on_digits]
     assert active[0] >= active[1] > active[2]
@@ -198,7 +199,7 @@ def test_samples_are_images_decoded_from_the_prior(digits, on_digits):
 
 def test_beta_warms_up(digits):
     model = model_of(64, n_latents=4, beta=2.0, warmup_steps=10)
-    parts = [model.loss(digits[0], step, generator()) for step in (0, 4, 9, 50)]
+    parts = [model.loss(digits[0], Step(step), generator()) for step in (0, 4, 9, 50)]
     factors = [float((loss.parts["kl"] / loss.metrics["kl"]).detach()) for loss in parts]
     assert factors == pytest.approx([0.2, 1.0, 2.0, 2.0])
 
@@ -230,7 +231,7 @@ def test_bad_requests_are_named(rows, rows_stream):
     with pytest.raises(RequestError, match=r"bernoulli needs every input in \[0, 1\]"):
         bernoulli.initialize(rows_stream(rows), generator())
     with pytest.raises(RequestError, match="use likelihood: gaussian"):
-        bernoulli.loss(rows.float(), 0, generator())
+        bernoulli.loss(rows.float(), Step(0), generator())
     with pytest.raises(RequestError, match="leaves no variance to be noise"):
         model_of(6, n_latents=6, solver="closed_form").fit(rows_stream(rows))
     with pytest.raises(RequestError, match="set normalize: center_scale"):

@@ -71,7 +71,7 @@ def test_the_random_dictionarys_scale_is_the_best_one():
     x = rows()
     mean = x.mean(0)
     best = random_dictionary(mean, 32, 3, 0, best_scale(random_dictionary(mean, 32, 3, 0), x))
-    directions = best.encoder.detach()
+    directions = best.W_enc.detach()
     assert torch.allclose(directions.norm(dim=1), torch.ones(32), atol=1e-6)
     projections = (x - mean) @ directions.T
     chosen = projections.topk(3).indices
@@ -80,8 +80,8 @@ def test_the_random_dictionarys_scale_is_the_best_one():
     guess = z @ directions
     scale = float((guess * (x - mean)).sum() / guess.square().sum())
     assert torch.allclose(best(x), mean + scale * guess, atol=1e-3)
-    assert torch.equal(random_dictionary(mean, 32, 3, 0).encoder, best.encoder)
-    assert not torch.equal(random_dictionary(mean, 32, 3, 1).encoder, best.encoder)
+    assert torch.equal(random_dictionary(mean, 32, 3, 0).W_enc, best.W_enc)
+    assert not torch.equal(random_dictionary(mean, 32, 3, 1).W_enc, best.W_enc)
 
 
 def test_order_of_merit_at_equal_budget():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from saetool.activations import write_store
 from saetool.artifacts import run_stage
-from saetool.autoencoders.families import FAMILIES, AutoencoderSettings, load
+from saetool.autoencoders.families import OWN, AutoencoderSettings, load
 from saetool.evaluation import EvaluationSettings, evaluation_stage
 from saetool.training import TrainingSettings, train
 
@@ -42,7 +42,7 @@ def store(tmp_path_factory):
 
 
 def test_every_family_is_here():
-    assert {name.partition("-")[0] for name in CASES} == set(FAMILIES)
+    assert {name.partition("-")[0] for name in CASES} == set(OWN)
 
 
 @pytest.mark.parametrize("case", CASES)

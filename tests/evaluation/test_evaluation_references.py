@@ -131,7 +131,7 @@ def test_the_references_have_the_autoencoders_freedom():
     settings = SparseSettings(kind="sparse", n_latents=50, activation={"kind": "topk", "k": 5})
     own = SparseAutoencoder(settings, 12).eval()
     with torch.no_grad():
-        own.decoder_bias.normal_()
+        own.b_dec.normal_()
         own.normalizer.factor.fill_(1.7)
     x = torch.randn(400, 12, generator=torch.Generator().manual_seed(1)) * 2
     made = {reference.name: reference.model for reference in reference_models(own, x, 5, seed=0)}

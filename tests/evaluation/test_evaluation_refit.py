@@ -15,8 +15,8 @@ def model():
     torch.manual_seed(0)
     made = SparseAutoencoder(SparseSettings(kind="sparse", n_latents=40, activation={"kind": "topk", "k": 5}), 12)
     with torch.no_grad():
-        made.encoder_bias.sub_(0.3)
-        made.decoder_bias.normal_()
+        made.b_enc.sub_(0.3)
+        made.b_dec.normal_()
         made.normalizer.mean.normal_()
         made.normalizer.factor.fill_(1.7)
     return made.eval()
@@ -25,7 +25,7 @@ def model():
 def test_values_are_those_of_least_squares_row_by_row(model, monkeypatch):
     monkeypatch.setattr(refit, "ROWS_AT_ONCE", 7)
     x = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
-    x[3] = model.normalizer.inverse(model.decoder_bias.detach())  # nothing to say of it
+    x[3] = model.normalizer.inverse(model.b_dec.detach())  # nothing to say of it
     codes, x_hat = reconstruct(Refitted(model), x)
     chosen = model.encode_sparse(x)
     assert torch.equal(codes.offsets, chosen.offsets)
@@ -42,8 +42,8 @@ def test_values_are_those_of_least_squares_row_by_row(model, monkeypatch):
 
 def test_latents_that_repeat_one_another_are_no_trouble(model):
     with torch.no_grad():
-        model.encoder[:] = model.encoder[0]
-        model.decoder[:] = model.decoder[0]
+        model.W_enc[:] = model.W_enc[0]
+        model.W_dec[:] = model.W_dec[0]
     x = torch.randn(4, 12, generator=torch.Generator().manual_seed(1)) * 3
     codes, x_hat = reconstruct(Refitted(model), x)
     assert codes.values.isfinite().all()

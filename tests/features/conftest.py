@@ -69,8 +69,8 @@ def seal_identity(out, store, share: float = 0.3) -> Artifact:
     parsed = TypeAdapter(AutoencoderSettings).validate_python(settings)
     model = build_autoencoder(parsed, site.d)
     state = model.state_dict()
-    state["encoder"], state["decoder"] = torch.eye(site.d), 2 * torch.eye(site.d)
-    state["encoder_bias"], state["decoder_bias"] = torch.zeros(site.d), torch.zeros(site.d)
+    state["W_enc"], state["W_dec"] = torch.eye(site.d), 2 * torch.eye(site.d)
+    state["b_enc"], state["b_dec"] = torch.zeros(site.d), torch.zeros(site.d)
 
     def build(partial) -> dict:
         partial.write_tensors("model.safetensors", state)

@@ -18,8 +18,9 @@ SMALL = CacheSettings(batch_size=4, dtype="float32")
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """Registrations end with the test."""
-    for name in ("_sources", "_made", "_places"):
-        monkeypatch.setattr(registry, name, {})
+    monkeypatch.setattr(registry, "_made", {})
+    for name in ("known", "places"):
+        monkeypatch.setattr(registry.SOURCES, name, {})
 
 
 def pairs():
@@ -81,7 +82,7 @@ def test_a_store_of_a_registered_source_is_opened_again_by_its_name(tmp_path):
         again = open_cached(store)
         assert [again.path(i) for i in range(8)] == ActivationStore(store).images["path"].to_pylist()
         np.testing.assert_array_equal(np.asarray(again.read(2).image), PIXELS[2])
-    registry._sources.clear()
+    registry.SOURCES.known.clear()
     registry._made.clear()
     with pytest.raises(RequestError, match=r"'mine' was registered by the module .*test_registry, .* SAETOOL_SOURCES="):
         open_cached(store)

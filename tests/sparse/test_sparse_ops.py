@@ -44,26 +44,26 @@ def test_gradients_equal_dense_autograd(shape, share, seed):
         cost = (z.sum(0) ** 2).sum() + leaves["decoder"].norm(dim=1).sum()
         return (z @ leaves["decoder"] - target).square().sum() + cost
 
-    def sparse(sinks):
+    def sparse(recipes):
         centered = x - leaves["center"].detach()
         values = ((centered @ leaves["encoder"].T + leaves["bias"]).detach())[kept]
-        a = pre_activations(values, centered, leaves["center"], leaves["encoder"], leaves["bias"], support, sinks[0])
+        a = pre_activations(values, centered, leaves["center"], leaves["encoder"], leaves["bias"], support, recipes[0])
         z = a.tanh() * gather(leaves["bias"], support)
-        x_hat = decode(z, Weight(leaves["decoder"]), support, sinks[1])
-        cost = (latent_sums(z, support) ** 2).sum() + row_norms(leaves["decoder"], sinks[1]).sum()
+        x_hat = decode(z, Weight(leaves["decoder"]), support, recipes[1])
+        cost = (latent_sums(z, support) ** 2).sum() + row_norms(leaves["decoder"], recipes[1]).sum()
         return (x_hat - target).square().sum() + cost
 
     expected = torch.autograd.grad(dense(), list(leaves.values()))
     found = torch.autograd.grad(sparse((None, None)), list(leaves.values()))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
-    sinks = (DeferredGradient(), DeferredGradient())
+    recipes = (DeferredGradient(), DeferredGradient())
     rest = [leaves["bias"], leaves["center"]]
-    deferred = torch.autograd.grad(sparse(sinks), [*rest, leaves["encoder"], leaves["decoder"]], allow_unused=True)
+    deferred = torch.autograd.grad(sparse(recipes), [*rest, leaves["encoder"], leaves["decoder"]], allow_unused=True)
     assert deferred[2:] == (None, None)
-    for sink, whole in zip(sinks, (expected[0], expected[3]), strict=True):
+    for recipe, whole in zip(recipes, (expected[0], expected[3]), strict=True):
         cut = n_latents // 2
-        blocks = [sink.block(a, b) for a, b in ((0, cut), (cut, n_latents)) if b > a]
+        blocks = [recipe.block(a, b) for a, b in ((0, cut), (cut, n_latents)) if b > a]
         torch.testing.assert_close(torch.cat(blocks), whole, rtol=1e-9, atol=1e-9)
 
 
@@ -86,11 +86,11 @@ def test_the_squared_error_and_its_gradients_equal_dense_autograd(shape, share, 
     torch.testing.assert_close(error, residual.square().sum(), **tolerance)
     torch.testing.assert_close(errors, residual.detach().square().sum(1), **tolerance)
     torch.testing.assert_close(torch.autograd.grad(3 * error, leaves), expected, **tolerance)
-    sink = DeferredGradient()
-    again = squared_error(values, Weight(weight), bias, x, support, sink)[0]
+    recipe = DeferredGradient()
+    again = squared_error(values, Weight(weight), bias, x, support, recipe)[0]
     deferred = torch.autograd.grad(3 * again, leaves, allow_unused=True)
     assert deferred[1] is None
-    torch.testing.assert_close(sink.block(0, n_latents), expected[1], **tolerance)
+    torch.testing.assert_close(recipe.block(0, n_latents), expected[1], **tolerance)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

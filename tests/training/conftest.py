@@ -54,14 +54,14 @@ class Toy(Autoencoder):
     def initialize(self, stream, generator, training=None):
         self.bias.copy_(torch.randn(self.bias.shape, generator=generator) * 0.1)
 
-    def after_update(self, optimizer, step, generator):
+    def after_update(self, optimizer, step, generator, losses):
         self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
         self.updates += 1
 
     def phases(self):
         return [Phase("decoder", 0.4), Phase("all", 0.6)] if self.two_phases else [Phase("train")]
 
-    def enter(self, phase, stream, training=None):
+    def enter(self, phase):
         self.encoder.requires_grad_(phase != "decoder")
 
 

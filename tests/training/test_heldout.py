@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from saetool.evaluation.reconstruction import held_out_sums
 from saetool.training.heldout import evaluate, reconstruct
 
 
@@ -65,7 +66,21 @@ def test_latents_below_the_threshold_are_not_counted_but_still_reconstruct(model
     assert codes.values.min() > 2
 
 
-def test_rows_that_do_not_vary_have_no_fvu_and_the_mode_is_put_back(model):
-    model.train()
+def test_rows_that_do_not_vary_have_no_fvu(model):
     assert evaluate(model, [torch.ones(5, 8)], torch.ones(8)).fvu is None
-    assert model.training
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_error_in_an_evaluation_leaves_the_mode_as_it_was(model, monkeypatch, mode):
+    model.train(mode)
+
+    def fails(x):
+        assert model.training == mode
+        raise ValueError("in encode")
+
+    monkeypatch.setattr(model, "encode", fails)
+    with pytest.raises(ValueError, match="in encode"):
+        evaluate(model, [torch.ones(5, 8)], torch.ones(8))
+    with pytest.raises(ValueError, match="in encode"):
+        held_out_sums(model, [torch.ones(1, 5, 8)], torch.ones(8))
+    assert model.training == mode

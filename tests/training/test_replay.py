@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from saetool.activations import TensorStream
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.sparse import backends
@@ -40,7 +41,6 @@ def taught(keys, codes="exact", steps=STEPS):
     settings = SparseSettings(kind="sparse", n_latents=24, codes=codes, sparse_below=1.0, **keys)
     training = TrainingSettings(tokens=4 * steps, batch_size=4, lr=1e-2)
     learner = Learner(SparseAutoencoder(settings, 10), training, 0, torch.device("cpu"))
-    learner.autoencoder.train()
     stream = TensorStream(rows, batch_size=4)
     learner.initialize(stream)
     learner.enter_phase(stream)
@@ -55,7 +55,7 @@ def test_a_step_in_two_parts_is_the_step(on_the_gpus_backend, monkeypatch, name)
     parts, means, losses = taught(KINDS[name], codes)
     # The first step sets up the optimizer; BatchTopK's goes another way where too few exceed its guess.
     assert parts.recordings.plain_steps == STEPS - 1 or (parts.recordings.plain_steps > 0 and codes == "bf16")
-    monkeypatch.setattr(Learner, "_repeated", lambda self, batch: None)
+    monkeypatch.setattr(Learner, "_repeated", lambda self, batch, step: None)
     whole, whole_means, whole_losses = taught(KINDS[name], codes)
     torch.testing.assert_close(losses, whole_losses, rtol=1e-4, atol=1e-5)
     assert means.keys() == whole_means.keys()
@@ -78,7 +78,7 @@ def test_a_step_in_two_parts_is_the_step(on_the_gpus_backend, monkeypatch, name)
 )
 def test_which_steps_repeat(keys, expected):
     model = SparseAutoencoder(SparseSettings(kind="sparse", n_latents=24, sparse_below=1.0, **keys), 10)
-    assert [model.repeats(step) for step in range(5)] == expected
+    assert [model.repeats(Step(step)) for step in range(5)] == expected
 
 
 def test_a_counted_step_leaves_no_copy_behind(on_the_gpus_backend):
@@ -91,12 +91,12 @@ def test_a_counted_step_leaves_no_copy_behind(on_the_gpus_backend):
     copies = optimizer.copies()
     numbers = optimizer.upcoming()
     with torch.no_grad():  # what a graph does: new values, and nobody is told
-        model.encoder.data.copy_(-model.encoder.detach().clone())
+        model.W_enc.data.copy_(-model.W_enc.detach().clone())
         for weight, copy in copies:
             copy.refresh(weight.tensor.detach(), 0, len(weight.tensor))
     optimizer.count(copies)
     assert optimizer.upcoming().count == numbers.count + 1
     codes = model.encode(x)
-    backends_own = torch.relu((model.normalizer(x) - model.decoder_bias) @ model.encoder.T + model.encoder_bias)
+    backends_own = torch.relu((model.normalizer(x) - model.b_dec) @ model.W_enc.T + model.b_enc)
     kept = backends_own >= backends_own.topk(4, dim=1).values[:, -1:]
     torch.testing.assert_close(codes, backends_own * kept, rtol=1e-4, atol=1e-5)

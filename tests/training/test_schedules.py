@@ -42,9 +42,9 @@ def test_the_optimizer_steps_with_the_scheduled_rate_in_every_phase(toy, make_ru
     seen = []
     original = toy.after_update
 
-    def spy(self, optimizer, step, generator):
-        seen.append((step, optimizer.param_groups[0]["lr"]))
-        original(self, optimizer, step, generator)
+    def spy(self, optimizer, step, generator, losses):
+        seen.append((step.number, optimizer.param_groups[0]["lr"]))
+        original(self, optimizer, step, generator, losses)
 
     monkeypatch.setattr(toy, "after_update", spy)
     learn([make_run(toy(), settings)], make_stream())

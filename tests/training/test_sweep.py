@@ -6,7 +6,8 @@ from pydantic import TypeAdapter
 
 from saetool.activations import TensorStream
 from saetool.artifacts import Artifact
-from saetool.autoencoders.families import FAMILIES, AutoencoderSettings, load
+from saetool.autoencoders.families import AutoencoderSettings, load
+from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import WorkError
 from saetool.training import TrainingSettings, train, train_together, training_stage
 
@@ -105,7 +106,7 @@ def test_sealed_members_are_not_trained_again(stream, tmp_path):
 def test_the_loaded_model_is_the_trained_one(stream, tmp_path):
     artifact = train(stream(), sparse(0.05), how(), tmp_path / "model", seed=4)
     model = load(tmp_path / "model")
-    assert isinstance(model, FAMILIES["sparse"])
+    assert isinstance(model, SparseAutoencoder)
     assert not model.training
     rows = torch.cat([*stream().held_out()])
     with torch.no_grad():

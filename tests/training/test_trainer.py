@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from saetool import seeding
+from saetool.autoencoders.base import Step
 from saetool.errors import WorkError
 from saetool.training import TrainingSettings
 from saetool.training.trainer import learn
@@ -20,12 +21,12 @@ def plain_loop(model, stream, settings, seed=3):
     losses = []
     for step, x in zip(range(settings.steps), stream.batches(), strict=False):
         optimizer.zero_grad()
-        loss = model.loss(x, step, generator).total
-        loss.backward()
+        loss = model.loss(x, Step(step), generator)
+        loss.total.backward()
         optimizer.step()
         with torch.no_grad():
-            model.after_update(optimizer, step, generator)
-        losses.append(loss.item())
+            model.after_update(optimizer, Step(step), generator, [loss])
+        losses.append(loss.total.item())
     return losses
 
 
@@ -103,10 +104,10 @@ def test_clipping_bounds_the_gradient_and_logs_its_norm(toy, make_run, make_stre
     norms = []
     original = toy.after_update
 
-    def spy(self, optimizer, step, generator):
+    def spy(self, optimizer, step, generator, losses):
         gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
         norms.append(float(torch.cat(gradients).norm()))
-        original(self, optimizer, step, generator)
+        original(self, optimizer, step, generator, losses)
 
     monkeypatch.setattr(toy, "after_update", spy)
     run = make_run(toy(), settings)
@@ -127,7 +128,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_loss_and_advice(toy, make_run
 
     def bad(self, x, step, generator):
         loss = original(self, x, step, generator)
-        loss.parts["reconstruction"] = loss.parts["reconstruction"] * (math.nan if step == 16 else 1)
+        loss.parts["reconstruction"] = loss.parts["reconstruction"] * (math.nan if step.number == 16 else 1)
         return loss
 
     monkeypatch.setattr(toy, "loss", bad)

@@ -78,7 +78,7 @@ class Backend(Protocol):
     def search(
         self,
         x: Tensor,
-        encoder: Weight,
+        W_enc: Weight,
         bias: Tensor,
         precision: Precision,
         *,
@@ -97,12 +97,12 @@ class Backend(Protocol):
         """Return the entries in latent order, rows ascending in a latent."""
         ...
 
-    def decode(self, support: Support, values: Tensor, decoder: Weight) -> Float[Tensor, "batch d_in"]:
+    def decode(self, support: Support, values: Tensor, W_dec: Weight) -> Float[Tensor, "batch d_in"]:
         """Return Σ over each row's entries of value · decoder[latent]."""
         ...
 
     def squared_error(
-        self, support: Support, values: Tensor, decoder: Weight, bias: Tensor, x: Tensor
+        self, support: Support, values: Tensor, W_dec: Weight, bias: Tensor, x: Tensor
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch d_in"], Float[Tensor, "entries"]]:
         """Return ‖r‖² of each row, r = x − bias − decoded, and the slope decoder[latent] · r of each entry."""
         ...

@@ -37,14 +37,14 @@ def slices(
 
 def search(
     x: Float[Tensor, "batch d_in"],
-    encoder: Weight,
+    W_enc: Weight,
     bias: Float[Tensor, "n_latents"],
     half: bool,
     cut: Tensor | None,
     k: int | None,
 ) -> "Done":
     """Do what a backend's `search` does, a slice of rows at a time."""
-    parts = slices(x, encoder.tensor.detach(), bias, half)
+    parts = slices(x, W_enc.tensor.detach(), bias, half)
     if k is not None:
         return Done(*joined([entries_largest(pre, k) for pre in parts]))
     assert cut is not None

@@ -29,8 +29,8 @@ class Reference:
         units = x if mean is None else (x - mean) * factor
         return units, units - bias
 
-    def search(self, x, encoder: Weight, bias, precision, *, cut=None, k=None) -> plain.Done:
-        return plain.search(x, encoder, bias, precision == "bf16", cut, k)
+    def search(self, x, W_enc: Weight, bias, precision, *, cut=None, k=None) -> plain.Done:
+        return plain.search(x, W_enc, bias, precision == "bf16", cut, k)
 
     def keep(self, support: Support, values: Tensor, kept: Tensor) -> tuple[Support, Tensor]:
         return support, torch.where(kept, values, 0.0)
@@ -39,12 +39,12 @@ class Reference:
         sorted_latents, order = torch.sort(support.latents, stable=True)
         return ByLatent(order, support.rows.index_select(0, order), offsets_of(sorted_latents, support.n_latents))
 
-    def decode(self, support: Support, values: Tensor, decoder: Weight) -> Tensor:
-        return _weighted_sums(support.offsets, support.latents, values, decoder.tensor.detach())
+    def decode(self, support: Support, values: Tensor, W_dec: Weight) -> Tensor:
+        return _weighted_sums(support.offsets, support.latents, values, W_dec.tensor.detach())
 
-    def squared_error(self, support: Support, values, decoder: Weight, bias, x) -> tuple[Tensor, Tensor, Tensor]:
-        residual = x - bias - self.decode(support, values, decoder)
-        return residual.square().sum(1), residual, self.sampled_products(support, decoder, residual)
+    def squared_error(self, support: Support, values, W_dec: Weight, bias, x) -> tuple[Tensor, Tensor, Tensor]:
+        residual = x - bias - self.decode(support, values, W_dec)
+        return residual.square().sum(1), residual, self.sampled_products(support, W_dec, residual)
 
     def sampled_products(self, support: Support, weight: Weight, rows: Tensor) -> Tensor:
         pairs = zip(support.latents.split(ENTRIES_AT_ONCE), support.rows.split(ENTRIES_AT_ONCE), strict=True)

@@ -46,11 +46,11 @@ class Cpu:
         parallel_rows(part, len(x), ROWS_IN_CACHE)
         return units, centered
 
-    def search(self, x: Tensor, encoder: Weight, bias, precision, *, cut=None, k=None) -> plain.Done:
+    def search(self, x: Tensor, W_enc: Weight, bias, precision, *, cut=None, k=None) -> plain.Done:
         exact = precision == "exact"
         if exact and not has_fast_half():
-            return plain.search(x, encoder, bias, False, cut, k)
-        return plain.Done(*_select(x, encoder, bias, torch.zeros_like(bias) if cut is None else cut, k, exact))
+            return plain.search(x, W_enc, bias, False, cut, k)
+        return plain.Done(*_select(x, W_enc, bias, torch.zeros_like(bias) if cut is None else cut, k, exact))
 
     def keep(self, support: Support, values: Tensor, kept: Tensor) -> tuple[Support, Tensor]:
         return support.where(kept), values[kept]
@@ -59,13 +59,13 @@ class Cpu:
         found = kernels().by_latent(*_arrays(support.rows, support.latents), support.n_latents)
         return ByLatent(*map(torch.from_numpy, found))
 
-    def decode(self, support: Support, values: Tensor, decoder: Weight) -> Tensor:
-        return _weighted_sums(support.offsets, support.latents, values, decoder.tensor.detach())
+    def decode(self, support: Support, values: Tensor, W_dec: Weight) -> Tensor:
+        return _weighted_sums(support.offsets, support.latents, values, W_dec.tensor.detach())
 
-    def squared_error(self, support: Support, values, decoder: Weight, bias, x) -> tuple[Tensor, Tensor, Tensor]:
+    def squared_error(self, support: Support, values, W_dec: Weight, bias, x) -> tuple[Tensor, Tensor, Tensor]:
         errors, residual, slopes = torch.empty(len(x)), torch.empty_like(x), torch.empty_like(values)
         codes = _arrays(support.latents, values, support.offsets)
-        run, arrays = kernels().squared_error, _arrays(decoder.tensor, bias, x, errors, residual, slopes)
+        run, arrays = kernels().squared_error, _arrays(W_dec.tensor, bias, x, errors, residual, slopes)
         parallel_rows(lambda number, rows: run(*codes, *arrays, rows.start, rows.stop), len(x), GROUPS)
         return errors, residual, slopes
 
@@ -114,15 +114,13 @@ class Cpu:
         return operators_on_one_core() if has_fast_half() else nullcontext()
 
 
-def _select(
-    x: Tensor, encoder: Weight, bias: Tensor, cut: Tensor, k: int | None, exact: bool
-) -> tuple[Support, Tensor]:
+def _select(x: Tensor, W_enc: Weight, bias: Tensor, cut: Tensor, k: int | None, exact: bool) -> tuple[Support, Tensor]:
     """Return the outputs above `cut`, or with `k` each row's k largest that are positive.
 
     A bfloat16 product finds candidates, a slice of rows at a time; in exact mode it is a proven bound of the outputs,
     and these are then computed in float32, for all rows at once: the weight then has the cache for itself.
     """
-    half = encoder.copied(HalfWeight)
+    half = W_enc.copied(HalfWeight)
     half.set_bias(bias - cut)
 
     def part(number: int, rows: range) -> Entries:
@@ -135,7 +133,7 @@ def _select(
 
     counts, latents, values = _joined(parallel_rows(part, len(x), plain.SLICE_ROWS))
     if exact:
-        counts, latents, values = _decide(counts, latents, x, encoder.tensor, bias, cut, k)
+        counts, latents, values = _decide(counts, latents, x, W_enc.tensor, bias, cut, k)
     return Support(_offsets(counts), latents, len(bias)), values
 
 

@@ -210,13 +210,13 @@ def by_latent(rows, latents, n_latents):
     for j in range(n_latents):
         offsets[j + 1] += offsets[j]
     following = offsets.copy()
-    order, there = np.empty_like(latents), np.empty_like(rows)
+    order, rows_by_latent = np.empty_like(latents), np.empty_like(rows)
     for e in range(latents.shape[0]):
         latent = Count(latents[e])
         place = Count(following[latent])
         following[latent] += 1
-        order[place], there[place] = e, rows[e]
-    return order, there, offsets
+        order[place], rows_by_latent[place] = e, rows[e]
+    return order, rows_by_latent, offsets
 
 
 @compiled

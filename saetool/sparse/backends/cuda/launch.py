@@ -117,8 +117,8 @@ class Cuda:
             )
         return units, centered
 
-    def search(self, x: Tensor, encoder: Weight, bias: Tensor, precision, *, cut=None, k=None) -> "_Threshold | _TopK":
-        product = _Product(x, encoder, bias, precision == "exact")
+    def search(self, x: Tensor, W_enc: Weight, bias: Tensor, precision, *, cut=None, k=None) -> "_Threshold | _TopK":
+        product = _Product(x, W_enc, bias, precision == "exact")
         if k is not None:
             return _TopK(product, min(k, len(bias)))
         assert cut is not None
@@ -135,13 +135,13 @@ class Cuda:
         offsets = torch.searchsorted(latents, borders)
         return SortedByLatent(order, support.rows.index_select(0, order), offsets, latents)
 
-    def decode(self, support: Support, values: Tensor, decoder: Weight) -> Tensor:
+    def decode(self, support: Support, values: Tensor, W_dec: Weight) -> Tensor:
         # A reconstruction is what people look at: by the float32 weight.
-        return _weighted_sums(support.offsets, support.latents, values, decoder.tensor.detach())
+        return _weighted_sums(support.offsets, support.latents, values, W_dec.tensor.detach())
 
-    def squared_error(self, support: Support, values, decoder: Weight, bias, x) -> tuple[Tensor, Tensor, Tensor]:
+    def squared_error(self, support: Support, values, W_dec: Weight, bias, x) -> tuple[Tensor, Tensor, Tensor]:
         rows, d_in = x.shape
-        half, blocks = decoder.copied(HalfCopy).half, _blocks(d_in, COLUMNS)
+        half, blocks = W_dec.copied(HalfCopy).half, _blocks(d_in, COLUMNS)
         residual = torch.empty_like(x, dtype=torch.bfloat16)
         squares = torch.empty(blocks, rows, device=x.device)
         with _on(x):
@@ -211,16 +211,16 @@ class _Product:
     (Cauchy–Schwarz, Higham 2002 §3.1) and its own rounding; norms of weights are the largest of all rows.
     """
 
-    def __init__(self, x: Tensor, encoder: Weight, bias: Tensor, exact: bool):
-        copy = encoder.copied(FineCopy if exact else HalfCopy)
-        self.x, self.encoder, self.bias, self.exact = x, encoder, bias.detach(), exact
+    def __init__(self, x: Tensor, W_enc: Weight, bias: Tensor, exact: bool):
+        copy = W_enc.copied(FineCopy if exact else HalfCopy)
+        self.x, self.W_enc, self.bias, self.exact = x, W_enc, bias.detach(), exact
         half, norms, errors = _rounded(x, copy.dtype)
         with _full_accumulation():
             self.pre = torch.mm(half, copy.half.T)
         self.rounding = ROUNDING if exact else 0.0
         if exact:
             if not copy.measured:
-                copy.refresh(encoder.tensor.detach(), 0, len(bias))
+                copy.refresh(W_enc.tensor.detach(), 0, len(bias))
             size, wrong = (norm.nan_to_num(0.0).amax() for norm in (copy.norms, copy.errors))  # NaN is found nowhere
             rounding = (x.shape[1] + 16) * 2.0**-23
             self.margin = SUBNORMAL + 1.01 * (
@@ -247,7 +247,7 @@ class _Product:
     def outputs(self, support: Support) -> Tensor:
         """Return the outputs on a support: in exact mode computed in float32, else the product's."""
         if self.exact:
-            return _row_products(support, self.encoder.tensor.detach(), self.x, self.bias)
+            return _row_products(support, self.W_enc.tensor.detach(), self.x, self.bias)
         room, block = len(support.latents), 1024
         values = torch.empty(room, device=self.x.device)
         with _on(self.x):
@@ -320,7 +320,7 @@ class _TopK:
         (total, widest), product, k = numbers, self.product, self.k
         x, bias = product.x, product.bias
         if widest > WIDEST:  # equal outputs by the thousand: a degenerate model
-            return plain.search(x, product.encoder, bias, not product.exact, None, k).found(numbers)
+            return plain.search(x, product.W_enc, bias, not product.exact, None, k).found(numbers)
         support = product.entries(self.bits, self.counts, total, total if room is None else room)
         values = product.outputs(support)
         latents = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
