@@ -51,7 +51,7 @@ class Saetool(Program):
     def __init__(self, args):
         super().__init__(args)
         from saetool.activations import TensorStream
-        from saetool.autoencoders.base import Step, Training
+        from saetool.autoencoders.base import Training
         from saetool.autoencoders.families import build
         from saetool.autoencoders.sparse_settings import SparseSettings
 
@@ -66,6 +66,8 @@ class Saetool(Program):
         self.optimizer = self.model.make_optimizer(args.lr, (0.9, 0.999), 1e-8)
 
     def step(self, x):
+        from saetool.autoencoders.base import Step
+
         now = Step(self.done, self.training, optimizer=self.optimizer)
         with self.model.step_context():
             loss = self.model.loss(x, now, self.generator)
