@@ -115,7 +115,7 @@ REST = {
 
 
 def require_config(block: str, place: Path) -> None:
-    """Raise RequestError where a config's keys or values are wrong; lines that repeat a key are configs of their own."""
+    """Raise RequestError where a config has a wrong key or value; lines that repeat a key are configs of their own."""
     lines = [line for line in block.splitlines() if line and not line.startswith("#")]
     keys = [line.split(":")[0] for line in lines]
     for text in ["\n".join(lines)] if len(set(keys)) == len(keys) else lines:
