@@ -97,7 +97,7 @@ def test_training_rows_never_come_from_held_out_images(store):
     rows = subject.training_rows(1000)
     assert len(rows) == 14
     assert not set(rows[:, 0].tolist()) & {6.0, 9.0, 30.0, 33.0, 54.0, 57.0}
-    everything = Subject(None, {}, store, store.site(), np.arange(10), np.array([]), held_out, 0)
+    everything = Subject(None, {}, store, store.site(), np.arange(10), np.array([], int), held_out, 0)
     with pytest.raises(RequestError, match="every image is held out"):
         everything.training_rows(10)
 
