@@ -25,9 +25,8 @@ from saetool import distributed
 from saetool.activations.writer import Plan
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images import ImageSource
-from saetool.images.picture import take_turns
+from saetool.images.picture import take_turns, thumbnail_of
 from saetool.images.source import Label, SourceError, stored_label
-from saetool.images.thumbnail import thumbnail_of
 from saetool.vision import Transform
 
 Found = TypeVar("Found")

@@ -14,8 +14,8 @@ from saetool.errors import RequestError, shown, type_name
 from saetool.images import ImageSource, Picture, open_source
 from saetool.images.folder import PathsSource
 from saetool.images.items import to_picture
+from saetool.images.picture import thumbnail_of
 from saetool.images.source import require_text, stored_label
-from saetool.images.thumbnail import thumbnail_of
 from saetool.progress import bar
 from saetool.threads import ordered
 

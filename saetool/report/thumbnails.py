@@ -14,7 +14,7 @@ from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact
 from saetool.errors import WorkError
 from saetool.images import Picture
-from saetool.images.thumbnail import thumbnail_of
+from saetool.images.picture import thumbnail_of
 from saetool.threads import ordered
 
 _MOST_WORKERS = 32
