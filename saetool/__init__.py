@@ -13,78 +13,42 @@ with saetool.intervene(backbone, model, {7: 0.0}): …      # without latent 7
 
 from typing import TYPE_CHECKING
 
-from saetool.lazy import lazy_names
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.activations import cache, write_store
-    from saetool.artifacts import Artifact
-    from saetool.autoencoders import register_family
-    from saetool.errors import RequestError, SaetoolError, WorkError
-    from saetool.evaluation import evaluate, intervene
-    from saetool.exchange import export_autoencoder, import_autoencoder, load
-    from saetool.features import Features, index, table
-    from saetool.images import open_source, register_source
-    from saetool.pipeline import run
-    from saetool.report.stage import report
-    from saetool.training import train
-    from saetool.version import __version__
-    from saetool.vision import load_backbone, wrap
+    from saetool.activations import cache as cache, write_store as write_store
+    from saetool.artifacts import Artifact as Artifact
+    from saetool.autoencoders import register_family as register_family
+    from saetool.errors import RequestError as RequestError, SaetoolError as SaetoolError, WorkError as WorkError
+    from saetool.evaluation import evaluate as evaluate, intervene as intervene
+    from saetool.exchange import (
+        export_autoencoder as export_autoencoder,
+        import_autoencoder as import_autoencoder,
+        load as load,
+    )
+    from saetool.features import Features as Features, index as index, table as table
+    from saetool.images import open_source as open_source, register_source as register_source
+    from saetool.pipeline import run as run
+    from saetool.report.stage import report as report
+    from saetool.training import train as train
+    from saetool.version import __version__ as __version__
+    from saetool.vision import load_backbone as load_backbone, wrap as wrap
 
-__all__ = [
-    "Artifact",
-    "Features",
-    "RequestError",
-    "SaetoolError",
-    "WorkError",
-    "__version__",
-    "cache",
-    "evaluate",
-    "export_autoencoder",
-    "import_autoencoder",
-    "index",
-    "intervene",
-    "load",
-    "load_backbone",
-    "open_source",
-    "register_family",
-    "register_source",
-    "report",
-    "run",
-    "table",
-    "train",
-    "wrap",
-    "write_store",
-]
-
-__getattr__ = lazy_names(
-    "saetool",
+__all__, __getattr__, __dir__ = face(
+    __name__,
     {
-        "Artifact": "artifacts",
-        "Features": "features",
-        "RequestError": "errors",
-        "SaetoolError": "errors",
-        "WorkError": "errors",
-        "__version__": "version",
-        "cache": "activations",
-        "evaluate": "evaluation",
-        "export_autoencoder": "exchange",
-        "import_autoencoder": "exchange",
-        "index": "features",
-        "intervene": "evaluation",
-        "load": "exchange",
-        "load_backbone": "vision",
-        "open_source": "images",
-        "register_family": "autoencoders",
-        "register_source": "images",
-        "report": "report",
-        "run": "pipeline",
-        "table": "features",
-        "train": "training",
-        "wrap": "vision",
-        "write_store": "activations",
+        "activations": ("cache", "write_store"),
+        "artifacts": ("Artifact",),
+        "autoencoders": ("register_family",),
+        "errors": ("RequestError", "SaetoolError", "WorkError"),
+        "evaluation": ("evaluate", "intervene"),
+        "exchange": ("export_autoencoder", "import_autoencoder", "load"),
+        "features": ("Features", "index", "table"),
+        "images": ("open_source", "register_source"),
+        "pipeline": ("run",),
+        "report": ("report",),
+        "training": ("train",),
+        "version": ("__version__",),
+        "vision": ("load_backbone", "wrap"),
     },
 )
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

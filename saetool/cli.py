@@ -21,8 +21,8 @@ from typing import Annotated, Any
 
 import typer
 
-from saetool.errors import RequestError, SaetoolError, leave, printable
-from saetool.heap import keep_heap
+from saetool.errors import RequestError, SaetoolError, printable
+from saetool.program import keep_heap, leave
 
 SWITCH_SECONDS = 2e-4
 """How long a thread keeps Python's lock while another wants it: by default 5 ms, in which threads that read and write
@@ -149,8 +149,7 @@ def demo(
 @app.command()
 def verify(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
     """Is it intact? Recompute every size and digest; exit 1 when anything has changed."""
-    from saetool.artifacts.verification import bytes_of, find_artifacts
-    from saetool.artifacts.verification import verify as problems_of
+    from saetool.artifacts.verification import bytes_of, find_artifacts, verify as problems_of
     from saetool.progress import bar
 
     damaged = False

@@ -1,10 +1,6 @@
 """The exceptions a user may see. Each message names the thing that is wrong and the way out."""
 
-import os
 import re
-import sys
-from collections.abc import Callable
-from typing import NoReturn
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that act on a terminal, or turn the direction of the text around, or that no encoding can write."""
@@ -70,37 +66,3 @@ def first_line(error: BaseException) -> str:
     if len(line) <= _LONGEST_LINE:
         return line
     return line[:_LONGEST_LINE].rsplit(" ", 1)[0] + " …"
-
-
-def leave(code: int) -> NoReturn:
-    """End the process now: the other processes of a torchrun job may wait in a collective that never completes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(code)
-    raise SystemExit(code)
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`, under `torchrun` too; a user's error ends in its message and exit code."""
-    from pydantic import ValidationError
-
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return main()
-        from saetool import distributed
-
-        distributed.start()
-        main()
-        distributed.stop()
-    except KeyboardInterrupt:
-        print("stopped. What was finished is kept; the same command resumes.", file=sys.stderr)
-        leave(130)
-    except SaetoolError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        leave(error.exit_code)
-    except ValidationError as error:  # settings made from arguments
-        for wrong in error.errors():
-            key = ".".join(map(str, wrong["loc"]))
-            print(f"error: {key}: {wrong['msg']} (given: {wrong['input']!r})", file=sys.stderr)
-        leave(RequestError.exit_code)

@@ -1,12 +1,18 @@
-"""Names that load on first use, so that reading settings or `--help` does not import torch, timm or transformers."""
+"""The face of a package: names that load on first use, so that reading settings or `--help` does not import torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module's `__getattr__` that finds each name of `homes` in the submodule it names."""
+def face(
+    package: str, names: Mapping[str, Sequence[str]]
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the `__all__`, `__getattr__` and `__dir__` of a package; `names` are those that each submodule gives.
+
+    Type checkers read the same names below `if TYPE_CHECKING:`, as `import a as a`: handed on, not just used.
+    """
+    homes = {name: home for home, given in names.items() for name in given}
 
     def find(name: str) -> Any:
         if name not in homes:
@@ -14,4 +20,4 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         home = import_module(f"{package}.{homes[name]}")
         return home if homes[name] == name else getattr(home, name)
 
-    return find
+    return sorted(homes), find, lambda: sorted(homes)

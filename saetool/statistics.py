@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 _SERIAL = 32768
@@ -32,7 +32,7 @@ def squarable(values: Tensor) -> Tensor:
     return values.float() if largest == 0 or 1 / _SQUARED <= largest <= _SQUARED else values.double()
 
 
-def unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def unit_rows(rows: Num[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """Return the rows at unit length, in float32, however long each of them is; rows of length 0 stay 0."""
     unit = rows.float()
     unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -234,7 +234,7 @@ def label_compiled():
 
 
 def keep_heap():
-    """Let every program, the others too, keep memory that a step frees: see `saetool.heap`."""
+    """Let every program, the others too, keep memory that a step frees: see `saetool.program`."""
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(-3, 2**25):

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from saetool.errors import RequestError, run_script
+from saetool.errors import RequestError
 from saetool.features import Features
 from saetool.features.originals import Originals
 from saetool.features.reading import Rows
 from saetool.features.sheet import Cell, contact_sheet
 from saetool.images import open_cached
+from saetool.program import run_script
 from saetool.vision.geometry import Geometry
 
 

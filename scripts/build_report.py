@@ -5,8 +5,8 @@ from pathlib import Path
 
 from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact, run_stage
-from saetool.errors import run_script
 from saetool.images import open_cached
+from saetool.program import run_script
 from saetool.report import ReportSettings, report_stage
 
 

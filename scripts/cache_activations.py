@@ -3,8 +3,8 @@
 import argparse
 
 from saetool.activations import CacheSettings, cache
-from saetool.errors import run_script
 from saetool.images import ImageSettings
+from saetool.program import run_script
 from saetool.vision import BackboneSettings
 
 

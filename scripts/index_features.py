@@ -2,8 +2,8 @@
 
 import argparse
 
-from saetool.errors import run_script
 from saetool.features import Features, IndexSettings, index
+from saetool.program import run_script
 
 
 def main() -> None:

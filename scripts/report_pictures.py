@@ -4,7 +4,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from saetool.errors import RequestError, run_script
+from saetool.errors import RequestError
+from saetool.program import run_script
 
 PLACE = Path(__file__).parents[1] / "docs" / "images"
 PAGES = {"report.png": "latent.html#latent={latent}", "landing.png": "index.html"}

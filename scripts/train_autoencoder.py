@@ -3,7 +3,7 @@
 import argparse
 
 from saetool.autoencoders.sparse_settings import L1Penalty, SparseSettings
-from saetool.errors import run_script
+from saetool.program import run_script
 from saetool.training import TrainingSettings, train
 
 

@@ -22,7 +22,7 @@ from saetool.errors import RequestError, WorkError
 from saetool.evaluation import EvaluationSettings, evaluation_stage
 from saetool.features import Features
 from saetool.images import ImageSettings, open_cached, registry
-from saetool.images.thumbnail import thumbnail_of
+from saetool.images.picture import thumbnail_of
 from saetool.report import ReportSettings, check, report_stage
 from saetool.training import TrainingSettings
 from saetool.vision import BackboneSettings

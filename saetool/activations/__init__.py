@@ -1,58 +1,35 @@
-"""Activations on disk and in batches: the store's format, reader and writer, the caching job, the shuffled loader.
-
-The names load on first use, so that settings can be read without importing torch.
-"""
+"""Activations on disk and in batches: the store's format, reader and writer, the caching job, the shuffled loader."""
 
 from typing import TYPE_CHECKING
 
-from saetool.lazy import lazy_names
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.activations.caching import cache, caching_stage
-    from saetool.activations.estimate import require_space
-    from saetool.activations.from_tensors import write_store
-    from saetool.activations.live import LiveSource, LiveStream
-    from saetool.activations.settings import CacheSettings
-    from saetool.activations.split import held_out_images, held_out_mask, image_groups
-    from saetool.activations.store import ActivationStore, SiteStore
-    from saetool.activations.store_stream import StoreStream
-    from saetool.activations.stream import ShuffledStream, TensorStream
+    from saetool.activations.caching import cache as cache, caching_stage as caching_stage
+    from saetool.activations.estimate import require_space as require_space
+    from saetool.activations.from_tensors import write_store as write_store
+    from saetool.activations.live import LiveSource as LiveSource, LiveStream as LiveStream
+    from saetool.activations.settings import CacheSettings as CacheSettings
+    from saetool.activations.split import (
+        held_out_images as held_out_images,
+        held_out_mask as held_out_mask,
+        image_groups as image_groups,
+    )
+    from saetool.activations.store import ActivationStore as ActivationStore, SiteStore as SiteStore
+    from saetool.activations.store_stream import StoreStream as StoreStream
+    from saetool.activations.stream import ShuffledStream as ShuffledStream, TensorStream as TensorStream
 
-__all__ = [
-    "ActivationStore",
-    "CacheSettings",
-    "LiveSource",
-    "LiveStream",
-    "ShuffledStream",
-    "SiteStore",
-    "StoreStream",
-    "TensorStream",
-    "cache",
-    "caching_stage",
-    "held_out_images",
-    "held_out_mask",
-    "image_groups",
-    "require_space",
-    "write_store",
-]
-
-__getattr__ = lazy_names(
+__all__, __getattr__, __dir__ = face(
     __name__,
     {
-        "ActivationStore": "store",
-        "CacheSettings": "settings",
-        "LiveSource": "live",
-        "LiveStream": "live",
-        "ShuffledStream": "stream",
-        "SiteStore": "store",
-        "StoreStream": "store_stream",
-        "TensorStream": "stream",
-        "cache": "caching",
-        "caching_stage": "caching",
-        "held_out_images": "split",
-        "held_out_mask": "split",
-        "image_groups": "split",
-        "require_space": "estimate",
-        "write_store": "from_tensors",
+        "caching": ("cache", "caching_stage"),
+        "estimate": ("require_space",),
+        "from_tensors": ("write_store",),
+        "live": ("LiveSource", "LiveStream"),
+        "settings": ("CacheSettings",),
+        "split": ("held_out_images", "held_out_mask", "image_groups"),
+        "store": ("ActivationStore", "SiteStore"),
+        "store_stream": ("StoreStream",),
+        "stream": ("ShuffledStream", "TensorStream"),
     },
 )

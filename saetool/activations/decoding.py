@@ -9,11 +9,11 @@ import mmap
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from saetool import distributed
 from saetool.activations.writer import Plan
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images import ImageSource
-from saetool.images.picture import take_turns
+from saetool.images.picture import take_turns, thumbnail_of
 from saetool.images.source import Label, SourceError, stored_label
-from saetool.images.thumbnail import thumbnail_of
 from saetool.vision import Transform
+
+Found = TypeVar("Found")
 
 SLICES_AHEAD = 2
 _MOST_THREADS = 32
@@ -122,7 +123,7 @@ class Decoder:
 
     def slices(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
         """Yield the slices `numbers`, in order; WorkError names an image that cannot be read (unless skipping)."""
-        return self._by_processes(numbers) if self.processes else self._by_threads(numbers)
+        return self._by_processes(numbers) if self.processes else self._by_threads(numbers, self._decode, self._slice)
 
     @property
     def workers(self) -> str:
@@ -135,25 +136,33 @@ class Decoder:
         ahead = self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size
         return max(SLICES_AHEAD, ahead)
 
-    def _by_threads(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
-        waiting: deque[tuple[int, Tensor, list[Future[Answer]]]] = deque()
+    def _by_threads(
+        self,
+        numbers: Iterable[int],
+        work: Callable[[int, int, np.ndarray], Found],
+        finish: Callable[[int, Tensor, list[Found]], DecodedSlice],
+    ) -> Generator[DecodedSlice, None, None]:
+        """Yield finish(slice, pixels, found) of each slice, where found are work(image, slice, its pixels)."""
+        waiting: deque[tuple[int, Tensor, list[Future[Found]]]] = deque()
+
+        def oldest() -> DecodedSlice:
+            number, pixels, futures = waiting.popleft()
+            return finish(number, pixels, [future.result() for future in futures])
+
         with ThreadPoolExecutor(self.threads, thread_name_prefix="saetool-decode") as executor:
             try:
                 for number in numbers:
                     pixels = self._empty()
                     out = pixels.numpy()
                     images = enumerate(self.plan.images_of(number))
-                    futures = [executor.submit(self._decode, i, number, out[place]) for place, i in images]
+                    futures = [executor.submit(work, i, number, out[place]) for place, i in images]
                     waiting.append((number, pixels, futures))
                     if len(waiting) > SLICES_AHEAD:
-                        yield self._collect(*waiting.popleft())
+                        yield oldest()
                 while waiting:
-                    yield self._collect(*waiting.popleft())
+                    yield oldest()
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
-
-    def _collect(self, number: int, pixels: Tensor, futures: list[Future[Answer]]) -> DecodedSlice:
-        return self._slice(number, pixels, [future.result() for future in futures])
 
     def _by_processes(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
         rooms = self.processes * _PIECES_AHEAD + 1

@@ -21,10 +21,12 @@ from saetool.images.registry import registered_in
 from saetool.settings import Settings
 from saetool.validation import request
 
+Rows = Shaped[Tensor | np.ndarray, "images tokens d"]
+
 
 def write_store(
     out: str | os.PathLike,
-    tokens: "Shaped[Tensor, 'images tokens d'] | dict[str, Shaped[Tensor, 'images tokens d']]",
+    tokens: "Rows | dict[str, Rows]",
     *,
     images: Any = None,
     labels: Sequence[dict[str, Any]] = (),

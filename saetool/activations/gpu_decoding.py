@@ -5,9 +5,7 @@ slice's pixels lie apart. Pictures of any other kind than an upright RGB JPEG th
 """
 
 import io
-from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from saetool.activations.decoding import SLICES_AHEAD, Answer, DecodedSlice, Decoder
+from saetool.activations.decoding import Answer, DecodedSlice, Decoder
 from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, WorkError
 from saetool.images.picture import LARGE, is_upright
@@ -60,21 +58,7 @@ class GpuDecoder(Decoder):
 
     def slices(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
         """Yield the slices `numbers`, in order, their pixels on the GPU."""
-        waiting: deque[tuple[int, Tensor, list[Future[_Read]]]] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="saetool-read") as executor:
-            try:
-                for number in numbers:
-                    pixels = self._empty()
-                    out = pixels.numpy()
-                    images = enumerate(self.plan.images_of(number))
-                    futures = [executor.submit(self._read, i, number, out[place]) for place, i in images]
-                    waiting.append((number, pixels, futures))
-                    if len(waiting) > SLICES_AHEAD:
-                        yield self._finished(*waiting.popleft())
-                while waiting:
-                    yield self._finished(*waiting.popleft())
-            finally:
-                executor.shutdown(wait=True, cancel_futures=True)
+        return self._by_threads(numbers, self._read, self._finished)
 
     def _read(self, i: int, slice_: int, out: np.ndarray) -> _Read:
         """Read a file; let Pillow decode into `out` what is not the GPU's, and what cannot be read."""
@@ -87,8 +71,7 @@ class GpuDecoder(Decoder):
         row = {"path": self.source.path(i), "width": size[0], "height": size[1], "digest": digest_bytes(content)}
         return _Read(Answer({**row, "slice": slice_, **self._labels(i)}, 0.0), content)
 
-    def _finished(self, number: int, pixels: Tensor, futures: list[Future[_Read]]) -> DecodedSlice:
-        read = [future.result() for future in futures]
+    def _finished(self, number: int, pixels: Tensor, read: list[_Read]) -> DecodedSlice:
         places = [place for place, one in enumerate(read) if one.content is not None]
         try:
             decoded = decoded_on(self.device, [read[place].content or b"" for place in places])

@@ -22,7 +22,6 @@ from torch import Tensor
 from saetool import distributed, seeding
 from saetool.activations.caching import caching_stage
 from saetool.activations.decoding import Decoder
-from saetool.activations.prefetch import prefetch
 from saetool.activations.settings import CacheSettings
 from saetool.activations.shard import DTYPES
 from saetool.activations.shuffle import Position
@@ -34,6 +33,7 @@ from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, ImageSource
 from saetool.images.settings import Grouping
 from saetool.statistics import Statistics
+from saetool.threads import prefetch
 from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
 from saetool.vision.weights import resolve_precision
 

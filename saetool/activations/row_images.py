@@ -1,7 +1,6 @@
 """What is known of the images that rows made elsewhere come from: their table, their labels, their small pictures."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from saetool.errors import RequestError, shown, type_name
 from saetool.images import ImageSource, Picture, open_source
 from saetool.images.folder import PathsSource
 from saetool.images.items import to_picture
+from saetool.images.picture import thumbnail_of
 from saetool.images.source import require_text, stored_label
-from saetool.images.thumbnail import thumbnail_of
 from saetool.progress import bar
+from saetool.threads import ordered
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,9 @@ def _look(
         return facts, _small(given, i) if keep else b""
 
     sequential = source is not None and source.sequential
-    with (
-        ThreadPoolExecutor(1 if sequential else distributed.cores()) as pool,
-        bar("images", count, "images") as advance,
-    ):
-        found = []
-        for facts in pool.map(one, range(count)):
+    found = []
+    with bar("images", count, "images") as advance:
+        for facts in ordered(one, range(count), 1 if sequential else distributed.cores()):
             found.append(facts)
             advance(1)
     return [facts for facts, _ in found], [small for _, small in found] if keep else []

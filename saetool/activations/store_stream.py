@@ -12,12 +12,12 @@ from torch import Tensor
 
 from saetool import seeding
 from saetool.activations.device_pool import Pool, upload
-from saetool.activations.prefetch import prefetch
 from saetool.activations.shuffle import Shuffle
 from saetool.activations.store import SiteStore, runs, smaller_part
 from saetool.activations.stream import ShuffledStream, spread
 from saetool.errors import RequestError
 from saetool.statistics import Statistics
+from saetool.threads import prefetch
 
 _READERS, _MOST_READERS = 2, 8
 """Blocks read at a time: one is on its way from the disk while another is copied. For a GPU, half of the cores read."""

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from saetool import distributed, seeding
 from saetool.activations.device_pool import Pool, on_device
-from saetool.activations.prefetch import prefetch
 from saetool.activations.shuffle import Position, Shuffle
 from saetool.errors import RequestError
 from saetool.statistics import Statistics
+from saetool.threads import prefetch
 
 _WIDEST = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
 

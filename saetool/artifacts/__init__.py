@@ -5,40 +5,26 @@ Every stage of the pipeline makes one artifact through `run_stage`; everything t
 
 from typing import TYPE_CHECKING
 
-from saetool.lazy import lazy_names
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.artifacts.artifact import Artifact, artifact_of
-    from saetool.artifacts.manifest import digest_bytes, digest_file, digest_json
-    from saetool.artifacts.partial import Partial
-    from saetool.artifacts.stage import Stage, run_stage, run_stages
-    from saetool.artifacts.verification import verify
+    from saetool.artifacts.artifact import Artifact as Artifact, artifact_of as artifact_of
+    from saetool.artifacts.manifest import (
+        digest_bytes as digest_bytes,
+        digest_file as digest_file,
+        digest_json as digest_json,
+    )
+    from saetool.artifacts.partial import Partial as Partial
+    from saetool.artifacts.stage import Stage as Stage, run_stage as run_stage, run_stages as run_stages
+    from saetool.artifacts.verification import verify as verify
 
-__all__ = [
-    "Artifact",
-    "Partial",
-    "Stage",
-    "artifact_of",
-    "digest_bytes",
-    "digest_file",
-    "digest_json",
-    "run_stage",
-    "run_stages",
-    "verify",
-]
-
-__getattr__ = lazy_names(
-    "saetool.artifacts",
+__all__, __getattr__, __dir__ = face(
+    __name__,
     {
-        "Artifact": "artifact",
-        "Partial": "partial",
-        "Stage": "stage",
-        "artifact_of": "artifact",
-        "digest_bytes": "manifest",
-        "digest_file": "manifest",
-        "digest_json": "manifest",
-        "run_stage": "stage",
-        "run_stages": "stage",
-        "verify": "verification",
+        "artifact": ("Artifact", "artifact_of"),
+        "manifest": ("digest_bytes", "digest_file", "digest_json"),
+        "partial": ("Partial",),
+        "stage": ("Stage", "run_stage", "run_stages"),
+        "verification": ("verify",),
     },
 )

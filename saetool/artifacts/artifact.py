@@ -8,27 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from saetool.artifacts.manifest import MANIFEST, digest_bytes, digest_file, is_safe_name, read_manifest, remedy
-from saetool.artifacts.reading import check_file, damaged, require_unchanged
+from saetool.artifacts.reading import check_file, damaged, missing_file, require_unchanged
 from saetool.artifacts.remote import RemotePath, is_remote, place_of
 from saetool.errors import RequestError, first_line, type_name
+from saetool.progress import size_words
 
 if TYPE_CHECKING:
     import pyarrow
 
 _ATTEMPTS = 3
 """Looks at an artifact that is being replaced."""
-
-
-def _missing(path: Path, manifest: dict) -> str | None:
-    """Return which file is missing or has another size than the manifest says; None where all is well."""
-    for name, entry in manifest["files"].items():
-        try:
-            size = (path / name).stat().st_size if is_safe_name(name) else -1
-        except (OSError, ValueError):
-            size = -1
-        if size != entry["bytes"]:
-            return f"{name} is missing" if size < 0 else f"{name} has {size} bytes instead of {entry['bytes']}"
-    return None
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,9 +28,7 @@ class Artifact:
     manifest: dict
 
     def __repr__(self) -> str:
-        from saetool.artifacts.describe import in_five_lines
-
-        return in_five_lines(self)
+        return _in_five_lines(self)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
@@ -57,7 +44,7 @@ class Artifact:
         path = place_of(path, kind)
         for attempt in range(_ATTEMPTS):
             manifest = read_manifest(path, kind)
-            problem = _missing(path, manifest)
+            problem = missing_file(path, manifest)
             # One that is replaced at this moment is neither the old one nor the new one: look again.
             if problem is None or attempt == _ATTEMPTS - 1 or read_manifest(path) == manifest:
                 break
@@ -224,3 +211,50 @@ def artifact_of(given: Any, kind: str | None, call: str, instead: str = "") -> A
 def _close(descriptors: dict[str, int]) -> None:
     for descriptor in descriptors.values():
         os.close(descriptor)
+
+
+def _in_five_lines(artifact: Artifact) -> str:
+    """Return what an artifact is, what it comes from, when it was made, its size and its id."""
+    size = sum(entry["bytes"] for entry in artifact.files.values())
+    places = [f"{entry['kind']} {place}" for entry, place in zip(artifact.inputs, _places(artifact), strict=True)]
+    rows = {
+        "what": _what(artifact.kind, artifact.content),
+        "from": ", ".join(places) or _outside(artifact),
+        "made": f"{artifact.notes.get('created')}, {len(artifact.files):,} files, {size_words(size)}",
+        "id": artifact.id,
+    }
+    return "\n".join([f"{artifact.kind}: {artifact.path}", *(f"  {key:<4}  {value}" for key, value in rows.items())])
+
+
+def _what(kind: str, content: dict[str, Any]) -> str:
+    """Return what an artifact of a kind holds, as far as its content says."""
+    if kind == "activations" and "sites" in content:
+        sites = ", ".join(f"{site['label']}: {site['n_tokens']} × {site['d']}" for site in content["sites"])
+        return f"{content['images']:,} images, {content.get('dtype')}; tokens × width at {sites}"
+    if kind == "autoencoder" and "n_latents" in content:
+        final = content.get("final") or {}
+        found = [
+            f"{name} {final[key]:.3g}" for key, name in (("fvu", "FVU"), ("l0", "L0")) if final.get(key) is not None
+        ]
+        of = f"{content['family']}, {content['d_in']:,} → {content['n_latents']:,} latents"
+        return "; ".join([of, *([f"held out: {', '.join(found)}"] if found else [])])
+    if kind == "features" and "n_latents" in content:
+        counts = ", ".join(f"{count:,} {name}" for name, count in content["counts"].items())
+        return f"{content['n_latents']:,} latents over {content['images']:,} images: {counts}"
+    if kind == "evaluation" and content.get("fvu") is not None:
+        return f"FVU {content['fvu']:.3f}, L0 {content['l0']:.1f} on {content['images']:,} held-out images"
+    return "a site to open in a browser: index.html" if kind == "report" else ", ".join(map(str, content)) or "nothing"
+
+
+def _outside(artifact: Artifact) -> str:
+    """Return where the first of a line of artifacts comes from."""
+    backbone = artifact.content.get("backbone") or {}
+    source = artifact.content.get("source") or {}
+    named = [backbone.get("name") if isinstance(backbone, dict) else backbone, source.get("source")]
+    origin = (artifact.content.get("origin") or {}).get("source")
+    return " over ".join(str(name) for name in named if name) or str(origin or "rows that were given")
+
+
+def _places(artifact: Artifact) -> list[str]:
+    noted = artifact.notes.get("input_paths", [])
+    return [*noted, *[""] * len(artifact.inputs)][: len(artifact.inputs)]

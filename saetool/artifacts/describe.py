@@ -34,53 +34,6 @@ def describe(path: Path) -> str:
     return "\n".join(lines)
 
 
-def in_five_lines(artifact: Artifact) -> str:
-    """Return what an artifact is, what it comes from, when it was made, its size and its id."""
-    size = sum(entry["bytes"] for entry in artifact.files.values())
-    places = [f"{entry['kind']} {place}" for entry, place in zip(artifact.inputs, _places(artifact), strict=True)]
-    rows = {
-        "what": _what(artifact.kind, artifact.content),
-        "from": ", ".join(places) or _outside(artifact),
-        "made": f"{artifact.notes.get('created')}, {len(artifact.files):,} files, {size_words(size)}",
-        "id": artifact.id,
-    }
-    return "\n".join([f"{artifact.kind}: {artifact.path}", *(f"  {key:<4}  {value}" for key, value in rows.items())])
-
-
-def _what(kind: str, content: dict[str, Any]) -> str:
-    """Return what an artifact of a kind holds, as far as its content says."""
-    if kind == "activations" and "sites" in content:
-        sites = ", ".join(f"{site['label']}: {site['n_tokens']} × {site['d']}" for site in content["sites"])
-        return f"{content['images']:,} images, {content.get('dtype')}; tokens × width at {sites}"
-    if kind == "autoencoder" and "n_latents" in content:
-        final = content.get("final") or {}
-        found = [
-            f"{name} {final[key]:.3g}" for key, name in (("fvu", "FVU"), ("l0", "L0")) if final.get(key) is not None
-        ]
-        of = f"{content['family']}, {content['d_in']:,} → {content['n_latents']:,} latents"
-        return "; ".join([of, *([f"held out: {', '.join(found)}"] if found else [])])
-    if kind == "features" and "n_latents" in content:
-        counts = ", ".join(f"{count:,} {name}" for name, count in content["counts"].items())
-        return f"{content['n_latents']:,} latents over {content['images']:,} images: {counts}"
-    if kind == "evaluation" and content.get("fvu") is not None:
-        return f"FVU {content['fvu']:.3f}, L0 {content['l0']:.1f} on {content['images']:,} held-out images"
-    return "a site to open in a browser: index.html" if kind == "report" else ", ".join(map(str, content)) or "nothing"
-
-
-def _outside(artifact: Artifact) -> str:
-    """Return where the first of a line of artifacts comes from."""
-    backbone = artifact.content.get("backbone") or {}
-    source = artifact.content.get("source") or {}
-    named = [backbone.get("name") if isinstance(backbone, dict) else backbone, source.get("source")]
-    origin = (artifact.content.get("origin") or {}).get("source")
-    return " over ".join(str(name) for name in named if name) or str(origin or "rows that were given")
-
-
-def _places(artifact: Artifact) -> list[str]:
-    noted = artifact.notes.get("input_paths", [])
-    return [*noted, *[""] * len(artifact.inputs)][: len(artifact.inputs)]
-
-
 def _origin(origin: dict[str, Any] | None) -> list[str]:
     """Say of what was imported where it is from, and what was done to its numbers."""
     if not origin:

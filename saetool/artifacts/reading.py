@@ -6,7 +6,7 @@ A file is compared when a process first uses it, and again where the file system
 import os
 from pathlib import Path
 
-from saetool.artifacts.manifest import digest_file, remedy
+from saetool.artifacts.manifest import digest_file, is_safe_name, read_manifest, remedy
 from saetool.errors import RequestError
 
 Identity = tuple[int, ...]
@@ -18,6 +18,18 @@ _compared: dict[str, tuple[str, Identity]] = {}
 def identity_of(status: os.stat_result) -> Identity:
     """Return what changes whenever a file may have been replaced or written to: a new link to it counts too."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def missing_file(path: Path, manifest: dict) -> str | None:
+    """Return which file is missing or has another size than the manifest says; None where all is well."""
+    for name, entry in manifest["files"].items():
+        try:
+            size = (path / name).stat().st_size if is_safe_name(name) else -1
+        except (OSError, ValueError):
+            size = -1
+        if size != entry["bytes"]:
+            return f"{name} is missing" if size < 0 else f"{name} has {size} bytes instead of {entry['bytes']}"
+    return None
 
 
 def check_file(artifact: Path, name: str, entry: dict) -> None:
@@ -45,3 +57,12 @@ def require_unchanged(artifact: Path, files: dict) -> None:
     for name, entry in files.items():
         if str(artifact / name) in _compared:
             check_file(artifact, name, entry)
+
+
+def compare_all(artifact: Path) -> None:
+    """Raise RequestError unless an artifact's manifest is sound and every file is as it says."""
+    manifest = read_manifest(artifact)
+    if problem := missing_file(artifact, manifest):
+        raise RequestError(f"{artifact}: damaged: {problem}. {remedy(artifact)}")
+    for name, entry in manifest["files"].items():
+        check_file(artifact, name, entry)

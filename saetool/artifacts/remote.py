@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from saetool.artifacts.hub import fetch, is_hub
 from saetool.artifacts.manifest import digest_bytes
 from saetool.errors import RequestError, first_line, shown
-from saetool.hub import fetch, is_hub
 
 
 @dataclass(frozen=True)

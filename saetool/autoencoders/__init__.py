@@ -1,28 +1,25 @@
-"""The models, one file a family, and what a family of one's own is made of (docs/custom.md).
-
-The names load on first use, so that settings can be read without importing torch.
-"""
+"""The models, one file a family, and what a family of one's own is made of (docs/custom.md)."""
 
 from typing import TYPE_CHECKING
 
-from saetool.lazy import lazy_names
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.autoencoders.base import Autoencoder, FamilySettings, Loss, Normalizer, Phase, Step, Stream
-    from saetool.autoencoders.families import register_family
+    from saetool.autoencoders.base import (
+        Autoencoder as Autoencoder,
+        FamilySettings as FamilySettings,
+        Loss as Loss,
+        Normalizer as Normalizer,
+        Phase as Phase,
+        Step as Step,
+        Stream as Stream,
+    )
+    from saetool.autoencoders.families import register_family as register_family
 
-__all__ = ["Autoencoder", "FamilySettings", "Loss", "Normalizer", "Phase", "Step", "Stream", "register_family"]
-
-__getattr__ = lazy_names(
+__all__, __getattr__, __dir__ = face(
     __name__,
     {
-        "Autoencoder": "base",
-        "FamilySettings": "base",
-        "Loss": "base",
-        "Normalizer": "base",
-        "Phase": "base",
-        "Step": "base",
-        "Stream": "base",
-        "register_family": "families",
+        "base": ("Autoencoder", "FamilySettings", "Loss", "Normalizer", "Phase", "Step", "Stream"),
+        "families": ("register_family",),
     },
 )

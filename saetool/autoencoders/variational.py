@@ -29,8 +29,7 @@ from saetool.autoencoders.base import (
 from saetool.autoencoders.layers import Activation, Chain, require_unit_interval
 from saetool.autoencoders.linear import Spectrum, principal_components
 from saetool.errors import RequestError
-from saetool.seeding import generator as seeded
-from saetool.seeding import normal_like
+from saetool.seeding import generator as seeded, normal_like
 
 # ln σ² stays between ± this, smoothly: e^±15 spans seven orders of magnitude in σ and overflows nowhere.
 LOG_VARIANCE_BOUND = 15.0

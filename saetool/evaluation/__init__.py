@@ -2,46 +2,34 @@
 
 from typing import TYPE_CHECKING
 
-from saetool.lazy import lazy_names
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.evaluation.attribution import class_effects
-    from saetool.evaluation.interventions import Delta, Scale, Value, intervene, splice
-    from saetool.evaluation.matching import stability
-    from saetool.evaluation.pareto import sweep_markdown, sweep_stage, sweep_summary
-    from saetool.evaluation.settings import EvaluationSettings
-    from saetool.evaluation.stage import evaluate, evaluation_stage
+    from saetool.evaluation.attribution import class_effects as class_effects
+    from saetool.evaluation.interventions import (
+        Delta as Delta,
+        Scale as Scale,
+        Value as Value,
+        intervene as intervene,
+        splice as splice,
+    )
+    from saetool.evaluation.matching import stability as stability
+    from saetool.evaluation.pareto import (
+        sweep_markdown as sweep_markdown,
+        sweep_stage as sweep_stage,
+        sweep_summary as sweep_summary,
+    )
+    from saetool.evaluation.settings import EvaluationSettings as EvaluationSettings
+    from saetool.evaluation.stage import evaluate as evaluate, evaluation_stage as evaluation_stage
 
-_HOMES = {
-    "Delta": "interventions",
-    "EvaluationSettings": "settings",
-    "Scale": "interventions",
-    "Value": "interventions",
-    "class_effects": "attribution",
-    "evaluate": "stage",
-    "evaluation_stage": "stage",
-    "intervene": "interventions",
-    "splice": "interventions",
-    "stability": "matching",
-    "sweep_markdown": "pareto",
-    "sweep_stage": "pareto",
-    "sweep_summary": "pareto",
-}
-
-__all__ = [
-    "Delta",
-    "EvaluationSettings",
-    "Scale",
-    "Value",
-    "class_effects",
-    "evaluate",
-    "evaluation_stage",
-    "intervene",
-    "splice",
-    "stability",
-    "sweep_markdown",
-    "sweep_stage",
-    "sweep_summary",
-]
-
-__getattr__ = lazy_names(__name__, _HOMES)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "attribution": ("class_effects",),
+        "interventions": ("Delta", "Scale", "Value", "intervene", "splice"),
+        "matching": ("stability",),
+        "pareto": ("sweep_markdown", "sweep_stage", "sweep_summary"),
+        "settings": ("EvaluationSettings",),
+        "stage": ("evaluate", "evaluation_stage"),
+    },
+)

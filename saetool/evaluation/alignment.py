@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import norm, rankdata
-from scipy.stats import t as student
+from scipy.stats import norm, rankdata, t as student
 
 from saetool.evaluation.splits import Split, side_by_side
 

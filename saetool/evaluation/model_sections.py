@@ -1,7 +1,6 @@
 """The sections of evaluation.json that run the backbone: splicing and the latents with the largest effects."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from saetool.evaluation.subject import Labels, Subject, spread
 from saetool.features.originals import Originals
 from saetool.images import ImageSource
 from saetool.progress import bar, say
+from saetool.threads import ordered
 from saetool.vision.backbone import Backbone
 
 IMAGES_AT_ONCE = 16
@@ -46,8 +46,8 @@ class Pictures:
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Return prepared images [batch, channels, height, width]; RequestError where one is missing or changed."""
-        with ThreadPoolExecutor(distributed.cores()) as pool:
-            return torch.stack(list(pool.map(lambda row: self.transform(self.originals.read(int(row))), rows)))
+        images = ordered(lambda row: self.transform(self.originals.read(int(row))), rows, distributed.cores())
+        return torch.stack(list(images))
 
     def parts(self, rows: np.ndarray) -> list[np.ndarray]:
         """Return images in runs that pass through the backbone together."""

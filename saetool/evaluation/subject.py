@@ -51,9 +51,9 @@ class Subject:
     content: dict
     store: ActivationStore
     site: SiteStore
-    held_out: Int[np.ndarray, "images"]
-    train: Int[np.ndarray, "images"]
-    measured: Int[np.ndarray, "images"]
+    held_out: Int[np.ndarray, "held_out"]
+    train: Int[np.ndarray, "train"]
+    measured: Int[np.ndarray, "measured"]
     seed: int
     groups: Int[np.ndarray, "images"] | None = None
     shared: Shared = field(default_factory=Shared)

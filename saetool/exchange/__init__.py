@@ -5,20 +5,16 @@ A format is one module with a table of conversions; all meet in `plain.Plain`, a
 
 from typing import TYPE_CHECKING
 
-from saetool.lazy import lazy_names
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.exchange.exporting import export_autoencoder
-    from saetool.exchange.importing import Wanted, import_autoencoder, load
+    from saetool.exchange.exporting import export_autoencoder as export_autoencoder
+    from saetool.exchange.importing import Wanted as Wanted, import_autoencoder as import_autoencoder, load as load
 
-__all__ = ["Wanted", "export_autoencoder", "import_autoencoder", "load"]
-
-__getattr__ = lazy_names(
-    "saetool.exchange",
+__all__, __getattr__, __dir__ = face(
+    __name__,
     {
-        "Wanted": "importing",
-        "export_autoencoder": "exporting",
-        "import_autoencoder": "importing",
-        "load": "importing",
+        "exporting": ("export_autoencoder",),
+        "importing": ("Wanted", "import_autoencoder", "load"),
     },
 )

@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from saetool import hub
 from saetool.activations import ActivationStore
 from saetool.activations.sites import name_site
-from saetool.artifacts import Artifact, Partial, Stage, digest_file, digest_json, run_stage
+from saetool.artifacts import Artifact, Partial, Stage, digest_file, digest_json, hub, run_stage
 from saetool.artifacts.manifest import MANIFEST
 from saetool.autoencoders import families
 from saetool.autoencoders.base import Autoencoder

@@ -16,8 +16,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saetool import hub
-from saetool.artifacts import Artifact, verify
+from saetool.artifacts import Artifact, hub, verify
 from saetool.artifacts.manifest import MANIFEST, read_manifest
 from saetool.errors import RequestError
 from saetool.exchange.card import PICTURES, Card, example_pictures

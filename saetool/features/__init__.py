@@ -2,18 +2,22 @@
 
 from typing import TYPE_CHECKING
 
-from saetool.features.settings import IndexSettings
-from saetool.lazy import lazy_names
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.features.labels import auroc
-    from saetool.features.matrix import table
-    from saetool.features.reading import Features
-    from saetool.features.stage import index, index_stage
+    from saetool.features.labels import auroc as auroc
+    from saetool.features.matrix import table as table
+    from saetool.features.reading import Features as Features
+    from saetool.features.settings import IndexSettings as IndexSettings
+    from saetool.features.stage import index as index, index_stage as index_stage
 
-__all__ = ["Features", "IndexSettings", "auroc", "index", "index_stage", "table"]
-
-__getattr__ = lazy_names(
+__all__, __getattr__, __dir__ = face(
     __name__,
-    {"Features": "reading", "auroc": "labels", "index": "stage", "index_stage": "stage", "table": "matrix"},
+    {
+        "labels": ("auroc",),
+        "matrix": ("table",),
+        "reading": ("Features",),
+        "settings": ("IndexSettings",),
+        "stage": ("index", "index_stage"),
+    },
 )

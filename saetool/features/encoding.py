@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from functools import partial as with_given
+from functools import cached_property, partial as with_given
 from pathlib import Path
 
 import numpy as np

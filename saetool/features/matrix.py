@@ -19,8 +19,7 @@ from saetool.autoencoders.families import load
 from saetool.errors import RequestError, shown
 from saetool.features.columns import IMAGE_LATENTS, PATCH_LATENTS
 from saetool.features.encoding import Pass
-from saetool.features.tables import TableWriter
-from saetool.features.tables import table as arrow_table
+from saetool.features.tables import TableWriter, table as arrow_table
 from saetool.progress import bar
 from saetool.sparse.codes import Codes
 

@@ -32,9 +32,10 @@ from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
 from saetool.features.tally import Tally, histogram_edges
-from saetool.features.workers import block_workers, ordered
+from saetool.features.workers import block_workers
 from saetool.progress import bar, say
 from saetool.settings import Settings
+from saetool.threads import ordered
 from saetool.validation import request
 
 KIND = "features"

@@ -13,7 +13,7 @@ from saetool.activations.thumbnails import StoredThumbnails
 from saetool.features.originals import Originals
 from saetool.features.sheet import Cell, contact_sheet, overlay
 from saetool.images import open_cached
-from saetool.images.thumbnail import PX
+from saetool.images.picture import THUMBNAIL_PX
 from saetool.vision.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -77,6 +77,6 @@ def reader(features: "Features", images: "ImageSource | str | os.PathLike | None
 def _data(image: Image.Image) -> str:
     """Return a small copy of a picture as an address that holds it."""
     small, file = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((PX, PX))
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     small.save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

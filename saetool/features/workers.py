@@ -5,9 +5,7 @@ Measured on 2 cores: the pass gains more from two chunks side by side than from 
 
 import copy
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -15,6 +13,7 @@ import torch
 
 from saetool import distributed
 from saetool.autoencoders.base import Autoencoder
+from saetool.threads import ordered
 
 MAX_WORKERS = 8
 """Each holds a copy of the model and its own sums; beyond this, a worker gets several cores."""
@@ -72,21 +71,3 @@ def in_order(
             free.put((number, model))
 
     return ordered(one, items, workers)
-
-
-def ordered(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Yield work(item) for every item, in order, `workers` of them at a time, which share torch's threads."""
-    threads = torch.get_num_threads()
-    # Threads of OpenMP are counted for each calling thread: inside a worker, a product uses the worker's share.
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)

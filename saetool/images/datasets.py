@@ -9,8 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from saetool import hub
-from saetool.artifacts import digest_bytes
+from saetool.artifacts import digest_bytes, hub
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images.folder import read_regular, refuse_folder
 from saetool.images.picture import Picture, read_picture

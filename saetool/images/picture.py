@@ -33,6 +33,9 @@ _UPRIGHT = {
 }
 """EXIF orientation, and what undoes it."""
 _ORIENTATION = 0x0112
+THUMBNAIL_PX = 240
+"""Longest side: the tiles of a latent page at their natural size on most screens, 2 to 8 kB each."""
+_THUMBNAIL_QUALITY = 75
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 BACKGROUND = (255, 255, 255, 255)
@@ -173,3 +176,12 @@ def _on_background(image: Image.Image) -> Image.Image:
         strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
         shown.paste(Image.alpha_composite(Image.new("RGBA", strip.size, BACKGROUND), strip).convert("RGB"), (0, top))
     return shown
+
+
+def thumbnail_of(image: Image.Image) -> bytes:
+    """Return an image (RGB or L) as a WebP file whose longer side has at most THUMBNAIL_PX pixels."""
+    small = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=_THUMBNAIL_QUALITY, method=2)
+    return file.getvalue()

@@ -7,17 +7,23 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from saetool.lazy import lazy_names
-from saetool.report.settings import ReportSettings
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.report.checking import check
-    from saetool.report.overview import write_overview
-    from saetool.report.stage import report_stage
+    from saetool.report.checking import check as check
+    from saetool.report.overview import write_overview as write_overview
+    from saetool.report.settings import ReportSettings as ReportSettings
+    from saetool.report.stage import report_stage as report_stage
 
-__all__ = ["ReportSettings", "check", "report_stage", "write_overview"]
-
-__getattr__ = lazy_names(__name__, {"check": "checking", "report_stage": "stage", "write_overview": "overview"})
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "checking": ("check",),
+        "overview": ("write_overview",),
+        "settings": ("ReportSettings",),
+        "stage": ("report_stage",),
+    },
+)
 
 
 class _Room(ModuleType):

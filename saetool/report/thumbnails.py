@@ -1,9 +1,7 @@
 """One thumbnail an image, made in threads within a bound in bytes."""
 
-import itertools
 import shutil
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +14,8 @@ from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact
 from saetool.errors import WorkError
 from saetool.images import Picture
-from saetool.images.thumbnail import thumbnail_of
+from saetool.images.picture import thumbnail_of
+from saetool.threads import ordered
 
 _MOST_WORKERS = 32
 
@@ -57,29 +56,26 @@ class Thumbnails:
         shutil.rmtree(folder / "thumbs", ignore_errors=True)
         if self.without_pictures:
             return np.zeros(0, np.int64)
-        made, spent = [], 0
-        workers = min(_MOST_WORKERS, distributed.cores())
-        with ThreadPoolExecutor(workers) as pool, progress.bar("thumbnails", len(order), "images") as advance:
-            waiting: deque = deque()
-            rows = iter(order.tolist())
-            for row in itertools.islice(rows, 4 * workers):
-                waiting.append((row, pool.submit(self._one, row, folder)))
-            while waiting:
-                row, future = waiting.popleft()
-                size = future.result()
+        begun: list[int] = []
+        made, spent = set(), 0
+
+        def one(row: int) -> tuple[int, int]:
+            begun.append(row)
+            return row, self._write(row, folder)
+
+        written = ordered(one, order.tolist(), min(_MOST_WORKERS, distributed.cores()))
+        with progress.bar("thumbnails", len(order), "images") as advance, closing(written):
+            for row, size in written:
                 if spent + size > budget:
-                    for other, pending in [(row, future), *waiting]:
-                        pending.result()
-                        (folder / thumbnail_name(other)).unlink(missing_ok=True)
                     break
                 spent += size
-                made.append(row)
+                made.add(row)
                 advance(1)
-                if (following := next(rows, None)) is not None:
-                    waiting.append((following, pool.submit(self._one, following, folder)))
+        for row in set(begun) - made:
+            (folder / thumbnail_name(row)).unlink(missing_ok=True)
         return np.asarray(sorted(made), np.int64)
 
-    def _one(self, row: int, folder: Path) -> int:
+    def _write(self, row: int, folder: Path) -> int:
         path = folder / thumbnail_name(row)
         data = self.stored.read(row) if self.stored else thumbnail_of(self._read(row))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,14 @@ A support's entries stand in row order, and on demand (`Support.by_latent`, made
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from saetool.sparse.backends import Backend
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Support:
         keys: Int[Tensor, "entries"] | None = None,
     ):
         self.offsets, self.latents, self.n_latents, self.keys = offsets, latents, n_latents, keys
+        self._by_latent: dict[str, ByLatent] = {}
         if rows is not None:
             self.rows = rows  # known already: the cached property is not asked
 
@@ -134,12 +139,11 @@ class Support:
         rows = torch.arange(self.n_rows, device=self.offsets.device)
         return torch.repeat_interleave(rows, self.offsets.diff(), output_size=self.latents.numel())
 
-    @cached_property
-    def by_latent(self) -> ByLatent:
-        """The same entries, latent by latent."""
-        from saetool.sparse.backends import backend_for
-
-        return backend_for(self.latents).by_latent(self)
+    def by_latent(self, backend: "Backend") -> ByLatent:
+        """Return the same entries, latent by latent, as a backend sorts them: once."""
+        if backend.name not in self._by_latent:
+            self._by_latent[backend.name] = backend.by_latent(self)
+        return self._by_latent[backend.name]
 
     def where(self, kept: Bool[Tensor, "entries"]) -> "Support":
         """Return the entries that `kept` marks; on an accelerator this waits for the device."""

@@ -4,7 +4,7 @@ The optimizer then works on a block of latents while it is in cache, and the who
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Float
@@ -12,15 +12,18 @@ from torch import Tensor
 
 from saetool.sparse.codes import Support
 
+if TYPE_CHECKING:
+    from saetool.sparse.backends import Backend
+
 
 class Term(Protocol):
     """One summand of a weight's gradient."""
 
-    def block(self, start: int, stop: int) -> Float[Tensor, "block d_in"]:
+    def block(self, start: int, stop: int, backend: "Backend") -> Float[Tensor, "block d_in"]:
         """Return the rows `start` to `stop` of this summand."""
         ...
 
-    def whole(self) -> Float[Tensor, "n_latents d_in"]:
+    def whole(self, backend: "Backend") -> Float[Tensor, "n_latents d_in"]:
         """Return all rows."""
         ...
 
@@ -33,15 +36,13 @@ class Outer:
     weights: Float[Tensor, "entries"]
     table: Float[Tensor, "batch d_in"]
 
-    def block(self, start: int, stop: int) -> Float[Tensor, "block d_in"]:
+    def block(self, start: int, stop: int, backend: "Backend") -> Float[Tensor, "block d_in"]:
         """Return the rows `start` to `stop`."""
-        from saetool.sparse.backends import backend_for
+        return backend.latent_gradient(self.support, self.weights, self.table, start, stop)
 
-        return backend_for(self.weights).latent_gradient(self.support, self.weights, self.table, start, stop)
-
-    def whole(self) -> Float[Tensor, "n_latents d_in"]:
+    def whole(self, backend: "Backend") -> Float[Tensor, "n_latents d_in"]:
         """Return all rows."""
-        return self.block(0, self.support.n_latents)
+        return self.block(0, self.support.n_latents, backend)
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Along:
     weight: Float[Tensor, "n_latents d_in"]
     scale: Float[Tensor, "n_latents"]
 
-    def block(self, start: int, stop: int) -> Float[Tensor, "block d_in"]:
+    def block(self, start: int, stop: int, backend: "Backend") -> Float[Tensor, "block d_in"]:
         """Return the rows `start` to `stop`."""
         return self.weight[start:stop] * self.scale[start:stop, None]
 
-    def whole(self) -> Float[Tensor, "n_latents d_in"]:
+    def whole(self, backend: "Backend") -> Float[Tensor, "n_latents d_in"]:
         """Return all rows."""
         return torch.mul(self.weight, self.scale[:, None])
 
@@ -71,11 +72,11 @@ class DeferredGradient:
         """Add a term."""
         self.terms.append(term)
 
-    def block(self, start: int, stop: int) -> Float[Tensor, "block d_in"]:
+    def block(self, start: int, stop: int, backend: "Backend") -> Float[Tensor, "block d_in"]:
         """Return the rows `start` to `stop`, a tensor of their own unless all is `dense`."""
         total = None if self.dense is None else self.dense[start:stop]
         for term in self.terms:
-            part = term.block(start, stop)
+            part = term.block(start, stop, backend)
             total = part if total is None else total + part
         assert total is not None  # an optimizer asks for what there is
         return total

@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saetool.sparse.backends import backend_for
+from saetool.sparse.backends import Backend, backend_for
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import Along, DeferredGradient, Outer, Term
 from saetool.sparse.weight import Weight
 
 
-def _emit(term: Term, deferred: DeferredGradient | None) -> Tensor | None:
+def _emit(term: Term, deferred: DeferredGradient | None, backend: Backend) -> Tensor | None:
     """Hand the gradient to an optimizer, or build it now."""
     if deferred is None:
-        return term.whole()
+        return term.whole(backend)
     deferred.emit(term)
     return None
 
@@ -39,7 +39,7 @@ class _PreActivations(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         backend = backend_for(weight)
         grad_bias = backend.latent_sums(ctx.support, grad)
-        grad_weight = _emit(Outer(ctx.support, grad, x), ctx.deferred)
+        grad_weight = _emit(Outer(ctx.support, grad, x), ctx.deferred, backend)
         grad_center = -backend.column_sums(weight, grad_bias) if ctx.needs_input_grad[2] else None
         return None, None, grad_center, grad_weight, grad_bias, None, None
 
@@ -70,12 +70,12 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (values,) = ctx.saved_tensors
-        grad = grad.contiguous()
+        grad, backend = grad.contiguous(), backend_for(grad)
         grad_values = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_values = backend_for(grad).sampled_products(ctx.support, ctx.weight, grad)
+            grad_values = backend.sampled_products(ctx.support, ctx.weight, grad)
         if ctx.needs_input_grad[1]:
-            grad_weight = _emit(Outer(ctx.support, values, grad), ctx.deferred)
+            grad_weight = _emit(Outer(ctx.support, values, grad), ctx.deferred, backend)
         return grad_values, grad_weight, None, None, None
 
 
@@ -101,10 +101,10 @@ class _SquaredError(torch.autograd.Function):
         if grad is None:
             return (None,) * 7
         values, residual, slopes = ctx.saved_tensors
-        scale, grad_weight = -2.0 * grad, None
+        scale, grad_weight, backend = -2.0 * grad, None, backend_for(slopes)
         if ctx.needs_input_grad[1]:
-            grad_weight = _emit(Outer(ctx.support, scale * values, residual), ctx.deferred)
-        pull = backend_for(slopes).column_sums(residual)
+            grad_weight = _emit(Outer(ctx.support, scale * values, residual), ctx.deferred, backend)
+        pull = backend.column_sums(residual)
         return scale * slopes, grad_weight, scale * pull, None, None, None, None
 
 
@@ -134,7 +134,8 @@ class _RowNorms(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         weight, norms = ctx.saved_tensors
-        return _emit(Along(weight, grad / norms.clamp_min(torch.finfo(norms.dtype).tiny)), ctx.deferred), None
+        term = Along(weight, grad / norms.clamp_min(torch.finfo(norms.dtype).tiny))
+        return _emit(term, ctx.deferred, backend_for(weight)), None
 
 
 def row_norms(

@@ -1,40 +1,29 @@
-"""Training: one trainer for every family, schedules, checkpoints, sweeps, the metric log.
-
-The names load on first use, so that settings can be read without importing torch.
-"""
+"""Training: one trainer for every family, schedules, checkpoints, sweeps, the metric log."""
 
 from typing import TYPE_CHECKING
 
-from saetool.lazy import lazy_names
+from saetool.lazy import face
 
 if TYPE_CHECKING:
-    from saetool.training.heldout import DENSE_ABOVE, Accumulator, Measures, evaluate, reconstruct
-    from saetool.training.settings import TrainingSettings
-    from saetool.training.stage import train, train_together, training_stage
+    from saetool.training.heldout import (
+        DENSE_ABOVE as DENSE_ABOVE,
+        Accumulator as Accumulator,
+        Measures as Measures,
+        evaluate as evaluate,
+        reconstruct as reconstruct,
+    )
+    from saetool.training.settings import TrainingSettings as TrainingSettings
+    from saetool.training.stage import (
+        train as train,
+        train_together as train_together,
+        training_stage as training_stage,
+    )
 
-__all__ = [
-    "DENSE_ABOVE",
-    "Accumulator",
-    "Measures",
-    "TrainingSettings",
-    "evaluate",
-    "reconstruct",
-    "train",
-    "train_together",
-    "training_stage",
-]
-
-__getattr__ = lazy_names(
+__all__, __getattr__, __dir__ = face(
     __name__,
     {
-        "DENSE_ABOVE": "heldout",
-        "Accumulator": "heldout",
-        "Measures": "heldout",
-        "TrainingSettings": "settings",
-        "evaluate": "heldout",
-        "reconstruct": "heldout",
-        "train": "stage",
-        "train_together": "stage",
-        "training_stage": "stage",
+        "heldout": ("Accumulator", "DENSE_ABOVE", "Measures", "evaluate", "reconstruct"),
+        "settings": ("TrainingSettings",),
+        "stage": ("train", "train_together", "training_stage"),
     },
 )

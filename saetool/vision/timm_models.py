@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saetool import hub
+from saetool.artifacts import hub
 from saetool.errors import RequestError, WorkError, first_line
 from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saetool import hub
+from saetool.artifacts import hub
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry

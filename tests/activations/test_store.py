@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from saetool.activations import ActivationStore, CacheSettings, write_store
-from saetool.activations import store as store_module
+from saetool.activations import ActivationStore, CacheSettings, store as store_module, write_store
 from saetool.activations.shard import Shard, shard_bytes
 from saetool.activations.store import runs
 from saetool.artifacts import verify

@@ -12,7 +12,7 @@ from saetool.activations.thumbnails import StoredThumbnails, file_name
 from saetool.artifacts import Artifact, verify
 from saetool.errors import RequestError
 from saetool.images import ImageSettings, open_source
-from saetool.images.thumbnail import thumbnail_of
+from saetool.images.picture import thumbnail_of
 from saetool.report.thumbnails import Thumbnails
 
 SMALL = CacheSettings(batch_size=4, shard_mb=2 * 4 * 16 * 12 * 2 / 2**20)

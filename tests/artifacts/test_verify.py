@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from saetool.artifacts import Artifact, Partial, Stage, run_stage, verify
 from saetool.artifacts.manifest import MANIFEST

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from saetool.activations import CacheSettings, write_store
 from saetool.errors import RequestError
@@ -98,7 +97,7 @@ def test_training_rows_never_come_from_held_out_images(store):
     rows = subject.training_rows(1000)
     assert len(rows) == 14
     assert not set(rows[:, 0].tolist()) & {6.0, 9.0, 30.0, 33.0, 54.0, 57.0}
-    everything = Subject(None, {}, store, store.site(), np.arange(10), np.array([]), held_out, 0)
+    everything = Subject(None, {}, store, store.site(), np.arange(10), np.array([], int), held_out, 0)
     with pytest.raises(RequestError, match="every image is held out"):
         everything.training_rows(10)
 

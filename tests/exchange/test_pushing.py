@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import saetool
-from saetool import cli, hub
-from saetool.artifacts import Artifact, verify
+from saetool import cli
+from saetool.artifacts import Artifact, hub, verify
 from saetool.artifacts.remote import place_of
 from saetool.errors import RequestError, WorkError
 from saetool.exchange.pushing import push

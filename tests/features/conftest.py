@@ -10,8 +10,7 @@ from torch import Tensor
 
 from saetool.activations import CacheSettings, write_store
 from saetool.artifacts import Artifact, Stage, run_stage
-from saetool.autoencoders.families import AutoencoderSettings
-from saetool.autoencoders.families import build as build_autoencoder
+from saetool.autoencoders.families import AutoencoderSettings, build as build_autoencoder
 from saetool.features import IndexSettings, index
 from saetool.features.maxima import RECORD, Maxima
 

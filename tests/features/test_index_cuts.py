@@ -327,7 +327,7 @@ def test_of_latents_with_many_columns_few_are_held_at_a_time(tmp_path, monkeypat
     writer = spill.PartWriter(tmp_path, 256)
     records = np.zeros(256, RECORD)
     records["latent"] = np.arange(256)
-    writer.add(records, torch.zeros(1, 1), torch.zeros(1, 1))
+    writer.add(records, torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, 1))
     writer.close(Tally.empty(256, 1, 1.0))
     read = spill.Spill([tmp_path], 256)
     assert [read.latents_of(*span) for span in read.spans()] == [(0, 256)]

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from saetool.features.blocks import largest_in_rows
 from saetool.features.monosemanticity import monosemanticity
-from saetool.features.neighbors import by_decoder
+from saetool.features.neighbors import by_decoder, largest_in_rows
 from saetool.features.sheet import Cell, contact_sheet, overlay
 from saetool.features.tables import largest_of_rows
 from saetool.vision.geometry import Geometry

@@ -89,7 +89,7 @@ def test_skipped_pictures_and_class_tokens_keep_every_row_in_its_place(indexed, 
 def browse(monkeypatch, features: Features, *question: object) -> None:
     monkeypatch.setattr(sys, "argv", ["browse_features.py", str(features.artifact.path), *map(str, question)])
     # run_script turns a RequestError into an exit; the test wants the error.
-    monkeypatch.setattr("saetool.errors.run_script", lambda main: main())
+    monkeypatch.setattr("saetool.program.run_script", lambda main: main())
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from saetool.features.ranking import GROUPS, _by_cell, by_value, choose, image_hashes, interval_of
 from saetool.features.settings import IndexSettings

@@ -12,7 +12,7 @@ import torch
 
 from saetool.errors import RequestError
 from saetool.features import Features
-from saetool.features.columns import LABELED, TABLES, TENSORS, render
+from saetool.features.columns import LABELED, TABLES, TENSORS
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,9 +106,7 @@ def test_tables_print_and_escape(features):
     assert "3 latents" in repr(features)
 
 
-def test_the_page_of_columns_is_the_declared_one_and_names_every_column(features):
-    page = (ROOT / "docs" / "tables.md").read_text()
-    assert page == render()
+def test_an_index_has_the_declared_columns_and_tensors_and_no_other(features):
     labeled = [column.name.format(label=label) for label in ("kind", "size") for column in LABELED]
     declared = {name: [column.name for column in columns] for name, columns in TABLES.items()}
     declared["latents.parquet"] += labeled

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from saetool.errors import WorkError
 from saetool.features.tally import N_BINS, Tally, firing, histogram_edges, records_of, strongest, unit_for

@@ -268,7 +268,7 @@ def test_sums_over_entries_are_those_of_the_dense_formulas(backend, rows, d_in, 
     # A GPU reads the tables that many entries gather from in bfloat16.
     close = {"rtol": 1e-5, "atol": 1e-5} if backend.name != "cuda" else {"rtol": 2**-6, "atol": 2**-6 * rows**0.5}
     exact = {"rtol": 1e-5, "atol": 1e-5}
-    by_latent = support.by_latent
+    by_latent = support.by_latent(backend)
     assert torch.equal(support.latents[by_latent.order], support.latents.sort(stable=True).values)
     assert torch.equal(by_latent.rows, support.rows[by_latent.order])
     assert torch.equal(by_latent.offsets.diff(), torch.bincount(support.latents, minlength=n_latents))
@@ -324,12 +324,12 @@ def test_an_update_is_adams(backend, terms, unit):
         gradient = DeferredGradient([Outer(support, weights, table)])
         if terms == "two terms":
             gradient.emit(Along(other, torch.ones(30, dtype=start.dtype)))
-        grad = torch.cat([gradient.block(0, 13), gradient.block(13, 30)]).double()
+        grad = torch.cat([gradient.block(0, 13, backend), gradient.block(13, 30, backend)]).double()
         whole = dense(support, weights).T @ table.double() + (other if terms == "two terms" else 0)
         torch.testing.assert_close(grad, whole, rtol=1e-4, atol=1e-4)
         theirs.grad = whole - ((whole * theirs).sum(1, keepdim=True) * theirs.detach() if unit else 0)
         if terms == "in memory":
-            gradient = DeferredGradient(dense=gradient.block(0, 30))
+            gradient = DeferredGradient(dense=gradient.block(0, 30, backend))
         backend.update(ours, gradient, moments, AdamStep(1e-2, (0.9, 0.99), 1e-8, count), unit)
         adam.step()
         if unit:

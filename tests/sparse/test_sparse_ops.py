@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from saetool.sparse import backends
 from saetool.sparse.adam import RowRule, SparseAdam
+from saetool.sparse.backends import backend_for
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.ops import decode, gather, latent_sums, pre_activations, row_norms, squared_error
@@ -63,7 +63,7 @@ def test_gradients_equal_dense_autograd(shape, share, seed):
     assert deferred[2:] == (None, None)
     for recipe, whole in zip(recipes, (expected[0], expected[3]), strict=True):
         cut = n_latents // 2
-        blocks = [recipe.block(a, b) for a, b in ((0, cut), (cut, n_latents)) if b > a]
+        blocks = [recipe.block(a, b, backend_for(whole)) for a, b in ((0, cut), (cut, n_latents)) if b > a]
         torch.testing.assert_close(torch.cat(blocks), whole, rtol=1e-9, atol=1e-9)
 
 
@@ -90,7 +90,7 @@ def test_the_squared_error_and_its_gradients_equal_dense_autograd(shape, share, 
     again = squared_error(values, Weight(weight), bias, x, support, recipe)[0]
     deferred = torch.autograd.grad(3 * again, leaves, allow_unused=True)
     assert deferred[1] is None
-    torch.testing.assert_close(recipe.block(0, n_latents), expected[1], **tolerance)
+    torch.testing.assert_close(recipe.block(0, n_latents, backend_for(weight)), expected[1], **tolerance)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -102,8 +102,10 @@ def test_dropping_entries_keeps_rows_offsets_and_the_order_by_latent(shape, seed
     some = support.where(kept)
     fresh = Support.from_rows(support.rows[kept], support.latents[kept], rows, n_latents)
     assert torch.equal(some.offsets, fresh.offsets)
+    backend = backend_for(support.latents)
     for name in ("order", "rows", "offsets"):
-        assert torch.equal(getattr(some.by_latent, name), getattr(fresh.by_latent, name)), name
+        found, wanted = (getattr(each.by_latent(backend), name) for each in (some, fresh))
+        assert torch.equal(found, wanted), name
 
 
 def test_sparse_adam_continues_from_its_state():

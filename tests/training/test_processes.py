@@ -73,7 +73,8 @@ distributed.stop()
 SCRIPT = """
 import sys
 from saetool import distributed
-from saetool.errors import RequestError, run_script
+from saetool.errors import RequestError
+from saetool.program import run_script
 
 def main():
     distributed.barrier()

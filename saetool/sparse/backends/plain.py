@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +12,9 @@ from torch.optim.adam import adam
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
+
+if TYPE_CHECKING:
+    from saetool.sparse.backends import Backend
 
 SLICE_ROWS = 512
 """Rows whose pre-activations are held at once: between the cost of reading the weight for each slice and that of
@@ -149,7 +153,12 @@ class AdamStep:
 
 
 def update_in_blocks(
-    weight: Weight, gradient: DeferredGradient, moments: tuple[Tensor, Tensor], step: AdamStep, unit_rows: bool
+    backend: "Backend",
+    weight: Weight,
+    gradient: DeferredGradient,
+    moments: tuple[Tensor, Tensor],
+    step: AdamStep,
+    unit_rows: bool,
 ) -> None:
     """Take Adam's step a block of latents at a time: build the gradient, project it, update, restore unit rows, copy.
 
@@ -162,7 +171,7 @@ def update_in_blocks(
         return
     for start in range(0, len(values), BLOCK):
         stop = min(start + BLOCK, len(values))
-        grad = gradient.block(start, stop)
+        grad = gradient.block(start, stop, backend)
         if unit_rows:
             remove_part_along(values[start:stop], grad)
         adam_step(values[start:stop], grad, (moments[0][start:stop], moments[1][start:stop]), step)

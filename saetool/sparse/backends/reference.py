@@ -52,7 +52,7 @@ class Reference:
         return torch.cat(products) if products else rows.new_zeros(0)
 
     def latent_gradient(self, support: Support, weights, table, start: int, stop: int) -> Tensor:
-        by_latent = support.by_latent
+        by_latent = support.by_latent(self)
         ordered = by_latent.to_latent_order(weights)
         return _weighted_sums(by_latent.offsets[start : stop + 1], by_latent.rows, ordered, table)
 
@@ -70,7 +70,7 @@ class Reference:
         step: AdamStep,
         unit_rows: bool,
     ) -> None:
-        plain.update_in_blocks(weight, gradient, moments, step, unit_rows)
+        plain.update_in_blocks(self, weight, gradient, moments, step, unit_rows)
 
     def step_context(self) -> AbstractContextManager[None]:
         return nullcontext()

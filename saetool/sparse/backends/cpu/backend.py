@@ -70,13 +70,13 @@ class Cpu:
         return errors, residual, slopes
 
     def sampled_products(self, support: Support, weight: Weight, rows: Tensor) -> Tensor:
-        by_latent, found = support.by_latent, torch.empty(support.latents.numel())
+        by_latent, found = support.by_latent(self), torch.empty(support.latents.numel())
         run, arrays = kernels().sampled, _arrays(weight.tensor, by_latent.offsets, rows, by_latent.rows, found)
         parallel_rows(lambda number, some: run(*arrays, some.start, some.stop), support.n_latents, GROUPS)
         return by_latent.to_row_order(found)
 
     def latent_gradient(self, support: Support, weights, table, start: int, stop: int) -> Tensor:
-        by_latent = support.by_latent
+        by_latent = support.by_latent(self)
         offsets, ordered = by_latent.offsets[start : stop + 1], by_latent.to_latent_order(weights)
         return _weighted_sums(offsets, by_latent.rows, ordered, table)
 
@@ -98,9 +98,9 @@ class Cpu:
     ) -> None:
         outer = gradient.only_outer
         if outer is None:
-            plain.update_in_blocks(weight, gradient, moments, step, unit_rows)
+            plain.update_in_blocks(self, weight, gradient, moments, step, unit_rows)
             return
-        by_latent, (beta1, beta2) = outer.support.by_latent, step.betas
+        by_latent, (beta1, beta2) = outer.support.by_latent(self), step.betas
         numbers = (step.lr / (1 - beta1**step.count), beta1, beta2, (1 - beta2**step.count) ** 0.5, step.eps)
         terms = _arrays(by_latent.rows, by_latent.to_latent_order(outer.weights), by_latent.offsets, outer.table)
         copy = weight.copy.weight if isinstance(weight.copy, HalfWeight) else torch.empty(0, 0, dtype=torch.bfloat16)

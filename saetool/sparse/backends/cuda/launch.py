@@ -155,14 +155,14 @@ class Cuda:
         return _row_products(support, weight.tensor.detach(), rows)
 
     def latent_gradient(self, support: Support, weights, table, start: int, stop: int) -> Tensor:
-        by_latent = support.by_latent
+        by_latent = support.by_latent(self)
         assert isinstance(by_latent, SortedByLatent)
         offsets = by_latent.offsets[start : stop + 1]
         ordered = by_latent.to_latent_order(weights)
         return _weighted_sums(offsets, by_latent.rows, ordered, table.bfloat16(), by_latent.latents, support.n_latents)
 
     def latent_sums(self, support: Support, values: Tensor) -> Tensor:
-        by_latent, sums = support.by_latent, torch.empty(support.n_latents, device=values.device)
+        by_latent, sums = support.by_latent(self), torch.empty(support.n_latents, device=values.device)
         with _on(values):
             kernels.group_sums[(len(sums),)](
                 by_latent.offsets, by_latent.order, values.contiguous(), sums, 256, num_warps=1
@@ -181,7 +181,7 @@ class Cuda:
         unit_rows: bool,
     ) -> None:
         values = weight.tensor.detach()
-        grad = gradient.block(0, len(values)) if values.dim() == 2 else gradient.dense
+        grad = gradient.block(0, len(values), self) if values.dim() == 2 else gradient.dense
         assert grad is not None
         width = values.shape[1] if values.dim() == 2 else min(1024, max(1, values.numel()))
         copy = weight.copy if isinstance(weight.copy, HalfCopy) else None

@@ -1,17 +1,22 @@
-"""Run an iterator ahead of its consumer in a thread."""
+"""Work in threads behind who asks for it: an iterator run ahead of its consumer, and items worked on side by side."""
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _POLL = 0.1
 """Seconds between looks at whether the consumer has left."""
 
 
-def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch(items: Iterable[Item], depth: int) -> Iterator[Item]:
     """Yield `items`, up to `depth` of them made ahead in a thread; an error there is raised here, in its place.
 
     The thread ends when the items do or when the consumer closes or drops the generator. With `depth` 0 there is none.
@@ -60,3 +65,21 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
         while not ready.empty():
             ready.get_nowait()
         thread.join()
+
+
+def ordered(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result, None, None]:
+    """Yield work(item) for every item, in order, `workers` of them at a time, which share torch's threads."""
+    threads = torch.get_num_threads()
+    # Threads of OpenMP are counted for each calling thread: inside a worker, a product uses the worker's share.
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource
 import torch
-from saetool.heap import keep_heap
+from saetool.program import keep_heap
 keep_heap()
 def step():
     tensors = [torch.ones(7_500_000) for _ in range(4)]

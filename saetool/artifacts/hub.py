@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from saetool.artifacts.manifest import MANIFEST
+from saetool.artifacts.reading import compare_all
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 
 if TYPE_CHECKING:
@@ -168,16 +170,11 @@ def _interrupted(text: str, error: Exception) -> WorkError:
 
 def _compare(folder: Path, text: str) -> None:
     """Raise WorkError where an artifact that was downloaded is not what its manifest says."""
-    from saetool.artifacts import Artifact
-    from saetool.artifacts.manifest import MANIFEST
-
     for manifest in sorted(folder.rglob(MANIFEST)):
         if b'"xxh3-128:' not in manifest.read_bytes():
             continue  # another program's
         try:
-            artifact = Artifact.open(manifest.parent)
-            for name in artifact.files:
-                artifact.file(name)
+            compare_all(manifest.parent)
         except RequestError as error:
             raise WorkError(
                 f"{text}: did not arrive as it was sealed ({first_line(error)}). Delete {folder} and fetch it again; "

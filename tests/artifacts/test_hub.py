@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from saetool import cli, hub
+from saetool import cli
+from saetool.artifacts import hub
 
 
 @pytest.fixture
