@@ -108,9 +108,9 @@ class SparseAutoencoder(Autoencoder):
         self._W_enc, self._W_dec = Weight(self.W_enc), Weight(self.W_dec)
         self._dense: bool | None = None
         self._compiled: Callable[..., tuple[Any, ...]] | None = None
-        self.register_load_state_dict_post_hook(lambda module, keys: module._forget())
+        self.register_load_state_dict_post_hook(SparseAutoencoder._forget)
 
-    def _forget(self) -> None:
+    def _forget(self, keys: Any = None) -> None:
         """Forget what was read off buffers that have changed since."""
         self._dense = None
         self.silence.forget_count()
