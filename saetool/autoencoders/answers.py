@@ -80,9 +80,8 @@ def _require_arguments(model: Autoencoder, what: str) -> None:
         try:
             inspect.signature(getattr(model, name)).bind(*wanted)
         except TypeError:
-            raise RequestError(
-                f"{what}{name} is called with ({', '.join(wanted)}), which its own does not take"
-            ) from None
+            said = f"{what}{name} is called with ({', '.join(wanted)}), which its own does not take"
+            raise RequestError(said) from None
 
 
 @contextmanager
@@ -91,10 +90,11 @@ def explained(model: Autoencoder) -> Iterator[None]:
     home = type(model).__module__
     try:
         yield
-    except (SaetoolError, MemoryError):
+    except (SaetoolError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        called = [place for place in traceback.walk_tb(error.__traceback__) if place[0].f_globals["__name__"] == home]
+        frames = traceback.walk_tb(error.__traceback__)
+        called = [place for place in frames if place[0].f_globals.get("__name__") == home]
         if home.startswith("saetool.") or not called:
             raise
         frame, line = called[-1]
