@@ -162,8 +162,8 @@ def spelled_out(given: Any) -> Any:
     if isinstance(kind, str) and kind in _ACTIVATIONS:
         kept = activation if isinstance(activation, dict) and activation.get("kind") in (None, kind) else {}
         settings["kind"], activation = "sparse", {"kind": kind, **kept}
-    sparse = settings.get("kind") == "sparse" and isinstance(activation, dict)  # others may have a k of their own
-    if sparse and "k" in settings and activation.get("kind") in _WITH_K:
+    ours = settings.get("kind") == "sparse" and "k" in settings  # another family may have a k of its own
+    if ours and isinstance(activation, dict) and activation.get("kind") in _WITH_K:
         activation["k"] = settings.pop("k")
     return settings if activation is None else {**settings, "activation": activation}
 
