@@ -148,8 +148,8 @@ def demo(
 
 @app.command()
 def verify(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
-    """Is it intact? Recompute every size and digest; exit 1 when anything has changed."""
-    from saetool.artifacts.verification import bytes_of, find_artifacts, verify as problems_of
+    """Is it intact? Recompute every size and digest; exit 1 when anything has changed, or cannot be read here."""
+    from saetool.artifacts.verification import bytes_of, find_artifacts, is_of_another_schema, verify as problems_of
     from saetool.progress import bar
 
     damaged = False
@@ -157,7 +157,8 @@ def verify(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folder
         with bar(f"verifying {path}", bytes_of(path), "bytes") as advance:
             problems = problems_of(path, advance)
         damaged |= bool(problems)
-        typer.echo(printable(f"{path}: {'DAMAGED' if problems else 'intact'}"))
+        state = "intact" if not problems else "ANOTHER VERSION'S" if is_of_another_schema(path) else "DAMAGED"
+        typer.echo(printable(f"{path}: {state}"))
         for problem in problems:
             typer.echo(printable(f"  {problem}"))
     if damaged:

@@ -47,14 +47,14 @@ def _lineage(artifact: Artifact, indent: str) -> list[str]:
     places = artifact.notes.get("input_paths", [])
     for entry, place in zip(artifact.inputs, places, strict=False):
         where = artifact.path / place
-        found = None
+        found, lost = None, "no longer"
         if (where / MANIFEST).exists():
             try:
                 found = Artifact.open(where)
             except RequestError:
-                found = None
+                lost = "not readable"
         if found is None or found.id != entry["id"]:
-            lines.append(f"{indent}{entry['kind']} {entry['id']}  (no longer at {place})")
+            lines.append(f"{indent}{entry['kind']} {entry['id']}  ({lost} at {place})")
             continue
         lines.append(f"{indent}{entry['kind']} {entry['id']}  {place}")
         lines += _lineage(found, indent + "  ")

@@ -122,6 +122,10 @@ class ManifestProblem(Exception):
     """Says in words why a manifest cannot be believed."""
 
 
+class OtherSchema(ManifestProblem):
+    """Says that another version wrote it: nothing tells that it is damaged."""
+
+
 def parse_manifest(data: bytes) -> dict:
     """Return the manifest whose bytes are `data`; raises ManifestProblem unless it is whole and its digests follow."""
     try:
@@ -130,7 +134,7 @@ def parse_manifest(data: bytes) -> dict:
             raise ManifestProblem("not a saetool manifest")
         kind = str(manifest.get("kind"))
         if manifest["schema"] != schema_of(kind):
-            raise ManifestProblem(
+            raise OtherSchema(
                 f"written in schema {manifest['schema']!r}; this saetool reads schema {schema_of(kind)}. Read it with "
                 f"the version that wrote it, or {COMMANDS.get(kind, 'build')} it again (--force)"
             )
@@ -189,6 +193,8 @@ def read_manifest(path: Path, kind: str | None = None) -> dict:
         raise RequestError(f"{file}: cannot be read ({error.strerror}).") from None
     except ValueError as error:  # a NUL in the path
         raise RequestError(f"{path!s}: not a path ({error}).") from None
+    except OtherSchema as problem:
+        raise RequestError(f"{file}: {problem}.") from None
     except ManifestProblem as problem:
         raise RequestError(f"{file}: {problem}. {remedy(path)}") from None
 

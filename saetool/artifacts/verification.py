@@ -7,6 +7,7 @@ from pathlib import Path
 from saetool.artifacts.manifest import (
     MANIFEST,
     ManifestProblem,
+    OtherSchema,
     digest_file,
     is_safe_name,
     manifest_bytes,
@@ -77,6 +78,17 @@ def bytes_of(path: Path) -> int:
     """Return how many bytes verifying the artifact at `path` reads; 0 where its manifest cannot tell."""
     manifest, _ = _check_manifest(path)
     return sum(entry["bytes"] for entry in manifest["files"].values()) if manifest else 0
+
+
+def is_of_another_schema(path: str | os.PathLike) -> bool:
+    """Say whether the artifact at `path` is of another version of saetool, and so neither intact nor damaged here."""
+    try:
+        parse_manifest(manifest_bytes(place_of(path)))
+    except OtherSchema:
+        return True
+    except (OSError, ManifestProblem):
+        pass
+    return False
 
 
 def verify(path: str | os.PathLike, advance: Callable[[int], None] = lambda size: None) -> list[str]:

@@ -90,6 +90,10 @@ class Stream(Protocol):
         ...
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0
+
+
 @dataclass
 class Loss:
     """The named, already weighted parts of a loss (scalars with gradient), and numbers worth logging (detached)."""
@@ -98,6 +102,13 @@ class Loss:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     kept: Any = None
     """What the family's own `after_update` needs of this batch."""
+
+    def __post_init__(self) -> None:
+        """Raise RequestError unless there are parts, and each of them, and each metric, is a tensor of one number."""
+        wrong = [name for name, value in [*self.parts.items(), *self.metrics.items()] if not _is_number(value)]
+        if wrong or not self.parts:
+            what = f"{wrong[0]!r} is none" if wrong else "there is none"
+            raise RequestError(f"a Loss has named parts and metrics, each a tensor of one number without axes: {what}")
 
     @property
     def total(self) -> Tensor:

@@ -12,6 +12,7 @@ from pydantic_core import core_schema
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
+from saetool.autoencoders.answers import require_answers
 from saetool.autoencoders.base import Autoencoder, FamilySettings
 from saetool.autoencoders.contractive import Contractive, ContractiveSettings
 from saetool.autoencoders.denoising import Denoising, DenoisingSettings
@@ -20,7 +21,7 @@ from saetool.autoencoders.linear import Linear, LinearSettings
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import Activation, SparseSettings
 from saetool.autoencoders.variational import Variational, VariationalSettings
-from saetool.errors import RequestError, first_line, shown, type_name
+from saetool.errors import RequestError, first_line, shown
 from saetool.registry import Registry, run
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def spelled_out(given: Any) -> Any:
     if isinstance(kind, str) and kind in _ACTIVATIONS:
         kept = activation if isinstance(activation, dict) and activation.get("kind") in (None, kind) else {}
         settings["kind"], activation = "sparse", {"kind": kind, **kept}
-    if "k" in settings and isinstance(activation, dict) and activation.get("kind") in _WITH_K:
+    ours = settings.get("kind") == "sparse" and "k" in settings  # another family may have a k of its own
+    if ours and isinstance(activation, dict) and activation.get("kind") in _WITH_K:
         activation["k"] = settings.pop("k")
     return settings if activation is None else {**settings, "activation": activation}
 
@@ -177,33 +179,8 @@ def build(settings: FamilySettings, d_in: int) -> Autoencoder:
         return family.build(settings, d_in)
     what = f"autoencoder.kind {settings.kind}: "
     model = run(lambda: family.build(settings, d_in), f"{what}its build")
-    _require_answers(model, d_in, settings.width(d_in), what)
+    require_answers(model, d_in, settings.width(d_in), what)
     return model
-
-
-@torch.no_grad()
-def _require_answers(model: Any, d_in: int, n_latents: int, what: str) -> None:
-    """Raise RequestError unless a model is one, of these sizes, and keeps the axes before the last."""
-    if not isinstance(model, Autoencoder):
-        raise RequestError(f"{what}its build returned no saetool.autoencoders.Autoencoder but a {type_name(model)}")
-    for name, wanted in (("d_in", d_in), ("n_latents", n_latents)):
-        if getattr(model, name, None) != wanted:
-            raise RequestError(
-                f"{what}its model has {name} {shown(getattr(model, name, None))} where {wanted} is meant"
-            )
-    x = torch.linspace(-1, 1, 6 * d_in).view(2, 3, d_in)
-    z, again = (run(lambda: model.encode(x), f"{what}encode") for _ in range(2))
-    _require_shape(z, (2, 3, n_latents), f"{what}encode of [2, 3, {d_in}]")
-    if not torch.equal(z, again):
-        raise RequestError(f"{what}encode gives other latents for the same rows each time; loss may draw, encode not")
-    x_hat = run(lambda: model.complete(model.decode(z), x), f"{what}decode")
-    _require_shape(x_hat, (2, 3, d_in), f"{what}decode of [2, 3, {n_latents}]")
-
-
-def _require_shape(found: Any, wanted: tuple[int, ...], what: str) -> None:
-    if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
-        given = list(found.shape) if isinstance(found, torch.Tensor) else type_name(found)
-        raise RequestError(f"{what} must return a tensor {list(wanted)}, and returned {given}")
 
 
 def load(path: "str | os.PathLike | Artifact") -> Autoencoder:

@@ -1,6 +1,6 @@
 """Sparse autoencoders: z = f(W_enc (x − b_dec) + b_enc), x_hat = W_dec z + b_dec (Bricken et al. 2023).
 
-f, the penalty, nested prefixes and the cure for dead latents are choices of the settings; the formulas stand in
+f, the penalty, nested prefixes and the revival of dead latents are choices of the settings; the formulas stand in
 `sparse_activations`, `sparse_penalties` and `sparse_dead`. Inside, x is normalized, and W_enc and W_dec hold one row
 a latent: [n_latents, d_in].
 """
@@ -108,9 +108,9 @@ class SparseAutoencoder(Autoencoder):
         self._W_enc, self._W_dec = Weight(self.W_enc), Weight(self.W_dec)
         self._dense: bool | None = None
         self._compiled: Callable[..., tuple[Any, ...]] | None = None
-        self.register_load_state_dict_post_hook(lambda module, keys: module._forget())
+        self.register_load_state_dict_post_hook(SparseAutoencoder._forget)
 
-    def _forget(self) -> None:
+    def _forget(self, keys: Any = None) -> None:
         """Forget what was read off buffers that have changed since."""
         self._dense = None
         self.silence.forget_count()
@@ -198,7 +198,7 @@ class SparseAutoencoder(Autoencoder):
         generator: torch.Generator,
         found: Selected | None = None,
     ) -> Loss:
-        """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the cure.
+        """Return ‖x − x_hat‖² (normalized units, summed over d_in, mean over the batch), the penalty, the revival.
 
         Under autocast the dense step's two products are made in bfloat16, and nothing else. `found`: what `begin` began
         of this batch.

@@ -1,6 +1,6 @@
 """The settings of sparse autoencoders, and which of their combinations make sense.
 
-A model is an activation (which latents it selects), a penalty (what an active one costs), and a cure for dead ones.
+A model is an activation (which latents it selects), a penalty (what an active one costs), and a revival of dead ones.
 Combinations that cannot work are refused here, before any work, with the reason.
 """
 

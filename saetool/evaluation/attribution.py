@@ -1,7 +1,7 @@
 """Which latents move a class: every latent by one backward pass, the strongest confirmed by ablating them.
 
-The first-order effect of ablating latent j on a logit is −Σ_tokens z_j (W_d,j · ∂logit/∂x), W_d,j in raw units. It is
-exact where the model is linear from the site to the logit, a ranking elsewhere; hence the confirmation.
+The first-order effect of ablating latent j on a logit is −Σ_tokens z_j (W_dec,j · ∂logit/∂x), W_dec,j in raw units. It
+is exact where the model is linear from the site to the logit, a ranking elsewhere; hence the confirmation.
 """
 
 from collections.abc import Callable

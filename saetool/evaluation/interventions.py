@@ -1,7 +1,7 @@
 """Change latents while the model runs, or put the reconstruction in place of the activation; hooks always come off.
 
 The activation's part that the autoencoder does not explain is kept unless asked otherwise: x becomes
-x + decode(z') − decode(z), for a linear decoder x + Σ_j (z'_j − z_j) W_d,j with W_d,j in raw units.
+x + decode(z') − decode(z), for a linear decoder x + Σ_j (z'_j − z_j) W_dec,j with W_dec,j in raw units.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

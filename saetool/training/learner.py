@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saetool import distributed, seeding
+from saetool.autoencoders.answers import explained
 from saetool.autoencoders.base import Autoencoder, Loss, Step, Stream, Training
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError, WorkError, type_name
@@ -64,12 +65,12 @@ class Learner:
 
     def initialize(self, stream: Stream) -> None:
         """Set what comes from data before the first step."""
-        with torch.no_grad():
+        with torch.no_grad(), explained(self.autoencoder):
             self.autoencoder.initialize(stream, self.generator, self.training)
 
     def fit(self, stream: Stream) -> bool:
         """Fit in closed form where the model has one and say so; training is then over."""
-        with torch.no_grad():
+        with torch.no_grad(), explained(self.autoencoder):
             fitted = self.autoencoder.fit(stream)
         if fitted:
             self.done, self.phase = self.settings.steps, self.phases[-1]
@@ -88,9 +89,10 @@ class Learner:
     def step(self, batch: Float[Tensor, "batch d_in"]) -> None:
         """Learn from one batch of raw activations (this process's part of the global one)."""
         step = self._now()
-        with self.autoencoder.step_context() if step.optimizer else nullcontext():
-            self._step(batch, step)
-        self.autoencoder.after_step(step)
+        with explained(self.autoencoder):
+            with self.autoencoder.step_context() if step.optimizer else nullcontext():
+                self._step(batch, step)
+            self.autoencoder.after_step(step)
         self.done += 1
         self.latest = batch
 
@@ -244,6 +246,8 @@ class Learner:
                 f"the loss of {type(self.autoencoder).__name__} is a {type_name(loss)}: return a "
                 'saetool.autoencoders.Loss({"reconstruction": …}) of named parts'
             )
+        if not any(part.requires_grad for part in loss.parts.values()):
+            raise RequestError(f"the loss of {type(self.autoencoder).__name__} depends on no parameter that learns")
         return loss
 
     def _now(self) -> Step:

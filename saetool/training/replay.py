@@ -2,7 +2,7 @@
 
 A step has two parts: the search for the batch's entries, and all that follows once their number is known. Each is a
 graph. The second is recorded for each `shape` of what was found, of which a training sees a few; a step of a shape that
-is new is recorded and replayed at once. A step that does more than the others (a cure for dead latents, a penalty that
+is new is recorded and replayed at once. A step that does more than the others (dead latents revived, a penalty that
 still rises) takes the search from its graph and the rest as it comes. What a graph does is what the same step does
 without one, launch by launch, so a training that resumes ends with the same bits.
 """

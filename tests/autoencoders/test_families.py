@@ -47,8 +47,13 @@ def forgotten(monkeypatch):
         monkeypatch.setattr(families.REGISTERED, name, {})
 
 
+def without_parameters(self, settings, d_in):
+    Autoencoder.__init__(self)
+    self.d_in, self.n_latents = d_in, settings.width(d_in)
+
+
 def altered(**methods):
-    return type("Altered", (Pair,), methods)
+    return type("Altered", (Pair,), {"__module__": __name__, **methods})
 
 
 def test_a_registered_family_is_trained_by_keywords_settings_and_mappings_alike(tmp_path):
@@ -106,6 +111,12 @@ def test_a_config_takes_it_and_names_it_among_the_kinds():
         load_config("demo", ["autoencoder={kind: pair, expansion: 2, gian: 3}"])
     with pytest.raises(RequestError, match=r"autoencoder.*exactly one of n_latents and expansion"):
         load_config("demo", ["autoencoder={kind: pair}"])
+
+
+def test_a_familys_own_activation_and_k_stay_where_they_are():
+    given = {"kind": "pair", "activation": {"kind": "topk"}, "k": 3}
+    assert families.spelled_out(given) == given
+    assert families.spelled_out(given | {"kind": "sparse"})["activation"] == {"kind": "topk", "k": 3}
 
 
 def test_what_a_process_does_not_know_it_says_with_the_module_that_is_missing(tmp_path, monkeypatch):
@@ -192,18 +203,48 @@ def test_settings_of_another_kind_and_builders_that_are_none_are_refused():
         (lambda settings, d_in: 1 / 0, "its build failed: ZeroDivisionError"),
         (
             altered(encode=lambda self, x: x),
-            r"encode of \[2, 3, 6\] must return a tensor \[2, 3, 4\], and returned \[2",
+            r"encode of \[2, 3, 6\] must return a floating-point tensor \[2, 3, 4\], and returned \[2",
         ),
         (
             altered(encode=lambda self, x: Pair.encode(self, x)[0]),
             r"encode .* and returned \[3, 4\]",
         ),
         (altered(encode=lambda self, x: None), "encode of .* and returned NoneType"),
-        (altered(decode=lambda self, z: z @ z.mT), r"decode of \[2, 3, 4\] must return a tensor \[2, 3, 6\]"),
+        (
+            altered(decode=lambda self, z: z @ z.mT),
+            r"decode of \[2, 3, 4\] must return a floating-point tensor \[2, 3, 6\]",
+        ),
         (altered(encode=lambda self, x: x @ x), "encode failed: RuntimeError"),
         (
             altered(encode=lambda self, x: Pair.encode(self, nn.functional.dropout(x, training=self.training))),
             "encode gives other latents for the same rows each time",
+        ),
+        (altered(encode=lambda self, x: Pair.encode(self, x) > 0), r"and returned \[2, 3, 4\] of torch.bool"),
+        (altered(encode=lambda self, x: Pair.encode(self, x) / 0), "encode gives latents that are not finite"),
+        (altered(encode=lambda self, x: Pair.encode(self, x.sub_(1))), "encode changes the rows that it is given"),
+        (
+            altered(encode=lambda self, x: Pair.encode(self, x - x.flatten(0, -2).mean(0))),
+            "encode gives a row other latents beside other rows, or after eval",
+        ),
+        (
+            altered(encode=lambda self, x: Pair.encode(self, x) * (2 if self.training else 1)),
+            "encode gives a row other latents beside other rows, or after eval",
+        ),
+        (altered(phases=lambda self: ["train"]), "phases must return a list of saetool.autoencoders.Phase"),
+        (altered(__init__=without_parameters), "its model has no parameters"),
+        (altered(loss=lambda self, x, generator: None), r"loss is called with \(x, step, generator\), which its own"),
+        (altered(loss=lambda self, x, step, generator: 1 / 0), r"failed: ZeroDivisionError: .*test_families.py, line"),
+        (
+            altered(loss=lambda self, x, step, generator: Loss({})),
+            "a Loss has named parts and metrics, .*there is none",
+        ),
+        (
+            altered(loss=lambda self, x, step, generator: Loss({"error": (self(x) - x).square().sum(1)})),
+            "a Loss has named parts and metrics, each a tensor of one number without axes: 'error' is none",
+        ),
+        (
+            altered(loss=lambda self, x, step, generator: Loss({"error": x.sum()})),
+            "the loss of Altered depends on no parameter that learns",
         ),
         (altered(loss=lambda self, x, step, generator: x.sum()), "the loss of Altered is a torch.Tensor: return a"),
     ],

@@ -37,7 +37,7 @@ def test_one_of_schema_1_is_refused_with_what_to_do_and_made_again_by_force(tmp_
     manifest["schema"] = 1
     manifest["id"] = id_of(manifest)
     (place / MANIFEST).write_bytes(render(manifest | {"seal": seal_of(manifest)}))
-    said = r"written in schema 1; this saetool reads schema 2\. .* or train it again \(--force\)"
+    said = r"written in schema 1; this saetool reads schema 2\. .* or train it again \(--force\)\.$"
     for ask in (
         lambda: saetool.load(place),
         lambda: saetool.index(place, tmp_path / "activations", tmp_path / "features"),
@@ -45,6 +45,9 @@ def test_one_of_schema_1_is_refused_with_what_to_do_and_made_again_by_force(tmp_
     ):
         with pytest.raises(RequestError, match=said):
             ask()
-    assert "schema 1" in CliRunner().invoke(app, ["verify", str(place)]).output
+    looked_at = CliRunner().invoke(app, ["verify", str(place)])
+    assert looked_at.exit_code == 1
+    assert "schema 1" in looked_at.output
+    assert "DAMAGED" not in looked_at.output
     again = saetool.train(ROWS, kind="sparse", **GIVEN, out=place, force=True)
     assert saetool.load(again).n_latents == 12

@@ -49,9 +49,9 @@ def kl(rho, q):
 def dense_loss(model, x):
     """Return the loss as its papers write it, every latent of every row in one tensor."""
     settings, kind = model.settings, model.settings.activation.kind
-    w_e, w_d, b_e, b_d = model.W_enc, model.W_dec, model.b_enc, model.b_dec
+    W_enc, W_dec, b_enc, b_dec = model.W_enc, model.W_dec, model.b_enc, model.b_dec
     rows, d_in, n_latents = len(x), x.shape[1], model.n_latents
-    a = (x - b_d) @ w_e.T + b_e
+    a = (x - b_dec) @ W_enc.T + b_enc
     cost = None
     if kind == "relu":
         z = cost = a.clamp_min(0)
@@ -70,30 +70,30 @@ def dense_loss(model, x):
         z = a * (a > theta) - theta.detach() / eps * near * moved
         cost = (a > theta).to(a.dtype) - near / eps * moved
     else:
-        magnitude = model.activation.log_scale.exp() * (a - b_e) + model.activation.magnitude_bias
+        magnitude = model.activation.log_scale.exp() * (a - b_enc) + model.activation.magnitude_bias
         z, cost = magnitude.clamp_min(0) * (a > 0), a.clamp_min(0)
     ends = [*(settings.matryoshka or ()), n_latents]
-    errors = [(x - z[:, :m] @ w_d[:m] - b_d).square().sum(1).mean() for m in ends]
+    errors = [(x - z[:, :m] @ W_dec[:m] - b_dec).square().sum(1).mean() for m in ends]
     total = sum(errors) / len(errors)
     penalty = settings.penalty
     if penalty.kind == "l1":
-        norms = w_d.norm(dim=1) if penalty.norm == "weighted" else 1.0
+        norms = W_dec.norm(dim=1) if penalty.norm == "weighted" else 1.0
         total = total + penalty.weight * math.sqrt(d_in) * (cost * norms).sum(1).mean()
     if penalty.kind == "l0":
         total = total + penalty.weight * d_in * cost.sum(1).mean()
     if penalty.kind == "kl":
         total = total + penalty.weight * d_in * kl(penalty.rho, z.mean(0)).sum()
-        total = total + penalty.decoder_decay / 2 * w_d.square().sum()
+        total = total + penalty.decoder_decay / 2 * W_dec.square().sum()
     if kind == "gated":
-        total = total + (x - cost @ w_d.detach() - b_d.detach()).square().sum(1).mean()
+        total = total + (x - cost @ W_dec.detach() - b_dec.detach()).square().sum(1).mean()
     dead = model.silence.dead(UNKNOWN)
     if settings.dead.kind == "auxk" and dead.any():
         top = torch.where(dead, a, -torch.inf).topk(3, dim=1).indices
-        estimate = (a.clamp_min(0) * one_hot(top, n_latents).sum(1) * dead) @ w_d
-        residual = (x - z @ w_d - b_d).detach()
+        estimate = (a.clamp_min(0) * one_hot(top, n_latents).sum(1) * dead) @ W_dec
+        residual = (x - z @ W_dec - b_dec).detach()
         total = total + settings.dead.weight * (residual - estimate).square().sum(1).mean()
     if settings.dead.kind == "pre_activation" and dead.any():
-        gap = (theta - (x.detach() - b_d.detach()) @ w_e.T - b_e).clamp_min(0) * dead * w_d.norm(dim=1).detach()
+        gap = (theta - (x.detach() - b_dec.detach()) @ W_enc.T - b_enc).clamp_min(0) * dead * W_dec.norm(dim=1).detach()
         total = total + settings.dead.weight * math.sqrt(d_in) * gap.sum(1).mean()
     return total
 

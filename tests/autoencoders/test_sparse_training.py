@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -481,6 +482,14 @@ def test_a_copy_and_exchanged_weights_compute_with_their_own():
     assert model.encode(x[:4]).sum() > 0
     model.load_state_dict({name: value.clone() for name, value in other.state_dict().items()}, assign=True)
     assert model.encode(x[:4]).sum() == 0
+
+
+def test_a_model_goes_to_another_process_and_computes_the_same_there():
+    model, x = started(penalty=L1)
+    other = pickle.loads(pickle.dumps(model))
+    assert torch.equal(other.encode(x[:4]), model.encode(x[:4]))
+    other.load_state_dict({name: torch.zeros_like(value) for name, value in other.state_dict().items()}, assign=True)
+    assert other.encode(x[:4]).sum() == 0
 
 
 @pytest.mark.parametrize("normalize", ["center_scale", "scale"])

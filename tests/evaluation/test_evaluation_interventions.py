@@ -76,7 +76,7 @@ def site_values(backbone, autoencoder, images):
 
 
 def test_ablating_before_a_linear_head_moves_each_logit_by_the_latents_share(backbone, images):
-    """−z (W_d · w), directions in raw units, at every latent."""
+    """−z (W_dec · w), directions in raw units, at every latent."""
     model = Relu()
     _, z = site_values(backbone, model, images)
     clean, w = backbone.output(images), backbone.model.head.weight
@@ -104,7 +104,7 @@ SPARSE = {
 @pytest.mark.parametrize("case", SPARSE)
 @pytest.mark.parametrize("normalize", ["center_scale", "none"])
 def test_the_logit_gate_holds_for_every_sparse_model(backbone, images, case, normalize):
-    """Ablating latent j moves the logit by −z_j (W_d,j · w) to 1e-5, and equals re-decoding without it."""
+    """Ablating latent j moves the logit by −z_j (W_dec,j · w) to 1e-5, and equals re-decoding without it."""
     settings = {"kind": "sparse", "n_latents": 12, "normalize": normalize, **SPARSE[case]}
     torch.manual_seed(0)
     model = build(TypeAdapter(AutoencoderSettings).validate_python(settings), 6)

@@ -26,7 +26,7 @@ def one_thread():
 
 
 class Toy(Autoencoder):
-    """z = ReLU(W_e x̃ + b), x̂ = W_d z: noisy inputs, unit decoder rows, two phases, a counter in a buffer."""
+    """z = ReLU(W_enc x̃ + b), x̂ = W_dec z: noisy inputs, unit decoder rows, two phases, a counter in a buffer."""
 
     updates: Tensor
 
