@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 import saetool
-from saetool.autoencoders.families import FAMILIES
+from saetool.autoencoders.families import OWN
 from saetool.cli import app
 from saetool.config import load_config
 
@@ -92,7 +92,7 @@ def require_command(words: list[str]) -> None:
 def require_names(block: str) -> None:
     """Raise AssertionError where Python calls something of saetool's that does not exist."""
     tree = ast.parse(block)
-    known = {name for family in FAMILIES.values() for name in dir(family)} | set(dir(saetool.Features))
+    known = {name for family in OWN.values() for name in dir(family.build)} | set(dir(saetool.Features))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")

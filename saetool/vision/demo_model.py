@@ -121,7 +121,7 @@ def convert(network: Path) -> dict[str, Tensor]:
     return state
 
 
-def resize_positions(positions: Float[Tensor, "1 1+old d"]) -> Float[Tensor, "1 1+new d"]:
+def resize_positions(positions: Float[Tensor, "1 old d"]) -> Float[Tensor, "1 new d"]:
     """Return the position table (CLS, then a square grid) for the model's input size, as the wheel's network does."""
     # It resizes without antialiasing; timm's own resampling antialiases and would be 7 % off.
     side, size = round((positions.shape[1] - 1) ** 0.5), SIZE // PATCH

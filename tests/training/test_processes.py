@@ -115,7 +115,7 @@ def launch(processes: int, out: Path, jobs: dict, kill: str = "", worker: str = 
 def results(processes: int, out: Path, jobs: dict) -> dict[str, tuple[dict, dict, list]]:
     """Train every job with some processes; return weights, final numbers and metric lines of each."""
     started = launch(processes, out, jobs)
-    errors = [process.communicate(timeout=120)[1] for process in started]
+    errors = [process.communicate(timeout=300)[1] for process in started]
     ended = [process.returncode for process in started]
     assert not any(ended), "\n".join(f"rank {i} ended with {ended[i]}: {errors[i][-2000:]}" for i in range(processes))
     found = {}
@@ -172,7 +172,7 @@ def test_a_killed_process_ends_the_others_with_a_message_and_training_resumes(
 ):
     jobs = {"topk": small_models["topk"]}
     first, second = launch(2, tmp_path, jobs, kill="1:13")
-    errors = first.communicate(timeout=120)[1]
+    errors = first.communicate(timeout=300)[1]
     assert second.wait() == -signal.SIGKILL
     assert first.returncode not in (0, -signal.SIGKILL)
     assert "WorkError" in errors
@@ -187,6 +187,6 @@ def test_a_killed_process_ends_the_others_with_a_message_and_training_resumes(
 @pytest.mark.parametrize(("name", "code"), [("right", 0), ("wrong", 2)])
 def test_a_script_of_several_processes_leaves_their_group_and_ends_with_its_code(name, code, tmp_path):
     started = launch(2, tmp_path / name, {}, worker=SCRIPT)
-    said = [process.communicate(timeout=120)[1] for process in started]
+    said = [process.communicate(timeout=300)[1] for process in started]
     assert [process.returncode for process in started] == [code, code], said
     assert said == (["error: no such thing\n"] * 2 if code else [""] * 2)
