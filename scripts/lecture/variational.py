@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from lecture.learning import generator, learn, mnist, show, tiles
+from saetool.autoencoders import Step
 
 STEPS = 1600
 LINEAR_STEPS = 1500
