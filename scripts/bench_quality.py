@@ -29,12 +29,14 @@ VARIANTS = {
     "topk": {
         "saetool": {},
         "saetool, initial_norm 0.577": {"initial_norm": 0.577},
-        "saetool, auxk": {"dead": {"kind": "auxk"}},
+        "saetool, auxk": {"dead": {"kind": "auxk", "after_tokens": 100_000}},
     },
     "l1": {"saetool": {}},
 }
-"""Settings beside the defaults. 0.577 is the norm at which sparsify's encoder rows begin (torch's Linear)."""
-FIRST_WEIGHT = {"overcomplete": 0.02, "saelens": 0.02}
+"""Settings beside the defaults. 0.577 is the norm at which sparsify's encoder rows begin (torch's Linear); AuxK's usual
+ten million tokens of silence are more than these trainings have."""
+FIRST_WEIGHT = 0.15
+"""The other programs' first L1 weight, in units of √d_in."""
 MOST_RUNS, WITHIN = 4, 0.05
 """An L0 is met within 5 %, or given up after four runs."""
 
@@ -75,7 +77,7 @@ class Bench:
     def at_l0(self, name, lr, seed=0, start=None):
         """Return FVU at TARGET_L0 after the first steps, and the weight (saetool: the target) of the nearest run."""
         peer = not name.startswith("saetool")
-        value = start or (FIRST_WEIGHT[name] if peer else TARGET_L0)
+        value = start or (FIRST_WEIGHT if peer else TARGET_L0)
         tried = []
         for _ in range(MOST_RUNS):
             found = self.train(name, "l1", lr, self.steps[:1], seed, **{"weight" if peer else "target_l0": value})[0]
