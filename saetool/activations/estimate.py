@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saetool.activations.decoding import Decoder
 from saetool.activations.forward import Forward, Landed
 from saetool.activations.shard_keeper import WRITERS, ShardKeeper
 from saetool.activations.waits import Waits
@@ -27,7 +28,7 @@ _THUMBNAIL_BYTES = 8_000
 _DOUBTFUL = 2e8
 """Bytes a second that a disk is not believed without a try."""
 _MOST_WRITTEN = 1 << 32
-"""Bytes written to try a disk, about."""
+"""Bytes written to try a disk, about; half of what is free on it, if that is less."""
 _WRITTEN_SECONDS = 4.0
 _TIMED_SLICES, _TIMED_SECONDS = 2, 2.0
 """At least so many slices, and so long, are timed."""
@@ -46,8 +47,11 @@ def estimate(job: "CachingJob", place: Path | None = None) -> dict[str, Any]:
     thumbnails = plan.n_images * _THUMBNAIL_BYTES if plan.settings.thumbnails else 0
     start, rate = _rates(job, backbone, plan)
     stored, end = sum(by_site.values()) / max(plan.n_images, 1), 0.0
-    if place is not None and rate * stored > _DOUBTFUL and shutil.disk_usage(_standing(place)).free > 2 * _MOST_WRITTEN:
-        start, rate, end = _rates_to_disk(job, backbone, plan, _standing(place), int(_MOST_WRITTEN / stored))
+    if place is not None and rate * stored > _DOUBTFUL:
+        most = min(_MOST_WRITTEN, shutil.disk_usage(_standing(place)).free // 2)
+        most_images = int(most / stored) - _untimed_slices(job.decoder(backbone, plan)) * plan.settings.batch_size
+        if most_images > 0:
+            start, rate, end = _rates_to_disk(job, backbone, plan, _standing(place), most_images)
     seconds = start + plan.n_images / rate + end
     # A shard that fills and those being written, at each site; the decoded slices, and one of them as the input.
     memory = int((1 + WRITERS) * plan.slices_per_shard * plan.settings.batch_size * stored)
@@ -85,13 +89,18 @@ def require_space(out: Path, needed: int) -> None:
         )
 
 
+def _untimed_slices(decoder: Decoder) -> int:
+    """Return how many slices come first that were decoded ahead, and so tell nothing of the rate."""
+    return decoder.slices_ahead + 1
+
+
 def _rates(job: "CachingJob", backbone: Backbone, plan: Plan) -> tuple[float, float]:
     """Return the seconds until the first slice is there, and then the rate of decoding and the model side by side.
 
     The rate is taken once what was decoded ahead has been used up.
     """
     decoder, forward = job.decoder(backbone, plan), Forward(backbone, job.stored(backbone), plan.dtype)
-    first = decoder.slices_ahead + 1
+    first = _untimed_slices(decoder)
     slices = decoder.slices(number % plan.n_slices for number in itertools.count())
     with contextlib.closing(slices):
         finishing: deque[Callable[[], Landed]] = deque()
@@ -116,7 +125,7 @@ def _rates_to_disk(
 ) -> tuple[float, float, float]:
     """Return what `_rates` does, of the job itself with the shards that it writes, and the seconds that end it."""
     decoder, sites = job.decoder(backbone, plan), job.stored(backbone)
-    forward, first, images = Forward(backbone, sites, plan.dtype), decoder.slices_ahead + 1, 0
+    forward, first, images = Forward(backbone, sites, plan.dtype), _untimed_slices(decoder), 0
     slices = decoder.slices(range(plan.n_slices))
     with contextlib.closing(slices), tempfile.TemporaryDirectory(prefix=".saetool-dry-run-", dir=place) as folder:
         writer = StoreWriter(Partial(Path(folder), Path(folder)), plan, [])

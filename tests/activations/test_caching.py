@@ -261,26 +261,31 @@ def test_a_dry_run_says_what_it_takes_and_the_store_agrees(tiny, pictures, tmp_p
     json.dumps(found)
 
 
-def test_a_dry_run_believes_no_disk_that_may_be_the_limit(tiny, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("free", [1 << 50, 1 << 20, 1 << 10], ids=["wide", "narrow", "full"])
+def test_a_dry_run_believes_no_disk_that_may_be_the_limit(tiny, pictures, tmp_path, monkeypatch, free):
     from saetool.activations import estimate as estimating
 
     backbone, written = tiny(), []
     job = CachingJob(lambda: backbone, lambda b: b.sites, source_of(pictures), SMALL, "fail")
     before = sorted(tmp_path.rglob("*"))
-    quick = estimate(job, tmp_path / "not yet" / "there")["images_per_second"]
+    quick = estimate(job, tmp_path / "not yet" / "there")["seconds"]
+    disk = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(estimating.shutil, "disk_usage", lambda _: disk)
     monkeypatch.setattr(estimating, "_DOUBTFUL", 0)
     write = estimating.StoreWriter.write_shard
 
     def slow(self, shard, *rest):
         write(self, shard, *rest)
         written.append(shard)
-        time.sleep(0.2)
+        time.sleep(0.3 + 2 * quick)
 
     monkeypatch.setattr(estimating.StoreWriter, "write_shard", slow)
     found = estimate(job, tmp_path / "not yet" / "there")
-    assert found["images_per_second"] < quick / 2
-    assert found["seconds"] >= 0.2
-    assert sorted(written) == list(range(found["shards"]))
+    if free == 1 << 10:  # not even the slices that come before those timed would fit
+        assert not written
+    else:
+        assert found["seconds"] >= 0.3 + 2 * quick - 0.05  # rounded
+        assert sorted(written) == list(range(found["shards"]))
     assert sorted(tmp_path.rglob("*")) == before
 
 
