@@ -26,12 +26,12 @@ def run_saetool(autoencoder: str, store: str, out: str) -> dict:
     from saetool import distributed
     from saetool.autoencoders.families import load
     from saetool.features import index
-    from saetool.features.tally import Tally, strongest
+    from saetool.features.firing_statistics import FiringStatistics, strongest
 
     device = distributed.default_device()
     model = load(autoencoder).to(device)
     codes = model.encode_sparse(torch.zeros(1, model.d_in, device=device))  # loads what is compiled once for a machine
-    Tally.empty(model.n_latents, 1, 1.0, device).add(codes, 0)
+    FiringStatistics.empty(model.n_latents, 1, 1.0, device).add(codes, 0)
     strongest(codes, 1)
     busy = stopwatches()
     before, started = peak_mb(), time.perf_counter()
@@ -68,7 +68,7 @@ def stopwatches() -> dict[str, float]:
     for owner, name in (
         (encoding.Pass, "read"),
         (encoding.Pass, "codes"),
-        (encoding.Tally, "add"),
+        (encoding.FiringStatistics, "add"),
         (encoding, "strongest"),
         (spill.PartWriter, "add"),
         (spill.PartWriter, "close"),
@@ -112,7 +112,7 @@ def run_bare(autoencoder: str, store: str) -> dict:
 def limits_of_a_gpu(model, site, device: torch.device) -> dict:
     """Return tokens a second of exact codes from rows that are there, and of reading rows onto the GPU."""
     from saetool.features.encoding import Pass
-    from saetool.features.tally import Tally, strongest
+    from saetool.features.firing_statistics import FiringStatistics, strongest
 
     pass_ = Pass(model, site, device)
     chunks = pass_.cut(range(min(site.n_images, 16 * pass_.chunk_images)))
@@ -124,11 +124,11 @@ def limits_of_a_gpu(model, site, device: torch.device) -> dict:
 
     tokens, chunk = sum(map(len, chunks)) * site.tokens, len(rows) * site.tokens
     codes = pass_.encode(rows)
-    tally = Tally.empty(model.n_latents, site.tokens, 2.0**-30, device)
+    statistics = FiringStatistics.empty(model.n_latents, site.tokens, 2.0**-30, device)
     return {
         "entries_per_token": codes.latents.numel() / chunk,
         "exact_codes_per_second": chunk / seconds_of(lambda: pass_.encode(rows)),
-        "counting_per_second": chunk / seconds_of(lambda: tally.add(codes, 0)),
+        "counting_per_second": chunk / seconds_of(lambda: statistics.add(codes, 0)),
         "strongest_per_second": chunk / seconds_of(lambda: strongest(codes, 8)),
         "read_by_one_thread_per_second": tokens / seconds_of(read),
     }
@@ -178,13 +178,13 @@ def run_pass(autoencoder: str, store: str, folder: Path, times: int, profiled: b
     started = time.perf_counter()
     try:
         with profile_of(profiled):
-            _, tally = encode_store(pass_, Partial(folder, folder), 8)
+            _, statistics = encode_store(pass_, Partial(folder, folder), 8)
     finally:
         PartWriter.add = add
     seconds = time.perf_counter() - started
     first = len(written) // 4
     steady = sum(rows for _, rows in written[first + 1 :]) / max(written[-1][0] - written[first][0], 1e-9)
-    assert tally.images == site.n_images
+    assert statistics.images == site.n_images
     tokens = site.n_images * site.tokens
     return {"pass_tokens": tokens, "pass_per_second": tokens / seconds, "pass_steady_per_second": steady}
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
 from saetool.errors import RequestError
+from saetool.evaluation.cached_block_outputs import cached_block_outputs
 from saetool.evaluation.interventions import intervene, site_of
 from saetool.evaluation.readout import Readout
-from saetool.evaluation.remembering import remembering
 from saetool.sparse.codes import Codes, Support
 from saetool.sparse.ops import sampled_products
 
@@ -86,7 +86,7 @@ def class_effects(
     `embedding_cosine` of the final embedding then with the clean one.
     """
     rows = []
-    with remembering(readout.backbone):
+    with cached_block_outputs(readout.backbone):
         for name, index in classes.items():
             images = batches(name)
             if images:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
 from saetool.evaluation import bootstrap
+from saetool.evaluation.cached_block_outputs import cached_block_outputs
 from saetool.evaluation.interventions import ablate_site, site_of, splice
 from saetool.evaluation.readout import Readout
-from saetool.evaluation.remembering import remembering
 
 CONDITIONS = ("clean", "spliced", "spliced_with_error", "mean_ablation", "zero_ablation")
 
@@ -64,7 +64,7 @@ def measure_effect(
     """Run every batch of (prepared images, class indices or None) under every condition, and with each of those
     `beside` the autoencoder spliced in its place."""
     sums = EffectSums()
-    with remembering(readout.backbone):
+    with cached_block_outputs(readout.backbone):
         for images, target in batches:
             clean: tuple[Tensor, Tensor | None] | None = None
             for name in (*CONDITIONS, *(beside or ())):

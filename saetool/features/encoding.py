@@ -23,8 +23,8 @@ from saetool import distributed, progress
 from saetool.activations import SiteStore
 from saetool.artifacts import Partial
 from saetool.autoencoders.base import Autoencoder
+from saetool.features.firing_statistics import FiringStatistics, firing, records_of, strongest, unit_for
 from saetool.features.spill import PartWriter, Spill, is_whole
-from saetool.features.tally import Tally, firing, records_of, strongest, unit_for
 from saetool.features.workers import in_order, worker_count
 from saetool.lanes import Lanes
 from saetool.sparse.codes import Codes
@@ -199,7 +199,7 @@ def part_name(images: range) -> str:
     return f"{images.start:08d}-{images.stop:08d}"
 
 
-def encode_store(pass_: Pass, partial: Partial, k: int) -> tuple[Spill, Tally]:
+def encode_store(pass_: Pass, partial: Partial, k: int) -> tuple[Spill, FiringStatistics]:
     """Run what is left of the pass and return its spill and its sums; `k` latents are kept for each row.
 
     Every process makes its own parts; all of them return the same.
@@ -242,13 +242,13 @@ def _encode_parts(
     n_latents, tokens = pass_.autoencoder.n_latents, pass_.site.tokens
     cut = {part: pass_.cut(part) for part in parts}
     part_of = {chunk[0]: part for part, chunks in cut.items() for chunk in chunks}
-    tallies: dict[tuple[range, int], Tally] = {}
+    begun: dict[tuple[range, int], FiringStatistics] = {}
 
     def count(worker: int, codes: Codes, chunk: Sequence[int]) -> list[Tensor]:
         mine = part_of[chunk[0]], worker
-        if mine not in tallies:
-            tallies[mine] = Tally.empty(n_latents, tokens, unit, pass_.counted_on)
-        return [tallies[mine].add(codes, chunk[0]), *strongest(codes, k)]
+        if mine not in begun:
+            begun[mine] = FiringStatistics.empty(n_latents, tokens, unit, pass_.counted_on)
+        return [begun[mine].add(codes, chunk[0]), *strongest(codes, k)]
 
     found = pass_.map(count, itertools.chain.from_iterable(cut.values()))
     for part, chunks in cut.items():
@@ -256,15 +256,17 @@ def _encode_parts(
         for chunk, (words, latents, values) in zip(chunks, itertools.islice(found, len(chunks)), strict=True):
             writer.add(records_of(words), latents, values)
             advance(len(chunk) * tokens)
-        tally, *others = (tallies.pop((part, i)) for i in range(pass_.workers) if (part, i) in tallies)
+        statistics, *others = (begun.pop((part, i)) for i in range(pass_.workers) if (part, i) in begun)
         for other in others:
-            tally.merge(other)
-        yield with_given(_finish_part, partial, part, writer, tally, started)
+            statistics.merge(other)
+        yield with_given(_finish_part, partial, part, writer, statistics, started)
 
 
-def _finish_part(partial: Partial, part: range, writer: PartWriter, tally: Tally, started: float) -> None:
-    digests = writer.close(tally)
-    done = {"images": tally.images, "largest": tally.largest, "seconds": time.monotonic() - started}
+def _finish_part(
+    partial: Partial, part: range, writer: PartWriter, statistics: FiringStatistics, started: float
+) -> None:
+    digests = writer.close(statistics)
+    done = {"images": statistics.images, "largest": statistics.largest, "seconds": time.monotonic() - started}
     partial.record(f"parts/{part_name(part)}", {**done, "digests": digests})
 
 
@@ -276,11 +278,13 @@ def _unit(pass_: Pass) -> float:
     return unit_for(first)
 
 
-def _gather(pass_: Pass, partial: Partial, folders: list[Path], unit: float) -> tuple[Spill, Tally]:
+def _gather(pass_: Pass, partial: Partial, folders: list[Path], unit: float) -> tuple[Spill, FiringStatistics]:
     spill = Spill(folders, pass_.autoencoder.n_latents)
-    total = Tally.empty(pass_.autoencoder.n_latents, pass_.site.tokens, unit)
+    total = FiringStatistics.empty(pass_.autoencoder.n_latents, pass_.site.tokens, unit)
     for number, images in enumerate(pass_.parts):
         sums, done = spill.sums(number), partial.record_of(f"parts/{part_name(images)}")
-        total.merge(Tally(sums["histogram"], sums["profile"], unit, done["images"], torch.tensor(done["largest"])))
+        total.merge(
+            FiringStatistics(sums["histogram"], sums["profile"], unit, done["images"], torch.tensor(done["largest"]))
+        )
     total.check()
     return spill, total

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saetool.artifacts import digest_file
+from saetool.features.firing_statistics import FiringStatistics
 from saetool.features.maxima import RECORD
-from saetool.features.tally import Tally
 
 STRIPES = 128
 """At most this many stripes of latents: the grain of reading."""
@@ -57,11 +57,11 @@ class PartWriter:
             self._files[name].write(data)  # numpy's own way of writing does not say why it fails
             self._digests[_FILES[name]].update(data)
 
-    def close(self, tally: Tally) -> dict[str, str]:
+    def close(self, statistics: FiringStatistics) -> dict[str, str]:
         """Write the sums; return the files' digests, by which a start after a power failure finds what is missing."""
         for file in self._files.values():
             file.close()
-        sums = {"histogram": tally.histogram.cpu(), "profile": tally.profile.cpu()}
+        sums = {"histogram": statistics.histogram.cpu(), "profile": statistics.profile.cpu()}
         stripes = torch.from_numpy(np.stack(self._stripes))
         save_file({**sums, "stripes": stripes}, self.folder / _SUMS)
         found = {name: f"xxh3-128:{state.hexdigest()}" for name, state in self._digests.items()}

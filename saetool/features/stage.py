@@ -23,6 +23,7 @@ from saetool.errors import RequestError
 from saetool.features import heat, neighbors, ranking, tables
 from saetool.features.columns import EXAMPLES
 from saetool.features.encoding import Pass, encode_store
+from saetool.features.firing_statistics import FiringStatistics, histogram_edges
 from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import Maxima
 from saetool.features.monosemanticity import Chance, all_pairs, image_embeddings, monosemanticity
@@ -31,7 +32,6 @@ from saetool.features.overlap import firing_bits, sample_of, small_directions
 from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
-from saetool.features.tally import Tally, histogram_edges
 from saetool.features.workers import block_workers
 from saetool.progress import bar, say
 from saetool.settings import Settings
@@ -234,7 +234,7 @@ class Index:
         pass_ = Pass(model, self.site, device)
         self._say_where(model.n_latents, device, partial)
         started = time.monotonic()
-        spill, tally = encode_store(pass_, partial, self.settings.strongest)
+        spill, statistics = encode_store(pass_, partial, self.settings.strongest)
         encoded = time.monotonic()
         embeddings = image_embeddings(self.embedding_site) if self.embedding_site and distributed.is_main() else None
         if distributed.is_main():
@@ -245,7 +245,7 @@ class Index:
         if not distributed.is_main():
             return {}
         self._write_examples(found, maps, partial)
-        content = self._write(found, spill, tally, model, partial)
+        content = self._write(found, spill, statistics, model, partial)
         if embeddings is not None and self.embedding_site is not None:
             info = self.embedding_site.info
             content["embedding"] = {
@@ -345,11 +345,13 @@ class Index:
                 drawn = None if maps is None else maps[wanted.find(records["image"], records["latent"])]
                 writer.write(tables.examples_table(records, chosen, scale, self.held_out, drawn))
 
-    def _write(self, found: _Found, spill: Spill, tally: Tally, model: Any, partial: Partial) -> dict[str, Any]:
+    def _write(
+        self, found: _Found, spill: Spill, statistics: FiringStatistics, model: Any, partial: Partial
+    ) -> dict[str, Any]:
         numbers = {name: found.column(name) for name in found.numbers}
-        numbers |= self._frequencies(numbers, tally)
+        numbers |= self._frequencies(numbers, statistics)
         numbers |= directions(model)
-        tensors = self._tensors(numbers, spill, tally, model)
+        tensors = self._tensors(numbers, spill, statistics, model)
         for name, column in (("decoder", "neighbor_similarity"), ("coactivation", "coactivation_similarity")):
             nearest = tensors[f"neighbors_{name}"][:, 0].numpy()
             numbers[column] = np.where(nearest < 0, np.nan, tensors[f"neighbors_{name}_value"][:, 0].numpy())
@@ -362,9 +364,9 @@ class Index:
         write_patches(partial.file("patches.safetensors"), spill, shape)
         return self._content(numbers)
 
-    def _frequencies(self, numbers: dict[str, np.ndarray], tally: Tally) -> dict[str, Any]:
+    def _frequencies(self, numbers: dict[str, np.ndarray], statistics: FiringStatistics) -> dict[str, Any]:
         tokens, images = self.site.n_images * self.site.tokens, self.site.n_images
-        sums = tally.profile.double().sum(0).numpy() * tally.unit
+        sums = statistics.profile.double().sum(0).numpy() * statistics.unit
         counts = numbers["token_count"]
         frequency = counts / max(tokens, 1)
         status = np.select(
@@ -382,10 +384,12 @@ class Index:
             "max": np.where(scale > 0, scale, np.nan).astype(np.float32),
             "mean_firing": np.where(counts > 0, sums / np.maximum(counts, 1), np.nan),
             "mean": sums / max(tokens, 1),
-            "spatial_entropy": spatial_entropy(tally.profile.T.numpy()),
+            "spatial_entropy": spatial_entropy(statistics.profile.T.numpy()),
         }
 
-    def _tensors(self, numbers: dict[str, Any], spill: Spill, tally: Tally, model: Any) -> dict[str, Tensor]:
+    def _tensors(
+        self, numbers: dict[str, Any], spill: Spill, statistics: FiringStatistics, model: Any
+    ) -> dict[str, Tensor]:
         k, device = self.settings.neighbors, next(model.parameters()).device
         directions_ = model.decoder_directions()
         if directions_ is None:
@@ -395,12 +399,12 @@ class Index:
             decoder = neighbors.by_decoder(directions_.detach(), k)
         together = neighbors.by_coactivation(spill, numbers["image_count"], k, device)
         kept = {} if directions_ is None else {"decoder_directions": small_directions(directions_.detach())}
-        used = tally.histogram.any(0).nonzero().squeeze(1)
+        used = statistics.histogram.any(0).nonzero().squeeze(1)
         low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         return {
-            "histogram": tally.histogram[:, low:high],
+            "histogram": statistics.histogram[:, low:high],
             "histogram_edges": histogram_edges()[low : high + 1],
-            "spatial_profile": (tally.profile.T.double() * (tally.unit / max(self.site.n_images, 1))).float(),
+            "spatial_profile": (statistics.profile.T.double() * (statistics.unit / max(self.site.n_images, 1))).float(),
             "neighbors_decoder": decoder[0],
             "neighbors_decoder_value": decoder[1],
             "neighbors_coactivation": together[0],

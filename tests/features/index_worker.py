@@ -18,10 +18,10 @@ def main() -> int:
     encoding.CHUNK_ROWS, encoding.PART_ROWS = 8, 8
     close = encoding.PartWriter.close
 
-    def dying(writer, tally):
+    def dying(writer, statistics):
         if death == [f"{distributed.rank()}:{writer.folder.name.removeprefix('part-')}"]:
             os.kill(os.getpid(), signal.SIGKILL)
-        close(writer, tally)
+        close(writer, statistics)
 
     encoding.PartWriter.close = dying
     distributed.start()

@@ -174,7 +174,7 @@ def test_an_error_in_a_worker_is_raised_and_leaves_no_artifact(build_index, monk
     def broken(self, codes, first_image):
         raise RuntimeError("broken worker")
 
-    monkeypatch.setattr("saetool.features.tally.Tally.add", broken)
+    monkeypatch.setattr("saetool.features.firing_statistics.FiringStatistics.add", broken)
     threads = torch.get_num_threads()
     with pytest.raises(RuntimeError, match="broken worker"):
         build_index(random_tokens(), where=tmp_path, **LABELED)
@@ -320,15 +320,15 @@ def test_the_store_is_found_again_from_the_features(whole):
 
 
 def test_of_latents_with_many_columns_few_are_held_at_a_time(tmp_path, monkeypatch):
+    from saetool.features.firing_statistics import FiringStatistics
     from saetool.features.maxima import RECORD
-    from saetool.features.tally import Tally
 
     monkeypatch.setattr(spill, "BLOCK_CELLS", 1000)
     writer = spill.PartWriter(tmp_path, 256)
     records = np.zeros(256, RECORD)
     records["latent"] = np.arange(256)
     writer.add(records, torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, 1))
-    writer.close(Tally.empty(256, 1, 1.0))
+    writer.close(FiringStatistics.empty(256, 1, 1.0))
     read = spill.Spill([tmp_path], 256)
     assert [read.latents_of(*span) for span in read.spans()] == [(0, 256)]
     cut = [read.latents_of(*span) for span in read.spans(100)]

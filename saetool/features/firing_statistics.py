@@ -56,7 +56,7 @@ def firing(codes: Codes) -> Codes:
 
 
 @dataclass
-class Tally:
+class FiringStatistics:
     """Sums over any set of images: histogram int64 [n_latents, bins], profile int64 [tokens, n_latents] in units.
 
     `peak` is the largest value seen, on the same device, `images` the number of images.
@@ -69,8 +69,8 @@ class Tally:
     peak: Float[Tensor, ""]
 
     @classmethod
-    def empty(cls, n_latents: int, tokens: int, unit: float, device: torch.device | str = "cpu") -> "Tally":
-        """Return the tally of no images."""
+    def empty(cls, n_latents: int, tokens: int, unit: float, device: torch.device | str = "cpu") -> "FiringStatistics":
+        """Return the statistics of no images."""
         histogram = torch.zeros(n_latents, N_BINS, dtype=torch.int64, device=device)
         profile = torch.zeros(tokens, n_latents, dtype=torch.int64, device=device)
         return cls(histogram, profile, unit, 0, torch.zeros((), device=device))
@@ -104,7 +104,7 @@ class Tally:
         return _records(found, images, first_image, tokens, self.unit)
 
     def _add_compiled(self, codes: Codes, values: Tensor, images: int) -> Tensor:
-        from saetool.features.compiled_tally import count_entries
+        from saetool.features.compiled_firing import count_entries
 
         cells = torch.zeros(self.profile.shape[1] * images, 3, dtype=torch.int64)
         arrays = [t.numpy() for t in (histogram_edges(), self.histogram, self.profile, cells)]
@@ -121,7 +121,7 @@ class Tally:
         self.histogram.view(-1).scatter_add_(0, latents * N_BINS + bins, ones)
         self.profile.view(-1).scatter_add_(0, patch * self.histogram.shape[0] + latents, units.long())
 
-    def merge(self, other: "Tally") -> None:
+    def merge(self, other: "FiringStatistics") -> None:
         """Add the sums over other images; the order of merging makes no difference."""
         if other.unit != self.unit:
             raise WorkError("Partial indexes do not belong together: their sums have different units.")
@@ -180,14 +180,14 @@ def _records(found: Tensor, images: int, first_image: int, tokens: int, unit: fl
 
 
 def records_of(words: Int[Tensor, "pairs 6"]) -> np.ndarray:
-    """Return what `Tally.add` found as records, once it is on the CPU; nothing is copied."""
+    """Return what `FiringStatistics.add` found as records, once it is on the CPU; nothing is copied."""
     return words.numpy().reshape(-1).view(RECORD)
 
 
 def strongest(codes: Codes, k: int) -> tuple[Int[Tensor, "rows k"], Float[Tensor, "rows k"]]:
     """Return each row's k largest entries, latents (int32, −1 pads) and values; ties go to the lowest latent."""
     if backend_for(codes.values).name == "cpu":
-        from saetool.features.compiled_tally import strongest_entries
+        from saetool.features.compiled_firing import strongest_entries
 
         latents, values = torch.full((codes.rows, k), -1, dtype=torch.int32), torch.zeros(codes.rows, k)
         entries = (codes.latents.numpy(), codes.values.numpy(), codes.offsets.numpy())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from saetool.evaluation.cached_block_outputs import cached_block_outputs
 from saetool.evaluation.interventions import ablate_site
-from saetool.evaluation.remembering import remembering
 from saetool.vision import load_backbone, wrap
 from saetool.vision.settings import BackboneSettings
 
@@ -65,7 +65,7 @@ def test_layers_up_to_a_changed_site_run_once(images):
     with ablate_site(backbone, 2):
         ablated = backbone.output(images)
     passes(backbone)
-    with remembering(backbone):
+    with cached_block_outputs(backbone):
         assert torch.equal(backbone.output(images), clean)
         for _ in range(3):
             with ablate_site(backbone, 2):
@@ -84,7 +84,7 @@ def test_a_change_inside_a_layer_is_seen(images):
     backbone = make()
     with ablate_site(backbone, "blocks.1.mlp"):
         ablated = backbone.output(images)
-    with remembering(backbone):
+    with cached_block_outputs(backbone):
         clean = backbone.output(images)
         with ablate_site(backbone, "blocks.1.mlp"):
             assert torch.equal(backbone.output(images), ablated)
@@ -98,7 +98,7 @@ def test_a_layer_that_is_used_twice_and_outputs_written_to_are_computed_again(im
         clean = backbone.output(images)
         with ablate_site(backbone, 2):
             ablated = backbone.output(images)
-        with remembering(backbone):
+        with cached_block_outputs(backbone):
             for _ in range(2):
                 assert torch.equal(backbone.output(images), clean)
                 with ablate_site(backbone, 2):
@@ -114,12 +114,12 @@ def test_gradients_flow_as_without_and_errors_undo_it(images):
         return leaf.grad
 
     expected = gradient()
-    with remembering(backbone):
+    with cached_block_outputs(backbone):
         backbone.output(images)
         assert torch.equal(gradient(), expected)
         backbone.output(images)
         assert torch.equal(gradient(), expected)
-    with pytest.raises(RuntimeError), remembering(backbone):
+    with pytest.raises(RuntimeError), cached_block_outputs(backbone):
         backbone.output(images[:, :1])
     assert not any("forward" in block.__dict__ for block in backbone.model.blocks)
 
@@ -146,7 +146,7 @@ def test_real_models_say_the_same_to_the_bit(tmp_path, library):
     inside = next(module for module in first.modules() if isinstance(module, nn.Linear))
     compute = inside.forward
     inside.forward = lambda x: ran.append(1) or compute(x)
-    with remembering(backbone):
+    with cached_block_outputs(backbone):
         assert torch.equal(backbone.output(batch), clean)
         for _ in range(2):
             with ablate_site(backbone, 2):

@@ -1,4 +1,4 @@
-"""The loop of `Tally.add`, compiled by numba for the CPU: one look at every entry instead of a dozen passes."""
+"""The loop of `FiringStatistics.add`, compiled by numba for the CPU: one look at an entry, not a dozen passes."""
 
 import numpy as np
 

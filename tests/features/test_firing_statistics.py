@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from saetool.errors import WorkError
-from saetool.features.tally import N_BINS, Tally, firing, histogram_edges, records_of, strongest, unit_for
+from saetool.features.firing_statistics import (
+    N_BINS,
+    FiringStatistics,
+    firing,
+    histogram_edges,
+    records_of,
+    strongest,
+    unit_for,
+)
 from saetool.sparse import backends
 from saetool.sparse.codes import Codes
 
@@ -24,9 +32,9 @@ def test_both_ways_count_alike_at_every_edge_and_beside_it(monkeypatch):
     z = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))].reshape(-1, 1)
     codes, found = Codes.from_dense(z.expand(-1, 3)), []
     for _ in range(2):
-        tally = Tally.empty(3, 1, 2.0**-20)
-        records = records_of(tally.add(codes, 0))
-        found.append((records.tolist(), tally.histogram, tally.largest, *strongest(codes, 2)))
+        statistics = FiringStatistics.empty(3, 1, 2.0**-20)
+        records = records_of(statistics.add(codes, 0))
+        found.append((records.tolist(), statistics.histogram, statistics.largest, *strongest(codes, 2)))
         monkeypatch.setenv(backends.SWITCH, "reference")
     assert found[0][0] == found[1][0]
     assert found[0][2] == found[1][2]
@@ -50,8 +58,8 @@ def random_codes(seed: int) -> tuple[torch.Tensor, Codes]:
 @given(SEEDS)
 def test_maxima_equal_brute_force(seed):
     z, codes = random_codes(seed)
-    tally = Tally.empty(z.shape[2], z.shape[1], 2.0**-20)
-    records = records_of(tally.add(codes, first_image=7))
+    statistics = FiringStatistics.empty(z.shape[2], z.shape[1], 2.0**-20)
+    records = records_of(statistics.add(codes, first_image=7))
     wanted = []
     for latent in range(z.shape[2]):
         for image in range(z.shape[0]):
@@ -63,8 +71,8 @@ def test_maxima_equal_brute_force(seed):
                 )
     assert records.tolist() == wanted
     units = (z.double() * 2**20).round().long().sum(0)
-    assert torch.equal(tally.profile, units)
-    assert tally.images == len(z)
+    assert torch.equal(statistics.profile, units)
+    assert statistics.images == len(z)
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,32 +80,32 @@ def test_maxima_equal_brute_force(seed):
 def test_histogram_counts_every_firing_token_once(seed):
     z, codes = random_codes(seed)
     z = z * 10
-    tally = Tally.empty(z.shape[2], z.shape[1], 2.0**-20)
-    tally.add(Codes(codes.offsets, codes.latents, codes.values * 10, codes.n_latents), 0)
+    statistics = FiringStatistics.empty(z.shape[2], z.shape[1], 2.0**-20)
+    statistics.add(Codes(codes.offsets, codes.latents, codes.values * 10, codes.n_latents), 0)
     edges = histogram_edges()
     for latent in range(z.shape[2]):
         values = z[:, :, latent][z[:, :, latent] > 0]
         wanted = torch.tensor([((values > edges[i]) & (values <= edges[i + 1])).sum() for i in range(N_BINS)])
-        assert torch.equal(tally.histogram[latent], wanted)
+        assert torch.equal(statistics.histogram[latent], wanted)
 
 
 def test_values_outside_the_edges_count_in_the_outermost_bins():
     z = torch.tensor([[2.0**-30, 2.0**30]])
-    tally = Tally.empty(2, 1, 2.0**-10)
-    tally.add(Codes.from_dense(z), 0)
-    assert tally.histogram[0, 0] == 1
-    assert tally.histogram[1, -1] == 1
+    statistics = FiringStatistics.empty(2, 1, 2.0**-10)
+    statistics.add(Codes.from_dense(z), 0)
+    assert statistics.histogram[0, 0] == 1
+    assert statistics.histogram[1, -1] == 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(SEEDS)
 def test_parts_merge_to_the_same_sums_in_any_order(seed):
     z, codes = random_codes(seed)
-    whole = Tally.empty(z.shape[2], z.shape[1], 2.0**-20)
+    whole = FiringStatistics.empty(z.shape[2], z.shape[1], 2.0**-20)
     whole.add(codes, 0)
-    merged = Tally.empty(z.shape[2], z.shape[1], 2.0**-20)
+    merged = FiringStatistics.empty(z.shape[2], z.shape[1], 2.0**-20)
     for image in reversed(range(len(z))):
-        part = Tally.empty(z.shape[2], z.shape[1], 2.0**-20)
+        part = FiringStatistics.empty(z.shape[2], z.shape[1], 2.0**-20)
         part.add(Codes.from_dense(z[image]), image)
         merged.merge(part)
     assert torch.equal(merged.profile, whole.profile)
@@ -120,7 +128,7 @@ def test_strongest_does_not_depend_on_the_rectangle(monkeypatch):
     z = torch.rand(50, 30, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     codes = Codes.from_dense(z)
     whole = strongest(codes, 4)
-    monkeypatch.setattr("saetool.features.tally._RECTANGLE", 64)
+    monkeypatch.setattr("saetool.features.firing_statistics._RECTANGLE", 64)
     for a, b in zip(strongest(codes, 4), whole, strict=True):
         assert torch.equal(a, b)
 
@@ -133,14 +141,14 @@ def test_negative_values_do_not_fire():
 def test_the_unit_follows_the_first_image_and_overflow_is_refused():
     assert unit_for(Codes.from_dense(torch.tensor([[3.0]]))) == 2.0**-28
     assert unit_for(Codes.from_dense(torch.tensor([[0.0]]))) == 2.0**-30
-    tally = Tally.empty(1, 1, 2.0**-28)
-    tally.add(Codes.from_dense(torch.tensor([[3.0]])), 0)
-    tally.check()
-    tally.add(Codes.from_dense(torch.tensor([[2.0**34]])), 1)
+    statistics = FiringStatistics.empty(1, 1, 2.0**-28)
+    statistics.add(Codes.from_dense(torch.tensor([[3.0]])), 0)
+    statistics.check()
+    statistics.add(Codes.from_dense(torch.tensor([[2.0**34]])), 1)
     with pytest.raises(WorkError, match="too large"):
-        tally.check()
+        statistics.check()
 
 
 def test_parts_with_other_units_are_refused():
     with pytest.raises(WorkError, match="do not belong together"):
-        Tally.empty(1, 1, 1.0).merge(Tally.empty(1, 1, 0.5))
+        FiringStatistics.empty(1, 1, 1.0).merge(FiringStatistics.empty(1, 1, 0.5))

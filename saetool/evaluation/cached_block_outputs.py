@@ -12,11 +12,11 @@ from saetool.vision.paths import submodule
 
 
 @contextmanager
-def remembering(backbone: Backbone) -> Iterator[None]:
+def cached_block_outputs(backbone: Backbone) -> Iterator[None]:
     """While the block runs, a layer that is given the same input as the last time gives the same output, unasked.
 
     So passes over the same images under several interventions compute what comes before the site once. Inputs are
-    compared by value, hooks run as ever, and a layer is computed again wherever remembering could matter: for
+    compared by value, hooks run as ever, and a layer is computed again wherever a kept output could be wrong: for
     gradients of its input, with hooks inside it, after its input or output was written to. Holds one input and output
     a layer; meant for a model in evaluation mode. Afterwards everything is as it was, in errors too.
     """
