@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
+import pytest
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
@@ -46,3 +47,30 @@ SHAPED = [
     if "from jaxtyping import" in (code := file.read_text(encoding="utf-8")) and "@compiled" not in code
 ]
 install_import_hook(SHAPED, "saetool_checks.check_shapes")
+
+
+class Ended(NamedTuple):
+    code: int
+    said: str
+    """On standard error: the message, after what was told of the progress."""
+
+
+@pytest.fixture
+def command_line(monkeypatch, capfd) -> Callable[..., Ended]:
+    """Return the `saetool` program: what it does from its arguments to its exit code, in this process."""
+    from saetool import cli
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["saetool", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        said = capfd.readouterr().err
+        assert "Traceback" not in said
+        assert "unexpected failure" not in said
+        return Ended(code, said)
+
+    return call

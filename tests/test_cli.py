@@ -18,11 +18,6 @@ from saetool.errors import RequestError
 from saetool.pipeline import Run
 
 
-def saetool(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "saetool", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
-
-
 @pytest.fixture
 def artifact(tmp_path):
     def build(partial):
@@ -109,11 +104,11 @@ def test_info_tells_kind_id_and_content(artifact):
         (["cache", "folder", "run=here", "images.source=missing-folder"], "missing-folder"),
     ],
 )
-def test_a_wrong_request_ends_in_one_message_and_exit_code_2(arguments, message, tmp_path):
-    done = saetool(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_wrong_request_ends_in_one_message_and_exit_code_2(arguments, message, tmp_path, monkeypatch, command_line):
+    monkeypatch.chdir(tmp_path)
+    ended = command_line(*arguments)
+    assert ended.code == 2
+    assert message in ended.said
     assert not list(tmp_path.rglob("manifest.json"))
 
 
@@ -131,12 +126,20 @@ def test_a_sweep_over_the_seed_of_the_split_is_refused_before_any_work(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_warning_is_one_sentence(tmp_path):
-    wanted = "autoencoder={kind: contractive, n_latents: 8, weight: 0.1, activation: relu}"
-    done = saetool("cache", "digits", "--dry-run", f"run={tmp_path}/run", wanted)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("saetool: warning: contractive with activation: relu")
+def test_a_process_of_its_own_ends_with_the_message_and_the_code(tmp_path):
+    command = [sys.executable, "-m", "saetool", "verify", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("saetool: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_warning_is_one_sentence(tmp_path, command_line):
+    wanted = "autoencoder={kind: contractive, n_latents: 8, weight: 0.1, activation: relu}"
+    ended = command_line("cache", "digits", "--dry-run", f"run={tmp_path}/run", wanted)
+    assert ended.code == 0
+    assert ended.said.startswith("saetool: warning: contractive with activation: relu")
+    assert ended.said.count("\n") == 1
 
 
 def test_an_interrupt_that_a_callback_swallows_comes_again(monkeypatch, capsys):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -30,29 +29,14 @@ CONFIG = {
 }
 
 
-class Ended(NamedTuple):
-    code: int
-    said: str
-    """On standard error: the message, after what was told of the progress."""
-
-
 @pytest.fixture
-def saetool(monkeypatch, capfd) -> Callable[..., Ended]:
-    """Return the `saetool` program: what it does from its arguments to its exit code, in this process."""
+def saetool(command_line) -> Callable:
+    """Return the `saetool` program, whose failures are one message."""
 
-    def call(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["saetool", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        said = capfd.readouterr().err
-        assert "Traceback" not in said
-        assert "unexpected failure" not in said
-        assert said.count("saetool: ") == (code != 0)
-        return Ended(code, said)
+    def call(*arguments: object):
+        ended = command_line(*arguments)
+        assert ended.said.count("saetool: ") == (ended.code != 0)
+        return ended
 
     return call
 

@@ -1,6 +1,7 @@
 """What a family of a user's own must answer, asked once when its model is built, and its failures in words."""
 
 import inspect
+import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ def require_answers(model: Any, d_in: int, n_latents: int, what: str) -> None:
         raise RequestError(
             f"{what}phases must return a list of saetool.autoencoders.Phase, and returned {shown(phases)}"
         )
+    shares = [phase.share for phase in phases]
+    if not all(isinstance(share, int | float) and 0 < share < math.inf for share in shares):
+        raise RequestError(f"{what}phases must have positive shares, and have {shown(shares)}")
     given = torch.linspace(-1, 1, 6 * d_in).view(2, 3, d_in)
     z = _require_code(model, given, n_latents, what)
     x_hat = run(lambda: model.complete(model.decode(z), given), f"{what}decode")

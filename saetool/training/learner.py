@@ -82,9 +82,15 @@ class Learner:
         if where is self.phase:
             return
         self.phase = where
-        self.autoencoder.enter(where.name)
         settings, self.recordings = self.settings, None
-        self.optimizer = self.autoencoder.make_optimizer(settings.lr, settings.betas, settings.eps)
+        with explained(self.autoencoder):
+            self.autoencoder.enter(where.name)
+            self.optimizer = self.autoencoder.make_optimizer(settings.lr, settings.betas, settings.eps)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise RequestError(
+                f"make_optimizer of {type(self.autoencoder).__name__} must return a torch.optim.Optimizer, not a "
+                f"{type_name(self.optimizer)}"
+            )
 
     def step(self, batch: Float[Tensor, "batch d_in"]) -> None:
         """Learn from one batch of raw activations (this process's part of the global one)."""

@@ -231,6 +231,13 @@ def test_settings_of_another_kind_and_builders_that_are_none_are_refused():
             "encode gives a row other latents beside other rows, or after eval",
         ),
         (altered(phases=lambda self: ["train"]), "phases must return a list of saetool.autoencoders.Phase"),
+        (altered(phases=lambda self: [Phase("a"), Phase("b", -1.0)]), r"phases must have positive shares, .*-1\.0"),
+        (altered(phases=lambda self: [Phase("a", float("nan"))]), "phases must have positive shares"),
+        (
+            altered(make_optimizer=lambda self, lr, betas, eps: None),
+            "make_optimizer of Altered must return a torch.optim.Optimizer, not a NoneType",
+        ),
+        (altered(enter=lambda self, phase: self.nothing), "Altered.* failed: AttributeError"),
         (altered(__init__=without_parameters), "its model has no parameters"),
         (altered(loss=lambda self, x, generator: None), r"loss is called with \(x, step, generator\), which its own"),
         (altered(loss=lambda self, x, step, generator: 1 / 0), r"failed: ZeroDivisionError: .*test_families.py, line"),
