@@ -54,10 +54,10 @@ def variants():
     center = [HALF, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, WHOLE, WHOLE]
     yield kernels.center, "", center, {"BLOCK": 1024, "HAS_MEAN": True}, 4
     yield kernels.round_rows, "float16", [FLOAT, FINE, FLOAT, FLOAT, WHOLE], {"COLUMNS": launch.COLUMNS}, 1
-    adam = [*[FLOAT] * 4, HALF, FLOAT, WHOLE, WHOLE]
-    for unit in (False, True):
-        constants = {"COLUMNS": 1024, "UNIT_ROWS": unit, "COPY": True}
-        yield kernels.adam_rows, "decoder" if unit else "encoder", adam, constants, 4
+    adam = [*[FLOAT] * 4, HALF, *[FLOAT] * 3, WHOLE, WHOLE]
+    for unit, scaled in itertools.product((False, True), repeat=2):
+        constants = {"COLUMNS": 1024, "UNIT_ROWS": unit, "COPY": True, "SCALED": scaled}
+        yield kernels.adam_rows, ("decoder" if unit else "encoder") + scaled * ", gains", adam, constants, 4
 
 
 def compiled(kernel, types, constants, warps, architecture):

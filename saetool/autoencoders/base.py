@@ -153,7 +153,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: its name, its part of the sum of all shares of the steps, a fresh optimizer at its start."""
+    """A stretch of training: its name, its share of the steps beside the other shares, a fresh optimizer."""
 
     name: str
     share: float = 1.0

@@ -39,7 +39,7 @@ from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
 from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoRevival, PreActivation, Resample, SparseSettings
 from saetool.autoencoders.sparse_views import Begun, DenseView, Error, Selected, SparseView, View, product
 from saetool.errors import RequestError
-from saetool.sparse.adam import RowRule, SparseAdam
+from saetool.sparse.adam import Gains, RowRule, SparseAdam
 from saetool.sparse.backends import Precision, backend_for, compiled_dense, default_precision, sparse_below
 from saetool.sparse.backends.plain import normalize_rows, remove_part_along
 from saetool.sparse.codes import Codes, Support
@@ -387,7 +387,9 @@ class SparseAutoencoder(Autoencoder):
             self.W_enc: RowRule(self._W_enc),
             self.W_dec: RowRule(self._W_dec, unit_rows=self.unit_decoder),
         }
-        return SparseAdam(list(self.parameters()), rules, lr, betas, eps)
+        initial = self.settings.initial_gain
+        gains = None if initial is None else Gains(self.W_dec, (self.W_enc, self.b_enc), initial)
+        return SparseAdam(list(self.parameters()), rules, lr, betas, eps, gains)
 
     def step_context(self) -> AbstractContextManager[None]:
         """Return what a whole step runs in: where nearly all of it is the backend's, the backend says."""
@@ -397,7 +399,7 @@ class SparseAutoencoder(Autoencoder):
     @torch.no_grad()
     def before_update(self) -> None:
         """Remove the part of the decoder's gradient that would only change row norms."""
-        if self.unit_decoder and self.W_dec.grad is not None:
+        if self.unit_decoder and self.settings.initial_gain is None and self.W_dec.grad is not None:
             remove_part_along(self.W_dec, self.W_dec.grad)
 
     @torch.no_grad()

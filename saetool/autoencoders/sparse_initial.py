@@ -24,6 +24,9 @@ L1_ENCODER_SCALE = 2.0
 latents silent, 1 at .134 with 5 %. All others begin at 1: from 2, gated and TopK models end at .106 and .119 instead of
 .092 and .091; from less than 1, TopK gains little and loses many latents."""
 
+GAINED_ENCODER_SCALE = 0.1
+"""The same of models with an initial gain."""
+
 MOST_ACTIVE = 0.25
 """The wanted L0 is at most this share of the latents: a quantile near 1 says nothing."""
 
@@ -62,6 +65,8 @@ def _encoder_scale(settings: SparseSettings) -> float:
         return settings.initial_norm
     if isinstance(settings.penalty, KlPenalty):
         return KL_ENCODER_SCALE
+    if settings.initial_gain is not None:
+        return GAINED_ENCODER_SCALE
     return L1_ENCODER_SCALE if settings.penalty.kind == "l1" and settings.activation.kind == "relu" else 1.0
 
 

@@ -200,6 +200,10 @@ REVIVALS = {
 }
 
 
+WITH_GAINS = ("topk", "batch_topk")
+"""Activations whose reconstruction is linear in every latent, and whose penalty reads none: see `Gains`."""
+
+
 class SparseSettings(FamilySettings):
     """One sparse autoencoder."""
 
@@ -219,14 +223,18 @@ class SparseSettings(FamilySettings):
     0 elsewhere. 0 is always dense."""
     initial_norm: PositiveFloat | None = None
     """‖W_enc,j‖ of every latent at the start, W_dec's rows having norm 1. null: 2 for ReLU with L1, 1.5 with KL, 1
-    for all others; for TopK, less than 1 ends with less error and more latents that never fire."""
+    for all others, .1 with an initial_gain; for TopK, less ends with less error and more latents that never fire."""
+    initial_gain: PositiveFloat | None = None
+    """‖W_dec,j‖ at the start of a decoder whose norms learn (topk and batch_topk): selection is by what a latent adds,
+    and rows are kept at norm 1 with the norm taken into the encoder. null: rows have norm 1 throughout. With .3 a short
+    training ends with much less error, see docs/benchmarks.md."""
     initial_l0: PositiveFloat = 100.0
     """Biases start so that about this many latents are active a row; larger is slower and kills fewer latents."""
 
     @model_validator(mode="after")
     def _legal(self):
-        for complaint in (_penalty_complaint(self), _revival_complaint(self), _matryoshka_complaint(self)):
-            if complaint:
+        for ask in (_penalty_complaint, _revival_complaint, _matryoshka_complaint, _gain_complaint):
+            if complaint := ask(self):
                 raise ValueError(complaint)
         return self
 
@@ -285,3 +293,10 @@ def _matryoshka_complaint(settings: SparseSettings) -> str | None:
     if settings.activation.kind in ("gated", *UNIT_INTERVAL):
         return f"matryoshka prefixes go with relu, topk, batch_topk and jump_relu, not with {settings.activation.kind}"
     return None
+
+
+def _gain_complaint(settings: SparseSettings) -> str | None:
+    activation = settings.activation.kind
+    if settings.initial_gain is None or activation in WITH_GAINS:
+        return None
+    return f"initial_gain goes with {' and '.join(WITH_GAINS)}, not with {activation}: leave it out"

@@ -6,12 +6,13 @@ on the CPU.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from saetool.sparse.backends import backend_for
-from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.backends.plain import AdamStep, Scales
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Copy, Weight
 
@@ -28,10 +29,25 @@ class RowRule:
     deferred: DeferredGradient = field(default_factory=DeferredGradient)
 
 
+@dataclass(frozen=True)
+class Gains:
+    """A gain g of each latent's own: Adam moves W_enc / g, b_enc / g and g W_dec, and g is the norm of the last's rows.
+
+    A decoder that starts small so learns its directions fast, the encoder slowly, and each latent's gain grows to what
+    the latent is worth (Conerly et al. 2024 begin likewise). What the model computes, and holds, stays as it was: unit
+    rows of W_dec. Defined where W_dec z is linear in z = a, and nothing else is lost or won by a latent's size.
+    """
+
+    decoder: nn.Parameter
+    encoder: tuple[nn.Parameter, ...]
+    """Divided by g: W_enc and b_enc."""
+    initial: float
+
+
 class SparseAdam(torch.optim.Optimizer):
     """Adam (Kingma & Ba 2015) without weight decay; `rules` name the parameters that are updated row by row.
 
-    The state is Adam's: step, exp_avg and exp_avg_sq for every parameter.
+    The state is Adam's: step, exp_avg and exp_avg_sq for every parameter; with `gains` that of W_dec has gain too.
     """
 
     def __init__(
@@ -41,9 +57,12 @@ class SparseAdam(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float],
         eps: float,
+        gains: Gains | None = None,
     ):
-        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
-        self.rules = rules
+        first = [parameter for parameter in parameters if gains and parameter is gains.decoder]
+        rest = [parameter for parameter in parameters if not gains or parameter is not gains.decoder]
+        super().__init__(first + rest, {"lr": lr, "betas": betas, "eps": eps})
+        self.rules, self.gains = rules, gains
         self.placed: Tensor | None = None
 
     def deferred(self, parameter: nn.Parameter) -> DeferredGradient:
@@ -53,6 +72,8 @@ class SparseAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, and forget deferred ones."""
+        gain = self._gain()
+        before = None if gain is None else gain.clone()
         for group in self.param_groups:
             for parameter in group["params"]:
                 rule, grad = self.rules.get(parameter), parameter.grad
@@ -62,10 +83,29 @@ class SparseAdam(torch.optim.Optimizer):
                 state["step"] += 1
                 numbers = AdamStep(group["lr"], group["betas"], group["eps"], int(state["step"]), self.placed)
                 moments = state["exp_avg"], state["exp_avg_sq"]
+                scales = self._scales(parameter, before, gain)
                 rule = rule or RowRule(Weight(parameter))
                 gradient = DeferredGradient(rule.deferred.terms, grad)
-                backend_for(parameter).update(rule.weight, gradient, moments, numbers, rule.unit_rows)
+                update = partial(backend_for(parameter).update, rule.weight)
+                if scales and grad is not None and parameter.dim() == 1:
+                    parameter.div_(scales.before)
+                    update(DeferredGradient(dense=grad * scales.before), moments, numbers, False)
+                    parameter.mul_(scales.after)
+                else:
+                    update(gradient, moments, numbers, rule.unit_rows, scales)
                 rule.deferred.terms.clear()
+
+    def _gain(self) -> Tensor | None:
+        """Return the latents' gains, which steps change in place."""
+        return None if self.gains is None else self._state(self.gains.decoder)["gain"]
+
+    def _scales(self, parameter: nn.Parameter, before: Tensor | None, after: Tensor | None) -> Scales | None:
+        """Return what a parameter is divided by while Adam moves it, from the gains before this step and after it."""
+        if self.gains is None or before is None or after is None:
+            return None
+        if parameter is self.gains.decoder:
+            return Scales(before.reciprocal(), after)
+        return Scales(before, after) if any(parameter is one for one in self.gains.encoder) else None
 
     def upcoming(self) -> AdamStep | None:
         """Return the numbers of the next step; None where it is the first, or parameters differ in them."""
@@ -94,4 +134,6 @@ class SparseAdam(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
+            if self.gains and parameter is self.gains.decoder:
+                state["gain"] = torch.full_like(parameter[:, 0], self.gains.initial)
         return state

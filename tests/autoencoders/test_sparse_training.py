@@ -240,6 +240,40 @@ def test_unit_rows_stay_unit_and_gradients_do_not_point_along_them():
     torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(128))
 
 
+@pytest.mark.parametrize("kind", ["topk", "batch_topk"])
+def test_gains_train_a_decoder_of_free_norms(kind):
+    """As Adam over W, b and D of x_hat = D h + b_dec, h = W x' + b where h_j ‖D_j‖ is among the largest."""
+    gain, k, rate = 0.3, 4, 1e-2
+    model, x = started(activation={"kind": kind, "k": k}, initial_gain=gain)
+    assert torch.allclose(model.W_enc.norm(dim=1), torch.tensor(0.1))
+    W, b, D = (p.detach().double() for p in (model.W_enc / gain, model.b_enc / gain, model.W_dec * gain))
+    weights = [torch.nn.Parameter(p) for p in (W, b, D, model.b_dec.detach().double())]
+    adam, optimizer = torch.optim.Adam(weights, rate), model.make_optimizer(rate, (0.9, 0.999), 1e-8)
+    for number in range(5):
+        batch = x[number * 256 :][:256]
+        W, b, D, b_dec = weights
+        rows = model.normalizer(batch).double()
+        h = (rows - b_dec) @ W.T + b
+        sizes = (h * D.norm(dim=1)).detach().relu()
+        wanted = k * len(batch) if kind == "batch_topk" else k
+        found = sizes.flatten() if kind == "batch_topk" else sizes
+        cut = found.topk(wanted).values[..., -1:]
+        loss = ((h * (sizes >= cut)) @ D + b_dec - rows).square().sum() / len(batch)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        assert take(model, batch, number, optimizer).total.item() == pytest.approx(loss.item(), rel=1e-4)
+    norms = weights[2].detach().norm(dim=1)
+    assert norms.std() > 1e-3
+    for ours, theirs in (
+        (model.W_dec, weights[2] / norms[:, None]),
+        (model.W_enc, weights[0] * norms[:, None]),
+        (model.b_enc, weights[1] * norms),
+        (optimizer.state[model.W_dec]["gain"], norms),
+    ):
+        torch.testing.assert_close(ours.detach().double(), theirs.detach(), rtol=1e-3, atol=1e-3)
+
+
 def test_steering_gives_way_while_l0_falls():
     def moved(l0, mean):
         steered = make(penalty={"kind": "l1", "target_l0": 50, "warmup_steps": 0}).penalty_weight

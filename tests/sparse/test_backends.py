@@ -12,6 +12,7 @@ from torch import Tensor
 from saetool.errors import RequestError
 from saetool.sparse import backends
 from saetool.sparse.backends import AdamStep, Backend, backend_for, finish
+from saetool.sparse.backends.plain import Scales
 from saetool.sparse.codes import Support
 from saetool.sparse.gradients import Along, DeferredGradient, Outer
 from saetool.sparse.weight import Weight
@@ -343,6 +344,39 @@ def test_an_update_is_adams(backend, terms, unit):
         assert kept is ours.copy
         for name in ("half",) if backend.name == "cuda" else ("weight",):
             torch.testing.assert_close(getattr(kept, name), getattr(fresh, name), rtol=2**-7, atol=1e-6)
+
+
+LOOSE = {"rtol": 1e-3, "atol": 1e-4}
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("terms", ["deferred", "two terms"])
+def test_a_scaled_update_moves_what_the_scales_leave(backend, terms, unit):
+    """W = before · V: Adam moves V, with before · dW; then W = after · V', or V' / ‖V'‖ and after = ‖V'‖."""
+    g = torch.Generator().manual_seed(0)
+    start, table = torch.randn(30, 45, generator=g), torch.randn(11, 45, generator=g).bfloat16().float()
+    scales = torch.rand(2, 30, generator=g) + 0.2
+    start, table, other, *scales = cast(backend, start / start.norm(dim=1, keepdim=True), table, start.flip(0), *scales)
+    ours, moments = Weight(torch.nn.Parameter(start.clone())), (torch.zeros_like(start), torch.zeros_like(start))
+    theirs = torch.nn.Parameter(start.double() / scales[0][:, None])
+    adam, before = torch.optim.Adam([theirs], 1e-2, (0.9, 0.99), 1e-8), scales[0]
+    for count in range(1, 5):
+        support, weights = random_codes(11, 30, 0.2, count)
+        (weights,) = cast(backend, weights)
+        gradient = DeferredGradient([Outer(support, weights, table)])
+        if terms == "two terms":
+            gradient.emit(Along(other, torch.ones(30, dtype=start.dtype)))
+        whole = dense(support, weights).T @ table.double() + (other if terms == "two terms" else 0)
+        theirs.grad = whole * before[:, None]
+        after = torch.zeros_like(before) if unit else scales[count % 2]
+        step = AdamStep(1e-2, (0.9, 0.99), 1e-8, count)
+        backend.update(ours, gradient, moments, step, unit, Scales(before, after))
+        adam.step()
+        if unit:
+            torch.testing.assert_close(after.double(), theirs.detach().norm(dim=1), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours.tensor.double() / after[:, None] ** (-1 if unit else 1), theirs, **LOOSE)
+        before = after.reciprocal() if unit else after
+    torch.testing.assert_close(moments[1].double(), adam.state[theirs]["exp_avg_sq"], **LOOSE)
 
 
 def test_a_vector_is_updated_like_a_row(backend):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from saetool.errors import RequestError
 from saetool.sparse.backends.cuda import interpreted
-from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.backends.plain import AdamStep, Scales
 from saetool.sparse.codes import ByLatent, Support
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
@@ -132,9 +132,10 @@ class Backend(Protocol):
         moments: tuple[Tensor, Tensor],
         step: AdamStep,
         unit_rows: bool,
+        scales: Scales | None = None,
     ) -> None:
-        """Take Adam's step in place and renew the weight's copy. With `unit_rows` the part of the gradient along a
-        row is left out, and rows end at norm 1."""
+        """Take Adam's step in place and renew the weight's copy. With `unit_rows` rows end at norm 1, and, unless
+        there are `scales`, the part of the gradient along a row is left out."""
         ...
 
     def step_context(self) -> AbstractContextManager[None]:

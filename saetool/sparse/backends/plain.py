@@ -152,6 +152,17 @@ class AdamStep:
         return torch.tensor(self.values(), dtype=torch.float32).to(device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Scales:
+    """What Adam moves in place of a weight W whose row j is before[j] · V[j]: V, the row becoming after[j] · V'[j].
+
+    Of unit rows, which become V' / ‖V'‖, `after` is written: ‖V'‖.
+    """
+
+    before: Float[Tensor, "n_latents"]
+    after: Float[Tensor, "n_latents"]
+
+
 def update_in_blocks(
     backend: "Backend",
     weight: Weight,
@@ -159,6 +170,7 @@ def update_in_blocks(
     moments: tuple[Tensor, Tensor],
     step: AdamStep,
     unit_rows: bool,
+    scales: Scales | None = None,
 ) -> None:
     """Take Adam's step a block of latents at a time: build the gradient, project it, update, restore unit rows, copy.
 
@@ -171,12 +183,21 @@ def update_in_blocks(
         return
     for start in range(0, len(values), BLOCK):
         stop = min(start + BLOCK, len(values))
-        grad = gradient.block(start, stop, backend)
+        grad, rows = gradient.block(start, stop, backend), values[start:stop]
+        if scales:
+            before = scales.before[start:stop, None]
+            rows.div_(before)
+            grad = grad * before
+        elif unit_rows:
+            remove_part_along(rows, grad)
+        adam_step(rows, grad, (moments[0][start:stop], moments[1][start:stop]), step)
+        if scales and unit_rows:
+            norms = torch.linalg.vector_norm(rows, dim=1)
+            scales.after[start:stop] = norms.clamp_min(torch.finfo(rows.dtype).tiny)
         if unit_rows:
-            remove_part_along(values[start:stop], grad)
-        adam_step(values[start:stop], grad, (moments[0][start:stop], moments[1][start:stop]), step)
-        if unit_rows:
-            normalize_rows(values[start:stop])
+            normalize_rows(rows)
+        elif scales:
+            rows.mul_(scales.after[start:stop, None])
         weight.refresh(start, stop)
     weight.mark_current()
 

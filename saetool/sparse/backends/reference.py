@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saetool.sparse.backends import plain
-from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.backends.plain import AdamStep, Scales
 from saetool.sparse.codes import ByLatent, Support, offsets_of
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
@@ -69,8 +69,9 @@ class Reference:
         moments: tuple[Tensor, Tensor],
         step: AdamStep,
         unit_rows: bool,
+        scales: Scales | None = None,
     ) -> None:
-        plain.update_in_blocks(self, weight, gradient, moments, step, unit_rows)
+        plain.update_in_blocks(self, weight, gradient, moments, step, unit_rows, scales)
 
     def step_context(self) -> AbstractContextManager[None]:
         return nullcontext()

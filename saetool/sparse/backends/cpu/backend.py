@@ -15,7 +15,7 @@ from saetool.sparse.backends import plain
 from saetool.sparse.backends.cpu import kernels
 from saetool.sparse.backends.cpu.parallel import operators_on_one_core, parallel_rows, parallel_sum
 from saetool.sparse.backends.cpu.screen import HalfWeight, has_fast_half
-from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.backends.plain import AdamStep, Scales
 from saetool.sparse.codes import ByLatent, Support
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
@@ -95,17 +95,20 @@ class Cpu:
         moments: tuple[Tensor, Tensor],
         step: AdamStep,
         unit_rows: bool,
+        scales: Scales | None = None,
     ) -> None:
         outer = gradient.only_outer
         if outer is None:
-            plain.update_in_blocks(self, weight, gradient, moments, step, unit_rows)
+            plain.update_in_blocks(self, weight, gradient, moments, step, unit_rows, scales)
             return
         by_latent, (beta1, beta2) = outer.support.by_latent(self), step.betas
         numbers = (step.lr / (1 - beta1**step.count), beta1, beta2, (1 - beta2**step.count) ** 0.5, step.eps)
         terms = _arrays(by_latent.rows, by_latent.to_latent_order(outer.weights), by_latent.offsets, outer.table)
         copy = weight.copy.weight if isinstance(weight.copy, HalfWeight) else torch.empty(0, 0, dtype=torch.bfloat16)
         run, arrays = kernels().update, _arrays(weight.tensor, *moments)
-        rest = (tuple(terms), tuple(map(np.float32, numbers)), unit_rows, copy.view(torch.int16).numpy())
+        before, after = (scales.before, scales.after) if scales else (torch.empty(0), torch.empty(0))
+        rules = (unit_rows, *_arrays(before, after), copy.view(torch.int16).numpy())
+        rest = (tuple(terms), tuple(map(np.float32, numbers)), *rules)
         parallel_rows(lambda number, rows: run(*arrays, *rest, rows.start, rows.stop), len(weight.tensor), GROUPS)
         torch.autograd.graph.increment_version(weight.tensor)
         weight.mark_current()

@@ -260,22 +260,26 @@ def squared_error(latents, values, offsets, weight, bias, x, errors, residual, s
 
 
 @compiled
-def update(weight, moments, squares, gradient, numbers, unit_rows, half, first, last):
+def update(weight, moments, squares, gradient, numbers, unit_rows, before, after, half, first, last):
     """Take Adam's step for the rows from `first` to `last` of a weight [n_latents, d_in], one after the other.
 
     `gradient` is (index, weights, offsets, table): row j is Σ weights[e] · table[index[e]] over the latent's entries.
-    `numbers` are (step size, β₁, β₂, √(1 − β₂ᵗ), ε). With `unit_rows` the step keeps rows at norm 1. `half`, where it
-    has rows, is the weight's bfloat16 copy with its two columns of norms.
+    `numbers` are (step size, β₁, β₂, √(1 − β₂ᵗ), ε). With `unit_rows` the step keeps rows at norm 1. Arrays that are
+    not empty: `before` and `after` are `plain.Scales`, `half` is the bfloat16 copy with its two columns of norms.
     """
     index, weights, offsets, table = gradient
     step_size, beta1, beta2, correction, eps = numbers
     d_in = weight.shape[1]
     grad = np.empty(d_in, np.float32)
-    one = np.float32(1)
+    one, scaled = np.float32(1), before.shape[0] > 0
     for j in range(first, last):
         row, moment, square = weight[j], moments[j], squares[j]
         _weighted_sum(index, weights, table, offsets[j], offsets[j + 1], grad)
-        if unit_rows:
+        if scaled:
+            for i in range(d_in):
+                grad[i] *= before[j]
+                row[i] /= before[j]
+        elif unit_rows:
             along = _dot(grad, row)
             for i in range(d_in):
                 grad[i] -= along * row[i]
@@ -283,10 +287,13 @@ def update(weight, moments, squares, gradient, numbers, unit_rows, half, first, 
             moment[i] += (one - beta1) * (grad[i] - moment[i])
             square[i] = beta2 * square[i] + (one - beta2) * grad[i] * grad[i]
             row[i] -= step_size * moment[i] / (np.sqrt(square[i]) / correction + eps)
-        if unit_rows:
-            factor = one / max(np.sqrt(_dot(row, row)), np.float32(1.2e-38))
+        if unit_rows or scaled:
+            norm = max(np.sqrt(_dot(row, row)), np.float32(1.2e-38))
+            factor = one / norm if unit_rows else after[j]
             for i in range(d_in):
                 row[i] *= factor
+            if unit_rows and scaled:
+                after[j] = norm
         if half.shape[0]:
             _copy_half(row, half[j])
 

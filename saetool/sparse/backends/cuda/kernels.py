@@ -295,13 +295,13 @@ def round_rows(X, HALF, NORMS, ERRORS, d, COLUMNS: tl.constexpr):
 
 @triton.jit
 def adam_rows(
-    WEIGHT, GRAD, MOMENT, SQUARE, HALF, NUMBERS, size, d,
-    COLUMNS: tl.constexpr, UNIT_ROWS: tl.constexpr, COPY: tl.constexpr,
+    WEIGHT, GRAD, MOMENT, SQUARE, HALF, NUMBERS, BEFORE, AFTER, size, d,
+    COLUMNS: tl.constexpr, UNIT_ROWS: tl.constexpr, COPY: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """Take Adam's step for each row of a weight. NUMBERS: lr / (1 − β₁ᵗ), β₁, β₂, √(1 − β₂ᵗ), ε.
 
-    UNIT_ROWS: the gradient's part along the row is left out, and rows end at norm 1. COPY: the row is written in
-    HALF too, bfloat16 or float16.
+    UNIT_ROWS: rows end at norm 1, and unless they are SCALED the gradient's part along the row is left out. SCALED:
+    BEFORE and AFTER are `plain.Scales`. COPY: the row is written in HALF too, bfloat16 or float16.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
@@ -311,13 +311,21 @@ def adam_rows(
     correction, eps = tl.load(NUMBERS + 3), tl.load(NUMBERS + 4)
     weight, grad = tl.load(WEIGHT + at, mask=inside, other=0.0), tl.load(GRAD + at, mask=inside, other=0.0)
     moment, square = tl.load(MOMENT + at, mask=inside, other=0.0), tl.load(SQUARE + at, mask=inside, other=0.0)
-    if UNIT_ROWS:
+    if SCALED:
+        before = tl.load(BEFORE + row)
+        weight, grad = weight / before, grad * before
+    elif UNIT_ROWS:
         grad -= weight * tl.sum(weight * grad, 0)
     moment += (1 - beta1) * (grad - moment)
     square = beta2 * square + (1 - beta2) * grad * grad
     weight -= step_size * moment / (tl.sqrt(square) / correction + eps)
     if UNIT_ROWS:
-        weight /= tl.maximum(tl.sqrt(tl.sum(weight * weight, 0)), 1.2e-38)
+        norm = tl.maximum(tl.sqrt(tl.sum(weight * weight, 0)), 1.2e-38)
+        weight /= norm
+        if SCALED:
+            tl.store(AFTER + row, norm)
+    elif SCALED:
+        weight *= tl.load(AFTER + row)
     tl.store(WEIGHT + at, weight, mask=inside)
     tl.store(MOMENT + at, moment, mask=inside)
     tl.store(SQUARE + at, square, mask=inside)

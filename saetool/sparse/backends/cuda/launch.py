@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saetool.sparse.backends import plain
 from saetool.sparse.backends.cuda import kernels as compiled_at_launch
-from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.backends.plain import AdamStep, Scales
 from saetool.sparse.codes import ByLatent, Support
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
@@ -179,6 +179,7 @@ class Cuda:
         moments: tuple[Tensor, Tensor],
         step: AdamStep,
         unit_rows: bool,
+        scales: Scales | None = None,
     ) -> None:
         values = weight.tensor.detach()
         grad = gradient.block(0, len(values), self) if values.dim() == 2 else gradient.dense
@@ -188,7 +189,8 @@ class Cuda:
         with _on(values):
             kernels.adam_rows[(_blocks(values.numel(), width),)](
                 values, grad.contiguous(), *moments, copy.half if copy else values, step.numbers(values.device),
-                values.numel(), width, _power_of_two(width), unit_rows, copy is not None,
+                *((scales.before, scales.after) if scales else (values, values)),
+                values.numel(), width, _power_of_two(width), unit_rows, copy is not None, scales is not None,
             )  # fmt: skip
         torch.autograd.graph.increment_version(weight.tensor)
         if copy is not None:
