@@ -29,12 +29,13 @@ VARIANTS = {
     "topk": {
         "saetool": {},
         "saetool, initial_norm 0.577": {"initial_norm": 0.577},
+        "saetool, initial_gain 0.3, clipped": {"initial_gain": 0.3, "initial_norm": 0.03, "clip": 1.0},
         "saetool, auxk": {"dead": {"kind": "auxk", "after_tokens": 100_000}},
     },
     "l1": {"saetool": {}},
 }
-"""Settings beside the defaults. 0.577 is the norm at which sparsify's encoder rows begin (torch's Linear); AuxK's usual
-ten million tokens of silence are more than these trainings have."""
+"""Settings beside the defaults, and clip_norm. 0.577 is the norm at which sparsify's encoder rows begin (torch's
+Linear); AuxK's usual ten million tokens of silence are more than these trainings have."""
 FIRST_WEIGHT = 0.15
 """The other programs' first L1 weight, in units of √d_in."""
 MOST_RUNS, WITHIN = 4, 0.05
@@ -57,6 +58,9 @@ class Bench:
     def train(self, name, method, lr, steps, seed=0, **options):
         """Return what a model is worth after each of `steps`, and note it."""
         settings = VARIANTS[method].get(name)
+        if settings is not None:
+            settings, options = dict(settings), dict(options)
+            options["clip"] = settings.pop("clip", 0.0)
         program = "saetool" if settings is not None else f"{name} tuned" if self.tuned else name
         runner = Runner(
             *(program, method, self.shape, BATCH, self.folder, self.peers, BATCH * self.steps[-1]),

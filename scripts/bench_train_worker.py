@@ -68,11 +68,14 @@ class Saetool(Program):
     def step(self, x):
         from saetool.autoencoders.base import Step
 
-        now = Step(self.done, self.training, optimizer=self.optimizer)
+        clip = self.args.clip
+        now = Step(self.done, self.training, optimizer=None if clip else self.optimizer)
         with self.model.step_context():
             loss = self.model.loss(x, now, self.generator)
             loss.total.backward()
             self.model.before_update()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.model.after_update(self.optimizer, now, self.generator, [loss])
@@ -297,6 +300,7 @@ def main():
     parser.add_argument("--warmup", type=int, default=20, help="steps over which an L1 weight rises")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", type=json.loads, default={}, help="saetool's, as JSON")
+    parser.add_argument("--clip", type=float, default=0.0, help="saetool's training.clip_norm; SAELens always clips")
     parser.add_argument("--autocast", action="store_true", help="the other programs under bfloat16, with fused Adam")
     parser.add_argument("--compile", action="store_true", help="the other programs by torch.compile")
     parser.add_argument("--data", required=True)

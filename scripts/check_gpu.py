@@ -42,6 +42,7 @@ KINDS = {
     "ReLU + L1": {"penalty": L1},
     "weighted L1": {"penalty": {**L1, "norm": "weighted"}},
     "KL": {"activation": {"kind": "one_minus_exp"}, "penalty": {"kind": "kl", "rho": 0.02}},
+    "TopK with gains": {"activation": {"kind": "topk", "k": 12}, "initial_gain": 0.3},
     "TopK + AuxK": {"activation": {"kind": "topk", "k": 12}, "dead": {"kind": "auxk", **SOON}},
     "BatchTopK": {"activation": {"kind": "batch_topk", "k": 12}, "dead": {"kind": "auxk", **SOON}},
     "JumpReLU": {

@@ -4,6 +4,7 @@ python scripts/kernel_table.py [--json FILE]        Triton's own cuobjdump says 
 """
 
 import argparse
+import itertools
 import json
 import re
 import subprocess

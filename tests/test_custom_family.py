@@ -58,6 +58,7 @@ def test_the_pages_blocks_go_from_pictures_to_the_page(read):
     assert saetool.Features(folder / "runs/own/features").n_latents == 128
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_finds_the_same_by_the_module_it_is_told(read):
     folder, _ = read
     before = Artifact.open(folder / "runs/own/autoencoder").id

@@ -66,6 +66,7 @@ def test_a_second_run_builds_nothing_and_says_so(run):
     assert time.monotonic() - start < 120
 
 
+@pytest.mark.slow
 def test_another_request_at_the_same_place_is_refused_with_what_differs(run):
     out, _ = run
     done = demo(out, "training.lr=1e-2")
@@ -93,6 +94,7 @@ def test_ctrl_c_heard_twice_ends_once(tmp_path):
     assert (done.returncode, done.stderr.count("the same command resumes")) == (130, 1), done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_that_the_work_is_kept(tmp_path):
     command = [sys.executable, "-m", "saetool", "demo", "--out", str(tmp_path / "demo")]
     # A shell's background jobs ignore the signal, and so would their children.

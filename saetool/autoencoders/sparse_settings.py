@@ -226,8 +226,8 @@ class SparseSettings(FamilySettings):
     for all others, .1 with an initial_gain; for TopK, less ends with less error and more latents that never fire."""
     initial_gain: PositiveFloat | None = None
     """‖W_dec,j‖ at the start of a decoder whose norms learn (topk and batch_topk): selection is by what a latent adds,
-    and rows are kept at norm 1 with the norm taken into the encoder. null: rows have norm 1 throughout. With .3 a short
-    training ends with much less error, see docs/benchmarks.md."""
+    and rows are kept at norm 1 with the norm taken into the encoder. null: rows have norm 1 throughout. With .3 a
+    training ends with less error and more latents that never fire (docs/benchmarks.md)."""
     initial_l0: PositiveFloat = 100.0
     """Biases start so that about this many latents are active a row; larger is slower and kills fewer latents."""
 

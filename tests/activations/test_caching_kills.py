@@ -100,6 +100,7 @@ def check_kills(server, pictures, tmp_path, whole, at_least: int) -> None:
         assert not out.with_name(out.name + ".partial").exists()
 
 
+@pytest.mark.slow
 def test_killed_a_few_times(server, pictures, tmp_path, whole):
     check_kills(server, pictures, tmp_path, whole, at_least=4)
 
@@ -124,6 +125,7 @@ def check_swaps(server, pictures, tmp_path, whole, swaps: int) -> None:
         assert verify(out) == []
 
 
+@pytest.mark.slow
 def test_killed_while_replacing(server, pictures, tmp_path, whole):
     check_swaps(server, pictures, tmp_path, whole, swaps=2)
 

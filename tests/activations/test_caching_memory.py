@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 JOB = """
 import resource, sys
 from pathlib import Path
@@ -61,6 +63,7 @@ def peak_memory(images: int, out) -> int:
     return int(done.stdout.split()[-1])
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """1,200 images more are 66 MB more in the store, 16 shards of 4 MiB; buffers were full with 1,100 already, and
     what compiles the resizing of so many was loaded."""

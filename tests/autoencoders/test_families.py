@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from torch import nn
 
 import saetool
-from saetool.autoencoders import Autoencoder, FamilySettings, Loss, families
+from saetool.autoencoders import Autoencoder, FamilySettings, Loss, Phase, families
 from saetool.config import load_config, sweep_members
 from saetool.errors import RequestError
 from saetool.settings import Settings

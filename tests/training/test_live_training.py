@@ -41,7 +41,8 @@ def test_live_training_is_as_good_as_cached_training(source, autoencoder, tmp_pa
 
 
 def test_live_training_resumes_bit_for_bit(source, autoencoder, tmp_path, monkeypatch):
-    whole = train(source, autoencoder, HOW, tmp_path / "whole")
+    how = HOW.model_copy(update={"tokens": 64 * 60})
+    whole = train(source, autoencoder, how, tmp_path / "whole")
     original = LiveStream.batches
 
     def crashing(self):
@@ -52,6 +53,6 @@ def test_live_training_resumes_bit_for_bit(source, autoencoder, tmp_path, monkey
 
     monkeypatch.setattr(LiveStream, "batches", crashing)
     with pytest.raises(KeyboardInterrupt):
-        train(source, autoencoder, HOW, tmp_path / "killed")
+        train(source, autoencoder, how, tmp_path / "killed")
     monkeypatch.undo()
-    assert train(source, autoencoder, HOW, tmp_path / "killed").id == whole.id
+    assert train(source, autoencoder, how, tmp_path / "killed").id == whole.id

@@ -144,7 +144,8 @@ def alone(tmp_path_factory, small_models):
 
 
 @pytest.mark.parametrize(
-    ("processes", "everything"), [(2, False), (3, False), pytest.param(2, True, marks=pytest.mark.slow)]
+    ("processes", "everything"),
+    [(2, False), pytest.param(3, False, marks=pytest.mark.slow), pytest.param(2, True, marks=pytest.mark.slow)],
 )
 def test_any_number_of_processes_learns_the_same(processes, everything, alone, small_models, tmp_path):
     jobs = {name: job for name, job in small_models.items() if everything or name in SYNCHRONIZED}
@@ -166,7 +167,8 @@ def test_any_number_of_processes_learns_the_same(processes, everything, alone, s
                 assert line["fvu"] is not None
 
 
-@pytest.mark.parametrize("resumed_with", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed_with", [2, 1])
 def test_a_killed_process_ends_the_others_with_a_message_and_training_resumes(
     resumed_with, alone, small_models, tmp_path
 ):

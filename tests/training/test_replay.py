@@ -18,6 +18,7 @@ STEPS = 4
 KINDS = {
     "ReLU + L1": {"penalty": {"kind": "l1", "weight": 0.1, "warmup_steps": 2}},
     "TopK": {"activation": {"kind": "topk", "k": 4}},
+    "TopK with gains": {"activation": {"kind": "topk", "k": 4}, "initial_gain": 0.3},
     "BatchTopK": {"activation": {"kind": "batch_topk", "k": 4}},
     "Matryoshka": {"activation": {"kind": "batch_topk", "k": 4}, "matryoshka": [6, 12]},
     "JumpReLU": {"activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 0.01, "warmup_steps": 2}},

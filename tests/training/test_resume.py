@@ -29,6 +29,7 @@ SMALL = [
         "steered",
         "resampled",
         "topk",
+        "gains",
         "batch_topk",
         "jump_relu",
         "gated",
@@ -225,6 +226,7 @@ def assert_same(a: Path, b: Path) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_a_sparse_model_killed_by_sigkill_ends_with_the_same_artifact(tmp_path):
     whole = start(tmp_path / "whole")
     killed = start(tmp_path / "killed", kill_after=37)
