@@ -4,7 +4,7 @@
     python scripts/bench_quality.py runs/demo/activations [--json FILE] [--peers DIR] [--parts topk l1] …
 
 All see the same rows in the same order, centered and scaled alike; what the demo's config holds out is held out.
-The learning rate is constant: the best of `--rates` at the first of `--steps`, for each program.
+The learning rate is constant: the best of `--rates` (RATES) at the first of `--steps`, for each program.
 TopK 32: FVU and silent latents along the steps. ReLU + L1: at one L0, which the other programs reach by fixed weights
 (after a warm-up of a tenth of the steps), saetool by steering; FVU there is read off between the two nearest runs.
 """
@@ -36,6 +36,7 @@ VARIANTS = {
 }
 """Settings beside the defaults, and clip_norm. 0.577 is the norm at which sparsify's encoder rows begin (torch's
 Linear); AuxK's usual ten million tokens of silence are more than these trainings have."""
+RATES = {"topk": (5e-4, 1e-3, 2e-3, 4e-3), "l1": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)}
 FIRST_WEIGHT = 0.15
 """The other programs' first L1 weight, in units of √d_in."""
 MOST_RUNS, WITHIN = 4, 0.05
@@ -48,7 +49,7 @@ class Bench:
 
     shape: tuple[int, int]
     steps: list[int]
-    rates: list[float]
+    rates: list[float] | None
     folder: str
     peers: Path
     threads: int
@@ -117,17 +118,17 @@ def _read_off(tried, wanted):
 
 def topk(bench, programs, pool):
     """Return, for each program, its rate, its curve and its first point with other seeds."""
-    train = partial(pool.submit, bench.train)
-    tasks = {(name, lr): train(name, "topk", lr, bench.steps[:1]) for name in programs for lr in bench.rates}
+    train, rates = partial(pool.submit, bench.train), bench.rates or RATES["topk"]
+    tasks = {(name, lr): train(name, "topk", lr, bench.steps[:1]) for name in programs for lr in rates}
     grid = {key: task.result()[0]["fvu"] for key, task in tasks.items()}
-    best = {name: min(bench.rates, key=lambda lr, name=name: grid[name, lr]) for name in programs}
+    best = {name: min(rates, key=lambda lr, name=name: grid[name, lr]) for name in programs}
     # The longest first: the slowest program's curve takes as long as all others'.
     curves = {name: train(name, "topk", best[name], bench.steps) for name in reversed(programs)}
     seeds = {name: [train(name, "topk", best[name], bench.steps[:1], seed) for seed in SEEDS] for name in programs}
     return {
         name: {
             "lr": best[name],
-            "grid": {lr: grid[name, lr] for lr in bench.rates},
+            "grid": {lr: grid[name, lr] for lr in rates},
             "curve": curves[name].result(),
             "seeds": [grid[name, best[name]], *(task.result()[0]["fvu"] for task in seeds[name])],
         }
@@ -137,7 +138,8 @@ def topk(bench, programs, pool):
 
 def l1(bench, programs, pool):
     """Return, for each program, FVU at TARGET_L0 at its best rate, and with other seeds."""
-    tasks = {name: [pool.submit(bench.at_l0, name, lr) for lr in bench.rates] for name in programs}
+    rates = bench.rates or RATES["l1"]
+    tasks = {name: [pool.submit(bench.at_l0, name, lr) for lr in rates] for name in programs}
     best = {name: min((task.result() for task in tasks[name]), key=lambda e: e["fvu"]) for name in programs}
     again = partial(pool.submit, bench.at_l0)
     seeds = {name: [again(name, best[name]["lr"], seed, best[name]["value"]) for seed in SEEDS] for name in programs}
@@ -173,7 +175,7 @@ def main():
     parser.add_argument("--programs", nargs="+", help="some of VARIANTS and PEERS; default: all")
     parser.add_argument("--expansion", type=int, default=32)
     parser.add_argument("--steps", nargs="+", type=int, default=[300, 1000, 3000])
-    parser.add_argument("--rates", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3, 4e-3])
+    parser.add_argument("--rates", nargs="+", type=float, help="for every program, in place of RATES")
     parser.add_argument("--at-once", type=int, default=2, help="programs at work at a time, each on its share of cores")
     parser.add_argument("--tuned", action="store_true", help="the others by bfloat16, fused Adam and torch.compile")
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "saetool-bench")

@@ -15,9 +15,21 @@ from jaxtyping import AbstractArray, install_import_hook
 os.environ.setdefault("TRITON_INTERPRET", "1")  # decided when Triton is imported
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("activations", "evaluation", "exchange", "features", "statistics.py", "vision")
-"""Where they are checked, in modules that have any: numba and Triton read the others' functions themselves."""
-TAKES_ANYTHING = ("stability", "write_store")
+ROOMS = (
+    *(
+        "activations",
+        "autoencoders",
+        "evaluation",
+        "exchange",
+        "features",
+        "sparse",
+        "statistics.py",
+        "training",
+        "vision",
+    ),
+)
+"""Where they are checked: all rooms that have any, but for functions that numba or Triton read themselves."""
+TAKES_ANYTHING = ("stability", "write_store", "encode", "encode_sparse", "complete")
 """Calls that say themselves, in a sentence, what is wrong with what they are given."""
 
 

@@ -193,19 +193,19 @@ class Normalizer(nn.Module):
                 )
             self.factor.fill_(factor)
 
-    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Map raw activations into the model's units."""
         if self.kind == "layer_norm":
             mean, deviation = self.row_units(x)
             return (x - mean) / (deviation + ROW_EPS)
         return x if self.kind == "none" else (x - self.mean).mul_(self.factor)
 
-    def inverse(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def inverse(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Map the model's units back to raw activations; of layer norm, whose rows only `row_units` knows, not."""
         return x if self.kind in ("none", "layer_norm") else x / self.factor + self.mean
 
     @staticmethod
-    def row_units(x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 1"]]:
+    def row_units(x: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch 1"]]:
         """Return the mean and the deviation of each row."""
         return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
 
@@ -237,20 +237,20 @@ class Autoencoder(nn.Module):
         widths = " → ".join([f"{self.d_in:,}", *hidden, f"{self.n_latents:,} latents"])
         return f"{type(self).__name__}({', '.join([widths, *(str(fact) for fact in facts if fact)])})"
 
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         """Return the latents of raw activations; deterministic, never corrupts its input, independent of the batch.
 
         `train()` and `eval()` make no difference to it, and nothing here calls them.
         """
         raise NotImplementedError
 
-    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+    def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units, where codes alone tell it; else what `complete` makes it from."""
         raise NotImplementedError
 
     def complete(
-        self, decoded: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]
-    ) -> Float[Tensor, "batch d_in"]:
+        self, decoded: Float[Tensor, "*batch d_in"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units of x from what `decode` gave for its code."""
         return x + decoded if self.adds_input else decoded
 
@@ -261,11 +261,11 @@ class Autoencoder(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction of raw activations, in raw units."""
         return self.complete(self.decode(self.encode(x)), x)
 
-    def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
+    def encode_sparse(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
         """Return the active latents of raw activations; families with exact zeros override it and stay sparse."""
         return Codes.from_dense(self.encode(x.reshape(-1, x.shape[-1])), self.active_above)
 

@@ -88,17 +88,17 @@ class Denoising(Dense):
             return self.corruption.model_copy(update={"bounds": RANGES[self.settings.activation]})
         return self.corruption
 
-    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+    def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units; with `residual` the correction to add to the input."""
         if not self.settings.residual:
             return super().decode(z)
         return self.step_size * self.decode_levels(z, self.levels) / self.normalizer.factor
 
-    def denoise(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def denoise(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Return the cleaned rows, in raw units: the same as calling the model."""
         return self(x)
 
-    def score(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def score(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Return the estimate of ∇ ln p_σ at `x`, per raw unit: factor · (r(x') − x') / σ².
 
         Raises RequestError for a corruption that is not gaussian.

@@ -113,30 +113,30 @@ class Dense(Autoencoder):
         self.encoder.reset(generator)
         self.decoder.reset(generator)
 
-    def _to_units(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def _to_units(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return self.normalizer(x.to(self.normalizer.mean))
 
     def _decoder_weights(self) -> list[Tensor]:
         return self.encoder.transposed() if self.settings.tied else list(self.decoder.weights)
 
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         """Return the code of raw activations."""
         return self.encoder(self._to_units(x))
 
-    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+    def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units."""
         return self.normalizer.inverse(self.decoder(z, self._decoder_weights()))
 
-    def encode_levels(self, h: Float[Tensor, "batch width"], levels: range) -> Float[Tensor, "batch code"]:
+    def encode_levels(self, h: Float[Tensor, "*batch width"], levels: range) -> Float[Tensor, "*batch code"]:
         """Map the codes below the first of `levels` (the model's input for level 1) to those of the last."""
         return self.encoder(h, start=levels[0] - 1, stop=levels[-1])
 
-    def decode_logits(self, z: Float[Tensor, "batch code"], levels: range) -> Float[Tensor, "batch width"]:
+    def decode_logits(self, z: Float[Tensor, "*batch code"], levels: range) -> Float[Tensor, "*batch width"]:
         """Map codes of the last of `levels` back below the first, without the last activation."""
         depth = len(self.levels)
         return self.decoder.logits(z, self._decoder_weights(), depth - levels[-1], depth - levels[0] + 1)
 
-    def decode_levels(self, z: Float[Tensor, "batch code"], levels: range) -> Float[Tensor, "batch width"]:
+    def decode_levels(self, z: Float[Tensor, "*batch code"], levels: range) -> Float[Tensor, "*batch width"]:
         """Map codes of the last of `levels` back below the first."""
         depth = len(self.levels)
         return self.decoder(z, self._decoder_weights(), depth - levels[-1], depth - levels[0] + 1)

@@ -81,11 +81,11 @@ class Chain(nn.Module):
 
     def logits(
         self,
-        h: Float[Tensor, "batch width"],
+        h: Float[Tensor, "*batch width"],
         weights: Sequence[Tensor] | None = None,
         start: int = 0,
         stop: int | None = None,
-    ) -> Float[Tensor, "batch width_out"]:
+    ) -> Float[Tensor, "*batch width_out"]:
         """Apply layers start … stop − 1 (all by default) but the last one's activation."""
         weights = list(self.weights) if weights is None else weights
         stop = len(self) if stop is None else stop
@@ -97,11 +97,11 @@ class Chain(nn.Module):
 
     def forward(
         self,
-        h: Float[Tensor, "batch width"],
+        h: Float[Tensor, "*batch width"],
         weights: Sequence[Tensor] | None = None,
         start: int = 0,
         stop: int | None = None,
-    ) -> Float[Tensor, "batch width_out"]:
+    ) -> Float[Tensor, "*batch width_out"]:
         """Apply layers start … stop − 1 (all by default)."""
         last = (len(self) if stop is None else stop) - 1
         if last < start:

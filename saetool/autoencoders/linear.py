@@ -119,20 +119,20 @@ class Linear(Autoencoder):
         self.b_enc.zero_()
         self.b_dec.zero_()
 
-    def _encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+    def _encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         return nn.functional.linear(x, self.W_enc, self.b_enc)
 
     def _decoder(self) -> Float[Tensor, "n_latents d_in"]:
         return self.W_enc if self.settings.tied else self.W_dec
 
-    def _decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+    def _decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         return nn.functional.linear(z, self._decoder().T, self.b_dec)
 
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         """Return W_enc x' + b_enc of raw activations."""
         return self._encode(self.normalizer(x.to(self.spectrum)))
 
-    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+    def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units."""
         return self.normalizer.inverse(self._decode(z))
 

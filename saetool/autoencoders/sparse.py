@@ -129,7 +129,7 @@ class SparseAutoencoder(Autoencoder):
     # --- inference ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
+    def encode_sparse(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
         """Return the active latents of raw activations."""
         x = self._rows_of(x)
         if len(x) == 0:
@@ -141,7 +141,7 @@ class SparseAutoencoder(Autoencoder):
         view = SparseView(a, support)
         return support.codes(self.activation.values(a, view.gather, self.b_enc, training=False))
 
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         """Return the latents of raw activations."""
         rows = self._rows_of(x)
         if not self._dense_only():
@@ -153,7 +153,7 @@ class SparseAutoencoder(Autoencoder):
             z = self.activation.values(view.a, view.gather, self.b_enc, training=False)
         return z.reshape(*x.shape[:-1], self.n_latents)
 
-    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+    def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units; under layer norm in each row's own (see `complete`)."""
         return self.normalizer.inverse(z.to(self.W_dec) @ self.W_dec + self.b_dec)
 
@@ -166,8 +166,8 @@ class SparseAutoencoder(Autoencoder):
         return self.normalizer.inverse(x_hat)
 
     def complete(
-        self, decoded: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"]
-    ) -> Float[Tensor, "batch d_in"]:
+        self, decoded: Float[Tensor, "*batch d_in"], x: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units of x from what `decode` gave for its code."""
         if self.normalizer.kind != "layer_norm":
             return decoded
@@ -182,7 +182,7 @@ class SparseAutoencoder(Autoencoder):
         """Return each latent's encoder row as it acts on raw activations."""
         return self.W_enc.detach() * self.normalizer.factor
 
-    def _rows_of(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "rows d_in"]:
+    def _rows_of(self, x: Any) -> Float[Tensor, "rows d_in"]:
         """Return activations of any axes as rows; RequestError where the last is not the model's width."""
         if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[-1] != self.d_in:
             given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__

@@ -101,28 +101,28 @@ class Variational(Autoencoder):
         self.decoder.reset(generator)
         self.encoder.weights[-1][self.n_latents :].zero_()
 
-    def _to_units(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    def _to_units(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return self.normalizer(x.to(self.normalizer.mean))
 
     def _posterior(
-        self, x: Float[Tensor, "batch d_in"]
-    ) -> tuple[Float[Tensor, "batch n_latents"], Float[Tensor, "batch n_latents"]]:
+        self, x: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch n_latents"], Float[Tensor, "*batch n_latents"]]:
         """Return μ and ln σ² of q(z|x), x in the model's units."""
         mean, log_variance = self.encoder(x).chunk(2, dim=-1)
         return mean, _bounded(log_variance)
 
     def posterior(
-        self, x: Float[Tensor, "batch d_in"]
-    ) -> tuple[Float[Tensor, "batch n_latents"], Float[Tensor, "batch n_latents"]]:
+        self, x: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch n_latents"], Float[Tensor, "*batch n_latents"]]:
         """Return mean and variance of q(z|x) for raw activations."""
         mean, log_variance = self._posterior(self._to_units(x))
         return mean, log_variance.exp()
 
-    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         """Return the posterior means of raw activations."""
         return self._posterior(self._to_units(x))[0]
 
-    def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
+    def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the mean of p(x|z) in raw units."""
         return self.normalizer.inverse(self.decoder(z))
 

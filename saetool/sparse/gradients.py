@@ -66,7 +66,7 @@ class DeferredGradient:
     """The gradient of one weight as the sum of its terms; `dense`, where autograd built a part, is added."""
 
     terms: list[Term] = field(default_factory=list)
-    dense: Float[Tensor, "n_latents d_in"] | None = None
+    dense: Float[Tensor, "n_latents *d_in"] | None = None
 
     def emit(self, term: Term) -> None:
         """Add a term."""

@@ -36,7 +36,7 @@ class Weight:
     An optimizer that renews a copy itself, while it has the rows at hand, says so with `mark_current`.
     """
 
-    def __init__(self, tensor: Float[Tensor, "n_latents d_in"]):
+    def __init__(self, tensor: Float[Tensor, "n_latents *d_in"]):
         self.tensor = tensor
         self.copy: Copy | None = None
         """The copy that was asked for last."""
