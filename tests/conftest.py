@@ -15,20 +15,6 @@ from jaxtyping import AbstractArray, install_import_hook
 os.environ.setdefault("TRITON_INTERPRET", "1")  # decided when Triton is imported
 
 ROOT = Path(__file__).parents[1]
-ROOMS = (
-    *(
-        "activations",
-        "autoencoders",
-        "evaluation",
-        "exchange",
-        "features",
-        "sparse",
-        "statistics.py",
-        "training",
-        "vision",
-    ),
-)
-"""Where they are checked: all rooms that have any, but for functions that numba or Triton read themselves."""
 TAKES_ANYTHING = ("stability", "write_store", "encode", "encode_sparse", "complete")
 """Calls that say themselves, in a sentence, what is wrong with what they are given."""
 
@@ -52,10 +38,9 @@ def check_shapes(function: Callable) -> Callable:
 
 checks = sys.modules["saetool_checks"] = ModuleType("saetool_checks")
 checks.__dict__["check_shapes"] = check_shapes
-FILES = [file for room in ROOMS for file in (ROOT / "saetool").glob(room if "." in room else f"{room}/*.py")]
 SHAPED = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for file in FILES
+    for file in (ROOT / "saetool").rglob("*.py")
     if "from jaxtyping import" in (code := file.read_text(encoding="utf-8")) and "@compiled" not in code
 ]
 install_import_hook(SHAPED, "saetool_checks.check_shapes")

@@ -408,6 +408,8 @@ class SparseAutoencoder(Autoencoder):
     ) -> None:
         """Restore unit rows, count silence, move thresholds, steer the penalty, resample."""
         if self.unit_decoder and not isinstance(optimizer, SparseAdam):
+            if self.settings.initial_gain is not None:
+                raise RequestError(f"autoencoder.initial_gain needs SparseAdam, not {type(optimizer).__name__}")
             normalize_rows(self.W_dec)
         pieces: list[Piece] = [loss.kept for loss in losses]
         rows, counts = sum(piece.rows for piece in pieces), reduce(torch.add, [piece.counts for piece in pieces])

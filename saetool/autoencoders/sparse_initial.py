@@ -21,11 +21,12 @@ KL_ENCODER_SCALE = 1.5
 
 L1_ENCODER_SCALE = 2.0
 """The same of ReLU models with L1. In a training of 635 steps to L0 45 (the demo) it ends at FVU .119 with .3 % of the
-latents silent, 1 at .134 with 5 %. All others begin at 1: from 2, gated and TopK models end at .106 and .119 instead of
-.092 and .091; from less than 1, TopK gains little and loses many latents."""
+latents silent, 1 at .134 with 5 %. All others without a gain begin at 1: from 2, gated and TopK models end at .106 and
+.119 instead of .092 and .091; from less than 1, TopK gains little and loses many latents."""
 
 GAINED_ENCODER_SCALE = 0.1
-"""The same of models with an initial gain."""
+"""The same of models with an initial gain. Beside a gain of .3, .03 ends a training of 300 steps with less error and
+more silent latents (.1051 and 41 % clipped, .1059 and 34 % from .1), .3 with more and fewer (.1074 and 25 %)."""
 
 MOST_ACTIVE = 0.25
 """The wanted L0 is at most this share of the latents: a quantile near 1 says nothing."""

@@ -21,7 +21,8 @@ from saetool.sparse.weight import Copy, Weight
 class RowRule:
     """What is special about a weight of a sparse model: its copy, its deferred gradient, and whether rows are units.
 
-    With `unit_rows` the part of the gradient along a row is left out, and the update ends with every row at norm 1.
+    With `unit_rows` the update ends with every row at norm 1; the part of the gradient along a row is left out, unless
+    there are gains, which it moves.
     """
 
     weight: Weight
@@ -34,8 +35,9 @@ class Gains:
     """A gain g of each latent's own: Adam moves W_enc / g, b_enc / g and g W_dec, and g is the norm of the last's rows.
 
     A decoder that starts small so learns its directions fast, the encoder slowly, and each latent's gain grows to what
-    the latent is worth (Conerly et al. 2024 begin likewise). What the model computes, and holds, stays as it was: unit
-    rows of W_dec. Defined where W_dec z is linear in z = a, and nothing else is lost or won by a latent's size.
+    the latent is worth. What the model computes, and holds, stays as it was: unit rows of W_dec. Only for codes that
+    are linear in the pre-activations and that no penalty reads. Gradients are clipped, and their norm logged, as those
+    of W_enc, b_enc and W_dec.
     """
 
     decoder: nn.Parameter

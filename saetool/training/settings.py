@@ -33,7 +33,7 @@ class TrainingSettings(Settings):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of the whole gradient; None does not clip."""
+    """Largest norm of the whole gradient, of W_enc, b_enc and W_dec with `initial_gain` too; None does not clip."""
     batch_size: int = Field(default=2048, gt=0)
     accumulate: int = Field(default=1, gt=0)
     """Pieces that a batch is cut into to save memory; their gradients are averaged before the one update."""

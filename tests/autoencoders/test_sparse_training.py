@@ -240,11 +240,11 @@ def test_unit_rows_stay_unit_and_gradients_do_not_point_along_them():
     torch.testing.assert_close(model.W_dec.norm(dim=1), torch.ones(128))
 
 
-@pytest.mark.parametrize("kind", ["topk", "batch_topk"])
-def test_gains_train_a_decoder_of_free_norms(kind):
+@pytest.mark.parametrize(("kind", "sparse_below"), [("topk", 1.0), ("batch_topk", 1.0), ("topk", 0.0)])
+def test_gains_train_a_decoder_of_free_norms(kind, sparse_below):
     """As Adam over W, b and D of x_hat = D h + b_dec, h = W x' + b where h_j ‖D_j‖ is among the largest."""
     gain, k, rate = 0.3, 4, 1e-2
-    model, x = started(activation={"kind": kind, "k": k}, initial_gain=gain)
+    model, x = started(activation={"kind": kind, "k": k}, initial_gain=gain, sparse_below=sparse_below)
     assert torch.allclose(model.W_enc.norm(dim=1), torch.tensor(0.1))
     W, b, D = (p.detach().double() for p in (model.W_enc / gain, model.b_enc / gain, model.W_dec * gain))
     weights = [torch.nn.Parameter(p) for p in (W, b, D, model.b_dec.detach().double())]

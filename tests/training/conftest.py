@@ -143,7 +143,7 @@ SMALL_MODELS = {
         )
     },
     "topk": {"autoencoder": sparse("topk", dead={"kind": "auxk", "k": 4, "after_tokens": 96})},
-    "gains": {"autoencoder": sparse("topk", initial_gain=0.3), "training": {"clip_norm": 0.5}},
+    "gains": {"autoencoder": sparse("topk", initial_gain=0.3)},
     "batch_topk": {"autoencoder": sparse("batch_topk", dead={"kind": "auxk", "k": 4, "after_tokens": 96})},
     "jump_relu": {"autoencoder": sparse("jump_relu", {"kind": "l0", "weight": 0.01})},
     "gated": {"autoencoder": sparse("gated", L1)},

@@ -126,7 +126,7 @@ def results(processes: int, out: Path, jobs: dict) -> dict[str, tuple[dict, dict
     return found
 
 
-SYNCHRONIZED = ["l1", "topk", "batch_topk", "kl", "denoising"]
+SYNCHRONIZED = ["l1", "topk", "gains", "batch_topk", "kl", "denoising"]
 """Each of them shares something else than gradients: l0, silence, the cut, the mean activity, the noise."""
 
 

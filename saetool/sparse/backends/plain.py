@@ -172,7 +172,7 @@ def update_in_blocks(
     unit_rows: bool,
     scales: Scales | None = None,
 ) -> None:
-    """Take Adam's step a block of latents at a time: build the gradient, project it, update, restore unit rows, copy.
+    """Take Adam's step a block of latents at a time: build the gradient, project or scale it, update, unit rows, copy.
 
     A parameter of less than two dimensions is one block.
     """

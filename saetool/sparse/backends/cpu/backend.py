@@ -26,8 +26,8 @@ GROUPS = 512
 ROWS_IN_CACHE = 256
 """Rows on which a thread makes one operation after the other."""
 
-Entries = tuple[Int[Tensor, "rows"], Int[Tensor, "entries"], Float[Tensor, "entries"]]
-"""How many entries each row has, their latents in order, and their outputs."""
+Entries = tuple[Int[Tensor, "rows"], Int[Tensor, "entries"], Float[Tensor, "computed"]]
+"""How many entries each row has, their latents in order, and their outputs, if they are computed already."""
 
 
 class Cpu:
