@@ -13,6 +13,7 @@ cd "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 ruff check --quiet .
 ruff format --quiet --check .
-# Files are shared out among processes, each as a whole: its tests share what they make.
-processes=$(python -c "import os; print(min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
+# Files are shared out among processes, each as a whole: its tests share what they make. One process more than cores, as
+# some tests wait for others or for a browser.
+processes=$(python -c "import os; print(min(4, 1 + (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())))")
 exec python -m pytest -n "$processes" --dist loadfile -m "$marks" "$@"
