@@ -6,6 +6,7 @@ use_environment test
 marks="not slow"
 if [ "${1:-}" = "--all" ]; then
     marks=""
+    export SAETOOL_CHECK_SHAPES=all
     shift
 fi
 cd "$root"

@@ -36,12 +36,18 @@ def check_shapes(function: Callable) -> Callable:
     return beartype(function) if hints and function.__name__ not in TAKES_ANYTHING else function
 
 
+ALL_SHAPES = os.environ.get("SAETOOL_CHECK_SHAPES") == "all"
+COSTLY = ("autoencoders", "sparse", "training")
+"""Rooms whose functions run at every step of a training: `scripts/test.sh --all` checks them too."""
+
 checks = sys.modules["saetool_checks"] = ModuleType("saetool_checks")
 checks.__dict__["check_shapes"] = check_shapes
 SHAPED = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for file in (ROOT / "saetool").rglob("*.py")
-    if "from jaxtyping import" in (code := file.read_text(encoding="utf-8")) and "@compiled" not in code
+    if "from jaxtyping import" in (code := file.read_text(encoding="utf-8"))
+    and "@compiled" not in code
+    and (ALL_SHAPES or file.relative_to(ROOT / "saetool").parts[0] not in COSTLY)
 ]
 install_import_hook(SHAPED, "saetool_checks.check_shapes")
 

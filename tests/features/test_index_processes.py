@@ -53,7 +53,8 @@ def check(whole: Artifact, out: Path) -> None:
     assert verify(out) == []
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_make_the_same_index(processes, whole, tmp_path):
     run(processes, whole, tmp_path / "features")
     check(whole, tmp_path / "features")

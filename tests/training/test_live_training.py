@@ -28,6 +28,7 @@ def source():
     return LiveSource(PIXELS, open_source(IMAGES), IMAGES, CACHE)
 
 
+@pytest.mark.slow
 def test_live_training_is_as_good_as_cached_training(source, autoencoder, tmp_path):
     store = run_stage(caching_stage(PIXELS, open_source(IMAGES), IMAGES, CACHE), tmp_path / "store")
     cached = train(store, autoencoder, HOW, tmp_path / "cached")

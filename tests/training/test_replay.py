@@ -24,8 +24,6 @@ KINDS = {
     "JumpReLU": {"activation": {"kind": "jump_relu"}, "penalty": {"kind": "l0", "weight": 0.01, "warmup_steps": 2}},
     "gated": {"activation": {"kind": "gated"}, "penalty": {"kind": "l1", "weight": 0.1, "warmup_steps": 2}},
 }
-QUICK = ("ReLU + L1",)
-"""The interpreter takes seconds a step."""
 
 
 @pytest.fixture
@@ -50,7 +48,8 @@ def taught(keys, codes="exact", steps=STEPS):
     return learner, *learner.read_window()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in KINDS])
+@pytest.mark.slow  # the interpreter takes seconds a step
+@pytest.mark.parametrize("name", KINDS)
 def test_a_step_in_two_parts_is_the_step(on_the_gpus_backend, monkeypatch, name):
     codes = "bf16" if "batch_topk" in str(KINDS[name]) else "exact"  # exact BatchTopK is not taken apart
     parts, means, losses = taught(KINDS[name], codes)
