@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from saetool.autoencoders.base import Step
 from saetool.autoencoders.families import build
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
@@ -42,6 +43,7 @@ REFUSED = {
         {"activation": {"kind": "sigmoid"}, "penalty": KL, "dead": {"kind": "resample"}},
         "dead none",
     ),
+    "gains for relu": ({"penalty": L1, "initial_gain": 0.3}, "topk and batch_topk, not with relu"),
     "prefixes out of order": ({"matryoshka": [8, 4]}, "ascend"),
     "prefixes beyond the width": ({"matryoshka": [8, 400]}, "exceeds"),
     "gated prefixes": ({"activation": {"kind": "gated"}, "penalty": L1, "matryoshka": [4]}, "matryoshka"),
@@ -78,6 +80,24 @@ def test_no_width_is_refused():
 def test_legal_combinations_build(keys):
     model = build(SparseSettings(kind="sparse", n_latents=32, **keys), 8)
     assert model.n_latents == 32
+
+
+def test_a_request_of_before_gains_is_the_same_request_still():
+    old = SparseSettings(n_latents=8)
+    assert "initial_gain" not in old.model_dump(mode="json")
+    new = SparseSettings(n_latents=8, activation={"kind": "topk", "k": 2}, initial_gain=0.3)
+    for settings in (old, new):
+        assert SparseSettings.model_validate(settings.model_dump(mode="json")) == settings
+    assert new.model_dump(mode="json")["initial_gain"] == 0.3
+
+
+def test_gains_are_not_left_to_another_optimizer():
+    model = build(SparseSettings(n_latents=8, activation={"kind": "topk", "k": 2}, initial_gain=0.3), 4)
+    adam = torch.optim.Adam(model.parameters())
+    with pytest.raises(RequestError, match="initial_gain needs SparseAdam, not Adam"):
+        model.after_update(
+            adam, Step(0), torch.Generator(), [model.loss(torch.randn(4, 4), Step(0), torch.Generator())]
+        )
 
 
 def test_prefixes_beyond_a_width_given_by_expansion_are_refused():
