@@ -305,6 +305,17 @@ def test_centering_is_the_formula(backend):
         torch.testing.assert_close(centered, wanted - bias)
 
 
+def recipe(backend, table, other, count):
+    """Return a gradient as a recipe, of one term or (with `other`) of two, and the same in float64."""
+    support, weights = random_codes(11, 30, 0.2, count)
+    (weights,) = cast(backend, weights)
+    gradient, whole = DeferredGradient([Outer(support, weights, table)]), dense(support, weights).T @ table.double()
+    if other is None:
+        return gradient, whole
+    gradient.emit(Along(other, torch.ones(30, dtype=other.dtype)))
+    return gradient, whole + other
+
+
 def assert_copy_has_followed(weight, backend):
     """The copy of a weight, where one was asked for, is that of its rows as they are now."""
     if weight.copy is not None:
@@ -330,13 +341,8 @@ def test_an_update_is_adams(backend, terms, unit):
         finish(backend.search(table, ours, table.new_zeros(30), "exact", cut=table.new_zeros(30)))
         assert ours.copy is not None
     for count in range(1, 5):
-        support, weights = random_codes(11, 30, 0.2, count)
-        (weights,) = cast(backend, weights)
-        gradient = DeferredGradient([Outer(support, weights, table)])
-        if terms == "two terms":
-            gradient.emit(Along(other, torch.ones(30, dtype=start.dtype)))
+        gradient, whole = recipe(backend, table, other if terms == "two terms" else None, count)
         grad = torch.cat([gradient.block(0, 13, backend), gradient.block(13, 30, backend)]).double()
-        whole = dense(support, weights).T @ table.double() + (other if terms == "two terms" else 0)
         torch.testing.assert_close(grad, whole, rtol=1e-4, atol=1e-4)
         theirs.grad = whole - ((whole * theirs).sum(1, keepdim=True) * theirs.detach() if unit else 0)
         if terms == "in memory":
@@ -368,12 +374,7 @@ def test_a_scaled_update_moves_what_the_scales_leave(backend, terms, unit):
     if backend.name != "reference":
         finish(backend.search(table, ours, table.new_zeros(30), "exact", cut=table.new_zeros(30)))
     for count in range(1, 5):
-        support, weights = random_codes(11, 30, 0.2, count)
-        (weights,) = cast(backend, weights)
-        gradient = DeferredGradient([Outer(support, weights, table)])
-        if terms == "two terms":
-            gradient.emit(Along(other, torch.ones(30, dtype=start.dtype)))
-        whole = dense(support, weights).T @ table.double() + (other if terms == "two terms" else 0)
+        gradient, whole = recipe(backend, table, other if terms == "two terms" else None, count)
         theirs.grad = whole * before[:, None]
         after = torch.zeros_like(before) if unit else scales[count % 2]
         step = AdamStep(1e-2, (0.9, 0.99), 1e-8, count)
