@@ -98,10 +98,10 @@ def dense_loss(model, x):
     return total
 
 
-def make(name, d_in=6, n_latents=24, shift=0.0):
+def make(name, d_in=6, n_latents=24, shift=0.0, **more):
     torch.manual_seed(len(name))
     # Toys are far denser than what the sparse step is for, and it is what is tested.
-    keys = {"normalize": "none", "sparse_below": 1.0, "codes": "exact", **VARIANTS[name]}
+    keys = {"normalize": "none", "sparse_below": 1.0, "codes": "exact", **VARIANTS[name], **more}
     settings = SparseSettings(kind="sparse", n_latents=n_latents, **keys)
     model = SparseAutoencoder(settings, d_in)
     with torch.no_grad():
@@ -196,14 +196,20 @@ def test_total_is_the_sum_of_the_parts(name):
     torch.testing.assert_close(record.total, sum(record.parts.values()), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["relu", "relu weighted", "topk auxk", "one_minus_exp", "batch_topk matryoshka"])
-def test_deferred_gradients_train_the_same_model(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "gain"),
+    [
+        *((name, None) for name in ("relu", "relu weighted", "topk auxk", "one_minus_exp", "batch_topk matryoshka")),
+        *((name, 0.3) for name in ("topk auxk", "batch_topk matryoshka")),
+    ],
+)
+def test_deferred_gradients_train_the_same_model(name, gain, monkeypatch):
     """Ten steps with gradients built in the optimizer equal ten with gradients in memory, compiled or not."""
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     trained = []
     for defer, backend in ((False, "reference"), (True, "reference"), (False, "cpu"), (True, "cpu")):
         monkeypatch.setenv(backends.SWITCH, backend)
-        model = make(name)
+        model = make(name, initial_gain=gain)
         optimizer = model.make_optimizer(1e-2, (0.9, 0.999), 1e-8)
         for step in range(10):
             now = Step(step, optimizer=optimizer if defer else None)
