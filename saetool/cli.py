@@ -3,34 +3,25 @@
 `--help`, `info` and `verify` import neither torch nor timm, so everything heavy is imported where it is used.
 """
 
-import _thread
 import io
 import json
 import logging
 import os
-import signal
 import sys
 import tempfile
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from saetool.errors import RequestError, SaetoolError, printable
-from saetool.program import keep_heap, leave
+from saetool.program import INTERRUPTED, STOPPED, Interrupt, keep_heap, leave, noticing_interrupts
 
 SWITCH_SECONDS = 2e-4
 """How long a thread keeps Python's lock while another wants it: by default 5 ms, in which threads that read and write
 beside a GPU wait (its index pass was a sixth faster so)."""
-
-INTERRUPTED = 130
-_AGAIN = 0.02
-"""Seconds until an interrupt that nobody heard comes again."""
 
 app = typer.Typer(
     name="saetool",
@@ -324,45 +315,6 @@ def _print_estimate(estimate: dict[str, Any]) -> None:
     _print_table(rows)
 
 
-class _Interrupt:
-    """What Ctrl-C does: as always, and it is remembered. Compiled code may turn it into an error of another name."""
-
-    came = False
-    heard = False
-    """Whether the command has ended by it: what comes now from `unraised` comes too late."""
-
-    def __call__(self, *signal_and_frame: object) -> None:
-        self.came = True
-        if not self.heard:
-            raise KeyboardInterrupt
-
-    def unraised(self, lost: "sys.UnraisableHookArgs") -> None:
-        """Interrupt again where the first time nobody heard it: inside a callback from compiled code."""
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
-            sys.__unraisablehook__(lost)
-            return
-        again = threading.Timer(_AGAIN, _thread.interrupt_main)
-        again.daemon = True
-        again.start()
-
-
-@contextmanager
-def _noticing_interrupts() -> Iterator[_Interrupt]:
-    interrupt = _Interrupt()
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    hook = sys.unraisablehook
-    if ours and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, interrupt)
-        sys.unraisablehook = interrupt.unraised
-    try:
-        yield interrupt
-    finally:
-        sys.unraisablehook = hook
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            # Once is enough to stop; again, while threads come to their end, ends the process at once.
-            signal.signal(signal.SIGINT, signal.SIG_DFL if interrupt.came else signal.default_int_handler)
-
-
 def main() -> None:
     """Run the command line: exit 0 done, 1 the work failed, 2 the request was wrong, 130 stopped by Ctrl-C.
 
@@ -379,7 +331,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal in latin-1 has no arrow, and that is no failure
     try:
-        with _noticing_interrupts() as interrupt:
+        with noticing_interrupts() as interrupt:
             code = _run_command(interrupt)
         if code:
             leave(code)
@@ -387,7 +339,7 @@ def main() -> None:
         _leave_group()
 
 
-def _run_command(interrupt: _Interrupt) -> int:
+def _run_command(interrupt: Interrupt) -> int:
     """Run the command of this process's arguments and say how it failed, if it did; return the exit code."""
     try:
         try:
@@ -403,7 +355,7 @@ def _run_command(interrupt: _Interrupt) -> int:
             return _say_failure(error)
     except KeyboardInterrupt:
         interrupt.heard = True
-        _tell("stopped. What was finished is kept; the same command resumes.")
+        _tell(STOPPED)
         return INTERRUPTED
 
 

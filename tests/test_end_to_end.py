@@ -79,7 +79,7 @@ def test_ctrl_c_heard_twice_ends_once(tmp_path):
     script = tmp_path / "lost.py"
     script.write_text(
         "import signal, sys, time\n"
-        "from saetool import cli\n"
+        "from saetool import cli, program\n"
         "def app():\n"
         "    class Lost:\n"
         "        def __del__(self): signal.raise_signal(signal.SIGINT)\n"
@@ -87,7 +87,7 @@ def test_ctrl_c_heard_twice_ends_once(tmp_path):
         "    raise RuntimeError('a callback failed')\n"
         "tell = cli._tell\n"
         "def slowly(words): time.sleep(0.6); tell(words)\n"
-        "cli.app, cli._AGAIN, cli._tell = app, 0.2, slowly\n"
+        "cli.app, program._AGAIN, cli._tell = app, 0.2, slowly\n"
         "cli.main()\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
