@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ _POLL = 0.1
 """Seconds between looks at whether the consumer has left."""
 
 
-def prefetch(items: Iterable[Item], depth: int) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
     """Yield `items`, up to `depth` of them made ahead in a thread; an error there is raised here, in its place.
 
     The thread ends when the items do or when the consumer closes or drops the generator. With `depth` 0 there is none.

@@ -37,8 +37,7 @@ from saetool.activations.caching import CachingJob
 from saetool.activations.decoding import DecodedSlice
 from saetool.activations.estimate import estimate
 from saetool.activations.forward import Forward
-from saetool.activations.shard_keeper import WRITERS
-from saetool.activations.writer import Plan
+from saetool.activations.writer import WRITERS, Plan
 from saetool.artifacts import Partial
 from saetool.images import ImageSettings, ImageSource, open_source
 from saetool.images.picture import read_picture

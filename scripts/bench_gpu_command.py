@@ -1,4 +1,4 @@
-"""`saetool train` as a whole command on one NVIDIA GPU, beside the bare steps of the same model; some four minutes.
+"""`saetool train` as a whole command on one NVIDIA GPU, beside the bare steps of the same model; some seven minutes.
 
     python scripts/bench_gpu_command.py [--json FILE]      needs this repository, 8 GB of disk and of page cache
     python scripts/bench_gpu_command.py --tiny             the same on a CPU, to see that it works: no shares
@@ -36,6 +36,8 @@ READING = {
     "whole": "from saetool import cli; cli.main()",
 }
 """How the store is read, and a command line that reads it so."""
+ROOM = 4
+"""Pools until each has its room, on the GPU too."""
 STEADY = 0.5
 """The first half of the log lines are left out of the steady rate: kernels are compiled and steps recorded there."""
 
@@ -52,12 +54,18 @@ def make_store(folder, setting, rows):
 
 
 def feeding(store, setting, batch, pools=16):
-    """Return rows a second of what feeds a training, each alone: reading pools, uploading them, batches of both."""
+    """Return rows a second of what feeds a training, each alone: reading pools, uploading them, batches of both.
+
+    The first pools are left out: room for them is made meanwhile.
+    """
     site = ActivationStore.open(store).site(None)
     pool_rows = min(262_144, site.n_images * site.tokens // 4)
     stream = StoreStream(site, batch, pool_rows, 0, device=setting.device)
 
-    def rate(rounds):
+    def rate(rounds, first):
+        rounds = iter(rounds)
+        for _ in range(first):
+            next(rounds)
         start, rows = time.perf_counter(), 0
         for count in rounds:
             rows += count
@@ -71,12 +79,16 @@ def feeding(store, setting, batch, pools=16):
             yield len(pool)
 
     def read():
-        for _, order in islice(stream._pools(stream._shuffle.from_(stream._position)), pools):
+        for _, order in islice(stream._pools(stream._shuffle.from_(stream._position)), pools + ROOM):
             yield len(order)
 
     pool, _ = next(stream._pools(stream._shuffle.from_(stream._position)))
-    batches = (len(rows) for rows in islice(stream.batches(), pools * pool_rows // batch))
-    return {"reading": rate(read()), "uploading": rate(uploads(pool)), "batches": rate(batches)}
+    batches = (len(rows) for rows in islice(stream.batches(), (pools + ROOM) * pool_rows // batch))
+    return {
+        "reading": rate(read(), ROOM),
+        "uploading": rate(uploads(pool), 1),
+        "batches": rate(batches, ROOM * pool_rows // batch),
+    }
 
 
 def train(folder, store, kind, setting, tokens, batch, reading):
@@ -98,10 +110,16 @@ def train(folder, store, kind, setting, tokens, batch, reading):
     if done.returncode:
         sys.exit(f"error: saetool train failed:\n{done.stderr[-2000:]}")
     lines = [json.loads(line) for line in (folder / "autoencoder" / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["rate"] for line in lines if line["split"] == "train"]
+    trained = [line for line in lines if line["split"] == "train"]
+    rates = [line["rate"] for line in trained]
+    counts = [
+        after["tokens"] - before["tokens"] for before, after in zip([{"tokens": 0}, *trained], trained, strict=False)
+    ]
+    stepping = sum(count / rate for count, rate in zip(counts, rates, strict=True))
     final = next(line for line in reversed(lines) if line.get("final"))
     return {
         "seconds": seconds,
+        "seconds_of_steps": stepping,
         "rate": tokens / seconds,
         "steady_rate": statistics.median(rates[int(STEADY * len(rates)) :]),
         "fvu": final["fvu"],
@@ -114,7 +132,7 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU, to try the script; no shares")
     parser.add_argument("--rows", type=int, default=4_000_000, help="rows of the store")
-    parser.add_argument("--tokens", type=int, default=200_000_000, help="rows to train on")
+    parser.add_argument("--tokens", type=int, default=400_000_000, help="rows to train on")
     parser.add_argument("--kinds", nargs="+", default=["l1", "topk"], choices=["l1", "topk"])
     parser.add_argument("--reading", nargs="+", default=list(READING), choices=list(READING))
     given = parser.parse_args()
@@ -145,10 +163,11 @@ def main():
             for reading in given.reading:
                 whole = train(Path(name) / f"{kind}-{reading}", store, kind, setting, tokens, batch, reading)
                 found[kind][reading] = whole
-                print(
-                    f"  {kind}, {reading}: the command {whole['seconds']:.1f} s, {whole['rate']:,.0f} rows/s; steps of "
-                    f"its second half {whole['steady_rate']:,.0f}; FVU {whole['fvu']:.4f} at L0 {whole['l0']:.1f}"
+                said = (
+                    "the command {seconds:.1f} s, {seconds_of_steps:.1f} of them steps, {rate:,.0f} rows/s; "
+                    "steps of its second half {steady_rate:,.0f}; FVU {fvu:.4f} at L0 {l0:.1f}"
                 )
+                print(f"  {kind}, {reading}: {said.format(**whole)}")
                 if not given.tiny:
                     shares = whole["rate"] / bare_rate, whole["steady_rate"] / bare_rate
                     print("  of the bare steps: {:.0%} whole (gate 80%), {:.0%} in the second half".format(*shares))

@@ -5,12 +5,14 @@ half of the time. A process writes its pixels into memory that all of them share
 image goes through a pipe. Which of the two ways it was makes no difference to the pixels.
 """
 
+import gc
 import mmap
 import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -27,6 +29,7 @@ from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images import ImageSource
 from saetool.images.picture import take_turns, thumbnail_of
 from saetool.images.source import Label, SourceError, stored_label
+from saetool.threads import prefetch
 from saetool.vision import Transform
 
 Found = TypeVar("Found")
@@ -123,7 +126,11 @@ class Decoder:
 
     def slices(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
         """Yield the slices `numbers`, in order; WorkError names an image that cannot be read (unless skipping)."""
-        return self._by_processes(numbers) if self.processes else self._by_threads(numbers, self._decode, self._slice)
+        if not self.processes:
+            return self._by_threads(numbers, self._decode, self._slice)
+        # In a thread: who asks waits for the model, too. And from there DataLoader takes no signal of dying processes,
+        # which would interrupt whatever the main thread is doing.
+        return prefetch(self._by_processes(numbers), 1)
 
     @property
     def workers(self) -> str:
@@ -133,7 +140,7 @@ class Decoder:
     @property
     def slices_ahead(self) -> int:
         """How many slices, about, are decoded before they are asked for."""
-        ahead = self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size
+        ahead = self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size + 1  # one is put together
         return max(SLICES_AHEAD, ahead)
 
     def _by_threads(
@@ -180,8 +187,10 @@ class Decoder:
             worker_init_fn=partial(_begin, context.Lock()),
             generator=torch.Generator(),  # it draws a seed, which nobody needs, and not from the caller's numbers
         )
+        with _nothing_freed_in_forks():
+            answered = _words_of_death(iter(loader))  # which alone holds what it is given
         pixels, found = self._empty(), []
-        for piece, answers in _words_of_death(iter(loader)):
+        for piece, answers in answered:
             place, count = len(found), len(piece.images)
             np.copyto(pixels.numpy()[place : place + count], shared[piece.room, :count])
             found += answers
@@ -257,6 +266,15 @@ class _Pieces:
             return piece, [self._decoder._decode(i, piece.slice_, room[n]) for n, i in enumerate(piece.images)]
         except SaetoolError as error:  # DataLoader would put a traceback around its message
             return piece, error
+
+
+@contextmanager
+def _nothing_freed_in_forks() -> Iterator[None]:
+    """Keep what is there from being collected in processes that are forked in the block: freeing what lay on a GPU ends
+    a process that is no longer the GPU's."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _as_it_is(answer: Any) -> Any:

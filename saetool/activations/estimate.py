@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from saetool.activations.decoding import Decoder
 from saetool.activations.forward import Forward, Landed
-from saetool.activations.shard_keeper import WRITERS, ShardKeeper
+from saetool.activations.shard_keeper import ShardKeeper
 from saetool.activations.waits import Waits
-from saetool.activations.writer import Plan, StoreWriter
+from saetool.activations.writer import WRITERS, Plan, StoreWriter
 from saetool.artifacts import Partial
 from saetool.errors import RequestError
 from saetool.vision import Backbone

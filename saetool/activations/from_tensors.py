@@ -1,6 +1,7 @@
 """A store made from tensors: anything with rows can be stored, trained on and indexed like activations."""
 
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,12 @@ from saetool.activations.row_images import Pictures, RowImages, content_of, desc
 from saetool.activations.settings import CacheSettings
 from saetool.activations.shard import DTYPES
 from saetool.activations.store import KIND, ActivationStore
-from saetool.activations.writer import Plan, ShardContent, StoreWriter, require_folder_name
+from saetool.activations.writer import WRITERS, Plan, ShardContent, StoreWriter, require_folder_name
 from saetool.artifacts import Partial, Stage, digest_bytes, digest_json, run_stage
 from saetool.errors import RequestError, shown, type_name
 from saetool.images.registry import registered_in
 from saetool.settings import Settings
+from saetool.threads import ordered
 from saetool.validation import request
 
 Rows = Shaped[Tensor | np.ndarray, "images tokens d"]
@@ -81,8 +83,7 @@ def _stage(stored: dict[str, Tensor], known: RowImages, settings: CacheSettings,
 
     def build(partial: Partial) -> dict[str, Any]:
         writer = StoreWriter(partial, plan, known.labels)
-        for shard in range(plan.n_shards):
-            _write(writer, shard, stored, known)
+        deque(ordered(lambda shard: _write(writer, shard, stored, known), range(plan.n_shards), WRITERS), maxlen=0)
         if known.source is not None:
             partial.note("images_root", known.source.root)
             partial.note("images_registered", registered_in(known.source.name))

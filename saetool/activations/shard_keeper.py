@@ -11,15 +11,13 @@ from saetool.activations.decoding import DecodedSlice
 from saetool.activations.forward import Landed
 from saetool.activations.moments import LARGEST, SiteMoments
 from saetool.activations.waits import Waits
-from saetool.activations.writer import ShardContent, StoreWriter
+from saetool.activations.writer import WRITERS, ShardContent, StoreWriter
 from saetool.errors import WorkError
 from saetool.progress import say
 from saetool.vision import Site
 
 _SLICES = 2
 """Slices of outputs that may wait to be kept: enough to hide a write, few enough for a GPU's memory."""
-WRITERS = 4
-"""Shards written at once: some are handed to the system while others are being made durable."""
 
 
 class ShardKeeper:

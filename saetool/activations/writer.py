@@ -30,6 +30,8 @@ _FILES = ("manifest.json", "images.parquet", thumbnails.FOLDER)
 """What stands beside the sites' folders."""
 _LONGEST = 200
 """Bytes of a folder's name: file systems take 255, and a suffix may be added."""
+WRITERS = 4
+"""Shards written at once: some are handed to the system while others are being made durable."""
 _TABLE_ROWS = 65536
 """Images in a row group of images.parquet: what finishing holds in memory."""
 

@@ -71,6 +71,13 @@ class SparseAdam(torch.optim.Optimizer):
         """Return where this parameter's gradient can be left as a recipe."""
         return self.rules[parameter].deferred
 
+    def begin(self) -> None:
+        """Make the moments of all parameters now: later they would lie where the first steps' memory was, and what is
+        left of that could not be given back."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._state(parameter)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, and forget deferred ones."""

@@ -51,6 +51,9 @@ class Recordings:
         self.search: Any = None
         self.copies: list[tuple[Weight, Copy]] = []
         self.rest: dict[tuple[int, ...], Recording] = {}
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # or moments would lie amidst what the data's statistics took, and keep all of it
+        optimizer.begin()
 
     def step(self, batch: Tensor, step: Step) -> dict[str, Tensor] | None:
         """Take a step and return its scalars; None, with nothing done, where it must be taken otherwise."""

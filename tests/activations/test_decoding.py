@@ -1,5 +1,6 @@
 """Decoding in processes or in threads: the same slices, whoever decodes them; failures that name the image."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -123,6 +124,31 @@ def test_a_source_that_is_gone_is_not_skipped_in_a_process(tiny, pictures):
 
     with pytest.raises(SourceError, match="broke off"):
         told(decoder_of(Broken(pictures), tiny(), processes=2, on_error="skip"))
+
+
+def test_what_the_caller_left_is_never_collected_in_a_process(tiny, pictures, tmp_path):
+    """A tensor on a GPU, say, that a child frees ends the child."""
+
+    class Left:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            (tmp_path / str(os.getpid())).touch()
+
+    class Collecting(FolderSource):
+        def read(self, i):
+            gc.collect()
+            return super().read(i)
+
+    gc.disable()
+    try:
+        Left()
+        told(decoder_of(Collecting(pictures), tiny(), processes=2))
+    finally:
+        gc.enable()
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [str(os.getpid())]
 
 
 @pytest.mark.slow  # DataLoader looks after its processes every five seconds
