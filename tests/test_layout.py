@@ -158,3 +158,17 @@ def test_a_start_loads_nothing_heavy(start):
     loaded = set(json.loads(done.stderr.splitlines()[-1]))
     assert HEAVY & loaded == set()
     assert "saetool" in loaded
+
+
+SPARSE_TRAINING = """
+import sys
+import torch
+import saetool
+rows = torch.randn(64, 1, 8)
+saetool.train(rows, {"kind": "sparse", "n_latents": 16}, {"tokens": 128, "batch_size": 32}, out=sys.argv[1])
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_a_sparse_training_does_not_load_torchs_compiler(tmp_path):
+    subprocess.run([sys.executable, "-c", SPARSE_TRAINING, tmp_path / "model"], check=True)

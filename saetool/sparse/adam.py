@@ -5,6 +5,7 @@ projection, update, unit rows and the renewal of the weight's copy. Nothing here
 on the CPU.
 """
 
+import inspect
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,6 +52,13 @@ class SparseAdam(torch.optim.Optimizer):
 
     The state is Adam's: step, exp_avg and exp_avg_sq for every parameter; with `gains` that of W_dec has gain too.
     """
+
+    # As torch has them, but for its compiler, which they load (in more than half the time of torch itself) to be told
+    # not to compile them.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(
         self,
