@@ -10,10 +10,10 @@ rule.
 """
 
 import argparse
-import gc
 import json
 import math
 import statistics
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -266,14 +266,7 @@ def installed(kind):
 
 
 def parts_of_a_step(setting, kind, codes):
-    """Return the ms of each part, kernels, launches and waits of a step, by torch's profiler, and its memory.
-
-    The memory is what torch took from the device for it: recorded steps keep some that no tensor holds.
-    """
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    torch.cuda.reset_peak_memory_stats()
+    """Return the ms of each part, kernels, launches and waits of a step, by torch's profiler."""
     program, batch = Ours(kind, codes, setting, setting.main_batch), setting.main_batch
     for number in range(setting.settle):
         program.step(setting.batch(number, batch))
@@ -291,12 +284,25 @@ def parts_of_a_step(setting, kind, codes):
     for event in kernels:
         part = next((p for p, words in PARTS.items() if any(w in event.key for w in words)), "rest")
         found[part] += event.self_device_time_total / 4000
-    parameters = sum(p.numel() for p in program.learner.autoencoder.parameters())
     return {
         "ms": found,
         "kernels": sum(e.count for e in kernels) / 4,
         "launches": sum(e.count for e in events if e.key in LAUNCHES) / 4,
         "waits": (sum(e.count for e in waits) - 1) / 4,  # the one of this function
+    }
+
+
+def memory_of_steps(setting, kind, codes):
+    """Return the memory that torch takes from the device for steps, beside the rows; in a process of its own, as it
+    also uses what other programs cannot give back. Recorded steps keep some that no tensor holds."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    program, batch = Ours(kind, codes, setting, setting.main_batch), setting.main_batch
+    for number in range(setting.settle):
+        program.step(setting.batch(number, batch))
+    parameters = sum(p.numel() for p in program.learner.autoencoder.parameters())
+    return {
         "peak_bytes": torch.cuda.max_memory_reserved() - before,
         "limit_bytes": 16 * parameters + 2 * batch * setting.n_latents + 10**9,
     }
@@ -350,12 +356,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU, to try the script; no ratios")
+    parser.add_argument("--memory", nargs=2, metavar=("KIND", "CODES"), help="print only the memory of such steps")
     given = parser.parse_args()
     if not given.tiny and not torch.cuda.is_available():
         print("error: there is no GPU here; --tiny tries the script without one", file=sys.stderr)
         return 2
     sys.path.insert(0, str(Path(__file__).parent))
     setting, begun = Setting(given.tiny), time.monotonic()
+    if given.memory:
+        print(json.dumps(memory_of_steps(setting, *given.memory)))
+        return 0
     print(describe_machine())
     result: dict = {"machine": describe_machine().splitlines(), "shape": [setting.d_in, setting.n_latents]}
     if not given.tiny:
@@ -377,6 +387,8 @@ def main():
         for kind, codes in (("l1", "bf16"), ("l1", "exact"), ("topk", "bf16")):
             result[f"parts {kind} {codes}"] = found = parts_of_a_step(setting, kind, codes)
             print(f"{kind} {codes}: " + ", ".join(f"{part} {ms:.2f} ms" for part, ms in found["ms"].items()))
+            alone = [sys.executable, __file__, "--memory", kind, codes]
+            found |= json.loads(subprocess.run(alone, capture_output=True, text=True, check=True).stdout)
             counts = (
                 "  {kernels:g} kernels, {launches:g} launches, {waits:g} waits, {peak_bytes:,} bytes of {limit_bytes:,}"
             )

@@ -120,6 +120,8 @@ def train(folder, store, kind, setting, tokens, batch, reading):
     return {
         "seconds": seconds,
         "seconds_of_steps": stepping,
+        "rates_by_tenth": [statistics.median(rates[n * len(rates) // 10 :][: -(-len(rates) // 10)]) for n in range(10)],
+        "first_line_seconds": counts[0] / rates[0],
         "rate": tokens / seconds,
         "steady_rate": statistics.median(rates[int(STEADY * len(rates)) :]),
         "fvu": final["fvu"],
@@ -164,7 +166,8 @@ def main():
                 whole = train(Path(name) / f"{kind}-{reading}", store, kind, setting, tokens, batch, reading)
                 found[kind][reading] = whole
                 said = (
-                    "the command {seconds:.1f} s, {seconds_of_steps:.1f} of them steps, {rate:,.0f} rows/s; "
+                    "the command {seconds:.1f} s, {seconds_of_steps:.1f} of them steps (to the first log line "
+                    "{first_line_seconds:.1f}), {rate:,.0f} rows/s; "
                     "steps of its second half {steady_rate:,.0f}; FVU {fvu:.4f} at L0 {l0:.1f}"
                 )
                 print(f"  {kind}, {reading}: {said.format(**whole)}")

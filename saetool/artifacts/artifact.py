@@ -3,6 +3,7 @@
 import html
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -110,14 +111,17 @@ class Artifact:
             raise damaged(self.path, name)
         return data
 
-    def read_table(self, name: str, **options: Any) -> "pyarrow.Table":
-        """Return one of its tables, `options` as `pyarrow.parquet.read_table` takes them; raises as `file` does."""
+    def read_table(self, name: str, columns: Sequence[str] | None = None, filters: Any = None) -> "pyarrow.Table":
+        """Return one of its tables, or some of its columns, or the rows that `filters` (as `pyarrow.parquet.read_table`
+        takes them) leave; raises as `file` does."""
         import pyarrow
         import pyarrow.parquet as parquet
 
         with self.file(name).open("rb") as file:
             try:
-                return parquet.read_table(file, **options)
+                if filters is None:  # `read_table` would load pandas
+                    return parquet.ParquetFile(file).read(columns)
+                return parquet.read_table(file, columns=columns, filters=filters)
             except (pyarrow.ArrowException, OSError) as error:
                 raise RequestError(f"{self.path}: {name} is not a table ({first_line(error)}).") from None
 
