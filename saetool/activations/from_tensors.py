@@ -83,7 +83,9 @@ def _stage(stored: dict[str, Tensor], known: RowImages, settings: CacheSettings,
 
     def build(partial: Partial) -> dict[str, Any]:
         writer = StoreWriter(partial, plan, known.labels)
-        deque(ordered(lambda shard: _write(writer, shard, stored, known), range(plan.n_shards), WRITERS), maxlen=0)
+        # Measured here, a shard after the other: that is many small steps, for which threads would only take turns.
+        measured = ((shard, *_measured(plan, shard, stored, known)) for shard in range(plan.n_shards))
+        deque(ordered(lambda made: _write(writer, *made), measured, WRITERS), maxlen=0)
         if known.source is not None:
             partial.note("images_root", known.source.root)
             partial.note("images_registered", registered_in(known.source.name))
@@ -124,20 +126,26 @@ def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
     return sites
 
 
-def _write(writer: StoreWriter, shard: int, stored: dict[str, Tensor], known: RowImages) -> None:
-    slices = writer.plan.slices_of(shard)
-    parts = [writer.plan.images_of(slice_) for slice_ in slices]
+def _measured(
+    plan: Plan, shard: int, stored: dict[str, Tensor], known: RowImages
+) -> tuple[dict[str, Tensor], ShardContent]:
+    """Return the rows of a shard by site folder, and what is known of them; RequestError where some are not finite."""
+    slices = plan.slices_of(shard)
+    parts = [plan.images_of(slice_) for slice_ in slices]
     tokens = {folder: rows[parts[0].start : parts[-1].stop] for folder, rows in stored.items()}
     moments = {folder: SiteMoments.of(rows.flatten(0, 1)) for folder, rows in tokens.items()}
     for folder, moment in moments.items():
         if not moment.finite:
             raise RequestError(
-                f"{folder}: some values are not finite and below {LARGEST:g} (in {writer.plan.settings.dtype})."
+                f"{folder}: some values are not finite and below {LARGEST:g} (in {plan.settings.dtype})."
             )
     rows = [{**known.table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
-    pieces = {folder: [piece.cpu()] for folder, piece in tokens.items()}
     small = known.thumbnails[parts[0].start : parts[-1].stop]
-    writer.write_shard(shard, pieces, ShardContent(rows, [len(part) for part in parts], moments, thumbnails=small))
+    return tokens, ShardContent(rows, [len(part) for part in parts], moments, thumbnails=small)
+
+
+def _write(writer: StoreWriter, shard: int, tokens: dict[str, Tensor], content: ShardContent) -> None:
+    writer.write_shard(shard, {folder: [rows.cpu()] for folder, rows in tokens.items()}, content)
 
 
 def _site(folder: str, rows: Tensor) -> dict[str, Any]:
