@@ -8,6 +8,7 @@ image goes through a pipe. Which of the two ways it was makes no difference to t
 import gc
 import mmap
 import multiprocessing
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -184,7 +185,7 @@ class Decoder:
             prefetch_factor=_PIECES_AHEAD,
             collate_fn=_as_it_is,
             multiprocessing_context=context,
-            worker_init_fn=partial(_begin, context.Lock()),
+            worker_init_fn=partial(_begin, context.Lock(), os.getpid()),
             generator=torch.Generator(),  # it draws a seed, which nobody needs, and not from the caller's numbers
         )
         with _nothing_freed_in_forks():
@@ -281,8 +282,13 @@ def _as_it_is(answer: Any) -> Any:
     return answer
 
 
-def _begin(lock: Any, worker: int) -> None:
-    """Prepare a decoding process, in which DataLoader has set torch to one thread."""
+def _begin(lock: Any, parent: int, worker: int) -> None:
+    """Prepare a decoding process, in which DataLoader has set torch to one thread.
+
+    DataLoader's processes end with their parent, but for those whose parent was gone when they began to look.
+    """
+    if os.getppid() != parent:
+        os._exit(1)
     take_turns(lock)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from saetool.activations import CacheSettings
-from saetool.activations.decoding import _PIECE, Decoder, decoding_processes
+from saetool.activations.decoding import _PIECE, Decoder, _begin, decoding_processes
 from saetool.activations.writer import Plan
 from saetool.errors import WorkError
 from saetool.images import ImageSettings, open_source
@@ -171,6 +171,24 @@ def test_processes_end_with_whoever_asked(tiny, pictures):
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_process_whose_parent_was_killed_before_it_began_ends():
+    """It would hold the parent's connections for good, and other processes of the job would wait for those."""
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        here = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == here:
+                time.sleep(0.005)
+            _begin(multiprocessing.get_context("fork").Lock(), here, 0)
+            os.write(writing, b"it goes on")
+        os._exit(0)
+    os.waitpid(parent, 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as told:
+        assert told.read() == b""
 
 
 def test_decoding_draws_no_random_number_of_the_callers(tiny, pictures):
