@@ -7,6 +7,8 @@ import torch
 
 from saetool import seeding
 from saetool.autoencoders.base import Step
+from saetool.autoencoders.families import build
+from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import WorkError
 from saetool.training import TrainingSettings
 from saetool.training.trainer import learn
@@ -97,6 +99,18 @@ def test_pieces_of_a_batch_add_up_to_the_batch(toy, run_to_end, make_stream, lin
         assert [line[key] for line in four] == pytest.approx([line[key] for line in one], rel=1e-10)
     assert four[0]["parts"] == pytest.approx(one[0]["parts"], rel=1e-10)
     assert four[0]["metrics"] == pytest.approx(one[0]["metrics"], rel=1e-10)
+
+
+def test_gains_learn_from_pieces_of_a_batch_as_from_the_whole(run_to_end, make_stream):
+    keys = {"n_latents": 40, "activation": {"kind": "topk", "k": 5}, "initial_gain": 0.3}
+    states = []
+    for pieces in (1, 4):
+        settings = TrainingSettings(tokens=320, batch_size=32, accumulate=pieces, lr=1e-2)
+        run = run_to_end(build(SparseSettings(**keys), 8), settings, name=str(pieces), stream=make_stream())
+        states.append(run.learner.autoencoder.state_dict() | run.learner.state()[0])
+    assert sum("gain" in name for name in states[0]) == 1
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_clipping_bounds_the_gradient_and_logs_its_norm(toy, make_run, make_stream, monkeypatch, lines_of):
