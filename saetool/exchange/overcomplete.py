@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, read_safetensors, read_torch
-from saetool.exchange.plain import Plain, float32, without_decoder_bias_on_input
+from saetool.exchange.files import agree, float32, read_safetensors, read_torch
+from saetool.exchange.plain import Plain, without_decoder_bias_on_input
 
 KEYS = ("class", "top_k", "normalization", "running_threshold", "delta", "input_shape", "nb_concepts")
 """What can be given."""

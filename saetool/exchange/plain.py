@@ -136,16 +136,3 @@ def without_normalization(plain: Plain) -> Plain:
         mean=None,
         factor=1.0,
     ).saying(normalization=f"{plain.normalization} (factor {plain.factor:.6g}) folded into W_enc, W_dec and b_dec")
-
-
-def all_float32(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return weights in float32, as `float32` does each."""
-    return {key: float32(tensor, key) for key, tensor in tensors.items()}
-
-
-def float32(tensor: Tensor, key: str) -> Tensor:
-    """Return a weight in float32; raises RequestError where that would round it."""
-    narrow = tensor.detach().float().contiguous()
-    if tensor.dtype == torch.float64 and not torch.equal(narrow.double(), tensor):
-        raise RequestError(f"{key} is float64 and would be rounded: save it in float32 first.")
-    return narrow
