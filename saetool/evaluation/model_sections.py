@@ -40,8 +40,7 @@ class Pictures:
     """The store's images, prepared for the backbone, by row; each must have the digest that the store recorded."""
 
     def __init__(self, subject: Subject, source: ImageSource, backbone: Backbone):
-        paths = subject.store.images["path"].to_pylist()
-        self.originals = Originals(paths, subject.store.digests, source)
+        self.originals = Originals(subject.store.images, source)
         self.transform = backbone.transform
 
     def read(self, rows: np.ndarray) -> Tensor:

@@ -40,11 +40,8 @@ class Readout:
         def catch(module: nn.Module, inputs: Any) -> None:
             caught.append(inputs[0])
 
-        handle = submodule(self.backbone.whole, self.head).register_forward_pre_hook(catch)
-        try:
+        with submodule(self.backbone.whole, self.head).register_forward_pre_hook(catch):
             logits = self.backbone.forward(images).float()
-        finally:
-            handle.remove()
         return caught[-1].float(), logits
 
     def _probed(self, embedding: Float[Tensor, "batch e"]) -> Float[Tensor, "batch classes"] | None:

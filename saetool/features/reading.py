@@ -16,6 +16,7 @@ from saetool.artifacts import Artifact, artifact_of
 from saetool.artifacts.artifact import OpenArtifact
 from saetool.artifacts.remote import is_remote
 from saetool.errors import RequestError, printable, shown
+from saetool.vision.geometry import Geometry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -96,6 +97,11 @@ class Features:
         self.content = self.artifact.content
         self.n_latents: int = self.content["n_latents"]
         self.grid: list[int] | None = self.content["grid"]
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """How pictures became the model's input, where they were pictures."""
+        return Geometry.from_dict(self.content["geometry"]) if self.content["geometry"] else None
 
     @cached_property
     def latents(self) -> pa.Table:
