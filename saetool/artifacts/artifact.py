@@ -184,7 +184,6 @@ class OpenArtifact(Artifact):
         return path
 
     def read_bytes(self, name: str) -> bytes:
-        """Return the bytes of one of its files; raises as `Artifact.file` does."""
         return self.file(name).read_bytes()
 
 

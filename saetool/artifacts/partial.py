@@ -67,7 +67,6 @@ class Partial:
         sync_directory(self.path / SCRATCH / "journal")
 
     def forget(self, key: str) -> None:
-        """Drop what is recorded under `key`."""
         (self.path / SCRATCH / "journal" / key).unlink(missing_ok=True)
 
     def note(self, key: str, value: Any) -> None:

@@ -24,7 +24,6 @@ def condition(
     readout: Readout,
     autoencoder: Autoencoder,
     mean: Float[Tensor, "d"],
-    site: int | str | None = None,
     beside: Mapping[str, Autoencoder] | None = None,
 ) -> AbstractContextManager[None]:
     """Return the context in which the model runs under one of CONDITIONS, or with the reconstruction of one of those
@@ -33,11 +32,10 @@ def condition(
     if name == "clean":
         return nullcontext()
     if beside and name in beside:
-        return splice(backbone, beside[name], site=site_of(backbone, autoencoder, site).module)
+        return splice(backbone, beside[name], site=site_of(backbone, autoencoder).module)
     if name in ("spliced", "spliced_with_error"):
-        return splice(backbone, autoencoder, error=name == "spliced_with_error", site=site)
-    place = site_of(backbone, autoencoder, site)
-    return ablate_site(backbone, place, mean if name == "mean_ablation" else None)
+        return splice(backbone, autoencoder, error=name == "spliced_with_error")
+    return ablate_site(backbone, site_of(backbone, autoencoder), mean if name == "mean_ablation" else None)
 
 
 class EffectSums:
@@ -58,7 +56,6 @@ def measure_effect(
     autoencoder: Autoencoder,
     batches: Iterator[tuple[Tensor, Int[Tensor, "batch"] | None]],
     mean: Float[Tensor, "d"],
-    site: int | str | None = None,
     beside: Mapping[str, Autoencoder] | None = None,
 ) -> EffectSums:
     """Run every batch of (prepared images, class indices or None) under every condition, and with each of those
@@ -68,7 +65,7 @@ def measure_effect(
         for images, target in batches:
             clean: tuple[Tensor, Tensor | None] | None = None
             for name in (*CONDITIONS, *(beside or ())):
-                with condition(name, readout, autoencoder, mean, site, beside):
+                with condition(name, readout, autoencoder, mean, beside):
                     said = readout(images)
                 clean = clean or said
                 numbers = _image_numbers(said, clean, target)

@@ -28,7 +28,6 @@ class Scale:
     factor: float
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Map a latent's values."""
         return z * self.factor
 
 
@@ -39,7 +38,6 @@ class Value:
     value: float
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Map a latent's values."""
         return torch.full_like(z, self.value)
 
 
@@ -50,7 +48,6 @@ class Delta:
     amount: float
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Map a latent's values."""
         return z + self.amount
 
 

@@ -50,7 +50,6 @@ def mark_frontier(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_evaluation(artifact: Artifact) -> dict[str, Any]:
-    """Return the evaluation.json of an evaluation artifact."""
     return json.loads(artifact.read_bytes("evaluation.json"))
 
 

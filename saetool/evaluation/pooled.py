@@ -33,7 +33,6 @@ def pool_codes(codes: Codes, tokens: int) -> Pooled:
 
 
 def pool_rows(x: Float[Tensor, "images tokens n"]) -> Pooled:
-    """Return maximum, mean and minimum over each image's tokens."""
     return {"max": x.amax(1), "mean": x.mean(1), "min": x.amin(1)}
 
 

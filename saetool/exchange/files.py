@@ -37,7 +37,6 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file."""
     try:
         return load_safetensors(path.read_bytes())
     except SafetensorError as error:

@@ -15,7 +15,6 @@ _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_me
 
 
 def recognizes(path: Path) -> bool:
-    """Say whether a file is in this format."""
     if not path.is_file() or path.suffix != ".pt":
         return False
     try:

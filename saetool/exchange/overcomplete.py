@@ -27,7 +27,6 @@ _TINY = 1e-8
 
 
 def recognizes(path: Path) -> bool:
-    """Say whether a file is in this format."""
     if not path.is_file() or path.suffix not in (".pt", ".pth", ".safetensors"):
         return False
     try:

@@ -53,12 +53,10 @@ class Plain:
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
         return self.W_enc.shape[1]
 
     @property
     def n_latents(self) -> int:
-        """Number of latents."""
         return self.W_enc.shape[0]
 
     def saying(self, **converted: str) -> "Plain":

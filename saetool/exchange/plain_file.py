@@ -18,7 +18,6 @@ _NUMBERS = ("activation", "k", "relu", "normalization", "factor")
 
 
 def read(path: Path, given: dict[str, Any]) -> Plain:
-    """Read an autoencoder."""
     config, tensors = read_json(path / CONFIG), read_safetensors(path / WEIGHTS)
     unknown = [key for key in tensors if key not in _TENSORS]
     numbers = {key: config[key] for key in _NUMBERS if key in config}

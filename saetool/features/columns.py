@@ -20,7 +20,6 @@ class Column:
 
     @property
     def arrow(self) -> pa.DataType:
-        """The Arrow type."""
         return pa.type_for_alias(self.type)
 
 

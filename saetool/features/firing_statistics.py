@@ -77,7 +77,6 @@ class FiringStatistics:
 
     @property
     def largest(self) -> float:
-        """The largest value seen."""
         return float(self.peak)
 
     def add(self, codes: Codes, first_image: int) -> Int[Tensor, "pairs 6"]:

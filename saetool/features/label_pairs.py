@@ -30,7 +30,6 @@ class LabelColumn:
     ranks: np.ndarray | None = None
 
     def only(self, images: Bool[np.ndarray, "images"]) -> "LabelColumn":
-        """Return the column with the labels of some images alone."""
         return replace(self, classes=np.where(images, self.classes, -1))
 
     @classmethod

@@ -44,7 +44,6 @@ class Rows:
         return self.table.slice(range(len(self))[place], 1).to_pylist()[0]
 
     def column(self, name: str) -> list:
-        """Return one column as a list."""
         return self.table[name].to_pylist()
 
     def to_pandas(self) -> Any:

@@ -32,7 +32,6 @@ class Strip:
         self._cells, self._geometry = cells, geometry
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the strip as one picture."""
         contact_sheet([(self.title, self._cells)], self._geometry).save(path)
 
     def __repr__(self) -> str:

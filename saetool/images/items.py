@@ -148,7 +148,6 @@ class LabelKinds:
         self.columns = [self._column(name, [item.labels.get(name) for item in shown]) for name in names]
 
     def labels(self, given: Mapping[str, Any]) -> dict[str, Label]:
-        """Return an item's labels as the columns store them."""
         return {column.name: self._label(given.get(column.name), column) for column in self.columns}
 
     def _column(self, name: str, values: Sequence[Any]) -> LabelColumn:

@@ -84,7 +84,6 @@ def columns_of(labels: list[dict], table: pa.Table) -> list[Column]:
 
 
 def describe(columns: list[Column]) -> list[dict]:
-    """Return the columns as JSON, in order."""
     return [asdict(column) for column in columns]
 
 

@@ -36,13 +36,11 @@ class FeaturePages:
 
     @cached_property
     def facts(self) -> ImageFacts:
-        """The images."""
         table = self.store.read_table("images.parquet")
         return ImageFacts(table, self.files.content["labels"], self.files.content["geometry"])
 
     @cached_property
     def interest(self) -> Interest:
-        """Which latents come first."""
         places = self.files.places
         return Interest(self.files, places, Words(self.files.latents, places, self.facts))
 
@@ -53,7 +51,6 @@ class FeaturePages:
 
     @cached_property
     def columns(self) -> list[columns.Column]:
-        """The columns of the table."""
         return columns.columns_of(self.files.content["labels"], self.table)
 
     def write(self, partial: Partial) -> dict[str, Any]:

@@ -37,11 +37,9 @@ class Places:
         return cls(group=group[order], **{name: values[order] for name, values in rest.items()})
 
     def where(self, mask: np.ndarray) -> "Places":
-        """Return the examples of a mask."""
         return Places(*(getattr(self, field.name)[mask] for field in fields(self)))
 
     def of_group(self, name: str) -> "Places":
-        """Return the examples of one group."""
         return self.where(self.group == GROUPS.index(name))
 
     def first(self, n_latents: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -58,17 +58,14 @@ class FeatureFiles:
 
     @property
     def content(self) -> dict:
-        """The facts of the artifact."""
         return self.artifact.content
 
     @property
     def n_latents(self) -> int:
-        """How many latents there are."""
         return self.content["n_latents"]
 
     @property
     def n_images(self) -> int:
-        """How many images were encoded."""
         return self.content["images"]
 
     @property

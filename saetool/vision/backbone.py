@@ -112,7 +112,6 @@ class Backbone:
 
     @property
     def n_layers(self) -> int:
-        """How many blocks the model has."""
         return len(self._blocks)
 
     @property
