@@ -3,6 +3,7 @@
 A line declares a column: key | title | form | help.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -107,7 +108,7 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return places(values, texts), texts
 
 
-def places(values: list, among: list[str]) -> np.ndarray:
+def places(values: list, among: Sequence[str]) -> np.ndarray:
     """Return where each value stands in a list, −1 for one that does not."""
     index = {value: i for i, value in enumerate(among)}
     return np.fromiter((index.get(value, -1) for value in values), np.int32, len(values))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,10 +103,8 @@ class FeaturePages:
 
         Returns which latents have one.
         """
-        chosen = np.ones(self.files.n_latents, bool)
-        if self.settings.latents is not None:
-            chosen[:] = False
-            chosen[self.settings.latents] = True
+        asked, every = self.settings.latents, np.arange(self.files.n_latents)
+        chosen = np.isin(every, every if asked is None else asked)
         pages = latents.LatentPages(self.files, self.facts, self.interest.words, self.table, self.columns, best)
         sizes = np.zeros(-(-self.files.n_latents // latents.PAGE_BLOCK), np.int64)
         with progress.bar("latent pages", self.files.n_latents, "latents") as advance:
@@ -146,11 +143,7 @@ class FeaturePages:
     def _site(self, with_page: np.ndarray, image_pages: np.ndarray, thumbnails: np.ndarray) -> bytes:
         """Return what every page loads first: sizes, labels, and which latents and images have a page."""
         status = np.array(self.files.latents["status"].to_pylist())
-        classes = {
-            column.name: np.bincount(column.classes[column.classes >= 0], minlength=len(column.names))
-            for column in self.facts.columns
-        }
-        shares = {name: (counts / max(counts.sum(), 1)).tolist() for name, counts in classes.items()}
+        shares = {column.name: column.shares() for column in self.facts.columns}
         sample = self.files.tensor("sample_images")
         values = {
             "n_latents": self.files.n_latents,
@@ -177,8 +170,8 @@ class FeaturePages:
         arrays = {
             "live": bitmap(status != "dead"),
             "with_page": bitmap(with_page),
-            "image_page": bitmap(_mask(self.files.n_images, image_pages)),
-            "thumbnail": bitmap(_mask(self.files.n_images, thumbnails)),
+            "image_page": bitmap(np.isin(np.arange(self.files.n_images), image_pages)),
+            "thumbnail": bitmap(np.isin(np.arange(self.files.n_images), thumbnails)),
         }
         if sample is not None and len(sample) < self.files.n_images:
             arrays["sample_images"] = sample
@@ -199,18 +192,10 @@ class _Budget:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file that is not counted yet; its digest is taken when the site is sealed."""
-        path: Path = self.partial.file(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        self.partial.file(name).write_bytes(data)
 
     def take_back(self, name: str) -> None:
         self.partial.file(name).unlink()
 
     def left(self, share: float) -> int:
         return int(self.bound * share) - self.spent
-
-
-def _mask(size: int, rows: np.ndarray) -> np.ndarray:
-    mask = np.zeros(size, bool)
-    mask[rows] = True
-    return mask

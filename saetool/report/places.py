@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-GROUPS = ["top", "interval", "random", "held_out"]
+from saetool.features.ranking import GROUPS
+
 COLUMNS = ["latent", "group", "rank", "image", "patch", "held_out"]
 
 

@@ -13,9 +13,10 @@ from safetensors import safe_open
 
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError
+from saetool.features.ranking import GROUPS
 from saetool.report.columns import places
 from saetool.report.heat import dense_bytes
-from saetool.report.places import COLUMNS, GROUPS, Places
+from saetool.report.places import COLUMNS, Places
 
 REQUIRED = {
     "latents.parquet": ("status", "token_frequency", "image_count", "image_frequency", "decoder_norm"),
