@@ -3,6 +3,7 @@ ablation and the exact splice."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,12 @@ def condition(
     return ablate_site(backbone, site_of(backbone, autoencoder), mean if name == "mean_ablation" else None)
 
 
+@dataclass
 class EffectSums:
-    """Per-image numbers under every condition, kept as they come: a few floats an image."""
+    """Per-image numbers under every condition, by its name [images, columns]: a few floats an image."""
 
-    def __init__(self) -> None:
-        self.rows: dict[str, list[Tensor]] = {}
-        self.columns: list[str] = []
-
-    def table(self, name: str) -> Float[Tensor, "images columns"]:
-        """Return the numbers of one condition, one row an image."""
-        return torch.cat(self.rows[name])
+    columns: list[str] = field(default_factory=list)
+    tables: dict[str, Float[Tensor, "images columns"]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -60,7 +57,7 @@ def measure_effect(
 ) -> EffectSums:
     """Run every batch of (prepared images, class indices or None) under every condition, and with each of those
     `beside` the autoencoder spliced in its place."""
-    sums = EffectSums()
+    columns, rows = [], {}
     with cached_block_outputs(readout.backbone):
         for images, target in batches:
             clean: tuple[Tensor, Tensor | None] | None = None
@@ -69,9 +66,9 @@ def measure_effect(
                     said = readout(images)
                 clean = clean or said
                 numbers = _image_numbers(said, clean, target)
-                sums.columns = list(numbers)
-                sums.rows.setdefault(name, []).append(torch.stack(list(numbers.values()), dim=-1))
-    return sums
+                columns = list(numbers)
+                rows.setdefault(name, []).append(torch.stack(list(numbers.values()), dim=-1))
+    return EffectSums(columns, {name: torch.cat(found) for name, found in rows.items()})
 
 
 def _image_numbers(
@@ -108,13 +105,14 @@ def summarize(
     """
     wanted = {name: (name, "one") for name in sums.columns if name != "one"}
     draw: dict[str, Any] = {"seed": seed, "resamples": resamples, "groups": groups}
-    conditions = {name: bootstrap.ratios(sums.table(name), sums.columns, wanted, **draw) for name in sums.rows}
     return {
-        "images": int(sums.table("clean").shape[0]),
-        "conditions": conditions,
+        "images": len(sums.tables["clean"]),
+        "conditions": {
+            name: bootstrap.ratios(table, sums.columns, wanted, **draw) for name, table in sums.tables.items()
+        },
         "differences": {
             name: bootstrap.ratios(_less_spliced(sums, name), sums.columns, wanted, **draw)
-            for name in sums.rows
+            for name in sums.tables
             if name not in CONDITIONS
         },
         "share_recovered": {
@@ -140,7 +138,7 @@ SMALLEST_LOSS = 1e-9
 
 def _less_spliced(sums: EffectSums, name: str) -> Float[Tensor, "images columns"]:
     """Return each image's numbers with a baseline in the model, less those with the autoencoder."""
-    difference = sums.table(name) - sums.table("spliced")
+    difference = sums.tables[name] - sums.tables["spliced"]
     difference[:, sums.columns.index("one")] = 1.0
     return difference
 
@@ -148,7 +146,7 @@ def _less_spliced(sums: EffectSums, name: str) -> Float[Tensor, "images columns"
 def _paired(sums: EffectSums, number: str, ablation: str) -> Float[Tensor, "images 2"]:
     """Return what each image regains by splicing and what it loses by the ablation."""
     column = sums.columns.index(number)
-    clean, spliced, ablated = (sums.table(name)[:, column] for name in ("clean", "spliced", ablation))
+    clean, spliced, ablated = (sums.tables[name][:, column] for name in ("clean", "spliced", ablation))
     return torch.stack([spliced - ablated, clean - ablated], dim=1)
 
 
@@ -156,7 +154,7 @@ def _worth_recovering(sums: EffectSums, number: str) -> float:
     """Return the least loss of a number that is worth the name: of those that grow towards 1, a share."""
     if number not in ("embedding_cosine", "accuracy", "probability"):
         return 0.0
-    return LEAST_SHARE * abs(float(sums.table("clean")[:, sums.columns.index(number)].mean()))
+    return LEAST_SHARE * abs(float(sums.tables["clean"][:, sums.columns.index(number)].mean()))
 
 
 def share_recovered(

@@ -181,14 +181,13 @@ def _measured(
         target = None if label is None else torch.tensor([label.classes.index(v) for v in label.values[chosen]])
         part = measure_effect(readout, subject.autoencoder, iter([(images, target)]), mean, beside=beside)
         sums.columns = part.columns
-        return {name: part.table(name) for name in part.rows}
+        return part.tables
 
     names = [*CONDITIONS, *beside]
     found = pictures.map(subject.shared, f"Images under {len(names)} conditions", rows, work)
     if found is None:
         return None
-    for name in names:
-        sums.rows[name] = [part[name] for part in found]
+    sums.tables = {name: torch.cat([part[name] for part in found]) for name in names}
     return sums
 
 

@@ -16,8 +16,7 @@ from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError
 from saetool.evaluation.alignment import Best, align, choose
 from saetool.evaluation.baselines import FIT_ROWS, Dictionary, Fitted, baselines_of, fit_baselines
-from saetool.evaluation.geometry import coherence
-from saetool.evaluation.matching import stability
+from saetool.evaluation.matching import coherence, stability
 from saetool.evaluation.pooled import POOLINGS, pool_latents
 from saetool.evaluation.probing import Prepared, probe_labels
 from saetool.evaluation.reconstruction import HeldOutSums, binarity, fvu_difference, held_out_sums, numbers

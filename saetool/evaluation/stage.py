@@ -153,11 +153,10 @@ def _build(
 ) -> dict[str, Any]:
     from saetool.evaluation import sections
     from saetool.evaluation.figures import figures
-    from saetool.evaluation.markdown import render
     from saetool.evaluation.pareto import mark_frontier, point
     from saetool.evaluation.sharing import Shared
     from saetool.evaluation.subject import Subject
-    from saetool.evaluation.tables import all_tables
+    from saetool.evaluation.tables import all_tables, render
     from saetool.training.concerns import concerns
 
     subject = Subject.open(autoencoder, store, settings, seed, Shared(partial))

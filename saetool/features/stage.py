@@ -29,7 +29,6 @@ from saetool.features.maxima import Maxima
 from saetool.features.monosemanticity import Chance, all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
 from saetool.features.overlap import firing_bits, sample_of, small_directions
-from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
 from saetool.features.workers import block_workers
@@ -342,7 +341,7 @@ class Index:
         partial.write_table("images.parquet", tables.images_table(store.images, self.held_out, names))
         partial.write_tensors("tensors.safetensors", tensors)
         shape = (self.site.n_images, self.site.tokens, self.settings.strongest)
-        write_patches(partial.file("patches.safetensors"), spill, shape)
+        spill.write_strongest(partial.file("patches.safetensors"), shape)
         return self._content(numbers)
 
     def _frequencies(self, numbers: dict[str, np.ndarray], statistics: FiringStatistics) -> dict[str, Any]:
