@@ -120,12 +120,12 @@ class Partial:
         text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode())
 
-    def write_tensors(self, name: str, tensors: "dict[str, Tensor]", metadata: tuple[str, str] | None = None) -> None:
-        """Write a safetensors file. At most one metadata pair: several come out in random order."""
+    def write_tensors(self, name: str, tensors: "dict[str, Tensor]") -> None:
+        """Write a safetensors file."""
         from safetensors.torch import save
 
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        self.write_bytes(name, save(contiguous, metadata=dict([metadata]) if metadata else None))
+        self.write_bytes(name, save(contiguous))
 
     def write_table(self, name: str, table: "pyarrow.Table") -> None:
         """Write a Parquet file, the same bytes for the same table."""

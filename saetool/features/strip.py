@@ -12,7 +12,7 @@ from PIL import Image
 from saetool.activations.thumbnails import StoredThumbnails
 from saetool.features.originals import Originals
 from saetool.features.sheet import Cell, cells_of, contact_sheet, overlay
-from saetool.images import open_cached
+from saetool.images.opening import open_moved
 from saetool.images.picture import THUMBNAIL_PX
 from saetool.vision.geometry import Geometry
 
@@ -64,11 +64,7 @@ def reader(features: "Features", images: "ImageSource | str | os.PathLike | None
     if images is None and StoredThumbnails.are_in(store):
         thumbnails = StoredThumbnails(store)
         return lambda row: Image.open(io.BytesIO(thumbnails.read(row))).convert("RGB")
-    if images is None or isinstance(images, str | os.PathLike):
-        source = open_cached(store, None if images is None else os.fspath(images))
-    else:
-        source = images
-    return Originals(features.images, source).read
+    return Originals(features.images, open_moved(store, images)).read
 
 
 def _data(image: Image.Image) -> str:

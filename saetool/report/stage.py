@@ -9,7 +9,8 @@ from saetool import distributed
 from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact, Partial, Stage, artifact_of, run_stage
 from saetool.errors import RequestError
-from saetool.images import ImageSettings, open_cached, open_source
+from saetool.images import ImageSettings
+from saetool.images.opening import open_moved
 from saetool.report.chunks import pack
 from saetool.report.curves import read_curves
 from saetool.report.figures import figures_chunk, picture_shape, read_figures
@@ -82,13 +83,8 @@ def _input(made: Artifact, kind: str, given: Any) -> Artifact:
 
 def _pictures(store: Artifact, given: Any) -> "ImageSource | None":
     """Return the pictures of a store where the page needs them: given, or where they were."""
-    if hasattr(given, "listing"):
-        return given
-    if store.content["source"] is None or StoredThumbnails.are_in(store):
-        return None
-    if given is None or isinstance(given, str | os.PathLike):
-        return open_cached(store, None if given is None else os.fspath(given))
-    return open_source(given)
+    unneeded = store.content["source"] is None or StoredThumbnails.are_in(store)
+    return None if unneeded and not hasattr(given, "listing") else open_moved(store, given)
 
 
 def report_stage(
