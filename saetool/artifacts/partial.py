@@ -90,11 +90,11 @@ class Partial:
 
     def write_scratch(self, name: str, data: bytes) -> None:
         """Write a file that is deleted when the artifact is sealed, atomically."""
-        write_atomic(self.path / SCRATCH / name, [data], self._temporary(f"{SCRATCH}/{name}"))
+        self._write(f"{SCRATCH}/{name}", data)
 
     def write_bytes(self, name: str, *pieces: bytes | memoryview) -> None:
         """Write a file atomically, of pieces one after the other, and remember its digest."""
-        write_atomic(self.path / name, pieces, self._temporary(name))
+        self._write(name, *pieces)
         size = sum(memoryview(piece).nbytes for piece in pieces)
         self.record(f"files/{name}", {"bytes": size, "digest": digest_bytes(*pieces)})
 
@@ -110,10 +110,10 @@ class Partial:
 
     def write_manifest(self, data: bytes) -> None:
         """Write the manifest, the last file of all."""
-        write_atomic(self.path / MANIFEST, [data], self._temporary(MANIFEST))
+        self._write(MANIFEST, data)
 
-    def _temporary(self, name: str) -> Path:
-        return self.path / SCRATCH / "new" / name
+    def _write(self, name: str, *pieces: bytes | memoryview) -> None:
+        write_atomic(self.path / name, pieces, self.path / SCRATCH / "new" / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, indented, keys sorted."""

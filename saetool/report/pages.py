@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from saetool import progress
 from saetool.artifacts import Artifact, Partial
+from saetool.images import ImageSource
 from saetool.report import columns, doors, latents, pictures
 from saetool.report.chunks import bitmap, pack, text
 from saetool.report.crops import GLIMPSE_BLOCK, GLIMPSE_IMAGES, glimpses
@@ -16,7 +17,7 @@ from saetool.report.facts import BOX_STEPS, ImageFacts
 from saetool.report.first import Interest
 from saetool.report.settings import ReportSettings
 from saetool.report.source import FeatureFiles
-from saetool.report.thumbnails import ReadsImages, Thumbnails
+from saetool.report.thumbnails import Thumbnails
 from saetool.report.words import Words
 
 LATENT_SHARE, PATCH_SHARE = 0.5, 0.75
@@ -30,7 +31,7 @@ class FeaturePages:
 
     files: FeatureFiles
     store: Artifact
-    source: ReadsImages | None
+    source: ImageSource | None
     settings: ReportSettings
 
     @cached_property
