@@ -16,10 +16,9 @@ from saetool.errors import RequestError
 from saetool.features import Features
 from saetool.features.originals import Originals
 from saetool.features.reading import Rows
-from saetool.features.sheet import Cell, contact_sheet
+from saetool.features.sheet import Cell, cells_of, contact_sheet
 from saetool.images import open_cached
 from saetool.program import run_script
-from saetool.vision.geometry import Geometry
 
 
 def main() -> None:
@@ -89,23 +88,16 @@ def _known(features: Features, latents: Iterable[int]) -> bool:
 
 def _originals(features: Features, root: str | None) -> Originals:
     source = open_cached(features.artifact.find_input("activations"), root)
-    return Originals(features.images["path"].to_pylist(), features.images["digest"].to_pylist(), source)
+    return Originals(features.images, source)
 
 
 def _sheet(features: Features, pictures: Originals, latents: Sequence[int], given: argparse.Namespace):
-    rows = []
-    for latent in latents:
-        examples = features.examples(latent, given.group, given.count)
-        cells = [
-            Cell(
-                pictures.read(row["image"]),
-                f"{row['value']:.3g}{' held out' if row['held_out'] else ''} #{row['image']}",
-                None if row["heat"] is None else features.heat(row) / row["heat_scale"],
-            )
-            for row in examples
-        ]
-        rows.append((f"latent {latent}", cells))
-    return contact_sheet(rows, _geometry(features))
+    def caption(row: dict) -> str:
+        return f"{row['value']:.3g}{' held out' if row['held_out'] else ''} #{row['image']}"
+
+    cells = [cells_of(features, latent, given.count, given.group, pictures.read, caption) for latent in latents]
+    rows = [(f"latent {latent}", found) for latent, found in zip(latents, cells, strict=True)]
+    return contact_sheet(rows, features.geometry)
 
 
 def _sheet_of_image(features: Features, pictures: Originals, rows: Rows, image: int):
@@ -116,12 +108,7 @@ def _sheet_of_image(features: Features, pictures: Originals, rows: Rows, image: 
         if heat is not None:
             heat.flat[row["patch"]] = 1
         cells.append(Cell(picture, f"latent {row['latent']}: {row['value']:.3g}", heat))
-    return contact_sheet([(path, cells)], _geometry(features))
-
-
-def _geometry(features: Features) -> Geometry | None:
-    described = features.content["geometry"]
-    return Geometry.from_dict(described) if described else None
+    return contact_sheet([(path, cells)], features.geometry)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A sealed directory, opened for reading."""
 
 import html
+import itertools
 import os
 import weakref
 from collections.abc import Sequence
@@ -188,7 +189,6 @@ class OpenArtifact(Artifact):
         return path
 
     def read_bytes(self, name: str) -> bytes:
-        """Return the bytes of one of its files; raises as `Artifact.file` does."""
         return self.file(name).read_bytes()
 
 
@@ -220,7 +220,8 @@ def _close(descriptors: dict[str, int]) -> None:
 def _in_five_lines(artifact: Artifact) -> str:
     """Return what an artifact is, what it comes from, when it was made, its size and its id."""
     size = sum(entry["bytes"] for entry in artifact.files.values())
-    places = [f"{entry['kind']} {place}" for entry, place in zip(artifact.inputs, _places(artifact), strict=True)]
+    noted = itertools.chain(artifact.notes.get("input_paths", ()), itertools.repeat(""))
+    places = [f"{entry['kind']} {place}" for entry, place in zip(artifact.inputs, noted, strict=False)]
     rows = {
         "what": _what(artifact.kind, artifact.content),
         "from": ", ".join(places) or _outside(artifact),
@@ -237,9 +238,8 @@ def _what(kind: str, content: dict[str, Any]) -> str:
         return f"{content['images']:,} images, {content.get('dtype')}; tokens × width at {sites}"
     if kind == "autoencoder" and "n_latents" in content:
         final = content.get("final") or {}
-        found = [
-            f"{name} {final[key]:.3g}" for key, name in (("fvu", "FVU"), ("l0", "L0")) if final.get(key) is not None
-        ]
+        known = {name: final.get(key) for key, name in (("fvu", "FVU"), ("l0", "L0"))}
+        found = [f"{name} {value:.3g}" for name, value in known.items() if value is not None]
         of = f"{content['family']}, {content['d_in']:,} → {content['n_latents']:,} latents"
         return "; ".join([of, *([f"held out: {', '.join(found)}"] if found else [])])
     if kind == "features" and "n_latents" in content:
@@ -257,8 +257,3 @@ def _outside(artifact: Artifact) -> str:
     named = [backbone.get("name") if isinstance(backbone, dict) else backbone, source.get("source")]
     origin = (artifact.content.get("origin") or {}).get("source")
     return " over ".join(str(name) for name in named if name) or str(origin or "rows that were given")
-
-
-def _places(artifact: Artifact) -> list[str]:
-    noted = artifact.notes.get("input_paths", [])
-    return [*noted, *[""] * len(artifact.inputs)][: len(artifact.inputs)]

@@ -160,22 +160,16 @@ def _recipe(manifest: dict) -> str:
 
 def _has_shape(manifest: dict) -> bool:
     """Say whether every key that readers ask for is there and of its type."""
-    texts, objects = ("kind", "saetool", "id", "recipe"), ("config", "content", "files", "notes")
-    if not all(isinstance(manifest.get(key), str) for key in texts):
-        return False
-    if not all(isinstance(manifest.get(key), dict) for key in objects) or not isinstance(manifest.get("inputs"), list):
+    keys = dict.fromkeys(("kind", "saetool", "id", "recipe"), str) | {"inputs": list}
+    keys |= dict.fromkeys(("config", "content", "files", "notes"), dict)
+    if not all(isinstance(manifest.get(key), kind) for key, kind in keys.items()):
         return False
     files, notes = manifest["files"].values(), manifest["notes"]
+    inputs, texts = manifest["inputs"], [notes.get(key, []) for key in ("logs", "input_paths")]
     return (
         all(isinstance(f, dict) and type(f.get("bytes")) is int and isinstance(f.get("digest"), str) for f in files)
-        and all(
-            isinstance(i, dict) and isinstance(i.get("kind"), str) and isinstance(i.get("id"), str)
-            for i in manifest["inputs"]
-        )
-        and all(
-            isinstance(notes.get(key, []), list) and all(isinstance(text, str) for text in notes.get(key, []))
-            for key in ("logs", "input_paths")
-        )
+        and all(isinstance(i, dict) and all(isinstance(i.get(key), str) for key in ("kind", "id")) for i in inputs)
+        and all(isinstance(found, list) and all(isinstance(text, str) for text in found) for found in texts)
     )
 
 

@@ -67,7 +67,6 @@ class Partial:
         sync_directory(self.path / SCRATCH / "journal")
 
     def forget(self, key: str) -> None:
-        """Drop what is recorded under `key`."""
         (self.path / SCRATCH / "journal" / key).unlink(missing_ok=True)
 
     def note(self, key: str, value: Any) -> None:
@@ -91,11 +90,11 @@ class Partial:
 
     def write_scratch(self, name: str, data: bytes) -> None:
         """Write a file that is deleted when the artifact is sealed, atomically."""
-        write_atomic(self.path / SCRATCH / name, [data], self._temporary(f"{SCRATCH}/{name}"))
+        self._write(f"{SCRATCH}/{name}", data)
 
     def write_bytes(self, name: str, *pieces: bytes | memoryview) -> None:
         """Write a file atomically, of pieces one after the other, and remember its digest."""
-        write_atomic(self.path / name, pieces, self._temporary(name))
+        self._write(name, *pieces)
         size = sum(memoryview(piece).nbytes for piece in pieces)
         self.record(f"files/{name}", {"bytes": size, "digest": digest_bytes(*pieces)})
 
@@ -111,22 +110,22 @@ class Partial:
 
     def write_manifest(self, data: bytes) -> None:
         """Write the manifest, the last file of all."""
-        write_atomic(self.path / MANIFEST, [data], self._temporary(MANIFEST))
+        self._write(MANIFEST, data)
 
-    def _temporary(self, name: str) -> Path:
-        return self.path / SCRATCH / "new" / name
+    def _write(self, name: str, *pieces: bytes | memoryview) -> None:
+        write_atomic(self.path / name, pieces, self.path / SCRATCH / "new" / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, indented, keys sorted."""
         text = json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode())
 
-    def write_tensors(self, name: str, tensors: "dict[str, Tensor]", metadata: tuple[str, str] | None = None) -> None:
-        """Write a safetensors file. At most one metadata pair: several come out in random order."""
+    def write_tensors(self, name: str, tensors: "dict[str, Tensor]") -> None:
+        """Write a safetensors file."""
         from safetensors.torch import save
 
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        self.write_bytes(name, save(contiguous, metadata=dict([metadata]) if metadata else None))
+        self.write_bytes(name, save(contiguous))
 
     def write_table(self, name: str, table: "pyarrow.Table") -> None:
         """Write a Parquet file, the same bytes for the same table."""

@@ -38,23 +38,18 @@ class RemotePath:
 
     @property
     def name(self) -> str:
-        """The last part."""
         return self.inside.rstrip("/").rsplit("/", 1)[-1]
 
     def with_name(self, name: str) -> "RemotePath":
-        """Return the path beside this one."""
         return RemotePath(self.files, self.inside.rstrip("/").rpartition("/")[0] + f"/{name}")
 
     def exists(self) -> bool:
-        """Say whether there is a file or folder."""
         return self._ask(self.files.exists)
 
     def is_file(self) -> bool:
-        """Say whether there is a file."""
         return self._ask(self.files.isfile)
 
     def is_dir(self) -> bool:
-        """Say whether there is a folder."""
         return self._ask(self.files.isdir)
 
     def stat(self) -> SimpleNamespace:

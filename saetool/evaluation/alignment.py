@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import norm, rankdata, t as student
 
+from saetool.evaluation.bootstrap import interval
 from saetool.evaluation.splits import Split, side_by_side
 
 SHUFFLES = 10
@@ -117,7 +118,7 @@ def auroc_with_interval(best: Best, other: Best | None = None) -> dict[str, floa
     value = float(sides[0].mean())
     error = _half_width(sides, value, best)
     if error is None:
-        return {"value": value, "low": None, "high": None}
+        return interval(value, None)
     least, most = (0.0, 1.0) if other is None else (-1.0, 1.0)
     return {"value": value, "low": max(value - error, least), "high": min(value + error, most)}
 
@@ -147,12 +148,10 @@ def align(
     `beside` it (of another representation), the mean over classes, and that of the control."""
     rows = []
     for name, best, other in zip(classes, chosen, beside, strict=True):
-        row: dict[str, Any] = {"class": name, "latent": None, "pooling": None, "sign": None, "train_auroc": None}
-        row |= {"auroc": {"value": None, "low": None, "high": None}, "difference": None}
-        if best is not None:
-            row |= {"latent": best.latent, "pooling": best.pooling, "sign": best.sign, "train_auroc": best.train_auroc}
-            row["auroc"] = auroc_with_interval(best)
-            row["difference"] = None if other is None else auroc_with_interval(best, other)
+        row: dict[str, Any] = {"class": name}
+        row |= {key: getattr(best, key, None) for key in ("latent", "pooling", "sign", "train_auroc")}
+        row["auroc"] = interval(None, None) if best is None else auroc_with_interval(best)
+        row["difference"] = None if best is None or other is None else auroc_with_interval(best, other)
         rows.append(row)
     control = [None if best is None else auroc_with_interval(best)["value"] for best in shuffled]
     means = {"mean_auroc": _mean([row["auroc"]["value"] for row in rows]), "control_mean_auroc": _mean(control)}

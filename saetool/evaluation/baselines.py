@@ -31,7 +31,6 @@ class Baseline(Autoencoder):
     """A fitted baseline: encodes and decodes like an autoencoder, and does not train."""
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
-        """Refuse: a baseline is fitted when it is made."""
         raise NotImplementedError("a baseline is fitted when it is made and has no loss")
 
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
@@ -67,7 +66,6 @@ class Dictionary(Baseline):
         self.unit = readout is None
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return the chosen scores, zero elsewhere."""
         scores = (x.float() - self.mean) @ self.readout.T
         if self.k is None:
             return scores
@@ -76,11 +74,9 @@ class Dictionary(Baseline):
         return torch.zeros_like(scores).scatter_(-1, chosen, scores.gather(-1, chosen))
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return mean + z W."""
         return self.mean + z @ self.directions
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return W."""
         return self.directions
 
 
@@ -95,12 +91,10 @@ class KMeans(Baseline):
         self.register_buffer("centers", centers.float())
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return 1 at the nearest center, 0 elsewhere."""
         score = x.float() @ self.centers.T - self.centers.square().sum(-1) / 2
         return torch.nn.functional.one_hot(score.argmax(-1), self.n_latents).float()
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return the chosen centers."""
         return z @ self.centers
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:

@@ -3,6 +3,7 @@ ablation and the exact splice."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ def condition(
     readout: Readout,
     autoencoder: Autoencoder,
     mean: Float[Tensor, "d"],
-    site: int | str | None = None,
     beside: Mapping[str, Autoencoder] | None = None,
 ) -> AbstractContextManager[None]:
     """Return the context in which the model runs under one of CONDITIONS, or with the reconstruction of one of those
@@ -33,23 +33,18 @@ def condition(
     if name == "clean":
         return nullcontext()
     if beside and name in beside:
-        return splice(backbone, beside[name], site=site_of(backbone, autoencoder, site).module)
+        return splice(backbone, beside[name], site=site_of(backbone, autoencoder).module)
     if name in ("spliced", "spliced_with_error"):
-        return splice(backbone, autoencoder, error=name == "spliced_with_error", site=site)
-    place = site_of(backbone, autoencoder, site)
-    return ablate_site(backbone, place, mean if name == "mean_ablation" else None)
+        return splice(backbone, autoencoder, error=name == "spliced_with_error")
+    return ablate_site(backbone, site_of(backbone, autoencoder), mean if name == "mean_ablation" else None)
 
 
+@dataclass
 class EffectSums:
-    """Per-image numbers under every condition, kept as they come: a few floats an image."""
+    """Per-image numbers under every condition, by its name [images, columns]: a few floats an image."""
 
-    def __init__(self) -> None:
-        self.rows: dict[str, list[Tensor]] = {}
-        self.columns: list[str] = []
-
-    def table(self, name: str) -> Float[Tensor, "images columns"]:
-        """Return the numbers of one condition, one row an image."""
-        return torch.cat(self.rows[name])
+    columns: list[str] = field(default_factory=list)
+    tables: dict[str, Float[Tensor, "images columns"]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -58,23 +53,22 @@ def measure_effect(
     autoencoder: Autoencoder,
     batches: Iterator[tuple[Tensor, Int[Tensor, "batch"] | None]],
     mean: Float[Tensor, "d"],
-    site: int | str | None = None,
     beside: Mapping[str, Autoencoder] | None = None,
 ) -> EffectSums:
     """Run every batch of (prepared images, class indices or None) under every condition, and with each of those
     `beside` the autoencoder spliced in its place."""
-    sums = EffectSums()
+    columns, rows = [], {}
     with cached_block_outputs(readout.backbone):
         for images, target in batches:
             clean: tuple[Tensor, Tensor | None] | None = None
             for name in (*CONDITIONS, *(beside or ())):
-                with condition(name, readout, autoencoder, mean, site, beside):
+                with condition(name, readout, autoencoder, mean, beside):
                     said = readout(images)
                 clean = clean or said
                 numbers = _image_numbers(said, clean, target)
-                sums.columns = list(numbers)
-                sums.rows.setdefault(name, []).append(torch.stack(list(numbers.values()), dim=-1))
-    return sums
+                columns = list(numbers)
+                rows.setdefault(name, []).append(torch.stack(list(numbers.values()), dim=-1))
+    return EffectSums(columns, {name: torch.cat(found) for name, found in rows.items()})
 
 
 def _image_numbers(
@@ -111,13 +105,14 @@ def summarize(
     """
     wanted = {name: (name, "one") for name in sums.columns if name != "one"}
     draw: dict[str, Any] = {"seed": seed, "resamples": resamples, "groups": groups}
-    conditions = {name: bootstrap.ratios(sums.table(name), sums.columns, wanted, **draw) for name in sums.rows}
     return {
-        "images": int(sums.table("clean").shape[0]),
-        "conditions": conditions,
+        "images": len(sums.tables["clean"]),
+        "conditions": {
+            name: bootstrap.ratios(table, sums.columns, wanted, **draw) for name, table in sums.tables.items()
+        },
         "differences": {
             name: bootstrap.ratios(_less_spliced(sums, name), sums.columns, wanted, **draw)
-            for name in sums.rows
+            for name in sums.tables
             if name not in CONDITIONS
         },
         "share_recovered": {
@@ -143,7 +138,7 @@ SMALLEST_LOSS = 1e-9
 
 def _less_spliced(sums: EffectSums, name: str) -> Float[Tensor, "images columns"]:
     """Return each image's numbers with a baseline in the model, less those with the autoencoder."""
-    difference = sums.table(name) - sums.table("spliced")
+    difference = sums.tables[name] - sums.tables["spliced"]
     difference[:, sums.columns.index("one")] = 1.0
     return difference
 
@@ -151,7 +146,7 @@ def _less_spliced(sums: EffectSums, name: str) -> Float[Tensor, "images columns"
 def _paired(sums: EffectSums, number: str, ablation: str) -> Float[Tensor, "images 2"]:
     """Return what each image regains by splicing and what it loses by the ablation."""
     column = sums.columns.index(number)
-    clean, spliced, ablated = (sums.table(name)[:, column] for name in ("clean", "spliced", ablation))
+    clean, spliced, ablated = (sums.tables[name][:, column] for name in ("clean", "spliced", ablation))
     return torch.stack([spliced - ablated, clean - ablated], dim=1)
 
 
@@ -159,7 +154,7 @@ def _worth_recovering(sums: EffectSums, number: str) -> float:
     """Return the least loss of a number that is worth the name: of those that grow towards 1, a share."""
     if number not in ("embedding_cosine", "accuracy", "probability"):
         return 0.0
-    return LEAST_SHARE * abs(float(sums.table("clean")[:, sums.columns.index(number)].mean()))
+    return LEAST_SHARE * abs(float(sums.tables["clean"][:, sums.columns.index(number)].mean()))
 
 
 def share_recovered(

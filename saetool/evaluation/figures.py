@@ -9,6 +9,7 @@ from saetool.autoencoders.corruption import corrupt
 from saetool.autoencoders.denoising import Denoising
 from saetool.autoencoders.dense import Dense
 from saetool.autoencoders.variational import Variational
+from saetool.evaluation.interventions import rows_for
 from saetool.evaluation.subject import ROWS_AT_ONCE, Subject, spread
 
 ROWS = 16
@@ -53,18 +54,15 @@ def _largest(directions: Tensor) -> Tensor:
 
 def _rows(subject: Subject) -> Tensor:
     """Return one token of each of ROWS held-out images spread over the store, the middle one of the image."""
-    like = next(subject.autoencoder.parameters())
     images = spread(subject.held_out, ROWS)
     middle = subject.site.tokens // 2
     rows = [subject.site.rows(int(image), int(image) + 1)[0, middle] for image in images]
-    return torch.stack(rows).to(like.device, like.dtype)
+    return rows_for(subject.autoencoder, torch.stack(rows))
 
 
 def _spectrum(subject: Subject, x: Tensor) -> Tensor:
     model = subject.autoencoder
     if isinstance(model, Contractive):
         return torch.linalg.svdvals(model.jacobian(x).float()).mean(0)
-    like = next(model.parameters())
-    batch = next(subject.batches(subject.held_out)).flatten(0, 1)[:ROWS_AT_ONCE].to(like.device, like.dtype)
-    codes = model.encode(batch).float()
+    codes = model.encode(rows_for(model, next(subject.batches(subject.held_out)))[:ROWS_AT_ONCE]).float()
     return torch.linalg.svdvals(codes - codes.mean(0))

@@ -28,7 +28,6 @@ class Scale:
     factor: float
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Map a latent's values."""
         return z * self.factor
 
 
@@ -39,7 +38,6 @@ class Value:
     value: float
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Map a latent's values."""
         return torch.full_like(z, self.value)
 
 
@@ -50,7 +48,6 @@ class Delta:
     amount: float
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Map a latent's values."""
         return z + self.amount
 
 
@@ -103,7 +100,7 @@ def intervene(
 
     @torch.no_grad()
     def change(x: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
-        rows = _rows(x, autoencoder)
+        rows = rows_for(autoencoder, x)
         if directions is not None:
             base = rows if keep_error else reconstruct(autoencoder, rows)[1]
             changed = base + _linear_shift(autoencoder, directions, rows, edits)
@@ -133,7 +130,7 @@ def splice(
 
     @torch.no_grad()
     def put(x: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
-        rows = _rows(x, autoencoder)
+        rows = rows_for(autoencoder, x)
         x_hat = reconstruct(autoencoder, rows)[1]
         return _where(chosen, (x_hat + (rows - x_hat) if error else x_hat).view(x.shape), x)
 
@@ -221,7 +218,8 @@ def _where(chosen: Tensor | None, changed: Tensor, x: Tensor) -> Tensor:
     return torch.where(chosen.to(x.device)[..., None], changed, x.to(changed.dtype))
 
 
-def _rows(x: Float[Tensor, "batch tokens d"], autoencoder: Autoencoder) -> Float[Tensor, "rows d"]:
+def rows_for(autoencoder: Autoencoder, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "rows d_in"]:
+    """Return tokens as rows on the autoencoder's device, in its dtype."""
     like = next(iter([*autoencoder.parameters(), *autoencoder.buffers()]))
     return x.detach().reshape(-1, x.shape[-1]).to(like.device, like.dtype)
 

@@ -15,9 +15,8 @@ from saetool.evaluation.attribution import class_effects
 from saetool.evaluation.baselines import Fitted
 from saetool.evaluation.effect import CONDITIONS, EffectSums, measure_effect, summarize
 from saetool.evaluation.readout import Readout, find_head, linear_probe
-from saetool.evaluation.settings import EvaluationSettings
 from saetool.evaluation.sharing import Shared
-from saetool.evaluation.subject import Labels, Subject, spread
+from saetool.evaluation.subject import Labels, Subject, read_labels, spread
 from saetool.features.originals import Originals
 from saetool.images import ImageSource
 from saetool.progress import bar, say
@@ -40,8 +39,7 @@ class Pictures:
     """The store's images, prepared for the backbone, by row; each must have the digest that the store recorded."""
 
     def __init__(self, subject: Subject, source: ImageSource, backbone: Backbone):
-        paths = subject.store.images["path"].to_pylist()
-        self.originals = Originals(paths, subject.store.digests, source)
+        self.originals = Originals(subject.store.images, source)
         self.transform = backbone.transform
 
     def read(self, rows: np.ndarray) -> Tensor:
@@ -69,21 +67,19 @@ class Pictures:
             return shared.map(title, parts, of_part)
 
 
-def choose_label(
-    subject: Subject, settings: EvaluationSettings, backbone: Backbone
-) -> tuple[Labels | None, str | None]:
+def choose_label(subject: Subject, backbone: Backbone) -> tuple[Labels | None, str | None]:
     """Return the label to predict and the path of the model's own head for it, where it has one.
 
     A head is taken where it has as many outputs as the label has classes, which must stand in its order.
     """
-    wanted = settings.effect_label
+    wanted = subject.settings.effect_label
     columns = [c for c in subject.store.artifact.content["labels"] if wanted is None or c["name"] == wanted]
     for column in columns:
         head = find_head(backbone, len(column["classes"])) if column.get("classes") else None
         if head is not None:
             values = np.array(subject.store.images[column["name"]].to_pylist(), dtype=object)
             return Labels(column["name"], column["classes"], values), head
-    labels = [label for label in subject.labels(most_classes=MOST_CLASSES) if wanted in (None, label.name)]
+    labels = [label for label in read_labels(subject.store, MOST_CLASSES) if wanted in (None, label.name)]
     if labels:
         return labels[0], None
     if wanted is not None:
@@ -95,17 +91,11 @@ def choose_label(
     return None, None
 
 
-def effect(
-    subject: Subject,
-    settings: EvaluationSettings,
-    backbone: Backbone,
-    source: ImageSource,
-    fitted: Sequence[Fitted] = (),
-) -> dict[str, Any]:
+def effect(subject: Subject, backbone: Backbone, source: ImageSource, fitted: Sequence[Fitted] = ()) -> dict[str, Any]:
     """Return what splicing does to the model, the autoencoder and each of the baselines, and each class's latents of
     largest effect."""
-    pictures = Pictures(subject, source, backbone)
-    label, head = choose_label(subject, settings, backbone)
+    settings, pictures = subject.settings, Pictures(subject, source, backbone)
+    label, head = choose_label(subject, backbone)
     if not len(subject.train):
         raise RequestError(
             f"{subject.store.artifact.path}: every image is held out; the effect needs training images for the mean "
@@ -126,7 +116,7 @@ def effect(
     sums = _measured(subject, pictures, readout, label, rows, beside)
     latents = []
     if label is not None and subject.autoencoder.decoder_directions() is not None:
-        latents = _strongest(subject, settings, pictures, readout, label, rows)
+        latents = _strongest(subject, pictures, readout, label, rows)
     if sums is None:
         return {}
     return {
@@ -191,28 +181,22 @@ def _measured(
         target = None if label is None else torch.tensor([label.classes.index(v) for v in label.values[chosen]])
         part = measure_effect(readout, subject.autoencoder, iter([(images, target)]), mean, beside=beside)
         sums.columns = part.columns
-        return {name: part.table(name) for name in part.rows}
+        return part.tables
 
     names = [*CONDITIONS, *beside]
     found = pictures.map(subject.shared, f"Images under {len(names)} conditions", rows, work)
     if found is None:
         return None
-    for name in names:
-        sums.rows[name] = [part[name] for part in found]
+    sums.tables = {name: torch.cat([part[name] for part in found]) for name in names}
     return sums
 
 
 def _strongest(
-    subject: Subject,
-    settings: EvaluationSettings,
-    pictures: Pictures,
-    readout: Readout,
-    label: Labels,
-    rows: np.ndarray,
+    subject: Subject, pictures: Pictures, readout: Readout, label: Labels, rows: np.ndarray
 ) -> list[dict[str, Any]]:
     counts = {name: int((label.values[rows] == name).sum()) for name in label.classes}
     most = sorted((name for name in label.classes if counts[name]), key=lambda name: -counts[name])
-    classes = {name: label.classes.index(name) for name in most[: settings.probe_classes]}
+    classes = {name: label.classes.index(name) for name in most[: subject.settings.probe_classes]}
 
     def batches(name: str) -> list[Tensor]:
         parts = pictures.parts(rows[label.values[rows] == name])
@@ -223,7 +207,8 @@ def _strongest(
                 advance(len(part))
             return found
 
+    latents = subject.settings.effect_latents
     mine = {name: classes[name] for name in subject.shared.mine(list(classes))}
-    found = class_effects(readout, subject.autoencoder, batches, mine, settings.effect_latents, CONFIRM_IMAGES)
+    found = class_effects(readout, subject.autoencoder, batches, mine, latents, CONFIRM_IMAGES)
     of_all = [row for rows in distributed.all_gather(found) for row in rows]
     return sorted(of_all, key=lambda row: list(classes).index(row["class"]))

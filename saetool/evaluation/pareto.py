@@ -8,8 +8,7 @@ from typing import Any
 from saetool import distributed
 from saetool.artifacts import Artifact, Partial, Stage
 from saetool.errors import RequestError
-from saetool.evaluation.markdown import markdown_table
-from saetool.evaluation.tables import AGREEMENT, AGREEMENT_COLUMNS, agreement, number, with_interval
+from saetool.evaluation.tables import AGREEMENT, AGREEMENT_COLUMNS, agreement, markdown_table, number, with_interval
 
 COLUMNS = ("fvu", "l0", "cosine", "relative_bias")
 """Numbers with intervals that stand in every row of the table."""
@@ -50,7 +49,6 @@ def mark_frontier(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_evaluation(artifact: Artifact) -> dict[str, Any]:
-    """Return the evaluation.json of an evaluation artifact."""
     return json.loads(artifact.read_bytes("evaluation.json"))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saetool.autoencoders.base import Autoencoder
 from saetool.evaluation.baselines import Dictionary
+from saetool.evaluation.interventions import rows_for
 from saetool.sparse.codes import Codes
 
 POOLINGS = ("max", "mean", "min")
@@ -33,7 +34,6 @@ def pool_codes(codes: Codes, tokens: int) -> Pooled:
 
 
 def pool_rows(x: Float[Tensor, "images tokens n"]) -> Pooled:
-    """Return maximum, mean and minimum over each image's tokens."""
     return {"max": x.amax(1), "mean": x.mean(1), "min": x.amin(1)}
 
 
@@ -45,8 +45,7 @@ def pool_latents(autoencoder: Autoencoder | None, batches: Iterable[Float[Tensor
         if autoencoder is None:
             pooled = pool_rows(x.float())
         else:
-            like = next(iter([*autoencoder.parameters(), *autoencoder.buffers()]))
-            rows = x.flatten(0, 1).to(like.device, like.dtype)
+            rows = rows_for(autoencoder, x)
             if isinstance(autoencoder, Dictionary) and autoencoder.k is None:  # no entry is 0
                 pooled = pool_rows(autoencoder.encode(rows).unflatten(0, x.shape[:2]))
             else:

@@ -32,7 +32,6 @@ class Standardizer:
         self.factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Map features [images, n]."""
         return (features - self.mean) * self.factor
 
 

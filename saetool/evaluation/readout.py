@@ -40,11 +40,8 @@ class Readout:
         def catch(module: nn.Module, inputs: Any) -> None:
             caught.append(inputs[0])
 
-        handle = submodule(self.backbone.whole, self.head).register_forward_pre_hook(catch)
-        try:
+        with submodule(self.backbone.whole, self.head).register_forward_pre_hook(catch):
             logits = self.backbone.forward(images).float()
-        finally:
-            handle.remove()
         return caught[-1].float(), logits
 
     def _probed(self, embedding: Float[Tensor, "batch e"]) -> Float[Tensor, "batch classes"] | None:
@@ -59,14 +56,9 @@ def find_head(backbone: Backbone, n_classes: int) -> str | None:
 
     Another number of outputs is another task, or a projection (CLIP's), and no classifier of these labels.
     """
-    for path in HEADS:
-        try:
-            module = backbone.whole.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(module, nn.Linear) and module.out_features == n_classes:
-            return path
-    return None
+    modules = dict(backbone.whole.named_modules(remove_duplicate=False))
+    linear = {path: found for path in HEADS if isinstance(found := modules.get(path), nn.Linear)}
+    return next((path for path, head in linear.items() if head.out_features == n_classes), None)
 
 
 def linear_probe(

@@ -12,6 +12,7 @@ from torch import Tensor
 from saetool.autoencoders.base import Autoencoder
 from saetool.errors import WorkError
 from saetool.evaluation import bootstrap
+from saetool.evaluation.interventions import rows_for
 from saetool.sparse.codes import Codes
 from saetool.training.heldout import DENSE_ABOVE, reconstruct
 
@@ -127,10 +128,9 @@ def held_out_sums(
     autoencoder: Autoencoder, batches: Iterable[Float[Tensor, "images tokens d_in"]], mean: Float[Tensor, "d_in"]
 ) -> HeldOutSums:
     """Run the autoencoder over batches of whole images and return their sums; `mean` is those images' global mean."""
-    like = next(iter([*autoencoder.parameters(), *autoencoder.buffers()]))
     sums = HeldOutSums(mean.double(), autoencoder.n_latents)
     for x in batches:
-        rows = x.flatten(0, 1).to(like.device, like.dtype)
+        rows = rows_for(autoencoder, x)
         codes, x_hat = reconstruct(autoencoder, rows)
         sums.add(x, codes, x_hat, autoencoder.encode(rows) if autoencoder.active_above > 0 else None)
     return sums

@@ -48,19 +48,15 @@ class Pursuit(Baseline):
         self.register_buffer("offset", offset.detach().float())
 
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
-        """Return the chosen directions and their values."""
         return Codes.concatenate([self._pursue(rows) for rows in x.split(ROWS_AT_ONCE)])
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return the codes of `encode_sparse` as a dense tensor."""
         return self.encode_sparse(x).dense()
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return offset + z W."""
         return self.offset + z @ self.directions
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return W, of unit rows."""
         return self.directions
 
     def _pursue(self, x: Float[Tensor, "rows d_in"]) -> Codes:

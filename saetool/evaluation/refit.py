@@ -31,19 +31,15 @@ class Refitted(Baseline):
         return Codes.concatenate([self._refitted(rows) for rows in x.split(ROWS_AT_ONCE)])
 
     def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
-        """Return what the autoencoder's decoder makes of the values."""
         return self.autoencoder.decode_sparse(codes)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return the codes of `encode_sparse` as a dense tensor."""
         return self.encode_sparse(x).dense()
 
     def decode(self, z: Float[Tensor, "batch n_latents"]) -> Float[Tensor, "batch d_in"]:
-        """Return what the autoencoder's decoder makes of z."""
         return self.autoencoder.decode(z)
 
     def decoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
-        """Return the autoencoder's."""
         return self.autoencoder.decoder_directions()
 
     def _refitted(self, x: Float[Tensor, "rows d_in"]) -> Codes:

@@ -16,16 +16,14 @@ from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError
 from saetool.evaluation.alignment import Best, align, choose
 from saetool.evaluation.baselines import FIT_ROWS, Dictionary, Fitted, baselines_of, fit_baselines
-from saetool.evaluation.geometry import coherence
-from saetool.evaluation.matching import stability
+from saetool.evaluation.matching import coherence, stability
 from saetool.evaluation.pooled import POOLINGS, pool_latents
 from saetool.evaluation.probing import Prepared, probe_labels
 from saetool.evaluation.reconstruction import HeldOutSums, binarity, fvu_difference, held_out_sums, numbers
 from saetool.evaluation.references import reference_models
 from saetool.evaluation.refit import Refitted
-from saetool.evaluation.settings import EvaluationSettings
 from saetool.evaluation.splits import Split
-from saetool.evaluation.subject import Labels, Subject, spread
+from saetool.evaluation.subject import Labels, Subject, read_labels, spread
 from saetool.features.monosemanticity import Chance, image_embeddings
 from saetool.progress import bar, say
 
@@ -42,106 +40,105 @@ NEURONS = "raw activations"
 Chosen = list[Best | None]
 
 
-def held_out(subject: Subject, settings: EvaluationSettings) -> dict[str, Any]:
+def held_out(subject: Subject) -> dict[str, Any]:
     """Return the autoencoder's numbers on held-out images; for KL penalties binarity as well."""
     sums = _own_sums(subject)
     if sums is None:
         return {}
-    found = numbers(sums, subject.seed, settings.bootstrap, subject.groups_of(subject.measured))
+    found = _numbers(subject, sums, subject.measured)
     penalty = subject.content["settings"].get("penalty") or {}
     if penalty.get("kind") == "kl":
         found["binarity"] = binarity(sums) | {"rho": penalty["rho"]}
     return found
 
 
-def training(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] | None:
+def training(subject: Subject) -> dict[str, Any] | None:
     """Return the autoencoder's numbers on as many images that it was trained on, beside which those of held-out ones
     say how much of them is memory; None for a store that it was not trained on."""
     if not subject.trained_here or not len(subject.train):
         return None
     images = spread(subject.train, len(subject.measured))
     sums = _sums(subject, subject.autoencoder, "training images", images)
-    return None if sums is None else numbers(sums, subject.seed, settings.bootstrap, subject.groups_of(images))
+    return None if sums is None else _numbers(subject, sums, images)
 
 
-def decoder(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] | None:
+def decoder(subject: Subject) -> dict[str, Any] | None:
     """Return the coherence of the decoder's directions; None where the decoder is not linear."""
     directions = subject.autoencoder.decoder_directions()
     return None if directions is None else coherence(directions.detach())
 
 
-def fitted_baselines(subject: Subject, settings: EvaluationSettings, l0: float) -> list[Fitted]:
+def fitted_baselines(subject: Subject, l0: float) -> list[Fitted]:
     """Return the baselines at the autoencoder's rounded L0, fitted on training rows by the main process."""
-    own, k = subject.autoencoder, max(1, round(l0))
+    own, k, clusters = subject.autoencoder, max(1, round(l0)), subject.settings.clusters
 
     def fit() -> dict[str, Tensor]:
-        return fit_baselines(subject.training_rows(FIT_ROWS), k, own.n_latents, settings.clusters, subject.seed)
+        return fit_baselines(subject.training_rows(FIT_ROWS), k, own.n_latents, clusters, subject.seed)
 
     device = next(own.parameters()).device
     return baselines_of(subject.shared.once("baselines", fit), k, own.n_latents, subject.seed, device)
 
 
-def baselines(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]) -> list[dict[str, Any]]:
+def baselines(subject: Subject, fitted: list[Fitted]) -> list[dict[str, Any]]:
     """Return the baselines' numbers on the same held-out images, in the same columns."""
     rows = []
     for baseline in fitted:
         sums, own = _sums(subject, baseline.model, baseline.name), _own_sums(subject)
         if sums is not None and own is not None:
-            rows.append(_row(subject, settings, baseline.name, baseline.about, sums, own, subject.measured))
+            rows.append(_row(subject, baseline, sums, own, subject.measured))
     return rows
 
 
-def refitted(subject: Subject, settings: EvaluationSettings) -> dict[str, Any] | None:
-    """Return the numbers of a sparse autoencoder's own latents with refitted values; None of others."""
+def _sparse(subject: Subject) -> SparseAutoencoder | None:
+    """Return a sparse autoencoder whose codes and directions alone say what it reconstructs; None of another."""
     own = subject.autoencoder
     if not isinstance(own, SparseAutoencoder) or own.normalizer.kind == "layer_norm" or own.activation.dense_only:
         return None
-    sums, before = _sums(subject, Refitted(own), "refitted values"), _own_sums(subject)
-    if sums is None or before is None:
+    return own
+
+
+def refitted(subject: Subject) -> dict[str, Any] | None:
+    """Return the numbers of a sparse autoencoder's own latents with refitted values; None of others."""
+    if (own := _sparse(subject)) is None:
         return None
-    about = "the same latents, their values by least squares"
-    return _row(subject, settings, "refitted", about, sums, before, subject.measured)
+    fitted = Fitted("refitted", "the same latents, their values by least squares", Refitted(own))
+    sums, before = _sums(subject, fitted.model, "refitted values"), _own_sums(subject)
+    return None if sums is None or before is None else _row(subject, fitted, sums, before, subject.measured)
 
 
-def references(subject: Subject, settings: EvaluationSettings, l0: float) -> dict[str, Any] | None:
+def references(subject: Subject, l0: float) -> dict[str, Any] | None:
     """Return the numbers of other codes of the same dictionary and others of the same L0; None of no sparse model.
 
     They take minutes for what an autoencoder does in a second, so a part of the measured tokens must do, the
     autoencoder's own numbers among them.
     """
-    own = subject.autoencoder
-    if not isinstance(own, SparseAutoencoder) or own.normalizer.kind == "layer_norm" or own.activation.dense_only:
+    if (own := _sparse(subject)) is None:
         return None
     images = spread(subject.measured, REFERENCE_IMAGES)
     every = max(1, len(images) * subject.site.tokens // REFERENCE_TOKENS)
     batches = [x[:, ::every] for x in subject.batches(images)]
     mean = torch.cat([x.flatten(0, 1) for x in batches]).double().mean(0)
     before = held_out_sums(own, batches, mean)
-    found = numbers(before, subject.seed, settings.bootstrap, subject.groups_of(images))
+    found = _numbers(subject, before, images)
     rows = [{"name": "this autoencoder", "about": "on the same tokens", "numbers": found}]
     made = reference_models(own, subject.training_rows(FIT_ROWS), max(1, round(l0)), subject.seed)
     with bar("Other codes", len(made), "codes") as advance:
         for reference in made:
             sums = held_out_sums(reference.model, batches, mean)
-            rows.append(_row(subject, settings, reference.name, reference.about, sums, before, images))
+            rows.append(_row(subject, reference, sums, before, images))
             advance(1)
     return {"images": len(images), "tokens": sum(x.shape[0] * x.shape[1] for x in batches), "rows": rows}
 
 
-def _row(
-    subject: Subject,
-    settings: EvaluationSettings,
-    name: str,
-    about: str,
-    sums: HeldOutSums,
-    own: HeldOutSums,
-    images: np.ndarray,
-) -> dict[str, Any]:
+def _numbers(subject: Subject, sums: HeldOutSums, images: np.ndarray) -> dict[str, Any]:
+    return numbers(sums, subject.seed, subject.settings.bootstrap, subject.groups_of(images))
+
+
+def _row(subject: Subject, of: Fitted, sums: HeldOutSums, own: HeldOutSums, images: np.ndarray) -> dict[str, Any]:
     """Return a model's numbers, and how its FVU differs from the autoencoder's on the same `images` (paired)."""
-    groups = subject.groups_of(images)
-    found = numbers(sums, subject.seed, settings.bootstrap, groups)
-    difference = fvu_difference(sums, own, subject.seed, settings.bootstrap, groups)
-    return {"name": name, "about": about, "numbers": found, "fvu_difference": difference}
+    difference = fvu_difference(sums, own, subject.seed, subject.settings.bootstrap, subject.groups_of(images))
+    found = _numbers(subject, sums, images)
+    return {"name": of.name, "about": of.about, "numbers": found, "fvu_difference": difference}
 
 
 def _own_sums(subject: Subject) -> HeldOutSums | None:
@@ -239,13 +236,13 @@ def _spread_of(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def probing(subject: Subject, settings: EvaluationSettings, fitted: list[Fitted]) -> dict[str, Any]:
+def probing(subject: Subject, fitted: list[Fitted]) -> dict[str, Any]:
     """Return probes and label alignment of the autoencoder, raw activations and baselines on every category label."""
-    labels = subject.labels(settings.probe_classes)
+    labels = read_labels(subject.store, subject.settings.probe_classes)
     if not labels:
         say(f"No probes: {subject.store.artifact.path} has no category label with two classes or more.")
         return {"skipped": "the store has no category label with two classes or more", "labels": []}
-    train, test = spread(subject.train, settings.probe_images), subject.measured
+    train, test = spread(subject.train, subject.settings.probe_images), subject.measured
     found: list[dict[str, Any]] = [
         {"name": label.name, "classes": label.classes, "probes": [], "alignment": []} for label in labels
     ]

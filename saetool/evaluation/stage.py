@@ -153,35 +153,34 @@ def _build(
 ) -> dict[str, Any]:
     from saetool.evaluation import sections
     from saetool.evaluation.figures import figures
-    from saetool.evaluation.markdown import render
     from saetool.evaluation.pareto import mark_frontier, point
     from saetool.evaluation.sharing import Shared
     from saetool.evaluation.subject import Subject
-    from saetool.evaluation.tables import all_tables
+    from saetool.evaluation.tables import all_tables, render
     from saetool.training.concerns import concerns
 
     subject = Subject.open(autoencoder, store, settings, seed, Shared(partial))
     journal = Journal(partial)
     found: dict[str, Any] = {"schema": SCHEMA, "subject": _facts(autoencoder, store, subject)}
-    found["held_out"] = journal("held_out", lambda: sections.held_out(subject, settings))
-    found["training"] = journal("training", lambda: sections.training(subject, settings))
-    found["decoder"] = journal.alone("decoder", lambda: sections.decoder(subject, settings))
+    found["held_out"] = journal("held_out", lambda: sections.held_out(subject))
+    found["training"] = journal("training", lambda: sections.training(subject))
+    found["decoder"] = journal.alone("decoder", lambda: sections.decoder(subject))
     fitted = []
     if settings.baselines or settings.probing:
-        fitted = sections.fitted_baselines(subject, settings, found["held_out"]["l0"]["value"])
+        fitted = sections.fitted_baselines(subject, found["held_out"]["l0"]["value"])
     if settings.baselines:
-        found["baselines"] = journal("baselines", lambda: sections.baselines(subject, settings, fitted))
+        found["baselines"] = journal("baselines", lambda: sections.baselines(subject, fitted))
     if settings.refit:
-        found["refitted"] = journal("refitted", lambda: sections.refitted(subject, settings))
+        found["refitted"] = journal("refitted", lambda: sections.refitted(subject))
     if settings.references:
         l0 = found["held_out"]["l0"]["value"]
-        found["references"] = journal.alone("references", lambda: sections.references(subject, settings, l0))
+        found["references"] = journal.alone("references", lambda: sections.references(subject, l0))
     if features is not None:
         found["features"] = journal.alone("features", lambda: sections.features(subject, features))
     if settings.probing:
-        found["probing"] = journal("probing", lambda: sections.probing(subject, settings, fitted))
+        found["probing"] = journal("probing", lambda: sections.probing(subject, fitted))
     if settings.effect:
-        found["effect"] = journal("effect", lambda: _effect(subject, settings, backbone, source, seed, fitted))
+        found["effect"] = journal("effect", lambda: _effect(subject, backbone, source, seed, fitted))
     if others:
         found["stability"] = journal.alone("stability", lambda: sections.other_seeds(subject, others))
     if not distributed.is_main():
@@ -243,14 +242,11 @@ def _facts(autoencoder: Artifact, store: Artifact, subject: Any) -> dict[str, An
     }
 
 
-def _effect(
-    subject: Any, settings: EvaluationSettings, backbone: Any, source: Any, seed: int, fitted: list[Any]
-) -> dict[str, Any]:
+def _effect(subject: Any, backbone: Any, source: Any, seed: int, fitted: list[Any]) -> dict[str, Any]:
     from saetool.evaluation.model_sections import effect
     from saetool.vision import load_backbone
 
     if subject.site.info.get("token_kind", subject.site.info.get("tokens")) == "mean":
         return {"skipped": "mean tokens cannot be put back into the model"}
-    if not isinstance(backbone, BackboneSettings):
-        return effect(subject, settings, backbone, source, fitted)
-    return effect(subject, settings, load_backbone(backbone, seed), source, fitted)
+    loaded = load_backbone(backbone, seed) if isinstance(backbone, BackboneSettings) else backbone
+    return effect(subject, loaded, source, fitted)

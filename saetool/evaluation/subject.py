@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saetool import distributed
@@ -56,6 +56,7 @@ class Subject:
     measured: Int[np.ndarray, "measured"]
     seed: int
     groups: Int[np.ndarray, "images"] | None = None
+    settings: EvaluationSettings = field(default_factory=EvaluationSettings)
     shared: Shared = field(default_factory=Shared)
 
     @classmethod
@@ -68,10 +69,7 @@ class Subject:
         shared: Shared | None = None,
     ) -> "Subject":
         """Load the autoencoder and split the store's images; raises RequestError where no image was held out."""
-        content = autoencoder.content
-        opened = ActivationStore(store)
-        site = opened.site(find_site(autoencoder, store)["folder"])
-        split = content["held_out"]
+        opened, split = ActivationStore(store), autoencoder.content["held_out"]
         mask = held_out_images(opened, split)
         if not mask.any():
             raise RequestError(
@@ -79,10 +77,19 @@ class Subject:
                 "so nothing can be measured on images it has not seen; train with held_out above 0"
             )
         held_out = np.flatnonzero(mask)
-        model = load(autoencoder).to(distributed.default_device())
-        measured = spread(held_out, settings.max_images)
-        train, groups = np.flatnonzero(~mask), image_groups(opened, split)
-        return cls(model, content, opened, site, held_out, train, measured, seed, groups, shared or Shared())
+        return cls(
+            autoencoder=load(autoencoder).to(distributed.default_device()),
+            content=autoencoder.content,
+            store=opened,
+            site=opened.site(find_site(autoencoder, store)["folder"]),
+            held_out=held_out,
+            train=np.flatnonzero(~mask),
+            measured=spread(held_out, settings.max_images),
+            seed=seed,
+            groups=image_groups(opened, split),
+            settings=settings,
+            shared=shared or Shared(),
+        )
 
     def groups_of(self, images: Int[np.ndarray, "images"]) -> Int[np.ndarray, "images"] | None:
         """Return the number of each of these images' groups; None where each is alone."""
@@ -116,33 +123,27 @@ class Subject:
         """Yield the tokens of some images, whole images at a time, in order, as stored."""
         at_once = self._images_at_once
         for start in range(0, len(images), at_once):
-            mask = np.zeros(images[start : start + at_once].max() + 1, dtype=bool)
-            mask[images[start : start + at_once]] = True
-            parts = [self.site.rows(a, b) for a, b in runs(mask)]
+            parts = [self.site.rows(a, b) for a, b in runs(self._mask(images[start : start + at_once]))]
             yield parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @cached_property
     def measured_mean(self) -> Float[Tensor, "d_in"]:
-        """The global mean of the tokens of `measured`, float64."""
         return self.mean(self.measured)
 
     def mean(self, images: Int[np.ndarray, "images"]) -> Float[Tensor, "d_in"]:
         """Return the global mean of some images' tokens, float64."""
+        return self.site.statistics(self._mask(images)).mean
+
+    def _mask(self, images: Int[np.ndarray, "images"]) -> Bool[np.ndarray, "all"]:
         mask = np.zeros(self.site.n_images, dtype=bool)
         mask[images] = True
-        return self.site.statistics(mask).mean
+        return mask
 
     def training_rows(self, rows: int) -> Float[Tensor, "rows d_in"]:
         """Return up to `rows` training rows, the same for the same seed."""
-        mask = np.zeros(self.site.n_images, dtype=bool)
-        mask[self.held_out] = True
-        if mask.all():
+        if not len(self.train):
             raise RequestError(f"{self.store.artifact.path}: every image is held out; baselines and probes need others")
-        return StoreStream(self.site, 1, 1, self.seed, mask).sample(rows)
-
-    def labels(self, most_classes: int) -> list[Labels]:
-        """Return the store's category labels with at least two classes, of each the most frequent classes."""
-        return read_labels(self.store, most_classes)
+        return StoreStream(self.site, 1, 1, self.seed, self._mask(self.held_out)).sample(rows)
 
 
 def spread(images: Int[np.ndarray, "images"], most: int | None) -> Int[np.ndarray, "chosen"]:

@@ -14,8 +14,16 @@ Table = dict[str, Any]
 
 def all_tables(evaluation: dict[str, Any]) -> list[Table]:
     """Return every table that the sections at hand give."""
-    makers = (_quality, _references, _decoder, _features, _effect, _strongest, _probes, _alignment, _stability)
-    return [table for make in makers for table in make(evaluation)]
+    makers = {
+        "references": (_references,),
+        "decoder": (_decoder,),
+        "features": (_specificity, _monosemanticity),
+        "effect": (_effect, _strongest),
+        "probing": (_probes, _alignment),
+        "stability": (_stability,),
+    }
+    asked = [(make, found) for name, group in makers.items() if (found := evaluation.get(name)) for make in group]
+    return [*_quality(evaluation), *(table for make, found in asked for table in make(found))]
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -23,8 +31,10 @@ def number(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else format(value, form)
 
 
-def with_interval(found: dict[str, float | None], form: str = ".3f") -> str:
-    """Return a number with its interval in brackets."""
+def with_interval(found: dict[str, float | None] | None, form: str = ".3f") -> str:
+    """Return a number with its interval in brackets, a dash where there is none."""
+    if found is None:
+        return number(None)
     text = number(found["value"], form)
     return text if found["low"] is None else f"{text} [{number(found['low'], form)}, {number(found['high'], form)}]"
 
@@ -46,7 +56,7 @@ def _quality(evaluation: dict[str, Any]) -> list[Table]:
         [
             name,
             with_interval(found["fvu"]),
-            number(None) if difference is None else with_interval(difference, "+.3f"),
+            with_interval(difference, "+.3f"),
             with_interval(found["l0"], ".1f"),
             number(found["l1"]["value"], ".2f"),
             number(found["cosine"]["value"]),
@@ -73,15 +83,12 @@ def _quality(evaluation: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _references(evaluation: dict[str, Any]) -> list[Table]:
-    found = evaluation.get("references")
-    if not found:
-        return []
+def _references(found: dict[str, Any]) -> list[Table]:
     body = [
         [
             f"{row['name']}: {row['about']}",
             with_interval(row["numbers"]["fvu"]),
-            with_interval(row["fvu_difference"], "+.3f") if "fvu_difference" in row else number(None),
+            with_interval(row.get("fvu_difference"), "+.3f"),
             number(row["numbers"]["l0"]["value"], ".1f"),
         ]
         for row in found["rows"]
@@ -94,10 +101,7 @@ def _references(evaluation: dict[str, Any]) -> list[Table]:
     return [_table("Other codes at this L0", note, ["code", "FVU", "difference", "L0"], body)]
 
 
-def _decoder(evaluation: dict[str, Any]) -> list[Table]:
-    found = evaluation.get("decoder")
-    if found is None:
-        return []
+def _decoder(found: dict[str, Any]) -> list[Table]:
     row = [f"{found['latents']:,} latents", number(found["mean"]), number(found["quantiles"]["0.5"])]
     row += [number(found["max"]), number(found["share_above_0.9"], ".1%"), number(found["rms"]), number(found["welch"])]
     columns = ["of", "mean", "median", "maximum", "above 0.9", "rms of all pairs", "least possible rms"]
@@ -105,19 +109,20 @@ def _decoder(evaluation: dict[str, Any]) -> list[Table]:
     return [_table("Decoder coherence", note, columns, [row])]
 
 
-def _features(evaluation: dict[str, Any]) -> list[Table]:
-    found = (evaluation.get("features") or {}).get("monosemanticity")
-    if not found or not found["latents"]:
+def _monosemanticity(features: dict[str, Any]) -> list[Table]:
+    found = features["monosemanticity"]
+    if not found["latents"]:
         return []
     row = [f"{found['latents']:,} latents", number(found["all_pairs"]), number(found["mean"])]
     row += [number(value) for value in found["quantiles"].values()]
     columns = ["of", "all pairs of images", "mean", *(f"{float(q):.0%}" for q in found["quantiles"])]
     note = "Pach et al. 2025: how alike a latent's images are, beside all images; mean and quantiles over latents."
-    return [*_specificity(evaluation["features"].get("specificity")), _table("Monosemanticity", note, columns, [row])]
+    return [_table("Monosemanticity", note, columns, [row])]
 
 
-def _specificity(found: dict[str, Any] | None) -> list[Table]:
-    if not found:
+def _specificity(features: dict[str, Any]) -> list[Table]:
+    found = features.get("specificity")
+    if not found or not features["monosemanticity"]["latents"]:
         return []
     body = [
         [
@@ -137,10 +142,7 @@ def _specificity(found: dict[str, Any] | None) -> list[Table]:
     return [_table("Specificity", note, columns, body)]
 
 
-def _effect(evaluation: dict[str, Any]) -> list[Table]:
-    effect = evaluation.get("effect")
-    if not effect:
-        return []
+def _effect(effect: dict[str, Any]) -> list[Table]:
     if "conditions" not in effect:
         return [_table("In the model", f"Not measured: {effect['skipped']}.", [], [])]
     names = list(effect["conditions"]["clean"])
@@ -151,12 +153,8 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
     for baseline, found in effect["differences"].items():
         body.append([f"{baseline}, less spliced", *(with_interval(found[n], "+.3f") for n in names)])
     for ablation, shares in effect["share_recovered"].items():
-        body.append(
-            [
-                f"recovered, against {ablation.replace('_', ' ')}",
-                *(with_interval(shares[n], ".1%") if n in shares else number(None) for n in names),
-            ]
-        )
+        what = f"recovered, against {ablation.replace('_', ' ')}"
+        body.append([what, *(with_interval(shares.get(n), ".1%") for n in names)])
     by = {"head": "the model's own head", "probe": f"a linear probe on {effect['label']}", "embedding": "no label"}
     note = (
         f"The reconstruction in place of the activation; {effect['images']:,} images; classes by "
@@ -166,15 +164,12 @@ def _effect(evaluation: dict[str, Any]) -> list[Table]:
     )
     if effect.get("left_out"):
         note += f" {len(effect['left_out']):,} classes without training images are left out."
-    return [
-        _table(
-            "In the model", note, ["condition", *(name.replace("_", " ").replace("kl ", "KL ") for name in names)], body
-        )
-    ]
+    columns = ["condition", *(name.replace("_", " ").replace("kl ", "KL ") for name in names)]
+    return [_table("In the model", note, columns, body)]
 
 
-def _strongest(evaluation: dict[str, Any]) -> list[Table]:
-    found = (evaluation.get("effect") or {}).get("latents")
+def _strongest(effect: dict[str, Any]) -> list[Table]:
+    found = effect.get("latents")
     if not found:
         return []
     keys = ("attributed", "attributed_there", "measured_logit", "measured_probability")
@@ -188,13 +183,12 @@ def _strongest(evaluation: dict[str, Any]) -> list[Table]:
     return [_table("Latents with the largest effect on a class", note, columns, body)]
 
 
-def _probes(evaluation: dict[str, Any]) -> list[Table]:
-    probing = evaluation.get("probing")
-    if probing and not probing["labels"]:
+def _probes(probing: dict[str, Any]) -> list[Table]:
+    if not probing["labels"]:
         return [_table("As features", f"Not measured: {probing['skipped']}.", [], [])]
     ks = [*map(str, K_SPARSE), "full"]
     tables = []
-    for label in (probing or {}).get("labels", []):
+    for label in probing["labels"]:
         body = [
             [f"{row['representation']}, {row['pooling']}", f"{row['features']:,}"]
             + [number(row["scores"][k]["balanced_accuracy"]) for k in ks]
@@ -206,9 +200,9 @@ def _probes(evaluation: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _alignment(evaluation: dict[str, Any]) -> list[Table]:
+def _alignment(probing: dict[str, Any]) -> list[Table]:
     tables = []
-    for label in (evaluation.get("probing") or {}).get("labels", []):
+    for label in probing["labels"]:
         body = [
             [row["representation"], number(row["mean_auroc"]), number(row["control_mean_auroc"])]
             + [text for c in row["classes"] for text in _one_latent(c)]
@@ -228,17 +222,13 @@ def _one_latent(row: dict[str, Any]) -> tuple[str, str]:
     if row["latent"] is None:
         return number(None), number(None)
     which = f"{'−' if row['sign'] < 0 else ''}{row['latent']}, {row['pooling']}"
-    difference = row["difference"]
-    return (
-        f"{with_interval(row['auroc'])} ({which})",
-        number(None) if difference is None else with_interval(difference, "+.3f"),
-    )
+    return f"{with_interval(row['auroc'])} ({which})", with_interval(row["difference"], "+.3f")
 
 
-def _stability(evaluation: dict[str, Any]) -> list[Table]:
-    body = [[row["autoencoder"], *agreement(row)] for row in evaluation.get("stability") or []]
+def _stability(found: list[dict[str, Any]]) -> list[Table]:
+    body = [[row["autoencoder"], *agreement(row)] for row in found]
     note = f"Mean largest cosine between decoder directions, {AGREEMENT}."
-    return [_table("Against other trainings", note, ["autoencoder", *AGREEMENT_COLUMNS], body)] if body else []
+    return [_table("Against other trainings", note, ["autoencoder", *AGREEMENT_COLUMNS], body)]
 
 
 AGREEMENT = "here to there, there to here, and matched one to one; chance: to as many random directions"
@@ -249,3 +239,24 @@ def agreement(row: dict[str, Any]) -> list[str]:
     """Return the numbers of `stability` under AGREEMENT_COLUMNS."""
     found = [row["forward"], row["backward"], row["matched"], row["chance"]["forward"], row["chance"]["matched"]]
     return [number(way["mean_max_cosine"]) for way in found]
+
+
+def render(title: str, tables: Sequence[Table], concerns: Sequence[str] = ()) -> str:
+    """Return a Markdown page: a heading, what to know before all else, each table under its title with its note."""
+    parts = [f"# {title}", *(f"**Note:** {_escaped(concern)}" for concern in concerns)]
+    for table in tables:
+        parts += [f"## {table['title']}", table["note"]]
+        if table["rows"]:
+            parts.append(markdown_table(table["columns"], table["rows"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown: first column to the left, the others to the right, bars in texts escaped."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    lines = [[_escaped(cell) for cell in columns], rule, *[[_escaped(cell) for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -13,8 +13,5 @@ if TYPE_CHECKING:
 
 __all__, __getattr__, __dir__ = face(
     __name__,
-    {
-        "exporting": ("export_autoencoder",),
-        "importing": ("Wanted", "import_autoencoder", "load"),
-    },
+    {"exporting": ("export_autoencoder",), "importing": ("Wanted", "import_autoencoder", "load")},
 )

@@ -1,6 +1,6 @@
 """The model card: what an autoencoder is, where it belongs, how good it is, how to load it, who may use what."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +8,8 @@ from saetool.activations.sites import name_site
 from saetool.artifacts import Artifact
 from saetool.errors import SaetoolError
 from saetool.features.reading import Features
-from saetool.features.sheet import Cell, contact_sheet
+from saetool.features.sheet import Cell, cells_of, contact_sheet
 from saetool.progress import say
-from saetool.vision.geometry import Geometry
 
 PICTURES = "examples.png"
 LATENTS, IMAGES = 6, 6
@@ -107,25 +106,16 @@ def example_pictures(features: Artifact) -> Any:
     opened = Features(features)
     try:
         source = open_cached(opened.artifact.find_input("activations"))
-        images = opened.images
-        pictures = Originals(images["path"].to_pylist(), images["digest"].to_pylist(), source)
-        rows = [(f"latent {latent}", _cells(opened, pictures, latent)) for latent in _chosen(opened)]
+        pictures = Originals(opened.images, source)
+        rows = [(f"latent {latent}", _cells(opened, latent, pictures.read)) for latent in _chosen(opened)]
     except SaetoolError as error:
         say(f"{features.path}: no example pictures: {error}")
         return None
-    described = opened.content["geometry"]
-    return contact_sheet(rows, Geometry.from_dict(described) if described else None)
+    return contact_sheet(rows, opened.geometry)
 
 
-def _cells(features: Features, pictures: Any, latent: int) -> list[Cell]:
-    return [
-        Cell(
-            pictures.read(row["image"]),
-            f"{row['value']:.3g}",
-            None if row["heat"] is None else features.heat(row) / row["heat_scale"],
-        )
-        for row in features.top(latent, IMAGES)
-    ]
+def _cells(features: Features, latent: int, read: Callable[[int], Any]) -> list[Cell]:
+    return cells_of(features, latent, IMAGES, "top", read, lambda row: f"{row['value']:.3g}")
 
 
 def _chosen(features: Features) -> Sequence[int]:

@@ -11,18 +11,12 @@ import torch
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, read_json, read_torch, take
-from saetool.exchange.plain import (
-    Activation,
-    Plain,
-    all_float32,
-    float32,
-    with_unit_decoder,
-    without_decoder_bias_on_input,
-)
+from saetool.exchange.files import agree, float32, folder_of, latents_in_rows, read_json, read_torch, take
+from saetool.exchange.plain import Activation, Plain, with_unit_decoder, without_decoder_bias_on_input
 from saetool.exchange.sites import Claim
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
+recognizes = folder_of(CONFIG, WEIGHTS)
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
 _FLAT = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _CUT = {"k": "k", "threshold": "threshold"}
@@ -48,11 +42,6 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def recognizes(path: Path) -> bool:
-    """Say whether a folder is in this format."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
-
-
 def read(path: Path, given: dict[str, Any]) -> Plain:
     """Read an autoencoder; raises RequestError for classes that the sparse family does not have."""
     trainer = read_json(path / CONFIG).get("trainer")
@@ -64,9 +53,8 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     tensors = take(found, keys, name)
     k, threshold = tensors.pop("k", None), tensors.pop("threshold", None)
     groups = tensors.pop("group_sizes", None)
-    dtype = tensors["W_enc"].dtype
-    weights = all_float32(tensors)
-    weights |= _latents_first(weights, kind)
+    # A Linear's decoder has its latents in columns; of the others, the encoder.
+    weights, dtype = latents_in_rows(tensors, "W_enc" if "Jump" in kind or "Matryoshka" in kind else "W_dec")
     plain = Plain(
         **weights,
         activation=_ACTIVATIONS[kind],
@@ -78,9 +66,7 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     )
     agree(name, k=(trainer.get("k"), plain.k), dict_size=(trainer.get("dict_size"), plain.n_latents))
     agree(name, activation_dim=(trainer.get("activation_dim"), plain.d_in))
-    plain = plain.saying(
-        dtype=f"{dtype} weights, computed in float32", normalization="none (its trainer folds its own)"
-    )
+    plain = plain.saying(dtype=dtype, normalization="none (its trainer folds its own)")
     norms = plain.W_dec.norm(dim=1)
     if kind == "AutoEncoder" and not torch.allclose(norms, torch.ones_like(norms)):
         plain = with_unit_decoder(plain).saying(decoder_norms="folded into the encoder, as its own loader does")
@@ -89,21 +75,13 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     return plain.saying(decoder_bias="subtracted from the input")
 
 
-def _latents_first(weights: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """Return the weight that it keeps with latents in columns, transposed: a Linear's decoder, else the encoder."""
-    turned = "W_enc" if "Jump" in kind or "Matryoshka" in kind else "W_dec"
-    return {turned: weights[turned].T.contiguous()}
-
-
 def _threshold(kind: str, threshold: Tensor | None, name: str) -> Tensor | None:
-    if _ACTIVATIONS[kind] == "topk":
-        return None  # its k decides; the threshold is kept for another mode
-    if _ACTIVATIONS[kind] != "relu" and _ACTIVATIONS[kind] != "gated":
-        if threshold is None:
-            raise RequestError(f"{name}: lacks 'threshold', without which the batch would decide who is active.")
-        # What is not positive is 0 in any case, so a threshold below 0 is none.
-        return float32(threshold, "threshold").clamp_min(0)
-    return None
+    if _ACTIVATIONS[kind] in ("relu", "gated", "topk"):
+        return None  # of topk its k decides; the threshold is kept for another mode
+    if threshold is None:
+        raise RequestError(f"{name}: lacks 'threshold', without which the batch would decide who is active.")
+    # What is not positive is 0 in any case, so a threshold below 0 is none.
+    return float32(threshold, "threshold").clamp_min(0)
 
 
 def _claim(trainer: dict[str, Any]) -> Claim:

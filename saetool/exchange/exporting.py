@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from saetool.activations.sites import name_site
 from saetool.artifacts import Artifact, artifact_of
 from saetool.artifacts.stage import place_beside
@@ -16,7 +14,7 @@ from saetool.autoencoders import families
 from saetool.errors import RequestError, shown
 from saetool.exchange.formats import WRITERS
 from saetool.exchange.model import from_model
-from saetool.exchange.plain import Plain, without_normalization
+from saetool.exchange.plain import without_normalization
 from saetool.exchange.sites import Claim
 
 
@@ -41,22 +39,15 @@ def export_autoencoder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out}: is there already; choose another place (--out).")
     plain = from_model(families.load(artifact), str(artifact.path))
-    plain = _claiming(plain, artifact.content["site"])
+    if (site := artifact.content["site"]) is not None:
+        claim = Claim(site["backbone"], site["layer"] or site["module"], site["tokens"], site["module"])
+        plain = replace(plain, claim=claim)
     if plain.normalization != "layer_norm" and format != "safetensors":
         plain = without_normalization(plain)
     if plain.activation == "batch_topk":
         plain = plain.saying(activation="BatchTopK with its inference threshold, as a JumpReLU of one threshold")
-    files = WRITERS[format].write(plain, out, _facts(artifact))
-    _write(out, files)
+    _write(out, WRITERS[format].write(plain, _facts(artifact)))
     return plain.converted
-
-
-def _claiming(plain: Plain, site: dict[str, Any] | None) -> Plain:
-    if site is None:
-        return plain
-    return replace(
-        plain, claim=Claim(site["backbone"], site["layer"] or site["module"], site["tokens"], site["module"])
-    )
 
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
@@ -69,7 +60,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
     return {**facts, "autoencoder": artifact.id, "training": artifact.config.get("training", {})}
 
 
-def _write(out: Path, files: list[tuple[str, dict[str, Tensor] | dict[str, Any]]]) -> None:
+def _write(out: Path, files: dict[str, dict[str, Any]]) -> None:
     """Write all files, or none: they become `out` in one step."""
     from safetensors.torch import save
 
@@ -77,7 +68,7 @@ def _write(out: Path, files: list[tuple[str, dict[str, Tensor] | dict[str, Any]]
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for name, content in files:
+        for name, content in files.items():
             if name.endswith(".safetensors"):
                 data = save({key: tensor.contiguous() for key, tensor in content.items()})
             else:

@@ -5,7 +5,7 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file."""
     try:
         return load_safetensors(path.read_bytes())
     except SafetensorError as error:
@@ -103,3 +102,27 @@ def agree(name: str, **pairs: tuple[Any, Any]) -> None:
     for key, (said, found) in pairs.items():
         if said is not None and said != found:
             raise RequestError(f"{name}: its config says {key} {said}, its weights have {found}.")
+
+
+def float32(tensor: Tensor, key: str) -> Tensor:
+    """Return a weight in float32; raises RequestError where that would round it."""
+    narrow = tensor.detach().float().contiguous()
+    if tensor.dtype == torch.float64 and not torch.equal(narrow.double(), tensor):
+        raise RequestError(f"{key} is float64 and would be rounded: save it in float32 first.")
+    return narrow
+
+
+def latents_in_rows(tensors: Mapping[str, Tensor], turned: str = "") -> tuple[dict[str, Any], str]:
+    """Return weights in float32, as `float32` does each, and what is to be said of their dtype.
+
+    `turned` is the weight that a file keeps with latents in columns.
+    """
+    weights = {key: float32(tensor, key) for key, tensor in tensors.items()}
+    if turned:
+        weights[turned] = weights[turned].T.contiguous()
+    return weights, f"{tensors['W_enc'].dtype} weights, computed in float32"
+
+
+def folder_of(*names: str) -> Callable[[Path], bool]:
+    """Return what says whether a path is a folder that holds some files: how a format recognizes its own."""
+    return lambda path: all((path / name).is_file() for name in names)

@@ -7,16 +7,7 @@ from typing import Any
 
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError, first_line, shown
-from saetool.exchange import (
-    dictionary_learning,
-    openai,
-    overcomplete,
-    plain_file,
-    prisma,
-    sae_lens,
-    saev,
-    sparsify,
-)
+from saetool.exchange import dictionary_learning, openai, overcomplete, plain_file, prisma, sae_lens, saev, sparsify
 from saetool.exchange.model import to_model
 from saetool.exchange.plain import Plain
 

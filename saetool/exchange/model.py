@@ -31,17 +31,12 @@ def settings_of(plain: Plain) -> SparseSettings:
         "normalize": plain.normalization,
         "activation": activation,
         "penalty": _PENALTIES.get(plain.activation, {"kind": "none"}),
-        "matryoshka": _matryoshka(plain),
+        "matryoshka": tuple(size for size in plain.prefixes or () if size < plain.n_latents) or None,
     }
     try:
         return SparseSettings.model_validate(settings)
     except ValidationError as error:
         raise RequestError(f"not one of the sparse family: {error.errors()[0]['msg']}") from None
-
-
-def _matryoshka(plain: Plain) -> tuple[int, ...] | None:
-    inner = tuple(size for size in plain.prefixes or () if size < plain.n_latents)
-    return inner or None
 
 
 @torch.no_grad()

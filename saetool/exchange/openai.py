@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from saetool.errors import RequestError
-from saetool.exchange.files import read_torch, take
-from saetool.exchange.plain import Plain, all_float32
+from saetool.exchange.files import latents_in_rows, read_torch, take
+from saetool.exchange.plain import Plain
 
 _KEYS = {"encoder.weight": "W_enc", "latent_bias": "b_enc", "decoder.weight": "W_dec", "pre_bias": "b_dec"}
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 
 
 def recognizes(path: Path) -> bool:
-    """Say whether a file is in this format."""
     if not path.is_file() or path.suffix != ".pt":
         return False
     try:
@@ -30,10 +29,7 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     kind, of_it = state.pop("activation", "ReLU"), state.pop("activation_state_dict", {})
     if "decoder.weight" not in state and "encoder.weight" in state:  # tied
         state["decoder.weight"] = state["encoder.weight"].T
-    tensors = take(state, _KEYS, str(path), ignored=_STATISTICS)
-    dtype = tensors["W_enc"].dtype
-    weights = all_float32(tensors)
-    weights["W_dec"] = weights["W_dec"].T.contiguous()
+    weights, dtype = latents_in_rows(take(state, _KEYS, str(path), ignored=_STATISTICS), "W_dec")
     if kind == "ReLU":
         plain = Plain(**weights, activation="relu").saying(normalization="none")
     elif kind == "TopK":
@@ -44,4 +40,4 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
         plain = Plain(**weights, activation="topk", **numbers).saying(normalization="layer norm, each row's own")
     else:
         raise RequestError(f"{path}: activation {kind!r} is not one of the sparse family's.")
-    return plain.saying(dtype=f"{dtype} weights, computed in float32", decoder_bias="subtracted from the input")
+    return plain.saying(dtype=dtype, decoder_bias="subtracted from the input")

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, read_safetensors, read_torch
-from saetool.exchange.plain import Plain, float32, without_decoder_bias_on_input
+from saetool.exchange.files import agree, float32, read_safetensors, read_torch
+from saetool.exchange.plain import Plain, without_decoder_bias_on_input
 
 KEYS = ("class", "top_k", "normalization", "running_threshold", "delta", "input_shape", "nb_concepts")
 """What can be given."""
@@ -27,7 +27,6 @@ _TINY = 1e-8
 
 
 def recognizes(path: Path) -> bool:
-    """Say whether a file is in this format."""
     if not path.is_file() or path.suffix not in (".pt", ".pth", ".safetensors"):
         return False
     try:

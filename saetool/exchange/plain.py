@@ -53,12 +53,10 @@ class Plain:
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
         return self.W_enc.shape[1]
 
     @property
     def n_latents(self) -> int:
-        """Number of latents."""
         return self.W_enc.shape[0]
 
     def saying(self, **converted: str) -> "Plain":
@@ -136,16 +134,3 @@ def without_normalization(plain: Plain) -> Plain:
         mean=None,
         factor=1.0,
     ).saying(normalization=f"{plain.normalization} (factor {plain.factor:.6g}) folded into W_enc, W_dec and b_dec")
-
-
-def all_float32(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return weights in float32, as `float32` does each."""
-    return {key: float32(tensor, key) for key, tensor in tensors.items()}
-
-
-def float32(tensor: Tensor, key: str) -> Tensor:
-    """Return a weight in float32; raises RequestError where that would round it."""
-    narrow = tensor.detach().float().contiguous()
-    if tensor.dtype == torch.float64 and not torch.equal(narrow.double(), tensor):
-        raise RequestError(f"{key} is float64 and would be rounded: save it in float32 first.")
-    return narrow

@@ -6,32 +6,25 @@ The tensors are those of `plain.Plain` (one row a latent), the JSON says the act
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, read_json, read_safetensors
-from saetool.exchange.plain import Plain, all_float32
+from saetool.exchange.files import agree, folder_of, latents_in_rows, read_json, read_safetensors
+from saetool.exchange.plain import Plain
 from saetool.exchange.sites import Claim
 
 CONFIG, WEIGHTS = "autoencoder.json", "autoencoder.safetensors"
+recognizes = folder_of(CONFIG, WEIGHTS)
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "mean")
 _NUMBERS = ("activation", "k", "relu", "normalization", "factor")
 
 
-def recognizes(path: Path) -> bool:
-    """Say whether a folder is in this format."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
-
-
 def read(path: Path, given: dict[str, Any]) -> Plain:
-    """Read an autoencoder."""
     config, tensors = read_json(path / CONFIG), read_safetensors(path / WEIGHTS)
     unknown = [key for key in tensors if key not in _TENSORS]
     numbers = {key: config[key] for key in _NUMBERS if key in config}
     if unknown or not {"W_enc", "b_enc", "W_dec", "b_dec"} <= set(tensors) or "activation" not in numbers:
         raise RequestError(f"{path}: not what saetool writes: {unknown[0] if unknown else 'something'} is amiss.")
     plain = Plain(
-        **all_float32(tensors),
+        **latents_in_rows(tensors)[0],
         **numbers,
         prefixes=tuple(config["prefixes"]) if config.get("prefixes") else None,
         claim=Claim(**config.get("claim", {})),
@@ -41,8 +34,8 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     return plain.saying(dtype="float32 weights", normalization=plain.normalization)
 
 
-def write(plain: Plain, folder: Path, facts: dict[str, Any]) -> list[tuple[str, dict[str, Tensor] | dict[str, Any]]]:
-    """Return the files of an autoencoder: (name, tensors) and (name, JSON)."""
+def write(plain: Plain, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the files of an autoencoder by name: tensors, and JSON."""
     tensors = {key: getattr(plain, key) for key in _TENSORS if getattr(plain, key) is not None}
     config = {
         **{key: getattr(plain, key) for key in _NUMBERS},
@@ -53,4 +46,4 @@ def write(plain: Plain, folder: Path, facts: dict[str, Any]) -> list[tuple[str, 
         "claim": plain.claim.as_json(),
         "facts": facts,
     }
-    return [(WEIGHTS, tensors), (CONFIG, config)]
+    return {WEIGHTS: tensors, CONFIG: config}

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, read_json, read_torch, take
-from saetool.exchange.plain import Plain, all_float32
+from saetool.exchange.files import agree, latents_in_rows, read_json, read_torch, take
+from saetool.exchange.plain import Plain
 from saetool.exchange.sites import claim_of_hook
 from saetool.vision.settings import Tokens
 
@@ -22,10 +22,8 @@ _KEYS = {
     "standard": {**_COMMON, "b_enc": "b_enc"},
     "gated": {**_COMMON, "b_gate": "b_enc", "r_mag": "r_mag", "b_mag": "b_mag"},
 }
-_CLASSES = (
-    "vit_prisma.sae.config.VisionModelSAERunnerConfig",
-    "vit_prisma.configs.HookedViTConfig.HookedViTConfig",
-)
+_CLASSES = ("sae.config.VisionModelSAERunnerConfig", "configs.HookedViTConfig.HookedViTConfig")
+"""Of the config that an older file holds, below `vit_prisma`."""
 
 
 class _Inert:
@@ -35,8 +33,7 @@ class _Inert:
 def recognizes(path: Path) -> bool:
     """Say whether a file, or a folder with one file of weights, is in this format."""
     try:
-        weights = _weights(path)
-        config, tensors = _parts(weights)
+        config, tensors = _parts(_weights(path))
     except (RequestError, OSError):
         return False
     return "hook_point_layer" in config and "W_enc" in tensors
@@ -54,19 +51,16 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
         raise RequestError(f"{name}: activation {function!r} is not one of the sparse family's.")
     # A gated one carries b_enc without using it.
     taken = take(tensors, _KEYS[architecture], name, ignored=("b_enc",) if architecture == "gated" else ())
-    dtype = taken["W_enc"].dtype
-    found = all_float32(taken)
-    found["W_enc"] = found["W_enc"].T.contiguous()
-    activation = "gated" if architecture == "gated" else function
+    weights, dtype = latents_in_rows(taken, "W_enc")
     plain = Plain(
-        **found,
-        activation=activation,
+        **weights,
+        activation="gated" if architecture == "gated" else function,
         k=(config.get("activation_fn_kwargs") or {}).get("k") if function == "topk" else None,
         claim=claim_of_hook(config.get("model_name"), _hook(config), _tokens(config)),
         facts={key: value for key, value in config.items() if isinstance(value, str | int | float | bool)},
     )
     agree(name, d_in=(config.get("d_in"), plain.d_in), d_sae=(config.get("d_sae"), plain.n_latents))
-    plain = plain.saying(dtype=f"{dtype} weights, computed in float32", decoder_bias="subtracted from the input")
+    plain = plain.saying(dtype=dtype, decoder_bias="subtracted from the input")
     kind = config.get("normalize_activations") or "none"
     if kind == "layer_norm":
         return replace(plain, normalization="layer_norm").saying(normalization="layer norm, each row's own")
@@ -86,14 +80,13 @@ def _weights(path: Path) -> Path:
 
 def _parts(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config and tensors, from one file or two."""
-    held = read_torch(weights, str(weights), [(_Inert, name) for name in _CLASSES])
+    held = read_torch(weights, str(weights), [(_Inert, f"vit_prisma.{name}") for name in _CLASSES])
     inside = vars(held["cfg"]) if isinstance(held.get("cfg"), _Inert) else None
     beside = weights.parent / CONFIG
     config = read_json(beside) if beside.is_file() else inside
     if config is None:
         raise RequestError(f"{weights}: has no config, neither inside nor beside it ({CONFIG}).")
-    tensors = held.get("state_dict", held)
-    return config, dict(tensors)
+    return config, dict(held.get("state_dict", held))
 
 
 def _hook(config: dict[str, Any]) -> str:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, read_json, read_safetensors, take
-from saetool.exchange.plain import Activation, Plain, all_float32, with_unit_decoder, without_decoder_bias_on_input
+from saetool.exchange.files import agree, folder_of, latents_in_rows, read_json, read_safetensors, take
+from saetool.exchange.plain import Activation, Plain, with_unit_decoder, without_decoder_bias_on_input
 from saetool.exchange.sites import claim_of_hook
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+recognizes = folder_of(CONFIG, WEIGHTS)
 _COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _KEYS = {
     "standard": {**_COMMON, "b_enc": "b_enc"},
@@ -39,11 +40,6 @@ _ACTIVATIONS: dict[str, Activation] = {
 _NOT_FACTS = ("metadata", "device", "dtype", "model_from_pretrained_kwargs")
 
 
-def recognizes(path: Path) -> bool:
-    """Say whether a folder is in this format."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
-
-
 def read(path: Path, given: dict[str, Any]) -> Plain:
     """Read an autoencoder; raises RequestError for architectures and options that the sparse family does not have."""
     config = _config(path)
@@ -56,13 +52,12 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     tensors = take(found, _KEYS[architecture], name)
     if scale is not None and not torch.equal(scale, torch.ones_like(scale)):
         raise RequestError(f"{name}: fine-tuned with a scaling_factor, which is not read.")
-    dtype = tensors["W_enc"].dtype
     # Its own inference rounds a BatchTopK threshold, kept in float64, in the same way.
     threshold = {"threshold": tensors.pop("threshold").float()} if "threshold" in tensors else {}
-    weights = all_float32(tensors) | threshold
-    weights["W_enc"] = weights["W_enc"].T.contiguous()
+    weights, dtype = latents_in_rows(tensors, "W_enc")
     plain = Plain(
         **weights,
+        **threshold,
         activation=_ACTIVATIONS[architecture],
         k=_k(config),
         prefixes=tuple(config.get("matryoshka_widths") or ()) or None,
@@ -70,7 +65,7 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
         facts={key: value for key, value in config.items() if key not in _NOT_FACTS},
     )
     agree(name, d_in=(config.get("d_in"), plain.d_in), d_sae=(config.get("d_sae"), plain.n_latents))
-    plain = _normalized(plain.saying(dtype=f"{dtype} weights, computed in float32"), config, path)
+    plain = _normalized(plain.saying(dtype=dtype), config, path)
     if config.get("rescale_acts_by_decoder_norm"):
         plain = with_unit_decoder(plain).saying(decoder_norms="folded into W_enc and b_enc (rescale_acts)")
     if not config.get("apply_b_dec_to_input", True):
@@ -102,10 +97,8 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _k(config: dict[str, Any]) -> int | None:
     k = config.get("k")
-    if k is not None and int(k) != k:
-        # Only how it was trained: a threshold decides at inference.
-        return max(1, round(k))
-    return None if k is None else int(k)
+    # One that is not whole only says how it was trained: a threshold decides at inference.
+    return None if k is None else int(k) if int(k) == k else max(1, round(k))
 
 
 def _normalized(plain: Plain, config: dict[str, Any], path: Path) -> Plain:
@@ -138,8 +131,8 @@ def _encoder_sees_x(plain: Plain) -> Plain:
     return replace(without_decoder_bias_on_input(plain), b_mag=b_mag)
 
 
-def write(plain: Plain, folder: Path, facts: dict[str, Any]) -> list[tuple[str, dict[str, Tensor] | dict[str, Any]]]:
-    """Return the files of an autoencoder: (name, tensors) and (name, JSON)."""
+def write(plain: Plain, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the files of an autoencoder by name: tensors, and JSON."""
     architecture = {"relu": "standard", "jump_relu": "jumprelu", "batch_topk": "jumprelu"}.get(plain.activation)
     architecture = architecture or plain.activation
     if not plain.relu:
@@ -172,4 +165,4 @@ def write(plain: Plain, folder: Path, facts: dict[str, Any]) -> list[tuple[str, 
             "saetool": facts,
         },
     }
-    return [(WEIGHTS, tensors), (CONFIG, config)]
+    return {WEIGHTS: tensors, CONFIG: config}

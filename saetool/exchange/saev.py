@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, parse_json, read_torch, take
-from saetool.exchange.plain import Plain, all_float32, without_decoder_bias_on_input
+from saetool.exchange.files import agree, latents_in_rows, parse_json, read_torch, take
+from saetool.exchange.plain import Plain, without_decoder_bias_on_input
 
 _KEYS = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _THRESHOLD = "activation.threshold"
@@ -47,8 +47,7 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     kind, parameters = chosen.get("cls", "Relu"), chosen.get("params") or {}
     tensors = read_torch(archive, str(path))
     threshold = tensors.pop(_THRESHOLD, None)
-    weights = all_float32(take(tensors, _KEYS, str(path)))
-    weights["W_enc"] = weights["W_enc"].T.contiguous()
+    weights, _ = latents_in_rows(take(tensors, _KEYS, str(path)), "W_enc")
     plain = Plain(
         **weights,
         **_activation(kind, parameters, threshold, path),

@@ -55,12 +55,10 @@ class Claim:
         return backbone_of(self.model)
 
     def says(self) -> str:
-        """Say in words what the file claims."""
         layer = f"layer {self.layer}" if isinstance(self.layer, int) else self.layer or self.hook or "some layer"
         return f"{layer} of {self.backbone or self.model or 'some model'}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is said, as JSON types."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 

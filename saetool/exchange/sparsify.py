@@ -6,20 +6,14 @@ A folder is named after the hook point: `layers.5` is the output of the sixth bl
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, read_json, read_safetensors, take
-from saetool.exchange.plain import Plain, all_float32
+from saetool.exchange.files import agree, folder_of, latents_in_rows, read_json, read_safetensors, take
+from saetool.exchange.plain import Plain
 from saetool.exchange.sites import claim_of_hook
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+recognizes = folder_of(CONFIG, WEIGHTS)
 _KEYS = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-
-
-def recognizes(path: Path) -> bool:
-    """Say whether a folder is in this format."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
 def read(path: Path, given: dict[str, Any]) -> Plain:
@@ -33,31 +27,20 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
         raise RequestError(f"{path / CONFIG}: signed TopK is not one of the sparse family's.")
     if config.get("activation", "topk") != "topk":
         raise RequestError(f"{path / CONFIG}: activation {config['activation']!r} is not one of the sparse family's.")
-    tensors = take(read_safetensors(path / WEIGHTS), _KEYS, name)
-    dtype = tensors["W_enc"].dtype
-    plain = Plain(
-        **all_float32(tensors),
-        activation="topk",
-        k=config.get("k"),
-        claim=claim_of_hook(None, path.name),
-        facts=config,
-    )
+    weights, dtype = latents_in_rows(take(read_safetensors(path / WEIGHTS), _KEYS, name))
+    claim = claim_of_hook(None, path.name)
+    plain = Plain(**weights, activation="topk", k=config.get("k"), claim=claim, facts=config)
     latents = config.get("num_latents") or (config.get("expansion_factor") or 0) * config.get("d_in", 0) or None
     agree(name, d_in=(config.get("d_in"), plain.d_in), num_latents=(latents, plain.n_latents))
-    return plain.saying(
-        dtype=f"{dtype} weights, computed in float32",
-        normalization="none",
-        decoder_bias="subtracted from the input",
-    )
+    return plain.saying(dtype=dtype, normalization="none", decoder_bias="subtracted from the input")
 
 
-def write(plain: Plain, folder: Path, facts: dict[str, Any]) -> list[tuple[str, dict[str, Tensor] | dict[str, Any]]]:
-    """Return the files of an autoencoder: (name, tensors) and (name, JSON); raises RequestError for all but TopK."""
+def write(plain: Plain, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the files of an autoencoder by name: tensors, and JSON; raises RequestError for all but TopK."""
     if plain.activation != "topk" or not plain.relu:
         raise RequestError(f"sparsify holds TopK autoencoders only, and this one's activation is {plain.activation}.")
     if plain.normalization == "layer_norm":
         raise RequestError("sparsify normalizes nothing, and layer norm divides each row by its own deviation.")
-    ours = {"W_enc": plain.W_enc, "b_enc": plain.b_enc, "W_dec": plain.W_dec, "b_dec": plain.b_dec}
     config = {
         "activation": "topk",
         "expansion_factor": max(1, plain.n_latents // plain.d_in),
@@ -70,4 +53,4 @@ def write(plain: Plain, folder: Path, facts: dict[str, Any]) -> list[tuple[str, 
         "d_in": plain.d_in,
         "saetool": facts,
     }
-    return [(WEIGHTS, {theirs: ours[key] for theirs, key in _KEYS.items()}), (CONFIG, config)]
+    return {WEIGHTS: {theirs: getattr(plain, ours) for theirs, ours in _KEYS.items()}, CONFIG: config}

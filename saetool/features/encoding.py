@@ -67,7 +67,6 @@ class Pass:
 
     @property
     def chunk_images(self) -> int:
-        """Images of a chunk."""
         rows = self._gpu_cells // self.autoencoder.n_latents if self.staged else CHUNK_ROWS
         return max(1, rows // self.site.tokens)
 
@@ -78,7 +77,6 @@ class Pass:
         return min(GPU_CELLS, torch.cuda.get_device_properties(self.device).total_memory // _BYTES_A_CELL)
 
     def cut(self, images: Sequence[int]) -> list[Sequence[int]]:
-        """Return image rows in chunks."""
         return [images[start : start + self.chunk_images] for start in range(0, len(images), self.chunk_images)]
 
     @property
@@ -175,7 +173,6 @@ class Pass:
         return worker_count(self.device)
 
     def mine(self) -> Iterator[range]:
-        """Yield this process's parts."""
         yield from self.parts[distributed.rank() :: distributed.world_size()]
 
 

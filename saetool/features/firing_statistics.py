@@ -77,7 +77,6 @@ class FiringStatistics:
 
     @property
     def largest(self) -> float:
-        """The largest value seen."""
         return float(self.peak)
 
     def add(self, codes: Codes, first_image: int) -> Int[Tensor, "pairs 6"]:
@@ -94,13 +93,12 @@ class FiringStatistics:
         values = codes.values.float()
         if backend_for(values).name == "cpu":
             found = self._add_compiled(codes, values, images)
-            return _records(found, images, first_image, tokens, self.unit)
-        rows = codes.row_of_entry().int()
-        image, patch = rows // tokens, rows % tokens
-        units = (values.double() / self.unit).round()
-        self._count(codes.latents, patch, values, units)
-        cell = codes.latents * images + image
-        found = _maxima(cell, patch, values, units, n_latents * images, tokens)
+        else:
+            rows = codes.row_of_entry().int()
+            image, patch = rows // tokens, rows % tokens
+            units = (values.double() / self.unit).round()
+            self._count(codes.latents, patch, values, units)
+            found = _maxima(codes.latents * images + image, patch, values, units, n_latents * images, tokens)
         return _records(found, images, first_image, tokens, self.unit)
 
     def _add_compiled(self, codes: Codes, values: Tensor, images: int) -> Tensor:

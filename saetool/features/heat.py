@@ -34,7 +34,6 @@ class Wanted:
         return cls(key // len(scale), key % len(scale), scale)
 
     def of_images(self, images: range) -> "Wanted":
-        """Return the pairs of some consecutive images."""
         first, stop = np.searchsorted(self.image, [images.start, images.stop])
         return Wanted(self.image[first:stop], self.latent[first:stop], self.scale)
 
@@ -49,7 +48,6 @@ class Wanted:
 
     @classmethod
     def load(cls, path: Path) -> "Wanted":
-        """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["image"], arrays["latent"], arrays["scale"])
 

@@ -4,6 +4,7 @@ Only firing pairs are touched: the images at 0 are one tie at the bottom.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,19 @@ class LabelColumn:
     ranks: np.ndarray | None = None
 
     def only(self, images: Bool[np.ndarray, "images"]) -> "LabelColumn":
-        """Return the column with the labels of some images alone."""
         return replace(self, classes=np.where(images, self.classes, -1))
+
+    def shares(self) -> list[float]:
+        """Return which share of the labeled images each class has."""
+        counts = np.bincount(self.classes[self.classes >= 0], minlength=len(self.names))
+        return (counts / max(counts.sum(), 1)).tolist()
+
+    @classmethod
+    def of(cls, info: dict[str, Any], values: list) -> "LabelColumn":
+        """Take values as `info`, an artifact's description of the column, says what they are."""
+        if info["kind"] == "number":
+            return cls.of_numbers(info["name"], values)
+        return cls.of_categories(info["name"], values, info["classes"])
 
     @classmethod
     def of_categories(cls, name: str, values: list[str | None], names: list[str] | None = None) -> "LabelColumn":

@@ -47,12 +47,10 @@ class Maxima:
 
     @property
     def n_latents(self) -> int:
-        """The number of latents in this block."""
         return self.stop - self.first
 
     @property
     def device(self) -> torch.device:
-        """Where the records are."""
         return self.words.device
 
     @cached_property

@@ -43,14 +43,16 @@ def directions(model: Autoencoder) -> dict[str, np.ndarray]:
     """Return each latent's decoder norm and the cosine of its two directions; NaN where the family has none."""
     decoder, encoder = model.decoder_directions(), model.encoder_directions()
     none = np.full(model.n_latents, np.nan, np.float32)
+    found = {"decoder_norm": none, "encoder_decoder_cosine": none}
     if decoder is None:
-        return {"decoder_norm": none, "encoder_decoder_cosine": none}
+        return found
     decoder = squarable(decoder)
     norm = decoder.norm(dim=1)
+    found["decoder_norm"] = norm.float().cpu().numpy()
     if encoder is None:
-        return {"decoder_norm": norm.float().cpu().numpy(), "encoder_decoder_cosine": none}
+        return found
     encoder = squarable(encoder)
     lengths = norm * encoder.norm(dim=1)
     cosine = (decoder * encoder).sum(1) / lengths
     cosine = torch.where(lengths > 0, cosine.clamp(-1, 1), torch.nan)
-    return {"decoder_norm": norm.float().cpu().numpy(), "encoder_decoder_cosine": cosine.float().cpu().numpy()}
+    return found | {"encoder_decoder_cosine": cosine.float().cpu().numpy()}

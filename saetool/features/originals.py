@@ -1,5 +1,6 @@
 """The pictures behind an index or a store: found in the image source by path, and only as they were cached."""
 
+import pyarrow as pa
 from PIL import Image
 
 from saetool.errors import RequestError
@@ -9,8 +10,8 @@ from saetool.images import ImageSource
 class Originals:
     """The images of a table with columns path and digest, by row."""
 
-    def __init__(self, paths: list[str], digests: list[str], source: ImageSource):
-        self.paths, self.digests, self.source = paths, digests, source
+    def __init__(self, images: pa.Table, source: ImageSource):
+        self.paths, self.digests, self.source = images["path"].to_pylist(), images["digest"].to_pylist(), source
         self.places = {source.path(i): i for i in range(len(source))}
 
     def read(self, row: int) -> Image.Image:

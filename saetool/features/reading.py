@@ -16,6 +16,7 @@ from saetool.artifacts import Artifact, artifact_of
 from saetool.artifacts.artifact import OpenArtifact
 from saetool.artifacts.remote import is_remote
 from saetool.errors import RequestError, printable, shown
+from saetool.vision.geometry import Geometry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,7 +44,6 @@ class Rows:
         return self.table.slice(range(len(self))[place], 1).to_pylist()[0]
 
     def column(self, name: str) -> list:
-        """Return one column as a list."""
         return self.table[name].to_pylist()
 
     def to_pandas(self) -> Any:
@@ -96,6 +96,11 @@ class Features:
         self.content = self.artifact.content
         self.n_latents: int = self.content["n_latents"]
         self.grid: list[int] | None = self.content["grid"]
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """How pictures became the model's input, where they were pictures."""
+        return Geometry.from_dict(self.content["geometry"]) if self.content["geometry"] else None
 
     @cached_property
     def latents(self) -> pa.Table:
@@ -165,13 +170,9 @@ class Features:
         row = self.row_of(image)
         with safe_open(self.artifact.file("patches.safetensors"), "np") as file:
             latents, values = (file.get_slice(name)[row] for name in ("latents", "values"))
-        patch, place = np.nonzero(latents >= 0)
-        latent, value = latents[patch, place], values[patch, place]
-        order = np.lexsort((patch, -value, latent))
-        found, first, patches = np.unique(latent[order], return_index=True, return_counts=True)
-        best = order[first]
-        shown = np.lexsort((found, -value[best]))[:count]
-        columns = {"latent": found, "value": value[best], "patch": patch[best], "patches": patches}
+        latent, value, patch, patches = latents_of_image(latents, values)
+        shown = np.lexsort((latent, -value))[:count]
+        columns = {"latent": latent, "value": value, "patch": patch, "patches": patches}
         table = pa.table({name: pa.array(values[shown]) for name, values in columns.items()})
         return Rows(table if self.grid else table.drop_columns(["patch", "patches"]))
 
@@ -236,3 +237,14 @@ class Features:
         counts = ", ".join(f"{n:,} {name}" for name, n in self.content["counts"].items())
         images = f"{self.content['images']:,} images"
         return f"Features({str(self.artifact.path)!r}): {self.n_latents:,} latents ({counts}), {images}"
+
+
+def latents_of_image(latents: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the latents among the strongest of an image's tokens [tokens, k], rising; of each its maximum, the first
+    patch that has it, and the number of patches."""
+    patch, place = np.nonzero(latents >= 0)
+    latent, value = latents[patch, place], values[patch, place]
+    order = np.lexsort((patch, -value, latent))
+    found, first, patches = np.unique(latent[order], return_index=True, return_counts=True)
+    best = order[first]
+    return found, value[best], patch[best], patches

@@ -1,12 +1,16 @@
 """Contact sheets: pictures in rows, heat maps laid over them where the model's patches lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from saetool.vision.geometry import Geometry
+
+if TYPE_CHECKING:
+    from saetool.features.reading import Features
 
 _CAPTION = 14
 """Pixels below each picture for its caption, and left of each row for its title's line."""
@@ -23,6 +27,22 @@ class Cell:
     image: Image.Image
     caption: str
     heat: np.ndarray | None = None
+
+
+def cells_of(
+    features: "Features",
+    latent: int,
+    count: int,
+    group: str,
+    read: Callable[[int], Image.Image],
+    caption: Callable[[dict[str, Any]], str],
+) -> list[Cell]:
+    """Return a latent's examples as cells; `read` gives the picture of an image row, `caption` what stands below it."""
+
+    def heat(row: dict[str, Any]) -> np.ndarray | None:
+        return None if row["heat"] is None or features.grid is None else features.heat(row) / row["heat_scale"]
+
+    return [Cell(read(row["image"]), caption(row), heat(row)) for row in features.examples(latent, group, count)]
 
 
 def contact_sheet(

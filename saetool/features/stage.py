@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,6 @@ from saetool.features.maxima import Maxima
 from saetool.features.monosemanticity import Chance, all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
 from saetool.features.overlap import firing_bits, sample_of, small_directions
-from saetool.features.patches_file import write_patches
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
 from saetool.features.workers import block_workers
@@ -142,25 +141,18 @@ class _Block:
 class _Found:
     """What the statistics of all blocks of latents come to."""
 
-    numbers: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    p_values: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    chosen: list[tuple[np.ndarray, ranking.Chosen]] = field(default_factory=list)
-    """Of each block: the records of the examples, and what they stand for."""
-
-    def add(self, block: "_Block") -> None:
-        for name, values in block.numbers.items():
-            self.numbers.setdefault(name, []).append(values)
-        for label, values in block.p_values.items():
-            self.p_values.setdefault(label, []).append(values)
-        self.chosen.append((block.records, block.chosen))
+    blocks: list[_Block] = field(default_factory=list)
 
     @cached_property
     def discoveries(self) -> dict[str, tables.Discoveries]:
         """Of each label, the tests of all latents and classes."""
-        return {label: tables.Discoveries(np.concatenate(found)) for label, found in self.p_values.items()}
+        every = {
+            label: np.concatenate([block.p_values[label] for block in self.blocks]) for label in self.blocks[0].p_values
+        }
+        return {label: tables.Discoveries(found) for label, found in every.items()}
 
     def column(self, name: str) -> np.ndarray:
-        return np.concatenate(self.numbers[name])
+        return np.concatenate([block.numbers[name] for block in self.blocks])
 
 
 @dataclass
@@ -216,16 +208,9 @@ class Index:
     @cached_property
     def labels(self) -> list[LabelColumn]:
         """The label columns that have at least one label."""
-        images, columns = self.site.store.images, []
-        for info in self.site.store.artifact.content["labels"]:
-            values = images[info["name"]].to_pylist()
-            if info["kind"] == "number":
-                column = LabelColumn.of_numbers(info["name"], values)
-            else:
-                column = LabelColumn.of_categories(info["name"], values, info["classes"])
-            if (column.classes >= 0).any():
-                columns.append(column)
-        return columns
+        images, described = self.site.store.images, self.site.store.artifact.content["labels"]
+        columns = [LabelColumn.of(info, images[info["name"]].to_pylist()) for info in described]
+        return [column for column in columns if (column.classes >= 0).any()]
 
     def build(self, partial: Partial) -> dict[str, Any]:
         """Build the artifact; every process encodes and draws its parts, the main one does the rest."""
@@ -248,11 +233,8 @@ class Index:
         content = self._write(found, spill, statistics, model, partial)
         if embeddings is not None and self.embedding_site is not None:
             info = self.embedding_site.info
-            content["embedding"] = {
-                "site": info["folder"],
-                "digest": info["digest"],
-                "all_pairs": all_pairs(embeddings),
-            }
+            facts = {"site": info["folder"], "digest": info["digest"], "all_pairs": all_pairs(embeddings)}
+            content["embedding"] = facts
         seconds = {"encode": encoded - started, "statistics": counted - encoded, "heat": drawn - counted}
         partial.note("seconds", {**seconds, "tables": time.monotonic() - drawn})
         return content
@@ -283,14 +265,12 @@ class Index:
             for block in ordered(of_block, spans, block_workers(largest, device)):
                 if rows is not None and block.labels is not None:
                     rows.write(block.labels)
-                found.add(block)
+                found.blocks.append(replace(block, labels=None))
                 advance(1)
         if labels:
             tables.with_q_values(path, partial.file("label_statistics.parquet"), found.discoveries)
-        images, latents = (
-            np.concatenate([records[name] for records, _ in found.chosen]) for name in ("image", "latent")
-        )
-        heat.Wanted.of(images, latents, found.column("max")).save(partial.scratch("wanted.npz"))
+        records = np.concatenate([block.records for block in found.blocks])
+        heat.Wanted.of(records["image"], records["latent"], found.column("max")).save(partial.scratch("wanted.npz"))
         return found
 
     def _facts_on(self, device: torch.device, embeddings: np.ndarray | None) -> _Images:
@@ -341,14 +321,14 @@ class Index:
     def _write_examples(self, found: _Found, maps: np.ndarray | None, partial: Partial) -> None:
         wanted, scale = heat.Wanted.load(partial.scratch("wanted.npz")), found.column("max")
         with tables.TableWriter(partial.file("examples.parquet"), EXAMPLES) as writer:
-            for records, chosen in found.chosen:
-                drawn = None if maps is None else maps[wanted.find(records["image"], records["latent"])]
-                writer.write(tables.examples_table(records, chosen, scale, self.held_out, drawn))
+            for block in found.blocks:
+                drawn = None if maps is None else maps[wanted.find(block.records["image"], block.records["latent"])]
+                writer.write(tables.examples_table(block.records, block.chosen, scale, self.held_out, drawn))
 
     def _write(
         self, found: _Found, spill: Spill, statistics: FiringStatistics, model: Any, partial: Partial
     ) -> dict[str, Any]:
-        numbers = {name: found.column(name) for name in found.numbers}
+        numbers = {name: found.column(name) for name in found.blocks[0].numbers}
         numbers |= self._frequencies(numbers, statistics)
         numbers |= directions(model)
         tensors = self._tensors(numbers, spill, statistics, model)
@@ -361,7 +341,7 @@ class Index:
         partial.write_table("images.parquet", tables.images_table(store.images, self.held_out, names))
         partial.write_tensors("tensors.safetensors", tensors)
         shape = (self.site.n_images, self.site.tokens, self.settings.strongest)
-        write_patches(partial.file("patches.safetensors"), spill, shape)
+        spill.write_strongest(partial.file("patches.safetensors"), shape)
         return self._content(numbers)
 
     def _frequencies(self, numbers: dict[str, np.ndarray], statistics: FiringStatistics) -> dict[str, Any]:

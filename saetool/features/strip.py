@@ -5,14 +5,14 @@ import html
 import io
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from saetool.activations.thumbnails import StoredThumbnails
 from saetool.features.originals import Originals
-from saetool.features.sheet import Cell, contact_sheet, overlay
-from saetool.images import open_cached
+from saetool.features.sheet import Cell, cells_of, contact_sheet, overlay
+from saetool.images.opening import open_moved
 from saetool.images.picture import THUMBNAIL_PX
 from saetool.vision.geometry import Geometry
 
@@ -32,7 +32,6 @@ class Strip:
         self._cells, self._geometry = cells, geometry
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the strip as one picture."""
         contact_sheet([(self.title, self._cells)], self._geometry).save(path)
 
     def __repr__(self) -> str:
@@ -51,14 +50,12 @@ class Strip:
 
 def strip_of(features: "Features", latent: int, count: int, group: str, read: Callable[[int], Image.Image]) -> Strip:
     """Return a latent's examples as a strip; `read` returns the picture of an image row."""
-    cells = []
-    for row in features.examples(latent, group, count):
-        heat = None if row["heat"] is None or features.grid is None else features.heat(row) / row["heat_scale"]
-        caption = f"{row['path']}: {row['value']:.3g}{', held out' if row['held_out'] else ''}"
-        cells.append(Cell(read(row["image"]), caption, heat))
-    described = features.content["geometry"]
-    geometry = Geometry.from_dict(described) if described else None
-    return Strip(f"latent {latent}, {group}", cells, geometry, features.content.get("attribution"))
+
+    def caption(row: dict[str, Any]) -> str:
+        return f"{row['path']}: {row['value']:.3g}{', held out' if row['held_out'] else ''}"
+
+    cells = cells_of(features, latent, count, group, read, caption)
+    return Strip(f"latent {latent}, {group}", cells, features.geometry, features.content.get("attribution"))
 
 
 def reader(features: "Features", images: "ImageSource | str | os.PathLike | None") -> Callable[[int], Image.Image]:
@@ -67,11 +64,7 @@ def reader(features: "Features", images: "ImageSource | str | os.PathLike | None
     if images is None and StoredThumbnails.are_in(store):
         thumbnails = StoredThumbnails(store)
         return lambda row: Image.open(io.BytesIO(thumbnails.read(row))).convert("RGB")
-    if images is None or isinstance(images, str | os.PathLike):
-        source = open_cached(store, None if images is None else os.fspath(images))
-    else:
-        source = images
-    return Originals(features.images["path"].to_pylist(), features.images["digest"].to_pylist(), source).read
+    return Originals(features.images, open_moved(store, images)).read
 
 
 def _data(image: Image.Image) -> str:

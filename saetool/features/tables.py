@@ -46,7 +46,6 @@ class TableWriter:
         self._waiting = schema.empty_table()
 
     def write(self, piece: pa.Table) -> None:
-        """Append rows."""
         self._waiting = pa.concat_tables([self._waiting, piece])
         while len(self._waiting) >= self._rows:
             self._writer.write_table(self._waiting.slice(0, self._rows).combine_chunks(), row_group_size=self._rows)
@@ -199,7 +198,6 @@ def _binary(rows: np.ndarray) -> pa.Array:
 
 
 def images_table(images: pa.Table, held_out: np.ndarray, labels: Sequence[str]) -> pa.Table:
-    """Build images.parquet from the store's table of images."""
     values = {
         column.name: images[column.name].combine_chunks() for column in IMAGES if column.name in images.column_names
     }

@@ -2,23 +2,19 @@
 
 import numpy as np
 
-from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError
 from saetool.images.picture import Picture, picture_of_array
 from saetool.images.sampling import ALL, Sample
-from saetool.images.source import Label, LabelColumn, digest_listing
+from saetool.images.source import ImageSource, Label, LabelColumn, digest_listing
 
 DIGITS_MAXIMUM = 16
 """scikit-learn's digits count ink in 4×4 blocks: 0 to 16."""
 
 
-class ArraySource:
+class ArraySource(ImageSource):
     """Gray images held in one uint8 array [images, height, width], with a digit each."""
 
-    root: str | None = None
-    sequential = False
     forkable = True
-    attribution: str | None = None
 
     def __init__(self, name: str, images: np.ndarray, digits: np.ndarray, sample: Sample = ALL):
         self.name = name
@@ -35,23 +31,13 @@ class ArraySource:
         return f"{self._chosen[i]:05d}"
 
     def size_hint(self, i: int) -> int:
-        """Return the bytes of the image's array."""
         return self._images[i].nbytes
 
     def labels(self, i: int) -> dict[str, Label]:
-        """Return the digit, as a class name."""
         return {"digit": str(self._digits[i])}
 
     def read(self, i: int) -> Picture:
-        """Return the image; its digest is of the array's bytes."""
         return picture_of_array(self._images[i])
-
-    def digest(self, i: int) -> str:
-        """Return the digest of the array's bytes."""
-        return digest_bytes(self._images[i].tobytes())
-
-    def times(self) -> None:
-        """Return None: arrays come with their package."""
 
     def listing(self) -> str:
         """Return a digest over indices and sizes."""

@@ -14,13 +14,7 @@ from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images.folder import read_regular, refuse_folder
 from saetool.images.picture import Picture, read_picture
 from saetool.images.settings import HUB_PREFIX, STREAM_HAS_NO_SAMPLE, ImageSettings
-from saetool.images.source import (
-    Label,
-    LabelColumn,
-    digest_listing,
-    known_label,
-    split_named,
-)
+from saetool.images.source import ImageSource, Label, LabelColumn, digest_listing, known_label, split_named
 from saetool.images.stream import RowStream
 from saetool.progress import say
 
@@ -46,10 +40,9 @@ def data_files(path: Path) -> list[Path]:
     return sorted(found)
 
 
-class DatasetSource:
+class DatasetSource(ImageSource):
     """Rows of a dataset, by index: the image's path is the row's number."""
 
-    attribution: str | None = None
     in_memory = False
 
     def __init__(
@@ -86,21 +79,15 @@ class DatasetSource:
         """Return the row's number with leading zeros, so that paths are in the order of rows."""
         return f"{self._chosen[i]:09d}"
 
-    def size_hint(self, i: int) -> int:
-        """Return 0: a dataset does not say before it is read."""
-        return 0
-
     def labels(self, i: int) -> dict[str, Label]:
         """Return the row's labels: class names for class labels, integers and text; numbers for floats."""
         row = self._rows.labels(self._chosen[i], list(self._features))
         return {name: label for column in self._features for name, label in self._labels(column, row[column]).items()}
 
     def read(self, i: int) -> Picture:
-        """Decode the row's image; WorkError names the row when it is corrupt."""
         return read_picture(self._content(i), f"{self.name}, row {self._chosen[i]}", self._max_pixels)
 
     def digest(self, i: int) -> str:
-        """Return the digest of the image's bytes."""
         return digest_bytes(self._content(i))
 
     def listing(self) -> str:
@@ -108,7 +95,6 @@ class DatasetSource:
         return digest_listing([*self._files, ("", len(self))])
 
     def times(self) -> str | None:
-        """Return a digest over when the local files were last written."""
         return self._times
 
     def _content(self, i: int) -> bytes:
@@ -200,9 +186,7 @@ def open_object(rows: Any, settings: ImageSettings, name: str) -> DatasetSource:
     import datasets
 
     if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
-        if settings.split not in rows:
-            raise RequestError(f"images.split: {name} has {', '.join(map(str, rows))}, not {settings.split!r}")
-        rows = rows[settings.split]
+        rows = _split_among(rows, settings.split, name)
     if isinstance(rows, datasets.IterableDataset):
         if settings.limit is not None:
             raise RequestError(STREAM_HAS_NO_SAMPLE)
@@ -226,9 +210,7 @@ def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise WorkError(f"{path} cannot be read as a dataset ({reason}); fetch or write it again") from None
     if isinstance(rows, datasets.DatasetDict):
-        if settings.split not in rows:
-            raise RequestError(f"images.split: {path} has {', '.join(map(str, rows))}, not {settings.split!r}")
-        rows = rows[settings.split]
+        rows = _split_among(rows, settings.split, path)
     elif saved:
         _require_split(path, settings.split, re.match(r"\w*", str(rows.split or ""))[0])  # pyright: ignore[reportOptionalSubscript]
     if settings.streaming and isinstance(rows, datasets.Dataset):
@@ -238,6 +220,12 @@ def open_local(path: Path, settings: ImageSettings) -> DatasetSource:
     times = digest_listing((name, str(facts.st_mtime_ns)) for name, facts in found)
     root = path.resolve()
     return DatasetSource(rows, root.name, settings, files, root=str(root), times=times)
+
+
+def _split_among(splits: Any, asked: str, name: object) -> Any:
+    if asked not in splits:
+        raise RequestError(f"images.split: {name} has {', '.join(map(str, splits))}, not {asked!r}")
+    return splits[asked]
 
 
 def _require_split(path: Path, asked: str, found: str) -> None:
@@ -319,10 +307,6 @@ def _may_hold_pictures(feature: Any) -> bool:
     )
 
 
-def _listed(feature: Any) -> bool:
-    return _listed_names(feature) is not None
-
-
 def _listed_names(feature: Any) -> list[str] | None:
     """Return the classes of a column that lists several for an image, None for any other."""
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
@@ -336,13 +320,15 @@ def _label_columns(features: Any, settings: ImageSettings, name: str) -> list[st
         for column in settings.label_columns:
             if column not in features:
                 raise RequestError(f"images.label_columns: {name} has no column {column!r}, but {', '.join(features)}")
-            if not isinstance(features[column], datasets.Value | datasets.ClassLabel) and not _listed(features[column]):
+            feature = features[column]
+            if not isinstance(feature, datasets.Value | datasets.ClassLabel) and _listed_names(feature) is None:
                 raise RequestError(
                     f"images.label_columns: the column {column!r} of {name} holds no labels (a class, text or a number)"
                 )
         return settings.label_columns
-    declared = [column for column, f in features.items() if isinstance(f, datasets.ClassLabel) or _listed(f)]
-    long = [column for column in declared if len(_listed_names(features[column]) or ()) > MOST_LISTED_CLASSES]
+    listed = {column: names for column, f in features.items() if (names := _listed_names(f)) is not None}
+    declared = [column for column, f in features.items() if isinstance(f, datasets.ClassLabel) or column in listed]
+    long = [column for column, names in listed.items() if len(names) > MOST_LISTED_CLASSES]
     if long:
         say(f"{name}: {', '.join(long)} lists more than {MOST_LISTED_CLASSES} classes; name it in images.label_columns")
     declared = [column for column in declared if column not in long]

@@ -21,7 +21,7 @@ ATTRIBUTION = (
 class ElpvSource(FolderSource):
     """300×300 gray photographs, each with the cell's type and how probable a defect is, as experts judged it."""
 
-    attribution: str | None = ATTRIBUTION
+    attribution = ATTRIBUTION
     companions = frozenset({"labels.csv"})
 
     def __init__(self, root: Path | str | None = None, sample: Sample = ALL):

@@ -12,30 +12,13 @@ from saetool.errors import RequestError, WorkError
 from saetool.images.labels import Labels, read_labels
 from saetool.images.picture import MAX_PIXELS, Picture, read_picture
 from saetool.images.sampling import ALL, Sample
-from saetool.images.source import Label, LabelColumn, digest_listing, split_named
+from saetool.images.source import ImageSource, Label, LabelColumn, digest_listing, split_named
 from saetool.progress import say
 
-SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ],
-)
+SUFFIXES = frozenset({
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga",
+    ".tif", ".tiff", ".webp",
+})  # fmt: skip
 """Files that end otherwise are left out and counted; hidden ones are left alone."""
 MAX_FILE_BYTES = 4 << 30
 """Of an image file: twice what 179 megapixels take without compression in the largest type. Beyond it is no picture."""
@@ -64,15 +47,13 @@ class LabelTable:
     columns: list[str] | None = None
 
 
-class FolderSource:
+class FolderSource(ImageSource):
     """Every image file below `root`. The label `class` is the first folder in which the paths differ.
 
     Folders that name splits (train, val, test) are no classes. `table` is a file of labels that names the images.
     """
 
-    sequential = False
     forkable = True
-    attribution: str | None = None
     companions: frozenset[str] = frozenset()
     """Files that belong to the set and are no images: not worth a word."""
 
@@ -83,7 +64,6 @@ class FolderSource:
         max_pixels: int | None = MAX_PIXELS,
         table: LabelTable | None = None,
     ):
-        self.root: str | None
         self.root, self.name = self._locate(str(root))
         self.max_pixels = max_pixels
         entries = sorted(self._list(), key=lambda entry: os.fsencode(entry.path))
@@ -125,11 +105,9 @@ class FolderSource:
         return len(self._entries)
 
     def path(self, i: int) -> str:
-        """Return the path below the root, with forward slashes."""
         return self._entries[i].path
 
     def size_hint(self, i: int) -> int:
-        """Return the file's size when the folder was listed."""
         return self._entries[i].size
 
     def labels(self, i: int) -> dict[str, Label]:
@@ -137,11 +115,9 @@ class FolderSource:
         return self._labels.of(i)
 
     def read(self, i: int) -> Picture:
-        """Decode the file; WorkError names it when it is corrupt or gone."""
         return read_picture(*self.content(i), max_pixels=self.max_pixels)
 
     def digest(self, i: int) -> str:
-        """Return the digest of the file's bytes."""
         return digest_bytes(self.content(i)[0])
 
     def listing(self) -> str:
@@ -149,7 +125,6 @@ class FolderSource:
         return digest_listing((entry.path, entry.size) for entry in self._entries)
 
     def times(self) -> str | None:
-        """Return a digest over when each file was last written."""
         return digest_listing((entry.path, entry.written) for entry in self._entries)
 
     def _locate(self, root: str) -> tuple[str, str]:
@@ -192,7 +167,7 @@ class PathsSource(FolderSource):
             raise RequestError("images: the list of paths is empty")
         files = [Path(root or ".", path).expanduser().absolute() for path in paths]
         self._folder = Path(root).absolute() if root else Path(os.path.commonpath([file.parent for file in files]))
-        self.root: str | None = str(self._folder)
+        self.root = str(self._folder)
         self.name, self.max_pixels = PATHS, max_pixels
         below = [os.path.relpath(file, self._folder).replace(os.sep, "/") for file in files]
         entries = [Entry(path, *_facts(str(file))) for path, file in zip(below, files, strict=True)]

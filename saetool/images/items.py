@@ -17,7 +17,7 @@ from saetool.images.folder import read_regular
 from saetool.images.labels import TAKEN
 from saetool.images.picture import MAX_PIXELS, Picture, picture_of, picture_of_array, read_picture
 from saetool.images.sampling import ALL, Sample
-from saetool.images.source import Label, LabelColumn, digest_listing
+from saetool.images.source import ImageSource, Label, LabelColumn, digest_listing
 
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 """What an item that is a mapping calls its picture, where not exactly one of its values is one."""
@@ -40,42 +40,28 @@ class Item:
     path: str | None = None
 
 
-class ItemReader:
+class ItemReader(ImageSource):
     """What a source answers whose `_item(i)` gives items and whose `_columns` say what their labels are."""
 
-    root: str | None = None
     forkable = False
     """Nobody knows what a data set has open."""
     in_memory = True
-    attribution: str | None = None
     _columns: "LabelKinds"
     _listing: str
 
     def _item(self, i: int) -> Item:
         raise NotImplementedError
 
-    def size_hint(self, i: int) -> int:
-        """Return 0: an item does not say before it is read."""
-        return 0
-
     def labels(self, i: int) -> dict[str, Label]:
         """Return the item's labels: class names for text and whole numbers, numbers for floats."""
         return self._columns.labels(self._item(i).labels)
 
     def read(self, i: int) -> Picture:
-        """Return the item's picture; WorkError where it is none."""
         return self._item(i).picture
-
-    def digest(self, i: int) -> str:
-        """Return the digest of the picture's content."""
-        return self.read(i).digest
 
     def listing(self) -> str:
         """Return a digest over the number of items and the content of some of them."""
         return self._listing
-
-    def times(self) -> None:
-        """Return None: items have no times."""
 
 
 class ItemsSource(ItemReader):
@@ -84,8 +70,6 @@ class ItemsSource(ItemReader):
     An item is a picture, (picture, label, …) or a mapping of names to a picture and labels. A picture is a PIL image,
     an array or tensor (uint8, or floats from 0 to 1, channels first or last), an image file's bytes, or its path.
     """
-
-    sequential = False
 
     def __init__(self, items: Any, name: str, sample: Sample = ALL, max_pixels: int | None = MAX_PIXELS):
         self.name = name
@@ -164,7 +148,6 @@ class LabelKinds:
         self.columns = [self._column(name, [item.labels.get(name) for item in shown]) for name in names]
 
     def labels(self, given: Mapping[str, Any]) -> dict[str, Label]:
-        """Return an item's labels as the columns store them."""
         return {column.name: self._label(given.get(column.name), column) for column in self.columns}
 
     def _column(self, name: str, values: Sequence[Any]) -> LabelColumn:

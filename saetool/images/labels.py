@@ -36,7 +36,6 @@ class Labels:
         return {column.name: self.values[column.name][place] for column in self.columns}
 
     def take(self, places: Sequence[int]) -> "Labels":
-        """Return the labels of some images."""
         return Labels(self.columns, {name: [values[i] for i in places] for name, values in self.values.items()})
 
 

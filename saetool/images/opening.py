@@ -154,6 +154,14 @@ def _open_paths(paths: list[Path], settings: ImageSettings) -> ImageSource:
     return PathsSource(paths, settings.sample, settings.max_pixels, table)
 
 
+def open_moved(store: Artifact, given: Any) -> ImageSource:
+    """Open the images that a store was made from, as `open_cached` does: given in any way that `open_source` takes, as
+    the path to which they have moved, or None where they have not."""
+    if given is None or isinstance(given, str | os.PathLike):
+        return open_cached(store, None if given is None else os.fspath(given))
+    return given if hasattr(given, "listing") else open_source(given)
+
+
 def open_cached(store: Artifact, root: str | None = None) -> ImageSource:
     """Open the images that a store of activations was made from; `root` says where they are now, when they have moved.
 

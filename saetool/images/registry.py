@@ -55,7 +55,6 @@ def registered_source(name: str) -> Any:
 
 
 def registered_in(name: str) -> str | None:
-    """Return the module that registered a name."""
     return SOURCES.places.get(name)
 
 

@@ -70,16 +70,17 @@ class LabelColumn:
 class ImageSource(Protocol):
     """Images in a fixed order (by the UTF-8 bytes of their paths), each read on its own, from any thread.
 
-    One whose attribute `forkable` is true may be read in forked processes too: nothing that it has open is shared.
+    What is inherited is right where a source knows no more than it must. One whose attribute `forkable` is true may be
+    read in forked processes too: nothing that it has open is shared.
     """
 
     name: str
     label_columns: list[LabelColumn]
-    root: str | None
+    root: str | None = None
     """Where the images are; it says nothing about what they are."""
-    sequential: bool
+    sequential: bool = False
     """Whether images come in order and going back costs reading again from the first: a stream."""
-    attribution: str | None
+    attribution: str | None = None
     """What must stand beside a picture that is shown, where its license asks for it."""
 
     def __len__(self) -> int: ...
@@ -90,7 +91,7 @@ class ImageSource(Protocol):
 
     def size_hint(self, i: int) -> int:
         """Return the bytes of image `i` on disk; 0 where that is not known without reading it."""
-        ...
+        return 0
 
     def labels(self, i: int) -> dict[str, Label]:
         """Return image `i`'s label in each column; None where it has none."""
@@ -106,11 +107,11 @@ class ImageSource(Protocol):
 
     def times(self) -> str | None:
         """Return a digest over when each was last written; None where that is not known."""
-        ...
+        return None
 
     def digest(self, i: int) -> str:
-        """Return image `i`'s digest as `read` gives it, without decoding; WorkError where it cannot be read."""
-        ...
+        """Return image `i`'s digest as `read` gives it, perhaps without decoding; WorkError where it cannot be read."""
+        return self.read(i).digest
 
 
 def digest_listing(entries: Iterable[tuple[str, int | str]]) -> str:

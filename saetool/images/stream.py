@@ -102,7 +102,6 @@ class IterableSource(ItemReader):
         return self._n
 
     def path(self, i: int) -> str:
-        """Return the item's place in the stream."""
         return f"{i:09d}"
 
     def _item(self, i: int) -> Item:

@@ -6,7 +6,7 @@ from saetool.images.sampling import Sample
 from saetool.images.source import ImageSource, Label
 
 
-class Subset:
+class Subset(ImageSource):
     """Some images of another source, in its order."""
 
     def __init__(self, source: ImageSource, sample: Sample):
@@ -21,19 +21,15 @@ class Subset:
         return len(self._chosen)
 
     def path(self, i: int) -> str:
-        """Return image `i`'s path."""
         return self._source.path(self._chosen[i])
 
     def size_hint(self, i: int) -> int:
-        """Return the bytes of image `i` on disk."""
         return self._source.size_hint(self._chosen[i])
 
     def labels(self, i: int) -> dict[str, Label]:
-        """Return image `i`'s labels."""
         return self._source.labels(self._chosen[i])
 
     def read(self, i: int) -> Picture:
-        """Decode image `i`."""
         return self._source.read(self._chosen[i])
 
     def listing(self) -> str:
@@ -41,10 +37,8 @@ class Subset:
         return digest_json([self._source.listing(), self._chosen])
 
     def digest(self, i: int) -> str:
-        """Return image `i`'s digest."""
         return self._source.digest(self._chosen[i])
 
     def times(self) -> str | None:
-        """Return a digest over when each was last written, where the source knows."""
         ask = getattr(self._source, "times", None)
         return ask() if ask else None

@@ -80,7 +80,6 @@ class TarSource(FolderSource):
         return label_columns(found, self._wanted, str(self.root))
 
     def content(self, i: int) -> tuple[bytes, str]:
-        """Return a picture's bytes, and what a message calls it."""
         sample = self._samples[self.path(i)]
         name = f"{sample.tar}: {self.path(i)}"
         if sample.picture is None or sample.picture.size > MAX_FILE_BYTES:

@@ -1,10 +1,16 @@
-"""The columns of the table of latents: how each is named, explained and formatted, and its numbers as arrays."""
+"""The columns of the table of latents: how each is named, explained and formatted, and its numbers as arrays.
 
+A line declares a column: key | title | form | help.
+"""
+
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+
+from saetool.features.columns import declared
 
 Form = Literal["count", "share", "value", "unit", "signed", "probability", "text", "flag"]
 
@@ -23,62 +29,47 @@ class Column:
 
 STATUSES = ["dead", "rare", "ok", "dense"]
 
-PLAIN = (
-    Column("token_frequency", "Frequency", "share", "Share of all tokens on which the latent fires"),
-    Column("image_frequency", "Images", "share", "Share of images with at least one firing token"),
-    Column("max", "Max", "value", "Largest activation in the whole store"),
-    Column("mean_firing", "Strength", "value", "Mean activation over the tokens on which the latent fires"),
-    Column("spatial_entropy", "Spread", "unit", "Entropy of the mean activation over positions: 1 is everywhere alike"),
-    Column(
-        "monosemanticity_excess",
-        "Specificity",
-        "signed",
-        "How much more alike its images are than chance explains: the cosine of their embeddings, less what each of "
-        "them has with all images; 0 is chance at any firing rate",
-    ),
-    Column(
-        "monosemanticity_low",
-        "Specificity, low",
-        "signed",
-        "Specificity less two standard deviations of what dealing its activations to random images gives",
-    ),
-    Column(
-        "monosemanticity",
-        "Raw specificity",
-        "unit",
-        "Monosemanticity as published: how alike its images are, without a baseline; all images of a set are alike",
-    ),
-    Column("neighbor_similarity", "Nearest", "unit", "Largest cosine with another latent's decoder direction"),
-    Column("coactivation_similarity", "Co-active", "unit", "Largest Jaccard overlap of firing images with another"),
-    Column("encoder_decoder_cosine", "Enc·dec", "unit", "Cosine between the latent's encoder and decoder directions"),
-    Column("decoder_norm", "Norm", "value", "Length of the decoder direction"),
-    Column("mean", "Mean", "value", "Mean activation over all tokens"),
-    Column("token_count", "Tokens", "count", "Tokens on which the latent fires"),
-    Column("image_count", "Image count", "count", "Images with at least one firing token"),
-    Column("held_out_token_count", "Held-out tokens", "count", "Firing tokens in images that training never saw"),
-    Column("silent_on_held_out", "Silent held out", "flag", "Never fires on images that training never saw"),
-)
 
-OF_LABEL = (
-    Column("best_class", "Best class", "text", "Class that the latent tells apart best"),
-    Column("auroc", "AUROC", "unit", "Area under the ROC curve for the best class, by the image's largest activation"),
-    Column(
-        "held_out_auroc",
-        "AUROC, held out",
-        "unit",
-        "The same over held-out images alone, which did not choose the class",
-    ),
-    Column("auroc_low", "AUROC, low", "unit", "Lower end of the 95 % interval of the best class's AUROC"),
-    Column("average_precision", "Avg. precision", "unit", "Average precision for the best class"),
-    Column("purity", "Purity", "share", "Largest share of one class in the latent's activation mass"),
-    Column(
-        "base_rate", "Base rate", "share", "Share of images that are of the best class: average precision by chance"
-    ),
-    Column("entropy", "Class entropy", "unit", "Entropy of the activation mass over classes"),
-    Column("q_value", "q", "probability", "Share of false discoveries at this threshold (Benjamini–Hochberg)"),
-    Column("spearman", "Spearman", "unit", "Rank correlation of the image's largest activation with the number"),
-    Column("p_value", "p", "probability", "Probability of so extreme a rank statistic by chance"),
-)
+def _columns(text: str) -> tuple[Column, ...]:
+    return tuple(Column(*parts) for parts in declared(text))
+
+
+PLAIN = _columns("""
+token_frequency | Frequency | share | Share of all tokens on which the latent fires
+image_frequency | Images | share | Share of images with at least one firing token
+max | Max | value | Largest activation in the whole store
+mean_firing | Strength | value | Mean activation over the tokens on which the latent fires
+spatial_entropy | Spread | unit | Entropy of the mean activation over positions: 1 is everywhere alike
+monosemanticity_excess | Specificity | signed | How much more alike its images are than chance explains: the cosine of
+    their embeddings, less what each of them has with all images; 0 is chance at any firing rate
+monosemanticity_low | Specificity, low | signed | Specificity less two standard deviations of what dealing its
+    activations to random images gives
+monosemanticity | Raw specificity | unit | Monosemanticity as published: how alike its images are, without a baseline;
+    all images of a set are alike
+neighbor_similarity | Nearest | unit | Largest cosine with another latent's decoder direction
+coactivation_similarity | Co-active | unit | Largest Jaccard overlap of firing images with another
+encoder_decoder_cosine | Enc·dec | unit | Cosine between the latent's encoder and decoder directions
+decoder_norm | Norm | value | Length of the decoder direction
+mean | Mean | value | Mean activation over all tokens
+token_count | Tokens | count | Tokens on which the latent fires
+image_count | Image count | count | Images with at least one firing token
+held_out_token_count | Held-out tokens | count | Firing tokens in images that training never saw
+silent_on_held_out | Silent held out | flag | Never fires on images that training never saw
+""")
+
+OF_LABEL = _columns("""
+best_class | Best class | text | Class that the latent tells apart best
+auroc | AUROC | unit | Area under the ROC curve for the best class, by the image's largest activation
+held_out_auroc | AUROC, held out | unit | The same over held-out images alone, which did not choose the class
+auroc_low | AUROC, low | unit | Lower end of the 95 % interval of the best class's AUROC
+average_precision | Avg. precision | unit | Average precision for the best class
+purity | Purity | share | Largest share of one class in the latent's activation mass
+base_rate | Base rate | share | Share of images that are of the best class: average precision by chance
+entropy | Class entropy | unit | Entropy of the activation mass over classes
+q_value | q | probability | Share of false discoveries at this threshold (Benjamini–Hochberg)
+spearman | Spearman | unit | Rank correlation of the image's largest activation with the number
+p_value | p | probability | Probability of so extreme a rank statistic by chance
+""")
 
 
 def columns_of(labels: list[dict], table: pa.Table) -> list[Column]:
@@ -94,7 +85,6 @@ def columns_of(labels: list[dict], table: pa.Table) -> list[Column]:
 
 
 def describe(columns: list[Column]) -> list[dict]:
-    """Return the columns as JSON, in order."""
     return [asdict(column) for column in columns]
 
 
@@ -118,7 +108,7 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return places(values, texts), texts
 
 
-def places(values: list, among: list[str]) -> np.ndarray:
+def places(values: list, among: Sequence[str]) -> np.ndarray:
     """Return where each value stands in a list, −1 for one that does not."""
     index = {value: i for i, value in enumerate(among)}
     return np.fromiter((index.get(value, -1) for value in values), np.int32, len(values))

@@ -45,21 +45,14 @@ class ImageFacts:
     def columns(self) -> list[LabelColumn]:
         """The label columns as classes, as the index saw them."""
         kinds = {label["name"]: label for label in self.labels}
-        made = []
-        for name, values in self.label_values:
-            if kinds[name]["kind"] == "number":
-                made.append(LabelColumn.of_numbers(name, values))
-            else:
-                made.append(LabelColumn.of_categories(name, values, kinds[name]["classes"]))
-        return made
+        return [LabelColumn.of(kinds[name], values) for name, values in self.label_values]
 
     def with_base_rates(self, latents: pa.Table) -> pa.Table:
         """Add "L.base_rate" to a table of latents: the share of images labeled L that are of "L.best_class"."""
         for column in self.columns:
             if f"{column.name}.best_class" not in latents.column_names:
                 continue
-            counts = np.bincount(column.classes[column.classes >= 0], minlength=len(column.names))
-            shares = dict(zip(column.names, (counts / max(counts.sum(), 1)).tolist(), strict=True))
+            shares = dict(zip(column.names, column.shares(), strict=True))
             best = latents[f"{column.name}.best_class"].to_pylist()
             latents = latents.append_column(
                 f"{column.name}.base_rate", pa.array([shares.get(name) for name in best], pa.float64())

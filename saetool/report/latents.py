@@ -18,27 +18,13 @@ PAGE_BLOCK = 8
 """Latents in one chunk, about 30 kB: a link to one of them is there within two seconds on a slow line."""
 
 TENSORS = (
-    "histogram",
-    "spatial_profile",
-    "neighbors_decoder",
-    "neighbors_decoder_value",
-    "neighbors_coactivation",
-    "neighbors_coactivation_value",
-    "decoder_directions",
-    "fires",
-)
+    "histogram", "spatial_profile", "neighbors_decoder", "neighbors_decoder_value", "neighbors_coactivation",
+    "neighbors_coactivation_value", "decoder_directions", "fires",
+)  # fmt: skip
 STATISTICS = (
-    "images",
-    "firing_images",
-    "auroc",
-    "auroc_low",
-    "auroc_high",
-    "held_out_auroc",
-    "held_out_low",
-    "held_out_high",
-    "average_precision",
-    "mass_share",
-)
+    "images", "firing_images", "auroc", "auroc_low", "auroc_high", "held_out_auroc", "held_out_low", "held_out_high",
+    "average_precision", "mass_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +81,7 @@ class LatentPages:
             "held_out": examples.column("held_out", False, np.uint8),
             "heat_scale": scale,
             "shown": text(self.facts.shown(rows)),
-            **heat.sparse(examples.heat[first]).arrays("heat"),
+            **heat.sparse(examples.heat[first]),
         }
         boxes = self.facts.boxes(rows)
         return arrays if boxes is None else arrays | {"box": boxes}

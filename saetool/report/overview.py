@@ -81,17 +81,11 @@ def _row(path: Path, runs: Path) -> dict[str, Any]:
         "link": _link(path.parent, runs),
         "family": family_words(content.get("settings") or {}),
         "site": site_words(content.get("site") or {}),
-        "n_latents": content.get("n_latents"),
-        "d_in": content.get("d_in"),
-        "tokens": content.get("tokens"),
-        "fvu": final.get("fvu"),
-        "l0": final.get("l0"),
-        "dead_share": final.get("dead_share"),
         "id": model.id,
         "store": store,
-        "held_out_share": held_out.get("share"),
-        "held_out_seed": held_out.get("seed"),
-        "held_out_group": held_out.get("group"),
+        **{key: content.get(key) for key in ("n_latents", "d_in", "tokens")},
+        **{key: final.get(key) for key in ("fvu", "l0", "dead_share")},
+        **{f"held_out_{key}": held_out.get(key) for key in ("share", "seed", "group")},
     }
 
 

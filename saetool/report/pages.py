@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from saetool import progress
 from saetool.artifacts import Artifact, Partial
+from saetool.images import ImageSource
 from saetool.report import columns, doors, latents, pictures
 from saetool.report.chunks import bitmap, pack, text
 from saetool.report.crops import GLIMPSE_BLOCK, GLIMPSE_IMAGES, glimpses
@@ -17,7 +17,7 @@ from saetool.report.facts import BOX_STEPS, ImageFacts
 from saetool.report.first import Interest
 from saetool.report.settings import ReportSettings
 from saetool.report.source import FeatureFiles
-from saetool.report.thumbnails import ReadsImages, Thumbnails
+from saetool.report.thumbnails import Thumbnails
 from saetool.report.words import Words
 
 LATENT_SHARE, PATCH_SHARE = 0.5, 0.75
@@ -31,18 +31,16 @@ class FeaturePages:
 
     files: FeatureFiles
     store: Artifact
-    source: ReadsImages | None
+    source: ImageSource | None
     settings: ReportSettings
 
     @cached_property
     def facts(self) -> ImageFacts:
-        """The images."""
         table = self.store.read_table("images.parquet")
         return ImageFacts(table, self.files.content["labels"], self.files.content["geometry"])
 
     @cached_property
     def interest(self) -> Interest:
-        """Which latents come first."""
         places = self.files.places
         return Interest(self.files, places, Words(self.files.latents, places, self.facts))
 
@@ -53,7 +51,6 @@ class FeaturePages:
 
     @cached_property
     def columns(self) -> list[columns.Column]:
-        """The columns of the table."""
         return columns.columns_of(self.files.content["labels"], self.table)
 
     def write(self, partial: Partial) -> dict[str, Any]:
@@ -107,10 +104,8 @@ class FeaturePages:
 
         Returns which latents have one.
         """
-        chosen = np.ones(self.files.n_latents, bool)
-        if self.settings.latents is not None:
-            chosen[:] = False
-            chosen[self.settings.latents] = True
+        asked, every = self.settings.latents, np.arange(self.files.n_latents)
+        chosen = np.isin(every, every if asked is None else asked)
         pages = latents.LatentPages(self.files, self.facts, self.interest.words, self.table, self.columns, best)
         sizes = np.zeros(-(-self.files.n_latents // latents.PAGE_BLOCK), np.int64)
         with progress.bar("latent pages", self.files.n_latents, "latents") as advance:
@@ -149,11 +144,7 @@ class FeaturePages:
     def _site(self, with_page: np.ndarray, image_pages: np.ndarray, thumbnails: np.ndarray) -> bytes:
         """Return what every page loads first: sizes, labels, and which latents and images have a page."""
         status = np.array(self.files.latents["status"].to_pylist())
-        classes = {
-            column.name: np.bincount(column.classes[column.classes >= 0], minlength=len(column.names))
-            for column in self.facts.columns
-        }
-        shares = {name: (counts / max(counts.sum(), 1)).tolist() for name, counts in classes.items()}
+        shares = {column.name: column.shares() for column in self.facts.columns}
         sample = self.files.tensor("sample_images")
         values = {
             "n_latents": self.files.n_latents,
@@ -180,8 +171,8 @@ class FeaturePages:
         arrays = {
             "live": bitmap(status != "dead"),
             "with_page": bitmap(with_page),
-            "image_page": bitmap(_mask(self.files.n_images, image_pages)),
-            "thumbnail": bitmap(_mask(self.files.n_images, thumbnails)),
+            "image_page": bitmap(np.isin(np.arange(self.files.n_images), image_pages)),
+            "thumbnail": bitmap(np.isin(np.arange(self.files.n_images), thumbnails)),
         }
         if sample is not None and len(sample) < self.files.n_images:
             arrays["sample_images"] = sample
@@ -202,18 +193,10 @@ class _Budget:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file that is not counted yet; its digest is taken when the site is sealed."""
-        path: Path = self.partial.file(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        self.partial.file(name).write_bytes(data)
 
     def take_back(self, name: str) -> None:
         self.partial.file(name).unlink()
 
     def left(self, share: float) -> int:
         return int(self.bound * share) - self.spent
-
-
-def _mask(size: int, rows: np.ndarray) -> np.ndarray:
-    mask = np.zeros(size, bool)
-    mask[rows] = True
-    return mask

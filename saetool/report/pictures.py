@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from saetool.features.reading import latents_of_image
 from saetool.report.chunks import pack, smallest_unsigned, text
 from saetool.report.facts import ImageFacts
 
@@ -45,14 +46,9 @@ def strongest_latents(path: Path, rarity: np.ndarray) -> np.ndarray:
         found = np.zeros((latents.get_shape()[0], STRONGEST), kind)
         found["latent"] = -1
         for image in range(len(found)):
-            ids, strength = latents[image], values[image]
-            patch, place = np.nonzero(ids >= 0)
-            latent, value = ids[patch, place], strength[patch, place]
-            order = np.lexsort((patch, -value, latent))
-            latent, first = np.unique(latent[order], return_index=True)
-            best = order[first]
-            kept = np.lexsort((latent, -value[best] * rarity[latent]))[:STRONGEST]
-            for name, numbers in (("latent", latent), ("value", value[best]), ("patch", patch[best])):
+            latent, value, patch, _ = latents_of_image(latents[image], values[image])
+            kept = np.lexsort((latent, -value * rarity[latent]))[:STRONGEST]
+            for name, numbers in (("latent", latent), ("value", value), ("patch", patch)):
                 found[name][image, : len(kept)] = numbers[kept]
     return found
 

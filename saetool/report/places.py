@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-GROUPS = ["top", "interval", "random", "held_out"]
+from saetool.features.ranking import GROUPS
+
 COLUMNS = ["latent", "group", "rank", "image", "patch", "held_out"]
 
 
@@ -37,11 +38,9 @@ class Places:
         return cls(group=group[order], **{name: values[order] for name, values in rest.items()})
 
     def where(self, mask: np.ndarray) -> "Places":
-        """Return the examples of a mask."""
         return Places(*(getattr(self, field.name)[mask] for field in fields(self)))
 
     def of_group(self, name: str) -> "Places":
-        """Return the examples of one group."""
         return self.where(self.group == GROUPS.index(name))
 
     def first(self, n_latents: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,6 @@ Write = Callable[[str, bytes], None]
 
 
 def write_page(write: Write, name: str, facts: dict[str, Any], template: str | None = None) -> None:
-    """Write one HTML page from its template."""
     page = environment().get_template(template or name).render(policy=POLICY, **facts)
     write(name, page.encode("utf-8"))
 

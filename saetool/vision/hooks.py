@@ -1,7 +1,8 @@
 """Hooks that read or replace what is at a path, as context managers: whatever happens, they come off."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,30 +30,18 @@ def reading(
     outputs: dict[str, Tensor] = {}
     wanted = set(modules)
 
-    def record(path: str) -> Callable[[list[Tensor], Any], None]:
-        def note(found: list[Tensor], _: Any) -> None:
-            outputs[path] = _at(found, path, (places or {}).get(path, 0))
-            if stop and len(outputs) == len(wanted):
-                raise _AllRead
+    def record(path: str, found: list[Tensor], _: Any) -> None:
+        outputs[path] = _at(found, path, (places or {}).get(path, 0))
+        if stop and len(outputs) == len(wanted):
+            raise _AllRead
 
-        return note
-
-    handles = []
-    try:
-        for path in wanted:
-            handles.append(hook(model, path, record(path)))
+    with suppress(_AllRead), hooked(model, {path: partial(record, path) for path in wanted}):
         yield outputs
-    except _AllRead:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def replacing(model: nn.Module, module: str, function: Replacement, place: int = 0) -> Iterator[None]:
     """Let `function` replace the named module's output tensor (of a tuple, that at `place`) while the block runs."""
-
     part = find_place(model, module).part
 
     def put(found: list[Tensor], values: Any) -> Any:
@@ -63,14 +52,20 @@ def replacing(model: nn.Module, module: str, function: Replacement, place: int =
             new = whole
         return with_tensor(values, new, module, place)
 
-    handle = hook(model, module, put)
-    try:
+    with hooked(model, {module: put}):
         yield
-    finally:
-        handle.remove()
 
 
-def hook(model: nn.Module, path: str, function: Callable[[list[Tensor], Any], Any]) -> RemovableHandle:
+@contextmanager
+def hooked(model: nn.Module, functions: Mapping[str, Callable[[list[Tensor], Any], Any]]) -> Iterator[None]:
+    """While the block runs, a `_hook` is at each of some paths."""
+    with ExitStack() as handles:
+        for path, function in functions.items():
+            handles.enter_context(_hook(model, path, function))
+        yield
+
+
+def _hook(model: nn.Module, path: str, function: Callable[[list[Tensor], Any], Any]) -> RemovableHandle:
     """Call `function(tensors, values)` with what is found at a path whenever a forward pass comes by.
 
     `values` is what the module gives or takes, `tensors` are those in it, each cut to its part. What the function

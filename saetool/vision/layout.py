@@ -50,7 +50,6 @@ class TokenLayout:
         return slice(self.prefix_tokens, stop)
 
     def says(self) -> str:
-        """Say the layout in words."""
         grid = "no grid" if self.grid is None else f"a {self.grid[0]}×{self.grid[1]} grid"
         after = f" and {self.suffix_tokens} tokens after it" if self.suffix_tokens else ""
         return f"{self.prefix_tokens} prefix tokens and {grid}{after}"

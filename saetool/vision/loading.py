@@ -65,8 +65,7 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise RequestError(f"wrap takes a torch.nn.Module, not {type_name(module)}; names go to load_backbone.")
     asked = as_settings({"name": "module", "layers": layers, "tokens": tokens, "image_size": image_size}, "wrap")
-    image_size = asked.image_size or 224
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = asked.size or (224, 224)
     geometry = Geometry("squash", size, size, patch=size, grid=None)
     parameter = next(module.parameters(), torch.empty(0))
     parts = Parts(

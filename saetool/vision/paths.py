@@ -78,11 +78,7 @@ def _natural(path: str) -> list[tuple[int, int | str]]:
 
 
 def _has(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+    return path in dict(model.named_modules(remove_duplicate=False))
 
 
 def _heads(model: nn.Module, path: str) -> tuple[int, nn.Linear]:

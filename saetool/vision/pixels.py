@@ -12,10 +12,8 @@ from saetool.vision.transform import Transform
 
 def load(settings: BackboneSettings, precision: str, device: torch.device) -> Parts:
     """Make the backbone that flattens images of `image_size`: d = channels · height · width, rows within channels."""
-    if settings.image_size is None:
+    if settings.size is None:
         raise RequestError("backbone.name: pixels needs backbone.image_size (8 for digits, 28 for mnist)")
-    side = settings.image_size
-    size = (side, side) if isinstance(side, int) else side
     gray = settings.name == "pixels/gray"
     channels = 1 if gray else 3
     model = nn.Sequential(nn.Flatten()).to(device)
@@ -23,7 +21,7 @@ def load(settings: BackboneSettings, precision: str, device: torch.device) -> Pa
         name=settings.name,
         model=model,
         transform=Transform(
-            Geometry("squash", size, size, size, None),
+            Geometry("squash", settings.size, settings.size, settings.size, None),
             interpolation="bilinear",
             mean=(0.0,) * channels,
             std=(1.0,) * channels,

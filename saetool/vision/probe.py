@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saetool.errors import RequestError
-from saetool.vision.hooks import hook
+from saetool.vision.hooks import hooked
 from saetool.vision.paths import submodule
 
 SAME_IMAGE, ROUNDING = 0.5, 0.05
@@ -85,11 +86,9 @@ def look(
     Raises RequestError for a module that takes no part in a pass, or runs several times in it.
     """
     seen = Probe()
-    together: dict[str, list[Tensor]] = {}
-    alone: dict[str, list[Tensor]] = {}
     with _noting_convolutions(model, seen, first_block, images):
-        _pass(model, run, images, modules, together)
-    _pass(model, run, images[:1], modules, alone)
+        together = _pass(model, run, images, modules)
+    alone = _pass(model, run, images[:1], modules)
     for path in modules:
         if path not in together or path not in alone:
             raise RequestError(f"module {path!r} takes no part in a forward pass: choose another")
@@ -111,24 +110,20 @@ def _rank(output: Output) -> tuple[int, bool]:
     return {2: 0, 3: 1, 1: 2}.get(len(shape), 3), len(set(shape)) < len(shape)
 
 
+@torch.no_grad()
 def _pass(
-    model: nn.Module, run: Callable[[Tensor], Any], images: Tensor, modules: Sequence[str], into: dict[str, list]
-) -> None:
-    def note(path: str) -> Callable[[list[Tensor], Any], None]:
-        def keep(found: list[Tensor], _: Any) -> None:
-            if path in into:
-                raise RequestError(f"module {path!r} runs more than once in a forward pass: name one of its parts")
-            into[path] = found
+    model: nn.Module, run: Callable[[Tensor], Any], images: Tensor, modules: Sequence[str]
+) -> dict[str, list[Tensor]]:
+    outputs: dict[str, list[Tensor]] = {}
 
-        return keep
+    def keep(path: str, found: list[Tensor], _: Any) -> None:
+        if path in outputs:
+            raise RequestError(f"module {path!r} runs more than once in a forward pass: name one of its parts")
+        outputs[path] = found
 
-    handles = [hook(model, path, note(path)) for path in dict.fromkeys(modules)]
-    try:
-        with torch.no_grad():
-            run(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(model, {path: partial(keep, path) for path in modules}):
+        run(images)
+    return outputs
 
 
 @contextmanager
@@ -150,14 +145,12 @@ def _noting_convolutions(model: nn.Module, seen: Probe, first_block: str | None,
         nonlocal started
         started = True
 
-    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    try:
+    with ExitStack() as handles:
+        for convolution in (module for module in model.modules() if isinstance(module, nn.Conv2d)):
+            handles.enter_context(convolution.register_forward_hook(note))
         if first_block is not None:
-            handles.append(submodule(model, first_block).register_forward_pre_hook(start))
+            handles.enter_context(submodule(model, first_block).register_forward_pre_hook(start))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _belongs_to_images(two: Tensor, one: Tensor) -> bool:

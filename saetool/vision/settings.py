@@ -33,6 +33,11 @@ class BackboneSettings(Settings):
     precision: Precision = "auto"
     """Of the forward pass; auto is bf16 where it is fast (CUDA, CPUs with avx512_bf16 or amx), else fp32."""
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the model's input, where they are given."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
     @field_validator("layers")
     @classmethod
     def _layers_count_from_one(cls, layers: list[int | str]) -> list[int | str]:

@@ -24,7 +24,7 @@ def load(settings: BackboneSettings, precision: str, device: torch.device) -> Pa
         state = _in_timm_names(model, read_weights(settings.weights), settings.weights)
         _fit_classifier(model, state)
         fill(model, state, settings.weights)
-    return parts_of(settings.name, model, timm_transform(model, settings.image_size), precision, device)
+    return parts_of(settings.name, model, timm_transform(model, settings.size), precision, device)
 
 
 def create(settings: BackboneSettings) -> nn.Module:
@@ -82,15 +82,12 @@ def _layers(model: Any) -> list[str]:
     return [path for path in called if any(modules[path].children())] or called
 
 
-def timm_transform(model: nn.Module, image_size: int | tuple[int, int] | None) -> Transform:
-    """Return the evaluation preprocessing of the model's own data config, at `image_size` where it is given."""
+def timm_transform(model: nn.Module, size: tuple[int, int] | None) -> Transform:
+    """Return the evaluation preprocessing of the model's own data config, at `size` where it is given."""
     from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(model)
-    if image_size is None:
-        crop = config["input_size"][1:]
-    else:
-        crop = (image_size, image_size) if isinstance(image_size, int) else image_size
+    crop = size or config["input_size"][1:]
     resize = tuple(int(side / config["crop_pct"]) for side in crop)
     mode = config["crop_mode"]
     rule = {"squash": "squash", "border": "longest"}.get(

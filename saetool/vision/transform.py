@@ -122,12 +122,10 @@ class Transform:
         }
 
     def with_geometry(self, geometry: Geometry) -> "Transform":
-        """Return the same transform upon another geometry."""
         return replace(self, geometry=geometry)
 
     @property
     def channels(self) -> int:
-        """The number of channels of the result."""
         return 1 if self.gray else 3
 
     @cached_property

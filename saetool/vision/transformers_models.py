@@ -174,9 +174,8 @@ def _ready(model: Any) -> nn.Module:
 
 
 def _transform(source: str, config: Any, settings: BackboneSettings) -> Transform:
-    size = None if settings.image_size is None else _pair(settings.image_size)
     if _is_model_type(source, settings):
-        size = size or _own_size(config)
+        size = settings.size or _own_size(config)
         return Transform(Geometry("squash", size, size, size, None, "floor"), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     from transformers import AutoImageProcessor
 
@@ -186,7 +185,7 @@ def _transform(source: str, config: Any, settings: BackboneSettings) -> Transfor
         if "trust_remote_code" in str(error):
             raise
         raise WorkError(f"{settings.name} says nothing of its preprocessing ({first_line(error)})") from None
-    return transform_of(processor, config, size, settings.name)
+    return transform_of(processor, config, settings.size, settings.name)
 
 
 def transform_of(processor: Any, config: Any, size: tuple[int, int] | None, name: str) -> Transform:

@@ -120,10 +120,10 @@ def test_training_index_and_evaluation_agree_on_who_is_held_out_and_who_belongs_
     assert model.content["final"]["rows"] == 2 * mask.sum()
     found = index(model, store.artifact, tmp_path / "features")
     assert found.read_table("images.parquet")["held_out"].to_pylist() == mask.tolist()
-    subject = Subject.open(model, store.artifact, EvaluationSettings(), 0)
+    subject = Subject.open(model, store.artifact, EvaluationSettings(bootstrap=10), 0)
     np.testing.assert_array_equal(subject.held_out, np.flatnonzero(mask))
     np.testing.assert_array_equal(subject.groups, image_groups(store, split))
-    numbers = held_out(subject, EvaluationSettings(bootstrap=10))
+    numbers = held_out(subject)
     assert numbers["groups"] == len(set(subject.groups[mask].tolist()))
     alone = train(store.artifact, autoencoder, settings, tmp_path / "alone", seed=1)
     assert alone.content["held_out"] == {"seed": 1, "share": 0.4}

@@ -325,11 +325,11 @@ def test_images_are_drawn_from_the_labeled_ones_and_too_few_are_named(run):
         opened.store.images = opened.store.images.set_column(place, "class", [names.tolist()])
         return opened
 
-    assert effect(subject(2), settings, loaded, source)["images"] == 2
-    assert effect(subject(0), settings, loaded, source)["readout"] == "embedding"
+    assert effect(subject(2), loaded, source)["images"] == 2
+    assert effect(subject(0), loaded, source)["readout"] == "embedding"
     without = replace(subject(2), train=np.array([], dtype=np.int64))
     with pytest.raises(RequestError, match="every image is held out"):
-        effect(without, settings, loaded, source)
+        effect(without, loaded, source)
 
 
 def test_a_class_without_training_images_is_left_out_and_named(run, capsys):
@@ -342,14 +342,14 @@ def test_a_class_without_training_images_is_left_out_and_named(run, capsys):
     opened.store.images = opened.store.images.set_column(place, "class", [names.tolist()])
     content = store.content | {"labels": [{"name": "class", "kind": "category", "classes": ["bright", "dark", "rare"]}]}
     opened.store.artifact.manifest["content"] = content
-    found = effect(opened, settings, loaded, source)
+    found = effect(opened, loaded, source)
     assert (found["readout"], found["left_out"]) == ("probe", ["rare"])
     assert {row["class"] for row in found["latents"]} <= {"bright", "dark"}
     assert "1 of 3 classes have none of the 16 training images" in " ".join(capsys.readouterr().err.split())
     # Without two classes to tell apart, the embedding is measured.
     names[:] = "bright"
     opened.store.images = opened.store.images.set_column(place, "class", [names.tolist()])
-    assert effect(opened, settings, loaded, source)["readout"] == "embedding"
+    assert effect(opened, loaded, source)["readout"] == "embedding"
 
 
 def test_changed_or_missing_pictures_and_unknown_labels_are_named(run, tmp_path):

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from saetool.errors import RequestError
-from saetool.evaluation.geometry import coherence
-from saetool.evaluation.matching import stability
+from saetool.evaluation.matching import coherence, stability
 
 
 def directions(n, d, seed):

@@ -152,4 +152,4 @@ def test_the_command_says_what_was_folded(tmp_path, monkeypatch, capsys):
 def test_a_topk_that_a_target_would_compute_otherwise_is_refused(tmp_path, format, changed, reason):
     plain = replace(from_model(random_model("topk"), "model"), **changed)
     with pytest.raises(RequestError, match=reason):
-        formats.WRITERS[format].write(plain, tmp_path, {})
+        formats.WRITERS[format].write(plain, {})

@@ -15,11 +15,11 @@ def test_sparse_is_dense(tokens):
     dense[5] = 255
     heats = sparse(dense)
     again, start = np.zeros_like(dense), 0
-    for row, count in enumerate(heats.counts.tolist()):
-        again[row, heats.positions[start : start + count]] = heats.bytes[start : start + count]
+    for row, count in enumerate(heats["heat_counts"].tolist()):
+        again[row, heats["heat_positions"][start : start + count]] = heats["heat_bytes"][start : start + count]
         start += count
     assert (again == dense).all()
-    assert heats.positions.dtype == (np.uint8 if tokens <= 256 else np.uint16)
+    assert heats["heat_positions"].dtype == (np.uint8 if tokens <= 256 else np.uint16)
 
 
 def test_column_of_maps_with_offset_and_nulls():

@@ -81,7 +81,8 @@ HF = {
 def timm_backbone(name, arguments, layers=(1, 3), tokens="all"):
     torch.manual_seed(0)
     model = timm.create_model(name, **arguments)
-    transform = timm_transform(model, arguments.get("img_size"))
+    size = arguments.get("img_size")
+    transform = timm_transform(model, (size, size) if isinstance(size, int) else size)
     return Backbone(parts_of(name, model, transform, "fp32", CPU), list(layers), tokens)
 
 
