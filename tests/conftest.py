@@ -77,3 +77,9 @@ def command_line(monkeypatch, capfd) -> Callable[..., Ended]:
         return Ended(code, said)
 
     return call
+
+
+@pytest.fixture
+def brief_timing(monkeypatch) -> None:
+    """Let a dry run time two slices, not two seconds: how steady its rate is depends on that, what it says does not."""
+    monkeypatch.setattr("saetool.activations.estimate._TIMED_SECONDS", 0.0)
