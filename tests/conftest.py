@@ -4,6 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,8 +56,11 @@ install_import_hook(SHAPED, "saetool_checks.check_shapes")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interpreter_remembers_its_language() -> None:
-    """Let Triton's interpreter list the builtins of its language once, not at every call: a third of what it costs."""
+def brief_interpreter() -> None:
+    """Let Triton's interpreter list the builtins of its language once, not at every call: a third of what it costs.
+
+    And ask whether integers overflow, of which these small shapes know nothing, under `--all` only: another fifth.
+    """
     if not find_spec("triton"):
         return
     from triton.runtime import interpreter
@@ -70,6 +74,9 @@ def interpreter_remembers_its_language() -> None:
         is_builtin = interpreter.tl.core.is_builtin
         builtins_of = cache(lambda part: [name for name, member in inspect.getmembers(part) if is_builtin(member)])
         interpreter._patch_builtin = patch_builtin
+    options = interpreter.interpreter_builder.options
+    if not ALL_SHAPES and hasattr(options, "sanitize_overflow"):
+        interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
 
 
 class Ended(NamedTuple):
