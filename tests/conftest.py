@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
+import jaxtyping
 import pytest
 from beartype import beartype
-from jaxtyping import AbstractArray, install_import_hook
+from jaxtyping import AbstractArray, install_import_hook, jaxtyped
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # decided when Triton is imported
 
@@ -43,6 +44,19 @@ ALL_SHAPES = os.environ.get("SAETOOL_CHECK_SHAPES") == "all"
 COSTLY = ("autoencoders", "sparse", "training")
 """Rooms whose functions run at every step of a training: `scripts/test.sh --all` checks them too."""
 
+
+def jaxtyped_where_shaped(typechecker: Any) -> Callable:
+    """Return jaxtyping's decorator, which leaves a function alone that has no shape to check: most have none."""
+
+    def decorate(it: Any) -> Any:
+        hints = {} if inspect.isclass(it) else inspect.get_annotations(it)
+        alone = not inspect.isclass(it) and not any(isinstance(hint, str) or is_shape(hint) for hint in hints.values())
+        return it if alone else jaxtyped(typechecker=typechecker)(it)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = jaxtyped_where_shaped
 checks = sys.modules["saetool_checks"] = ModuleType("saetool_checks")
 checks.__dict__["check_shapes"] = check_shapes
 SHAPED = [
