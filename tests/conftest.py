@@ -49,9 +49,9 @@ def jaxtyped_where_shaped(typechecker: Any) -> Callable:
     """Return jaxtyping's decorator, which leaves a function alone that has no shape to check: most have none."""
 
     def decorate(it: Any) -> Any:
-        hints = {} if inspect.isclass(it) else inspect.get_annotations(it)
-        alone = not inspect.isclass(it) and not any(isinstance(hint, str) or is_shape(hint) for hint in hints.values())
-        return it if alone else jaxtyped(typechecker=typechecker)(it)
+        hints = inspect.get_annotations(it).values()
+        shaped = inspect.isclass(it) or any(isinstance(hint, str) or is_shape(hint) for hint in hints)
+        return jaxtyped(typechecker=typechecker)(it) if shaped else it
 
     return decorate
 
