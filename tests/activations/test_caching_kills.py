@@ -31,7 +31,7 @@ class Server:
     def __init__(self):
         pipe = subprocess.PIPE
         self.process = subprocess.Popen([sys.executable, str(SERVER)], stdin=pipe, stdout=pipe, text=True)
-        assert self.process.stdout.readline() == "ready\n"
+        assert self.process.stdout.readline() == "ready\n", f"it ended with {self.process.wait()}"
 
     def run(self, pictures: Path, out: Path, kill_after: float | None = None, **job) -> int:
         """Run a job to its end, or kill it after some seconds; return its wait status."""
