@@ -4,13 +4,17 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
+import jaxtyping
 import pytest
 from beartype import beartype
-from jaxtyping import AbstractArray, install_import_hook
+from jaxtyping import AbstractArray, install_import_hook, jaxtyped
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # decided when Triton is imported
 
@@ -40,6 +44,19 @@ ALL_SHAPES = os.environ.get("SAETOOL_CHECK_SHAPES") == "all"
 COSTLY = ("autoencoders", "sparse", "training")
 """Rooms whose functions run at every step of a training: `scripts/test.sh --all` checks them too."""
 
+
+def jaxtyped_where_shaped(typechecker: Any) -> Callable:
+    """Return jaxtyping's decorator, which leaves a function alone that has no shape to check: most have none."""
+
+    def decorate(it: Any) -> Any:
+        hints = inspect.get_annotations(it).values()
+        shaped = inspect.isclass(it) or any(isinstance(hint, str) or is_shape(hint) for hint in hints)
+        return jaxtyped(typechecker=typechecker)(it) if shaped else it
+
+    return decorate
+
+
+jaxtyping.jaxtyped = jaxtyped_where_shaped
 checks = sys.modules["saetool_checks"] = ModuleType("saetool_checks")
 checks.__dict__["check_shapes"] = check_shapes
 SHAPED = [
@@ -50,6 +67,30 @@ SHAPED = [
     and (ALL_SHAPES or file.relative_to(ROOT / "saetool").parts[0] not in COSTLY)
 ]
 install_import_hook(SHAPED, "saetool_checks.check_shapes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_interpreter() -> None:
+    """Let Triton's interpreter list the builtins of its language once, not at every call: a third of what it costs.
+
+    And ask whether integers overflow, of which these small shapes know nothing, under `--all` only: another fifth.
+    """
+    if not find_spec("triton"):
+        return
+    from triton.runtime import interpreter
+
+    def patch_builtin(part: Any, *rest: Any) -> None:
+        for name in builtins_of(part):
+            if is_builtin(member := getattr(part, name)):  # not within another call, where it is patched already
+                interpreter._patch_attr(part, name, member, *rest)
+
+    if hasattr(interpreter, "_patch_builtin") and hasattr(interpreter, "_patch_attr"):
+        is_builtin = interpreter.tl.core.is_builtin
+        builtins_of = cache(lambda part: [name for name, member in inspect.getmembers(part) if is_builtin(member)])
+        interpreter._patch_builtin = patch_builtin
+    options = interpreter.interpreter_builder.options
+    if not ALL_SHAPES and hasattr(options, "sanitize_overflow"):
+        interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
 
 
 class Ended(NamedTuple):
@@ -77,3 +118,9 @@ def command_line(monkeypatch, capfd) -> Callable[..., Ended]:
         return Ended(code, said)
 
     return call
+
+
+@pytest.fixture
+def brief_timing(monkeypatch) -> None:
+    """Let a dry run time two slices, not two seconds: how steady its rate is depends on that, what it says does not."""
+    monkeypatch.setattr("saetool.activations.estimate._TIMED_SECONDS", 0.0)

@@ -134,6 +134,7 @@ def test_a_process_of_its_own_ends_with_the_message_and_the_code(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("brief_timing")
 def test_a_warning_is_one_sentence(tmp_path, command_line):
     wanted = "autoencoder={kind: contractive, n_latents: 8, weight: 0.1, activation: relu}"
     ended = command_line("cache", "digits", "--dry-run", f"run={tmp_path}/run", wanted)

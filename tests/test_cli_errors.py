@@ -175,6 +175,7 @@ def test_weights_of_an_autoencoder_that_are_damaged(saetool, place, damage):
     assert verify(place / "run/autoencoder")
 
 
+@pytest.mark.usefixtures("brief_timing")
 def test_a_dry_run_starts_nothing_and_refuses_a_disk_that_is_too_small(saetool, place, monkeypatch):
     assert saetool("cache", "config.yaml", "run=new", "--dry-run").code == 0
     free = shutil.disk_usage(place)._replace(free=1000)

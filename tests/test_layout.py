@@ -77,7 +77,10 @@ def imports_of(code: str) -> set[str]:
     return found & FILES.keys()
 
 
-GRAPH = {module: imports_of(file.read_text()) for module, file in FILES.items()}
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """Return what each module imports: read when a test asks, not by every process that lists the tests."""
+    return {module: imports_of(file.read_text()) for module, file in FILES.items()}
 
 
 def cycle_of(graph: dict[str, set[str]]) -> list[str]:
@@ -89,21 +92,21 @@ def cycle_of(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def test_the_walk_sees_imports_in_functions_and_lazy_names_and_not_what_is_for_type_checkers():
+def test_the_walk_sees_imports_in_functions_and_lazy_names_and_not_what_is_for_type_checkers(graph):
     inside = "def f():\n    from saetool import load\n"
     for_checkers = "if TYPE_CHECKING:\n    import saetool.cli\nelse:\n    import saetool.config"
     assert imports_of(inside + for_checkers) == {"saetool.exchange.importing", "saetool.config"}
     assert cycle_of({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})[0] in "abc"
-    assert sum(map(len, GRAPH.values())) > 500
+    assert sum(map(len, graph.values())) > 500
 
 
-def test_no_module_imports_one_that_imports_it():
-    assert cycle_of(GRAPH) == []
+def test_no_module_imports_one_that_imports_it(graph):
+    assert cycle_of(graph) == []
 
 
-def test_no_room_imports_one_that_imports_it():
+def test_no_room_imports_one_that_imports_it(graph):
     rooms: dict[str, set[str]] = {}
-    for module, imported in GRAPH.items():
+    for module, imported in graph.items():
         room = module.split(".")[1:2]
         for other in imported:
             if room and other.split(".")[1:2] != room:

@@ -15,7 +15,7 @@ keep_heap()
 def step():
     tensors = [torch.ones(7_500_000) for _ in range(4)]
     return sum(float(t[-1]) for t in tensors)
-for _ in range(8):  # until nothing new is needed
+for _ in range(4):  # until nothing new is needed
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):

@@ -1,4 +1,4 @@
-"""Imports torch once, then forks one caching job for each line of JSON on standard input.
+"""Imports once what a job needs, then forks one caching job for each line of JSON on standard input.
 
 Answers on standard output: "ready", then the child's process id when it starts and its wait status when it ends. Also
 runs as one process of several, with the job as its argument, started as `torchrun` would.
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from conftest import TinyViT
+from PIL import Image
 
 from saetool import distributed
 from saetool.activations import CacheSettings, cache
@@ -56,6 +57,9 @@ def run(job: dict) -> int:
 
 def main() -> None:
     """Serve until standard input ends."""
+    import pandas  # noqa: F401  # pyarrow asks for it
+
+    Image.init()
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)

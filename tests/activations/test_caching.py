@@ -244,6 +244,7 @@ def test_precision_costs_are_measured(tmp_path, pictures):
     assert 1e-4 < errors["round_trip"] < 2**-8  # half a unit in bf16's eighth bit, at most
 
 
+@pytest.mark.usefixtures("brief_timing")
 def test_a_dry_run_says_what_it_takes_and_the_store_agrees(tiny, pictures, tmp_path):
     source, backbone = source_of(pictures), tiny()
     job = CachingJob(lambda: backbone, lambda b: b.sites, source, SMALL, "fail")
@@ -261,6 +262,7 @@ def test_a_dry_run_says_what_it_takes_and_the_store_agrees(tiny, pictures, tmp_p
     json.dumps(found)
 
 
+@pytest.mark.usefixtures("brief_timing")
 @pytest.mark.parametrize("free", [1 << 50, 1 << 20, 1 << 10], ids=["wide", "narrow", "full"])
 def test_a_dry_run_believes_no_disk_that_may_be_the_limit(tiny, pictures, tmp_path, monkeypatch, free):
     from saetool.activations import estimate as estimating

@@ -72,6 +72,7 @@ def test_tensors_have_no_thumbnails(tmp_path):
         write_store(tmp_path / "a", torch.zeros(2, 1, 3), settings=KEEPING)
 
 
+@pytest.mark.usefixtures("brief_timing")
 def test_a_dry_run_counts_thumbnails(tiny, pictures):
     from saetool.activations.caching import CachingJob
 

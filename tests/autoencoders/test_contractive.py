@@ -79,7 +79,7 @@ def test_larger_weights_contract_more(digits, rows_stream, learn, hidden):
     norms = []
     for weight in (0.0, 1.0, 10.0):
         settings = ContractiveSettings(n_latents=24, hidden=hidden, weight=weight)
-        model = learn(Contractive(settings, 64), rows_stream(digits[0]), 300)
+        model = learn(Contractive(settings, 64), rows_stream(digits[0]), 150)
         norms.append(float(model.jacobian(digits[0][:200]).square().sum((1, 2)).sqrt().mean().detach()))
     assert norms[0] > 1.5 * norms[1] > 4.5 * norms[2]
 

@@ -254,7 +254,7 @@ def on_digits(digits, rows_stream, learn):
     stream = rows_stream(digits[0][:1200])
     shape = {"n_latents": 128, "activation": "sigmoid", "error": "cross_entropy"}
     denoiser = model_of(64, corruption={"kind": "gaussian", "sigma": 0.3}, **shape)
-    return learn(denoiser, stream, 1200), learn(Dense(DenseSettings(**shape), 64), stream, 1200)
+    return learn(denoiser, stream, 600), learn(Dense(DenseSettings(**shape), 64), stream, 600)
 
 
 def test_digits_come_out_cleaner(digits, on_digits):

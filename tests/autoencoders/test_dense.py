@@ -241,7 +241,7 @@ def test_no_affine_decoder_beats_the_trailing_eigenvalues(digits, rows_stream, l
 def test_eight_patterns_fit_through_three_units(rows_stream, learn):
     patterns = torch.eye(8)
     settings = DenseSettings(n_latents=3, error="cross_entropy")
-    model = learn(Dense(settings, 8), rows_stream(patterns, batch_size=64), 1500, lr=5e-2)
+    model = learn(Dense(settings, 8), rows_stream(patterns, batch_size=64), 800, lr=5e-2)
     assert torch.equal(model(patterns).argmax(1), torch.arange(8))
     assert torch.equal((model(patterns) > 0.5).float(), patterns)
     codes = model.encode(patterns).detach()

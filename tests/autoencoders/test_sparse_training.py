@@ -291,7 +291,7 @@ def test_steering_gives_way_while_l0_falls():
 @pytest.mark.parametrize("target", [2.0, 3.5])
 def test_target_l0_is_met(target):
     model, x = started(penalty={"kind": "l1", "target_l0": target, "warmup_steps": 10}, initial_l0=12)
-    train(model, x, 500)
+    train(model, x, 400)
     l0 = float(model.loss(x, Step(1000), torch.Generator()).metrics["l0"])
     assert l0 == pytest.approx(target, rel=0.15)
 

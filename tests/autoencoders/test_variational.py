@@ -156,7 +156,7 @@ def test_a_deep_models_summary_is_its_elbo_by_brute_force(rows, rows_stream, nor
 
 
 def test_a_trained_linear_model_comes_close_to_probabilistic_pca(rows, rows_stream, learn):
-    model = learn(model_of(6, n_latents=2), rows_stream(rows.float(), batch_size=500), 1500, lr=2e-2)
+    model = learn(model_of(6, n_latents=2), rows_stream(rows.float(), batch_size=500), 800, lr=2e-2)
     best = float(probabilistic_pca(rows, 2).mean()) / 6
     mine = float(model.elbo(rows.float(), generator()).mean().detach()) / 6
     assert best - 0.02 <= mine <= best + 1e-6
@@ -167,7 +167,7 @@ def on_digits(digits, rows_stream, learn):
     """Deep Bernoulli models of the digits at β = .5, 1 and 4."""
     shape = {"n_latents": 10, "hidden": (64,), "activation": "relu", "likelihood": "bernoulli"}
     stream = rows_stream(digits[0][:1400])
-    return [learn(model_of(64, beta=beta, **shape), stream, 500, lr=5e-3) for beta in (0.5, 1.0, 4.0)]
+    return [learn(model_of(64, beta=beta, **shape), stream, 250, lr=5e-3) for beta in (0.5, 1.0, 4.0)]
 
 
 def test_elbo_stays_below_the_importance_bound_of_the_same_samples(digits, on_digits):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import norm, t as student
+from scipy.stats import norm, rankdata, t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -23,8 +23,15 @@ def planted(images=200, latents=30, seed=0, informative=7, strength=2.0):
     return values.astype(np.float32), labels
 
 
+def auroc(members, values) -> float:
+    """Return what scikit-learn's roc_auc_score does, many times as fast."""
+    inside, outside = members.sum(), (~members).sum()
+    return (rankdata(values)[members].sum() - inside * (inside + 1) / 2) / (inside * outside)
+
+
 def test_aurocs_of_all_classes_equal_sklearn():
     values, labels = planted(60, 8)
+    assert auroc(labels == "b", values[:, 1]) == pytest.approx(roc_auc_score(labels == "b", values[:, 1]), abs=1e-12)
     found = aurocs(values, Split(["a", "b", "c"], labels, labels).members(labels))
     for i, name in enumerate("abc"):
         for j in range(5):
@@ -97,7 +104,7 @@ def test_a_difference_is_paired_and_its_interval_is_that_of_resampled_images():
     draws = []
     for _ in range(400):
         rows = rng.integers(0, 300, 300)
-        draws.append([roc_auc_score(members[rows], values[rows, 7]) for values in (test, held)])
+        draws.append([auroc(members[rows], values[rows, 7]) for values in (test, held)])
     own, theirs = np.array(draws).T
     for got, drawn in ((row["auroc"], own), (row["difference"], own - theirs)):
         low, high = np.quantile(drawn, [0.025, 0.975])
@@ -120,7 +127,7 @@ def test_intervals_of_grouped_images_are_those_of_resampled_groups():
     draws = []
     for _ in range(1000):
         rows = (rng.integers(0, 60, 60)[:, None] * 10 + np.arange(10)).ravel()
-        draws.append(roc_auc_score(members[rows], test[rows, 7]))
+        draws.append(auroc(members[rows], test[rows, 7]))
     low, high = np.quantile(draws, [0.025, 0.975])
     assert together["auroc"]["low"] == pytest.approx(low, abs=0.02)
     assert together["auroc"]["high"] == pytest.approx(high, abs=0.02)

@@ -28,7 +28,7 @@ def delong_error(positive: np.ndarray, negative: np.ndarray) -> float:
     return np.sqrt(wins.mean(1).var(ddof=1) / len(positive) + wins.mean(0).var(ddof=1) / len(negative))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SEEDS)
 def test_auroc_and_precision_equal_scikit_learn(random_scores, maxima_of, seed):
     dense = random_scores(seed)
@@ -59,7 +59,7 @@ def test_auroc_and_precision_equal_scikit_learn(random_scores, maxima_of, seed):
             assert high == pytest.approx(wanted[1], abs=1e-7, nan_ok=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SEEDS)
 def test_p_value_is_mann_whitney_and_of_two_classes_kruskal_wallis(random_scores, maxima_of, seed):
     dense = random_scores(seed, images=12).astype(float)
@@ -98,7 +98,7 @@ def obuchowski_error(scores: np.ndarray, positive: np.ndarray, groups: np.ndarra
     return np.sqrt(max(s10 / m + s01 / n + 2 * s11 / (m * n), 0))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SEEDS)
 def test_intervals_and_p_of_grouped_images_are_those_of_a_loop_over_groups(random_scores, maxima_of, seed):
     dense, column = random_scores(seed, images=20), random_column(seed, 20)
@@ -144,7 +144,7 @@ def test_copies_of_images_in_groups_are_no_more_evidence_than_the_images(random_
     assert (copied.p_value[sure] > pretended.p_value[sure]).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(SEEDS)
 def test_held_out_numbers_are_those_of_held_out_images_alone(random_scores, maxima_of, seed):
     dense, column = random_scores(seed, images=24), random_column(seed, 24)
@@ -167,7 +167,7 @@ def test_held_out_numbers_are_those_of_held_out_images_alone(random_scores, maxi
         np.testing.assert_array_equal(np.where(best >= 0, chosen, least), least)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SEEDS)
 def test_numbers_are_correlated_by_rank(random_scores, maxima_of, seed):
     dense = random_scores(seed, images=10)
@@ -239,7 +239,7 @@ def test_best_class_is_the_first_of_equals(maxima_of):
     assert label_statistics(maxima, by_value(maxima), column).best().tolist() == [0]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(SEEDS)
 def test_dense_auroc_equals_scikit_learn(random_scores, seed):
     dense = random_scores(seed, images=8)

@@ -72,9 +72,11 @@ def test_a_config_may_say_auto_and_its_store_decides(tmp_path, given):
     assert stage.plan.settings == wanted.training
 
 
-def test_a_call_may_say_auto_and_records_what_it_took(tmp_path):
+def test_a_call_may_say_auto_and_records_what_it_took(tmp_path, monkeypatch):
+    monkeypatch.setattr("saetool.training.advice.LEAST_TOKENS", 3_000)
     rows = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
     made = saetool.train(rows, "auto", minutes=0.0005, out=tmp_path / "model")
+    assert made.config["training"]["tokens"] == advised(360, d_in=16, minutes=0.0005).training.tokens
     assert made.config["training"]["schedule"] == "linear"
     assert made.config["autoencoder"]["activation"] == {"kind": "topk", "k": 2}
 

@@ -118,6 +118,11 @@ def results(processes: int, out: Path, jobs: dict) -> dict[str, tuple[dict, dict
     errors = [process.communicate(timeout=300)[1] for process in started]
     ended = [process.returncode for process in started]
     assert not any(ended), "\n".join(f"rank {i} ended with {ended[i]}: {errors[i][-2000:]}" for i in range(processes))
+    return read(out, jobs)
+
+
+def read(out: Path, jobs: dict) -> dict[str, tuple[dict, dict, list]]:
+    """Return weights, final numbers and metric lines of each job that was trained."""
     found = {}
     for name in jobs:
         lines = [json.loads(line) for line in (out / f"{name}.partial" / "metrics.jsonl").read_text().splitlines()]
@@ -132,12 +137,16 @@ SYNCHRONIZED = ["l1", "topk", "gains", "batch_topk", "kl", "denoising"]
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, small_models):
-    """Return a function that gives what one process makes of some models, each trained once."""
+    """Return a function that gives what one process, this one, makes of some models, each trained once."""
     made: dict = {}
 
     def make(names) -> dict:
         missing = {name: small_models[name] for name in names if name not in made}
-        made.update(results(1, tmp_path_factory.mktemp("alone"), missing) if missing else {})
+        out = tmp_path_factory.mktemp("alone")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["worker", str(out), json.dumps(missing)])
+            exec(WORKER, {})
+        made.update(read(out, missing))
         return made
 
     return make

@@ -83,7 +83,7 @@ def test_which_steps_repeat(keys, expected):
 
 def test_a_counted_step_leaves_no_copy_behind(on_the_gpus_backend):
     """Evaluation reads another copy of the encoder than training in bfloat16: it must follow a replayed update."""
-    learner, _, _ = taught(KINDS["TopK"], "bf16")
+    learner, _, _ = taught(KINDS["TopK"], "bf16", steps=2)
     model, optimizer = learner.autoencoder, learner.optimizer
     x = torch.randn(3, 10, generator=torch.Generator().manual_seed(1))
     model.encode(x)

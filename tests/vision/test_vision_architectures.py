@@ -206,17 +206,18 @@ def test_weights_of_another_model_are_refused(hf_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "sentence"),
+    ("kind", "size", "sentence"),
     [
-        ("hiera", "do not answer bright cells"),
-        ("timesformer", "looks at videos"),
-        ("videomae", "looks at videos"),
-        ("mobilevit", "first axis is not the images"),
+        ("hiera", None, "do not answer bright cells"),
+        ("timesformer", None, "looks at videos"),
+        ("videomae", None, "looks at videos"),
+        ("mobilevit", 64, "first axis is not the images"),
     ],
 )
-def test_types_that_are_no_plain_transformer_are_refused_in_a_sentence(kind, sentence):
+def test_types_that_are_no_plain_transformer_are_refused_in_a_sentence(kind, size, sentence):
+    settings = BackboneSettings(name=f"hf/{kind}", layers=[1], pretrained=False, precision="fp32", image_size=size)
     with pytest.raises(RequestError, match=sentence):
-        load_backbone(BackboneSettings(name=f"hf/{kind}", layers=[1], pretrained=False, precision="fp32"))
+        load_backbone(settings)
 
 
 @pytest.mark.parametrize(("kind", "grid", "d"), [("focalnet", (14, 14), 384), ("convnextv2", (56, 56), 96)])
