@@ -17,7 +17,7 @@ COLUMNS = ("fvu", "l0", "cosine", "relative_bias")
 _LEGEND = """\\* on the frontier: no other row has at most its L0 and at most its FVU, and one smaller. – not defined.
 
 - L0: active latents a token, on average.
-- FVU: the share of the variance that is not explained, with its 95 % interval over images.
+- FVU: the share of the variance that is not explained, its 95 % interval over images, or groups of them, beside it.
 - cosine: between activations and reconstructions.
 - dead: latents silent on all held-out images; dense: latents active on more than one token in ten.
 - Rows that are no members are baselines, at the L0 of the member in brackets."""
