@@ -106,6 +106,8 @@ def _run_script(main: Callable[[], None], interrupt: Interrupt) -> int:
         try:
             _run_alone_or_with_others(main)
             return 0
+        except (SaetoolError, ValidationError):  # of a script that goes on after Ctrl-C
+            raise
         except Exception:
             if interrupt.came:
                 raise KeyboardInterrupt from None

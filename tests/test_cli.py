@@ -186,6 +186,26 @@ def test_an_interrupt_under_another_name_is_one(monkeypatch, capsys):
     assert "stopped" in capsys.readouterr().err
 
 
+GOES_ON = """
+import signal
+from saetool.errors import RequestError
+from saetool.program import run_script
+
+def main():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise RequestError("training.lr: must be positive") from None
+
+run_script(main)
+"""
+
+
+def test_a_script_that_goes_on_after_an_interrupt_says_what_went_wrong_later():
+    done = subprocess.run([sys.executable, "-c", GOES_ON], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "error: training.lr: must be positive\n")
+
+
 HALF_MADE = """
 import atexit, signal, sys
 from saetool import cli, program

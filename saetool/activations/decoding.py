@@ -9,6 +9,7 @@ import gc
 import mmap
 import multiprocessing
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -47,6 +49,9 @@ _PIECE = 16
 """Images that a process decodes at a time: few enough to spread a slice, many enough for a message."""
 _PIECES_AHEAD = 2
 """Pieces that each process has before it: DataLoader's own default."""
+_PATIENCE = 1.0
+"""Seconds that processes have to finish a piece when nobody asks for more."""
+_FORKING = threading.Lock()
 
 
 @dataclass
@@ -129,9 +134,7 @@ class Decoder:
         """Yield the slices `numbers`, in order; WorkError names an image that cannot be read (unless skipping)."""
         if not self.processes:
             return self._by_threads(numbers, self._decode, self._slice)
-        # In a thread: who asks waits for the model, too. And from there DataLoader takes no signal of dying processes,
-        # which would interrupt whatever the main thread is doing.
-        return prefetch(self._by_processes(numbers), 1)
+        return self._behind(numbers)
 
     @property
     def workers(self) -> str:
@@ -141,8 +144,8 @@ class Decoder:
     @property
     def slices_ahead(self) -> int:
         """How many slices, about, are decoded before they are asked for."""
-        ahead = self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size + 1  # one is put together
-        return max(SLICES_AHEAD, ahead)
+        ahead = self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size
+        return max(SLICES_AHEAD, ahead + 2)  # one is finished, another put together
 
     def _by_threads(
         self,
@@ -172,7 +175,30 @@ class Decoder:
             finally:
                 executor.shutdown(wait=True, cancel_futures=True)
 
-    def _by_processes(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
+    def _behind(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:
+        """Yield the slices that processes decode, put together in a thread.
+
+        Who asks waits for the model, too. And from a thread DataLoader takes no signal of dying processes, which would
+        interrupt whatever the main thread is doing.
+        """
+        workers: list[BaseProcess] = []
+        slices = prefetch(self._by_processes(numbers, workers), 1)
+        try:
+            # `yield from` would close them first, and so wait for a process that hangs.
+            for decoded in slices:  # noqa: UP028
+                yield decoded
+        finally:
+            patience = threading.Timer(_PATIENCE, lambda: [worker.terminate() for worker in workers])
+            patience.start()
+            slices.close()
+            patience.cancel()
+            # DataLoader ends them, but not while an error's traceback holds its iterator.
+            for worker in workers:
+                worker.terminate()
+                worker.join()
+
+    def _by_processes(self, numbers: Iterable[int], workers: list[BaseProcess]) -> Generator[DecodedSlice, None, None]:
+        """Yield the slices; `workers` gets the processes."""
         rooms = self.processes * _PIECES_AHEAD + 1
         shape = (rooms, _PIECE, *self.transform.pixel_shape)
         shared = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
@@ -189,7 +215,10 @@ class Decoder:
             generator=torch.Generator(),  # it draws a seed, which nobody needs, and not from the caller's numbers
         )
         with _nothing_freed_in_forks():
-            answered = _words_of_death(iter(loader))  # which alone holds what it is given
+            asked: Any = iter(loader)
+        workers += asked._workers
+        answered = _words_of_death(asked)
+        del asked  # DataLoader ends its processes when nobody else holds it
         pixels, found = self._empty(), []
         for piece, answers in answered:
             place, count = len(found), len(piece.images)
@@ -267,15 +296,22 @@ class _Pieces:
             return piece, [self._decoder._decode(i, piece.slice_, room[n]) for n, i in enumerate(piece.images)]
         except SaetoolError as error:  # DataLoader would put a traceback around its message
             return piece, error
+        except StopIteration as error:  # DataLoader would take it for the end
+            raise RuntimeError("the source of images stopped in the middle of a picture") from error
 
 
 @contextmanager
 def _nothing_freed_in_forks() -> Iterator[None]:
     """Keep what is there from being collected in processes that are forked in the block: freeing what lay on a GPU ends
     a process that is no longer the GPU's."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    with _FORKING:
+        before = gc.get_freeze_count()
+        gc.freeze()
+        try:
+            yield
+        finally:
+            if not before:
+                gc.unfreeze()
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -305,7 +341,7 @@ def _words_of_death(answers: Iterator[tuple[_Piece, Any]]) -> Iterator[tuple[_Pi
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if "DataLoader worker (pid" not in str(error):
                     raise
                 died = first_line(error)
             if died is not None:

@@ -120,8 +120,12 @@ class Artifact:
 
         with self.file(name).open("rb") as file:
             try:
+                found = parquet.ParquetFile(file)
+                missing = [column for column in columns or () if column not in found.schema_arrow.names]
+                if missing:
+                    raise RequestError(f"{self.path}: {name} has no column {missing[0]!r}.")
                 if filters is None:  # `read_table` would load pandas
-                    return parquet.ParquetFile(file).read(columns)
+                    return found.read(columns)
                 return parquet.read_table(file, columns=columns, filters=filters)
             except (pyarrow.ArrowException, OSError) as error:
                 raise RequestError(f"{self.path}: {name} is not a table ({first_line(error)}).") from None

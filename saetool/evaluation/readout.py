@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saetool.evaluation.probing import Standardizer, fit_full_probe, unconverged
 from saetool.vision.backbone import Backbone
-from saetool.vision.paths import submodule
+from saetool.vision.paths import find_module, submodule
 
 HEADS = ("head", "classifier", "fc", "heads.head", "head.fc", "classifier.1")
 """What timm, transformers and torchvision call the linear map from the final embedding to class logits."""
@@ -56,8 +56,7 @@ def find_head(backbone: Backbone, n_classes: int) -> str | None:
 
     Another number of outputs is another task, or a projection (CLIP's), and no classifier of these labels.
     """
-    modules = dict(backbone.whole.named_modules(remove_duplicate=False))
-    linear = {path: found for path in HEADS if isinstance(found := modules.get(path), nn.Linear)}
+    linear = {path: found for path in HEADS if isinstance(found := find_module(backbone.whole, path), nn.Linear)}
     return next((path for path, head in linear.items() if head.out_features == n_classes), None)
 
 

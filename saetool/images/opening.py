@@ -159,7 +159,7 @@ def open_moved(store: Artifact, given: Any) -> ImageSource:
     the path to which they have moved, or None where they have not."""
     if given is None or isinstance(given, str | os.PathLike):
         return open_cached(store, None if given is None else os.fspath(given))
-    return given if hasattr(given, "listing") else open_source(given)
+    return given if hasattr(given, "read") else open_source(given)
 
 
 def open_cached(store: Artifact, root: str | None = None) -> ImageSource:

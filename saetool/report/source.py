@@ -22,6 +22,7 @@ REQUIRED = {
     "latents.parquet": ("status", "token_frequency", "image_count", "image_frequency", "decoder_norm"),
     "examples.parquet": (*COLUMNS, "interval", "value", "heat", "heat_scale"),
     "label_statistics.parquet": ("latent", "label", "class", "images", "auroc", "auroc_low"),
+    "images.parquet": ("held_out",),
 }
 """What no report can do without, of the tables that an index has; all else is left out where it is not there."""
 

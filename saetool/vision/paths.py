@@ -39,7 +39,7 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
 def find_place(model: nn.Module, path: str) -> Place:
     """Return where a path leads; RequestError where the model has no such module, or an attention no such head."""
     written = _SUFFIX.fullmatch(path)
-    if written is None or _has(model, path):
+    if written is None or find_module(model, path) is not None:
         return Place(submodule(model, path))
     base, what = written.groups()
     if what == "input":
@@ -77,8 +77,12 @@ def _natural(path: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"\.", path)]
 
 
-def _has(model: nn.Module, path: str) -> bool:
-    return path in dict(model.named_modules(remove_duplicate=False))
+def find_module(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a path, through wrappers that show what they wrap (`torch.compile`'s does), or None."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _heads(model: nn.Module, path: str) -> tuple[int, nn.Linear]:
@@ -86,7 +90,7 @@ def _heads(model: nn.Module, path: str) -> tuple[int, nn.Linear]:
     attention = submodule(model, path)
     owners = [attention, *attention.children()]
     counts = [count for m in owners for name in _HEAD_COUNTS if isinstance(count := getattr(m, name, None), int)]
-    named = [attention.get_submodule(name) for name in _PROJECTIONS if _has(attention, name)]
+    named = (find_module(attention, name) for name in _PROJECTIONS)
     projection = next((module for module in named if isinstance(module, nn.Linear)), None)
     if isinstance(attention, nn.MultiheadAttention):
         projection = None  # it multiplies by the projection's weight and never calls it

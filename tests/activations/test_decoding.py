@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from saetool.activations import CacheSettings
-from saetool.activations.decoding import _PIECE, Decoder, _begin, decoding_processes
+from saetool.activations.decoding import _PIECE, Decoder, _begin, _nothing_freed_in_forks, decoding_processes
 from saetool.activations.writer import Plan
 from saetool.errors import WorkError
 from saetool.images import ImageSettings, open_source
@@ -171,6 +171,45 @@ def test_processes_end_with_whoever_asked(tiny, pictures):
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.slow  # DataLoader looks after its processes every five seconds
+def test_a_process_that_hangs_does_not_hold_who_leaves(tiny, pictures):
+    class Gone(FolderSource):
+        def read(self, i):
+            if i >= 16:
+                time.sleep(10**6)  # as a folder of a server that is not there any more
+            return super().read(i)
+
+    slices = decoder_of(Gone(pictures), tiny(), batch_size=8, processes=2).slices(range(3))
+    assert next(slices).number == 0
+    slices.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_forks_protect_and_leave_alone_what_others_froze(tiny, pictures):
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        told(decoder_of(FolderSource(pictures), tiny(), processes=1))
+        assert gc.get_freeze_count() >= before
+    finally:
+        gc.unfreeze()
+    with pytest.raises(ZeroDivisionError), _nothing_freed_in_forks():
+        raise ZeroDivisionError
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_source_that_stops_in_a_process_is_no_end(tiny, pictures):
+    class Stopping(FolderSource):
+        def read(self, i):
+            if i == 7:
+                raise StopIteration
+            return super().read(i)
+
+    with pytest.raises(RuntimeError, match="stopped in the middle") as found:
+        told(decoder_of(Stopping(pictures), tiny(), processes=2))
+    assert multiprocessing.active_children() == [], found  # though the error is still held
 
 
 def test_a_process_whose_parent_was_killed_before_it_began_ends():

@@ -183,3 +183,14 @@ def test_reading_reports_every_byte(whole):
     verify(whole, seen.append)
     assert sum(seen) == sum(file.stat().st_size for file in files_of(whole) if file.name != MANIFEST)
     assert np.all(np.array(seen) >= 0)
+
+
+def test_a_table_is_read_whole_or_in_part_and_a_column_that_it_lacks_is_named(whole):
+    artifact = Artifact.open(whole)
+    assert artifact.read_table("images.parquet").column_names == ["id", "path"]
+    assert artifact.read_table("images.parquet", ["path", "id"]).column_names == ["path", "id"]
+    filtered = artifact.read_table("images.parquet", ["path"], [("id", "=", 1)])
+    assert filtered.to_pydict() == {"path": ["b.png"]}
+    for filters in (None, [("id", "=", 1)]):
+        with pytest.raises(RequestError, match=r"images\.parquet has no column 'lab'"):
+            artifact.read_table("images.parquet", ["id", "lab"], filters)

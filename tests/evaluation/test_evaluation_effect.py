@@ -83,6 +83,25 @@ def test_the_head_is_found_by_its_number_of_classes():
     assert find_head(backbone, 4) is None
 
 
+class Forwarding(nn.Module):
+    """Shows what it wraps, as `torch.compile` and PEFT do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_the_head_of_a_wrapped_model_is_found():
+    wrapped = wrap(Forwarding(Small()), ["inner.blocks.1"], image_size=4)
+    assert find_head(wrapped, 3) == "head"
+
+
 def test_the_embedding_is_what_the_head_reads():
     backbone, _ = model()
     embedding, logits = Readout(backbone, "head")(pictures())

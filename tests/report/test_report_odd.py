@@ -44,7 +44,12 @@ def replaced(table, name, values):
 
 @pytest.mark.parametrize(
     ("table", "column"),
-    [("label_statistics", "auroc_low"), ("latents", "image_count"), ("examples", "held_out")],
+    [
+        ("label_statistics", "auroc_low"),
+        ("latents", "image_count"),
+        ("examples", "held_out"),
+        ("images", "held_out"),
+    ],
 )
 def test_an_index_of_an_older_version_is_refused_by_name(run, tmp_path, table, column):
     older = remade(run, tmp_path, **{table: lambda found: found.drop_columns([column])})
