@@ -7,6 +7,7 @@ are missing.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -109,8 +110,9 @@ class CachingJob:
         with (
             ShardKeeper.of(writer, sites, waits) as keeper,
             bar("caching", total, "images", done=total - left, remark=waits.words) as advance,
+            closing(decoder.slices(numbers)) as slices,  # now, though an error's traceback may hold them
         ):
-            for decoded in waits.decoded(decoder.slices(numbers)):
+            for decoded in waits.decoded(slices):
                 keeper.keep(decoded, forward.launch(decoded))
                 advance(len(plan.images_of(decoded.number)))
         waits.advise(decoder.workers)

@@ -306,6 +306,7 @@ def _nothing_freed_in_forks() -> Iterator[None]:
     a process that is no longer the GPU's."""
     with _FORKING:
         before = gc.get_freeze_count()
+        gc.collect()  # what is garbage already would be kept for long
         gc.freeze()
         try:
             yield
