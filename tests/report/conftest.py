@@ -339,7 +339,10 @@ class Reader:
 
     def open(self, name: str):
         """Go to a page of the site and return it when it has drawn itself."""
+        before = self.page.url.partition("#")[0]
         self.page.goto(f"file://{self.site}/{name}")
+        if self.page.url.partition("#")[0] == before:
+            self.page.reload()  # else the sign of the page as it was would be taken for that of this one
         self.page.wait_for_selector("body[data-ready]")
         return self.page
 
