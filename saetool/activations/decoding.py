@@ -144,8 +144,10 @@ class Decoder:
     @property
     def slices_ahead(self) -> int:
         """How many slices, about, are decoded before they are asked for."""
-        ahead = self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size
-        return max(SLICES_AHEAD, ahead + 2)  # one is finished, another put together
+        if not self.processes:
+            return SLICES_AHEAD
+        # In pieces; and one is finished, another put together.
+        return self.processes * _PIECES_AHEAD * _PIECE // self.plan.settings.batch_size + 2
 
     def _by_threads(
         self,
@@ -188,14 +190,14 @@ class Decoder:
             for decoded in slices:  # noqa: UP028
                 yield decoded
         finally:
-            patience = threading.Timer(_PATIENCE, lambda: [worker.terminate() for worker in workers])
+            patience = threading.Timer(_PATIENCE, lambda: [worker.kill() for worker in workers])
             patience.start()
             slices.close()
             patience.cancel()
             # DataLoader ends them, but not while an error's traceback holds its iterator.
             for worker in workers:
-                worker.terminate()
-                worker.join()
+                worker.kill()
+                worker.join(_PATIENCE)
 
     def _by_processes(self, numbers: Iterable[int], workers: list[BaseProcess]) -> Generator[DecodedSlice, None, None]:
         """Yield the slices; `workers` gets the processes."""

@@ -80,8 +80,8 @@ class SparseAdam(torch.optim.Optimizer):
         return self.rules[parameter].deferred
 
     def begin(self) -> None:
-        """Make the moments of all parameters now: later they would lie where the first steps' memory was, and what is
-        left of that could not be given back."""
+        """Make the moments of all parameters now: later they may lie where the first steps' memory was, and the rest of
+        that could not be given back."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 self._state(parameter)

@@ -52,7 +52,7 @@ class Recordings:
         self.copies: list[tuple[Weight, Copy]] = []
         self.rest: dict[tuple[int, ...], Recording] = {}
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # or moments would lie amidst what the data's statistics took, and keep all of it
+            torch.cuda.empty_cache()  # else moments may lie amidst what the data's statistics took, and keep all of it
         optimizer.begin()
 
     def step(self, batch: Tensor, step: Step) -> dict[str, Tensor] | None:
