@@ -68,12 +68,10 @@ def test_every_artifact_is_made_whole_and_the_result_is_told(run):
 def test_a_second_run_in_another_process_builds_nothing_and_says_so(run):
     out, _ = run
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    start = time.monotonic()
     done = demo(out)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("done already") == 5
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    assert time.monotonic() - start < 120
 
 
 @pytest.mark.slow

@@ -41,8 +41,10 @@ class ShardKeeper:
         keeper = cls(writer, sites, waits)
         with keeper._writers, keeper._collector:
             yield keeper
-            keeper._drain(keeper._waiting, 0)
-            keeper._drain(keeper._writing, 0)
+            with waits.behind():
+                keeper._drain(keeper._waiting, 0)
+            with waits.behind(), waits.disk():
+                keeper._drain(keeper._writing, 0)
 
     def keep(self, decoded: DecodedSlice, finish: Callable[[], Landed]) -> None:
         """Keep a slice, which `finish` hands over; waits while too many are under way, and raises what went wrong."""

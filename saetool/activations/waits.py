@@ -22,7 +22,7 @@ class Waits:
         self.started = time.monotonic()
         self.for_decoding = 0.0
         self.for_disk = 0.0
-        self._disk_is_behind = False
+        self._disk: tuple[float, float | None] = (0.0, None)  # seconds of it until now, and since when it is waited for
 
     def decoded(self, slices: Iterable[T]) -> Iterator[T]:
         """Yield `slices`, and note how long each was waited for."""
@@ -39,18 +39,26 @@ class Waits:
 
     @contextmanager
     def behind(self) -> Iterator[None]:
-        """Note time that is spent waiting for what comes after the model: the disk, or on a GPU the model itself."""
-        began, disk = time.monotonic(), self._disk_is_behind
+        """Note time that is spent waiting for what comes after the model: the disk, or on a GPU the model itself.
+
+        The disk's part is as long as `disk` was entered meanwhile, whichever of the two began first.
+        """
+        before = self._disk_so_far()
         yield
-        if disk:
-            self.for_disk += time.monotonic() - began
+        self.for_disk += self._disk_so_far() - before
 
     @contextmanager
     def disk(self) -> Iterator[None]:
-        """Say, from another thread, that only the disk is waited for while the block runs."""
-        self._disk_is_behind = True
+        """Say, from one thread at a time, that only the disk is waited for while the block runs."""
+        total, _ = self._disk
+        began = time.monotonic()
+        self._disk = (total, began)
         yield
-        self._disk_is_behind = False
+        self._disk = (total + time.monotonic() - began, None)
+
+    def _disk_so_far(self) -> float:
+        total, since = self._disk
+        return total if since is None else total + time.monotonic() - since
 
     def shares(self) -> dict[str, float]:
         """Return the shares of the time so far: decode, forward, disk. What is not waiting counts as the model's."""

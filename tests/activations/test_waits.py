@@ -1,7 +1,7 @@
 """What a caching job says it waited for is what it waited for."""
 
-import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,26 +33,30 @@ def test_working_on_pictures_counts_as_the_model_s():
     assert noted.words().startswith("time: decode ")
 
 
-def test_waiting_behind_the_model_counts_as_the_disk_s_only_while_the_disk_is_waited_for():
+def test_waiting_behind_the_model_counts_as_the_model_s_and_the_disk_alone_as_nobody_s():
     noted = Waits()
     with noted.behind():  # the model is not done yet
         time.sleep(0.05)
     assert noted.shares()["disk"] == 0
-    begun, ended = threading.Event(), threading.Event()
-
-    def write():
-        with noted.disk():
-            begun.set()
-            ended.wait()
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    begun.wait()
-    with noted.behind():
+    with noted.disk():  # nobody waits for it
         time.sleep(0.05)
-    ended.set()
-    thread.join()
-    assert 0.3 < noted.shares()["disk"] < 0.7
+    assert noted.shares()["disk"] == 0
+
+
+@pytest.mark.parametrize("first", ["the disk", "waiting"])
+def test_the_disk_s_part_is_counted_whichever_began_first(monkeypatch, first):
+    now = [100.0]
+    monkeypatch.setattr("saetool.activations.waits.time", SimpleNamespace(monotonic=lambda: now[0]))
+    noted = Waits()
+    disk, behind = noted.disk(), noted.behind()
+    for context in (disk, behind) if first == "the disk" else (behind, disk):
+        context.__enter__()
+        now[0] += 1.0  # one of the two alone
+    now[0] += 2.0  # both
+    for context in (behind, disk) if first == "the disk" else (disk, behind):
+        context.__exit__(None, None, None)
+        now[0] += 4.0  # the other alone
+    assert noted.for_disk == 3.0
 
 
 def test_a_slow_disk_is_what_a_job_says_it_waits_for(tiny, pictures, tmp_path, monkeypatch):
