@@ -14,9 +14,14 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 import jaxtyping
 import pytest
 from beartype import beartype
+from hypothesis import HealthCheck, settings
 from jaxtyping import AbstractArray, install_import_hook, jaxtyped
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # decided when Triton is imported
+
+# A busy machine is slow, and no test fails by that.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 ROOT = Path(__file__).parents[1]
 TAKES_ANYTHING = ("stability", "write_store", "encode", "encode_sparse", "complete")

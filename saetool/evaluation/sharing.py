@@ -31,22 +31,22 @@ class Shared:
         `name` tells this pass from all others of the stage.
         """
         if self._alone:
-            return [work(part) for part in parts]
+            return [_as_in_a_file(work(part)) for part in parts]
         files = [self._file(f"{name}/{i:05d}") for i in range(len(parts))]
         for part, file in zip(self.mine(parts), self.mine(files), strict=True):
-            save_file({key: tensor.cpu().contiguous() for key, tensor in work(part).items()}, file)
+            save_file(_as_in_a_file(work(part)), file)
         distributed.barrier()
         return [load_file(file) for file in files] if distributed.is_main() else None
 
     def once(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return in every process what `make` returns in the main one."""
         if self._alone:
-            return make()
+            return _as_in_a_file(make())
         file = self._file(name)
         if distributed.is_main():
-            save_file({key: tensor.cpu().contiguous() for key, tensor in make().items()}, file)
+            save_file(_as_in_a_file(make()), file)
         distributed.barrier()
-        return load_file(file)
+        return {key: tensor.clone() for key, tensor in load_file(file).items()}
 
     def _file(self, name: str) -> Path:
         assert self._partial is not None
@@ -55,3 +55,8 @@ class Shared:
     @property
     def _alone(self) -> bool:
         return self._partial is None or distributed.world_size() == 1
+
+
+def _as_in_a_file(made: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as those who read the file have them: a product's last bits may depend on the order in memory."""
+    return {key: tensor.cpu().contiguous() for key, tensor in made.items()}

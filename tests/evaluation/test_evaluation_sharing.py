@@ -49,3 +49,11 @@ def test_alone_nothing_is_written(tmp_path):
         {"n": torch.tensor(3)},
     ]
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_one_process_and_several_have_tensors_in_the_same_order_in_memory(process):
+    """Else a product's last bits, and so an id, may depend on how many there are."""
+    columns = torch.randn(6, 4).T  # column after column, as scikit-learn's components may lie
+    found = [Shared().once("fit", lambda: {"w": columns}), *Shared().map("fits", [0], lambda _: {"w": columns})]
+    found.append(process(0, lambda shared: shared.once("fit", lambda: {"w": columns})))
+    assert all(torch.equal(made["w"], columns) and made["w"].stride() == (6, 1) for made in found)

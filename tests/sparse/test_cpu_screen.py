@@ -29,7 +29,7 @@ def far_from(values, threshold):
     return (values - threshold).abs() > 1e-4
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 130), st.integers(0, 99))
 def test_support_and_values_are_those_of_the_dense_formula(rows, d_in, n_latents, seed):
     x, weight, bias = problem(rows, d_in, n_latents, seed)
@@ -44,7 +44,7 @@ def test_support_and_values_are_those_of_the_dense_formula(rows, d_in, n_latents
     torch.testing.assert_close(found[above & sure], dense[above & sure], rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(2, 130), st.integers(1, 20), st.integers(0, 99))
 def test_the_k_largest_are_those_of_the_dense_formula(rows, d_in, n_latents, k, seed):
     x, weight, bias = problem(rows, d_in, n_latents, seed)
@@ -59,7 +59,7 @@ def test_the_k_largest_are_those_of_the_dense_formula(rows, d_in, n_latents, k, 
     assert ((codes > 0).sum(1) <= k).all()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(1, 200), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]))
 def test_the_half_product_bounds_the_true_one_and_not_by_far(d_in, seed, scale):
     x, weight, bias = problem(32, d_in, 64, seed, scale)

@@ -27,7 +27,7 @@ def random_support(rows, n_latents, share, seed):
 shapes = st.tuples(st.integers(1, 30), st.integers(1, 12), st.integers(1, 40))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(shapes, st.sampled_from([0.0, 0.1, 0.9]), st.integers(0, 99))
 def test_gradients_equal_dense_autograd(shape, share, seed):
     rows, d_in, n_latents = shape
@@ -67,7 +67,7 @@ def test_gradients_equal_dense_autograd(shape, share, seed):
         torch.testing.assert_close(torch.cat(blocks), whole, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(shapes, st.sampled_from([0.0, 0.1, 0.9]), st.sampled_from([torch.float32, torch.float64]), st.integers(0, 99))
 def test_the_squared_error_and_its_gradients_equal_dense_autograd(shape, share, dtype, seed):
     rows, d_in, n_latents = shape
@@ -93,7 +93,7 @@ def test_the_squared_error_and_its_gradients_equal_dense_autograd(shape, share, 
     torch.testing.assert_close(recipe.block(0, n_latents, backend_for(weight)), expected[1], **tolerance)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(shapes, st.integers(0, 99))
 def test_dropping_entries_keeps_rows_offsets_and_the_order_by_latent(shape, seed):
     rows, _, n_latents = shape
