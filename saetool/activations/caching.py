@@ -72,7 +72,11 @@ class CachingJob:
         writer = StoreWriter(partial, plan, labels)
         mine = range(distributed.rank(), plan.n_shards, distributed.world_size())
         missing = [shard for shard in mine if not writer.is_done(shard)]
-        self._say_where(partial, backbone, plan)
+        sites = ", ".join(site.label for site in self.sites(backbone))
+        partial.say_where(
+            f"{backbone.name} at {sites}, {backbone.precision}, {plan.n_images:,} images in {plan.n_shards:,} shards, "
+            f"{distributed.where(backbone.device)}"
+        )
         if 0 < len(missing) < len(mine):
             whose = " of this process" if distributed.world_size() > 1 else ""
             say(f"resuming: {len(mine) - len(missing)} of {len(mine)} shards{whose} are there")
@@ -119,34 +123,16 @@ class CachingJob:
 
     def decoder(self, backbone: Backbone, plan: Plan) -> Decoder:
         """Return what decodes the images, with as many processes or threads as suit this machine."""
+        given: Any = (self.source, backbone.transform, plan, self.on_error)
+        pinned = backbone.device.type == "cuda"
         if self.decode == "gpu":
-            given = (self.source, backbone.transform, plan, self.on_error)
-            return GpuDecoder(*given, device=backbone.device, pinned=backbone.device.type == "cuda")
-        return Decoder(
-            self.source,
-            backbone.transform,
-            plan,
-            self.on_error,
-            processes=decoding_processes(self.source),
-            pinned=backbone.device.type == "cuda",
-        )
-
-    def _say_where(self, partial: Partial, backbone: Backbone, plan: Plan) -> None:
-        """Say in one line what runs where, and keep it in the notes."""
-        sites = ", ".join(site.label for site in self.sites(backbone))
-        line = (
-            f"{backbone.name} at {sites}, {backbone.precision}, {plan.n_images:,} images in {plan.n_shards:,} shards, "
-            f"{distributed.where(backbone.device)}"
-        )
-        say(f"{partial.out}: {line}")
-        if distributed.is_main():
-            partial.note("where", line)
+            return GpuDecoder(*given, device=backbone.device, pinned=pinned)
+        return Decoder(*given, processes=decoding_processes(self.source), pinned=pinned)
 
     def _facts(self, backbone: Backbone) -> dict[str, Any]:
-        patches = backbone.tokens == "patches" and backbone.grid is not None
         return {
             "backbone": backbone.describe(),
-            "grid": list(backbone.grid) if patches and backbone.grid else None,
+            "grid": list(backbone.grid) if backbone.tokens == "patches" and backbone.grid else None,
             "token_kind": backbone.tokens,
             "geometry": backbone.transform.geometry.describe(),
             "source": self.identity,
@@ -157,13 +143,13 @@ class CachingJob:
         """Note, on the first batch, what computing and storing in fewer bits costs: relative errors (RMS)."""
         from saetool.activations.precision import measure_errors
 
+        pillow = Decoder(self.source, backbone.transform, plan, self.on_error)
         if self.decode == "gpu" and partial.record_of("decoded") is None:
-            pillow = Decoder(self.source, backbone.transform, plan, self.on_error)
             found = difference(self.decoder(backbone, plan), pillow)
             say(f"decoding on the GPU: pixels differ from Pillow's by {found['mean']:.2f} on average, of 255")
             partial.record("decoded", {"by": "gpu", "difference": found})
         if "errors" not in partial.notes:
-            first = next(iter(Decoder(self.source, backbone.transform, plan, self.on_error).slices([0])))
+            first = next(iter(pillow.slices([0])))
             partial.note("errors", measure_errors(backbone, self.reference, self.stored(backbone), first, plan.dtype))
 
 
