@@ -28,13 +28,11 @@ BLOCK_RECORDS = 1 << 22
 """Records of a block of latents held at a time (96 MiB), unless one stripe has more."""
 BLOCK_CELLS = 1 << 20
 """Cells of the tables [latents, classes] of a block (8 MiB each, a few dozen at a time), unless one stripe has more."""
-
 _FILES = {"maxima": "maxima.bin", "latents": "latents.bin", "values": "values.bin"}
 _SUMS = "sums.safetensors"
 
 
 def stripe_width(n_latents: int) -> int:
-    """Return the number of latents in a stripe."""
     return -(-n_latents // STRIPES)
 
 
