@@ -14,16 +14,15 @@ from typing import Any, Literal
 from saetool import distributed
 from saetool.activations.asking import asked_of, no_backbone
 from saetool.activations.decoding import Decoder, decoding_processes
-from saetool.activations.forward import Forward
+from saetool.activations.forward import Forward, measure_errors
 from saetool.activations.gpu_decoding import GpuDecoder, difference
 from saetool.activations.settings import CacheSettings
 from saetool.activations.shard_keeper import ShardKeeper
-from saetool.activations.store import KIND
-from saetool.activations.unchanged import changed_since, first_changed, times_of
+from saetool.activations.store import KIND, ActivationStore
 from saetool.activations.waits import Waits
 from saetool.activations.writer import Plan, StoreWriter
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
-from saetool.errors import RequestError
+from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, ImageSource, open_source
 from saetool.images.registry import registered_in
 from saetool.images.settings import is_named
@@ -141,8 +140,6 @@ class CachingJob:
 
     def _measure_errors(self, partial: Partial, backbone: Backbone, plan: Plan) -> None:
         """Note, on the first batch, what computing and storing in fewer bits costs: relative errors (RMS)."""
-        from saetool.activations.precision import measure_errors
-
         pillow = Decoder(self.source, backbone.transform, plan, self.on_error)
         if self.decode == "gpu" and partial.record_of("decoded") is None:
             found = difference(self.decoder(backbone, plan), pillow)
@@ -267,3 +264,37 @@ def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
             f"{partial.path}: begun with other weights or preprocessing than this model has now ({begun} there, "
             f"{sites} now). Take the former, or give --force to begin anew."
         )
+
+
+def times_of(source: ImageSource) -> str | None:
+    """Return when the source's files were last written; None where that is not known."""
+    ask = getattr(source, "times", None)  # a source of one's own need not know
+    return ask() if ask else None
+
+
+def changed_since(source: ImageSource, store: Artifact) -> str | None:
+    """Return a sentence that names the first image whose content is not the cached one; None where all are.
+
+    Files that were not written since are believed; where any was, all are read.
+    """
+    noted, now = store.notes.get("times"), times_of(source)
+    if noted is None or now is None or noted == now:
+        return None
+    say(f"{store.path}: files of images were written since; comparing their contents")
+    rows = ActivationStore(store).images.select(["path", "digest"]).to_pylist()
+    return first_changed(source, rows)
+
+
+def first_changed(source: ImageSource, rows: list[dict[str, Any]]) -> str | None:
+    """Return a sentence that names the first of the cached rows {path, digest} whose image is another now."""
+    places = {source.path(i): i for i in range(len(source))}
+    with bar("comparing", len(rows), "images") as advance:
+        for row in rows:
+            try:
+                same = row["path"] in places and source.digest(places[row["path"]]) == row["digest"]
+            except WorkError as error:
+                return str(error)
+            if not same:
+                return f"the image {row['path']!r} is not the one that was cached (its content differs)"
+            advance(1)
+    return None

@@ -69,12 +69,10 @@ class Images:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an image."""
         return self.backbone.tokens_at(self.site)
 
     @cached_property
     def plan(self) -> Plan:
-        """How the images fall into slices."""
         site = {**self.backbone.describe_site(self.site), "n_tokens": self.tokens}
         return Plan(len(self.source), [site], self.cache)
 
@@ -148,7 +146,6 @@ class LiveStream:
         self._position = Position.from_json(places[distributed.rank()])
 
     def statistics(self) -> Statistics:
-        """Return the moments of the first training rows."""
         return self._statistics
 
     def sample(self, rows: int) -> Float[Tensor, "rows d_in"]:

@@ -55,7 +55,7 @@ def describe_rows(rows: Tensor, given: Pictures, labels: Sequence[dict[str, Any]
     images, thumbnails = given.images, given.thumbnails
     listed = isinstance(images, Sequence) and not isinstance(images, str)
     described = listed and all(isinstance(i, Mapping) for i in images)
-    entries = [dict(entry) for entry in images] if described else [{} for _ in rows]
+    entries = [dict(entry) for entry in given.images] if described else [{} for _ in rows]
     columns = _require_labels(labels)
     source = _source_of(images, given.root, described)
     if source is not None and not columns:

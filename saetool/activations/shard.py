@@ -92,7 +92,6 @@ class Shard:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one image."""
         return self.shape[1] * self.shape[2] * self.dtype.itemsize
 
     def map(self) -> Float[Tensor, "images tokens d"]:

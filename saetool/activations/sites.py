@@ -7,8 +7,6 @@ from saetool.errors import RequestError
 
 IDENTITY = ("weights", "module", "tokens", "preprocessing")
 """What a site's digest covers."""
-
-
 MEANT = "saetool import AUTOENCODER --activations STORE --another-site --out DIR"
 """How to say that an autoencoder is meant for a site that it does not come from."""
 

@@ -31,7 +31,6 @@ _MAPPED = 16
 """Shards of a site that stay mapped: a view keeps its own mapping alive, so this bounds only what nobody uses."""
 _FETCHED = 4
 """Shards of a site behind an address that stay in memory: passes over a store read them in order."""
-
 _SKIPPED = 1 << 20
 """Bytes of unwanted images that are read along with what is wanted."""
 

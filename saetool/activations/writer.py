@@ -68,7 +68,6 @@ class Plan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The stored type."""
         return DTYPES[self.settings.dtype]
 
     @property
@@ -79,16 +78,13 @@ class Plan:
 
     @property
     def n_slices(self) -> int:
-        """Slices in the store."""
         return math.ceil(self.n_images / self.settings.batch_size)
 
     @property
     def n_shards(self) -> int:
-        """Shards of each site."""
         return math.ceil(self.n_slices / self.slices_per_shard)
 
     def slices_of(self, shard: int) -> range:
-        """Return the slices of a shard."""
         return range(shard * self.slices_per_shard, min((shard + 1) * self.slices_per_shard, self.n_slices))
 
     def images_of(self, slice_: int) -> range:
