@@ -60,7 +60,6 @@ def digest_file(path: Path) -> str:
 
 
 def manifest_bytes(path: Path) -> bytes:
-    """Return the bytes of the manifest of the artifact at `path`."""
     _refuse_streams(path / MANIFEST)
     return (path / MANIFEST).read_bytes()
 

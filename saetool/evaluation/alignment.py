@@ -20,7 +20,6 @@ from saetool.features import labels
 
 SHUFFLES = 10
 """Permutations of the labels behind the control: one alone is off by .04 with a hundred images a side."""
-
 LATENTS_AT_ONCE = 1024
 """Columns ranked at once: 240 MB of float64 at 30,000 images."""
 

@@ -16,10 +16,8 @@ from saetool.sparse.codes import Codes
 
 FIT_ROWS = 65_536
 """Training rows the baselines are fitted on: enough for the covariance of 1,024 coordinates, seconds to fit."""
-
 SCALE_ROWS = 4096
 """Rows that the random dictionary's scale is fitted on: one number needs no more."""
-
 INIT_ROWS = 24
 """Rows a cluster that k-means++ chooses its first centers from: twice as many take twice as long and fit no better."""
 

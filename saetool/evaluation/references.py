@@ -22,7 +22,6 @@ from saetool.sparse.codes import Codes
 
 RIDGE = 1e-9
 """Added to the diagonal of directions' products, as a share of it: two that are equal have no single best values."""
-
 ICA_ROWS, ICA_ITERATIONS = 16_384, 100
 """Training rows that ICA is fitted on, and its steps: half a minute of two cores for 384 coordinates."""
 

@@ -28,7 +28,6 @@ from saetool.progress import bar, say
 
 SPECIFICITY_IMAGES = 4096
 """Images by which neurons are compared with latents."""
-
 REFERENCE_IMAGES, REFERENCE_TOKENS = 64, 2048
 """Images, and tokens of all of them together, that other codes are computed of: half a minute a dictionary of 12,288
 directions on two cores."""
