@@ -14,9 +14,8 @@ import numpy as np
 
 from saetool.errors import RequestError
 from saetool.features import Features
-from saetool.features.originals import Originals
 from saetool.features.reading import Rows
-from saetool.features.sheet import Cell, cells_of, contact_sheet
+from saetool.features.sheet import Cell, Originals, cells_of, contact_sheet
 from saetool.images import open_cached
 from saetool.program import run_script
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -27,19 +27,11 @@ class _Request(Settings):
     seed: int = Field(default=0, ge=0)
 
 
-class Asked(NamedTuple):
-    """A model and images, as settings or opened, and how the activations are stored."""
-
-    backbone: "Backbone | BackboneSettings"
-    images: "ImageSource | ImageSettings"
-    cache: CacheSettings
-    seed: int
-
-
 def asked_of(
     call: str, backbone: Any, images: Any, layers: Any, cache: Any, seed: Any, keywords: Mapping[str, Any]
-) -> Asked:
-    """Return what caching is asked for; raise RequestError naming what is wrong and the way out.
+) -> "tuple[Backbone | BackboneSettings, ImageSource | ImageSettings, CacheSettings, int]":
+    """Return what caching is asked for: model, images, how they are stored and a seed; RequestError names what is
+    wrong and the way out.
 
     `backbone` and `images` are names, settings, mappings, or opened already: then `keywords` may not be keys of them.
     """
@@ -50,15 +42,12 @@ def asked_of(
     sections = {name: given for name, given in sections.items() if name not in opened}
     if layers is not None and "backbone" in sections:
         layers = layers.tolist() if isinstance(layers, np.ndarray) else layers
-        sections["backbone"] = {**_keys(model), "layers": layers}
+        keys = model if isinstance(model, Mapping) else model.model_dump(exclude_unset=True)
+        sections["backbone"] = {**keys, "layers": layers}
     _refuse_keys_of_opened(call, opened, sections, keywords)
     asked = request(_Request, call, sections, keywords, {"seed": seed})
-    return Asked(
-        model if "backbone" in opened else asked.backbone,
-        source if "images" in opened else asked.images,
-        asked.cache,
-        asked.seed,
-    )
+    model = model if "backbone" in opened else asked.backbone
+    return model, source if "images" in opened else asked.images, asked.cache, asked.seed
 
 
 def as_backbone(given: Any, call: str) -> "BackboneSettings | Backbone | None":
@@ -73,10 +62,6 @@ def no_backbone(given: Any, call: str) -> RequestError:
     module = " (wrap says what a module of your own is)" if hasattr(given, "named_modules") else ""
     ways = "a name such as timm/NAME, its settings, or what saetool.load_backbone and saetool.wrap return"
     return RequestError(f"{call} takes no {type_name(given)} as backbone: give {ways}{module}.")
-
-
-def _keys(given: Any) -> dict[str, Any]:
-    return dict(given) if isinstance(given, Mapping) else given.model_dump(exclude_unset=True)
 
 
 def _refuse_keys_of_opened(call: str, opened: list[str], sections: Mapping, keywords: Mapping[str, Any]) -> None:

@@ -14,16 +14,15 @@ from typing import Any, Literal
 from saetool import distributed
 from saetool.activations.asking import asked_of, no_backbone
 from saetool.activations.decoding import Decoder, decoding_processes
-from saetool.activations.forward import Forward
+from saetool.activations.forward import Forward, measure_errors
 from saetool.activations.gpu_decoding import GpuDecoder, difference
 from saetool.activations.settings import CacheSettings
 from saetool.activations.shard_keeper import ShardKeeper
-from saetool.activations.store import KIND
-from saetool.activations.unchanged import changed_since, first_changed, times_of
+from saetool.activations.store import KIND, ActivationStore
 from saetool.activations.waits import Waits
 from saetool.activations.writer import Plan, StoreWriter
 from saetool.artifacts import Artifact, Partial, Stage, run_stage
-from saetool.errors import RequestError
+from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, ImageSource, open_source
 from saetool.images.registry import registered_in
 from saetool.images.settings import is_named
@@ -72,7 +71,11 @@ class CachingJob:
         writer = StoreWriter(partial, plan, labels)
         mine = range(distributed.rank(), plan.n_shards, distributed.world_size())
         missing = [shard for shard in mine if not writer.is_done(shard)]
-        self._say_where(partial, backbone, plan)
+        sites = ", ".join(site.label for site in self.sites(backbone))
+        partial.say_where(
+            f"{backbone.name} at {sites}, {backbone.precision}, {plan.n_images:,} images in {plan.n_shards:,} shards, "
+            f"{distributed.where(backbone.device)}"
+        )
         if 0 < len(missing) < len(mine):
             whose = " of this process" if distributed.world_size() > 1 else ""
             say(f"resuming: {len(mine) - len(missing)} of {len(mine)} shards{whose} are there")
@@ -119,34 +122,16 @@ class CachingJob:
 
     def decoder(self, backbone: Backbone, plan: Plan) -> Decoder:
         """Return what decodes the images, with as many processes or threads as suit this machine."""
+        given: Any = (self.source, backbone.transform, plan, self.on_error)
+        pinned = backbone.device.type == "cuda"
         if self.decode == "gpu":
-            given = (self.source, backbone.transform, plan, self.on_error)
-            return GpuDecoder(*given, device=backbone.device, pinned=backbone.device.type == "cuda")
-        return Decoder(
-            self.source,
-            backbone.transform,
-            plan,
-            self.on_error,
-            processes=decoding_processes(self.source),
-            pinned=backbone.device.type == "cuda",
-        )
-
-    def _say_where(self, partial: Partial, backbone: Backbone, plan: Plan) -> None:
-        """Say in one line what runs where, and keep it in the notes."""
-        sites = ", ".join(site.label for site in self.sites(backbone))
-        line = (
-            f"{backbone.name} at {sites}, {backbone.precision}, {plan.n_images:,} images in {plan.n_shards:,} shards, "
-            f"{distributed.where(backbone.device)}"
-        )
-        say(f"{partial.out}: {line}")
-        if distributed.is_main():
-            partial.note("where", line)
+            return GpuDecoder(*given, device=backbone.device, pinned=pinned)
+        return Decoder(*given, processes=decoding_processes(self.source), pinned=pinned)
 
     def _facts(self, backbone: Backbone) -> dict[str, Any]:
-        patches = backbone.tokens == "patches" and backbone.grid is not None
         return {
             "backbone": backbone.describe(),
-            "grid": list(backbone.grid) if patches and backbone.grid else None,
+            "grid": list(backbone.grid) if backbone.tokens == "patches" and backbone.grid else None,
             "token_kind": backbone.tokens,
             "geometry": backbone.transform.geometry.describe(),
             "source": self.identity,
@@ -155,15 +140,13 @@ class CachingJob:
 
     def _measure_errors(self, partial: Partial, backbone: Backbone, plan: Plan) -> None:
         """Note, on the first batch, what computing and storing in fewer bits costs: relative errors (RMS)."""
-        from saetool.activations.precision import measure_errors
-
+        pillow = Decoder(self.source, backbone.transform, plan, self.on_error)
         if self.decode == "gpu" and partial.record_of("decoded") is None:
-            pillow = Decoder(self.source, backbone.transform, plan, self.on_error)
             found = difference(self.decoder(backbone, plan), pillow)
             say(f"decoding on the GPU: pixels differ from Pillow's by {found['mean']:.2f} on average, of 255")
             partial.record("decoded", {"by": "gpu", "difference": found})
         if "errors" not in partial.notes:
-            first = next(iter(Decoder(self.source, backbone.transform, plan, self.on_error).slices([0])))
+            first = next(iter(pillow.slices([0])))
             partial.note("errors", measure_errors(backbone, self.reference, self.stored(backbone), first, plan.dtype))
 
 
@@ -281,3 +264,37 @@ def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
             f"{partial.path}: begun with other weights or preprocessing than this model has now ({begun} there, "
             f"{sites} now). Take the former, or give --force to begin anew."
         )
+
+
+def times_of(source: ImageSource) -> str | None:
+    """Return when the source's files were last written; None where that is not known."""
+    ask = getattr(source, "times", None)  # a source of one's own need not know
+    return ask() if ask else None
+
+
+def changed_since(source: ImageSource, store: Artifact) -> str | None:
+    """Return a sentence that names the first image whose content is not the cached one; None where all are.
+
+    Files that were not written since are believed; where any was, all are read.
+    """
+    noted, now = store.notes.get("times"), times_of(source)
+    if noted is None or now is None or noted == now:
+        return None
+    say(f"{store.path}: files of images were written since; comparing their contents")
+    rows = ActivationStore(store).images.select(["path", "digest"]).to_pylist()
+    return first_changed(source, rows)
+
+
+def first_changed(source: ImageSource, rows: list[dict[str, Any]]) -> str | None:
+    """Return a sentence that names the first of the cached rows {path, digest} whose image is another now."""
+    places = {source.path(i): i for i in range(len(source))}
+    with bar("comparing", len(rows), "images") as advance:
+        for row in rows:
+            try:
+                same = row["path"] in places and source.digest(places[row["path"]]) == row["digest"]
+            except WorkError as error:
+                return str(error)
+            if not same:
+                return f"the image {row['path']!r} is not the one that was cached (its content differs)"
+            advance(1)
+    return None

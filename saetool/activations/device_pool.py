@@ -22,11 +22,11 @@ Pool = tuple[Float[Tensor, "pool d_in"], Int64[Tensor, "rows"]]
 
 @dataclass
 class _Slot:
-    """Room for a pool on the device, and when what is in it has come and is no longer needed."""
+    """Room for a pool on the device, and, on a GPU, when what is in it has come and is no longer needed."""
 
     rows: Tensor
-    came: Any
-    left: Any
+    came: Any = None
+    left: Any = None
     order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
@@ -37,7 +37,8 @@ def on_device(pools: Iterator[Pool], device: torch.device) -> Iterator[Pool]:
     current = _upload(pools, slots, 0, device, transfers)
     number = 0
     while current is not None:
-        current.came.synchronize()  # the host's buffer is free again, before the next one is asked for
+        if transfers is not None:
+            current.came.synchronize()  # the host's buffer is free again, before the next one is asked for
         number += 1
         following = _upload(pools, slots, number, device, transfers)
         if transfers is not None:
@@ -57,8 +58,9 @@ def _upload(
         return None
     rows, order = pool
     if number < 2:
-        slots.append(_Slot(torch.empty_like(rows, device=device), _event(device), _event(device)))
+        slots.append(_Slot(torch.empty_like(rows, device=device)))
         if transfers is not None:
+            slots[-1].came, slots[-1].left = torch.cuda.Event(), torch.cuda.Event()
             transfers.wait_stream(torch.cuda.current_stream(device))  # whoever had this memory before is done
             slots[-1].rows.record_stream(transfers)
     slot = slots[number % 2]
@@ -82,14 +84,3 @@ def fits_whole(size: int, device: torch.device) -> bool:
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a copy on the device; a GPU's is made on its current stream, and nothing waits for it."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-def _event(device: torch.device) -> Any:
-    return torch.cuda.Event() if device.type == "cuda" else _Nothing()
-
-
-class _Nothing:
-    """An event where the host's order is the device's."""
-
-    def synchronize(self) -> None:
-        """Do nothing."""

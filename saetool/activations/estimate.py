@@ -7,18 +7,18 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saetool.activations.decoding import Decoder
+from saetool.activations.decoding import DecodedSlice, Decoder
 from saetool.activations.forward import Forward, Landed
 from saetool.activations.shard_keeper import ShardKeeper
 from saetool.activations.waits import Waits
 from saetool.activations.writer import WRITERS, Plan, StoreWriter
 from saetool.artifacts import Partial
 from saetool.errors import RequestError
-from saetool.vision import Backbone
+from saetool.vision import Site
 
 if TYPE_CHECKING:
     from saetool.activations.caching import CachingJob
@@ -45,18 +45,20 @@ def estimate(job: "CachingJob", place: Path | None = None) -> dict[str, Any]:
     itemsize = plan.dtype.itemsize
     by_site = {site["folder"]: plan.n_images * site["n_tokens"] * site["d"] * itemsize for site in plan.sites}
     thumbnails = plan.n_images * _THUMBNAIL_BYTES if plan.settings.thumbnails else 0
-    start, rate = _rates(job, backbone, plan)
+    sites, decoder = job.stored(backbone), job.decoder(backbone, plan)
+    forward = Forward(backbone, sites, plan.dtype)
+    start, rate = _rates(plan, decoder, forward)
     stored, end = sum(by_site.values()) / max(plan.n_images, 1), 0.0
     if place is not None and rate * stored > _DOUBTFUL:
         most = min(_MOST_WRITTEN, shutil.disk_usage(_standing(place)).free // 2)
-        most_images = int(most / stored) - _untimed_slices(job.decoder(backbone, plan)) * plan.settings.batch_size
+        most_images = int(most / stored) - (decoder.slices_ahead + 1) * plan.settings.batch_size
         if most_images > 0:
-            start, rate, end = _rates_to_disk(job, backbone, plan, _standing(place), most_images)
+            start, rate, end = _rates_to_disk(plan, decoder, forward, sites, _standing(place), most_images)
     seconds = start + plan.n_images / rate + end
     # A shard that fills and those being written, at each site; the decoded slices, and one of them as the input.
     memory = int((1 + WRITERS) * plan.slices_per_shard * plan.settings.batch_size * stored)
     pixels = plan.settings.batch_size * math.prod(backbone.transform.pixel_shape)
-    memory += (job.decoder(backbone, plan).slices_ahead + 2) * pixels + 4 * pixels
+    memory += (decoder.slices_ahead + 2) * pixels + 4 * pixels
     return {
         "images": plan.n_images,
         **{f"rows at {site['folder']}": plan.n_images * site["n_tokens"] for site in plan.sites},
@@ -89,58 +91,60 @@ def require_space(out: Path, needed: int) -> None:
         )
 
 
-def _untimed_slices(decoder: Decoder) -> int:
-    """Return how many slices come first that were decoded ahead, and so tell nothing of the rate."""
-    return decoder.slices_ahead + 1
+def _rates(plan: Plan, decoder: Decoder, forward: Forward) -> tuple[float, float]:
+    """Return the seconds until the first slice is there, and then the rate of decoding and the model side by side."""
+    finishing: deque[Callable[[], Landed]] = deque()
 
+    def run(decoded: DecodedSlice) -> None:
+        finishing.append(forward.launch(decoded))
+        if len(finishing) > 1:  # as in the job, a GPU computes while the result before is on its way
+            finishing.popleft()()
 
-def _rates(job: "CachingJob", backbone: Backbone, plan: Plan) -> tuple[float, float]:
-    """Return the seconds until the first slice is there, and then the rate of decoding and the model side by side.
-
-    The rate is taken once what was decoded ahead has been used up.
-    """
-    decoder, forward = job.decoder(backbone, plan), Forward(backbone, job.stored(backbone), plan.dtype)
-    first = _untimed_slices(decoder)
-    slices = decoder.slices(number % plan.n_slices for number in itertools.count())
-    with contextlib.closing(slices):
-        finishing: deque[Callable[[], Landed]] = deque()
-        started = begun = time.monotonic()
-        start, images = 0.0, 0
-        for number, decoded in enumerate(slices):
-            start = start or time.monotonic() - started
-            finishing.append(forward.launch(decoded))
-            if len(finishing) > 1:  # as in the job, a GPU computes while the result before is on its way
-                finishing.popleft()()
-            if number < first:
-                begun = time.monotonic()
-                continue
-            images += len(plan.images_of(decoded.number))
-            if number >= first + _TIMED_SLICES - 1 and time.monotonic() - begun > _TIMED_SECONDS:
-                break
-        return start, images / max(time.monotonic() - begun, 1e-9)
+    with contextlib.closing(decoder.slices(number % plan.n_slices for number in itertools.count())) as slices:
+        return _timed(plan, slices, run, decoder.slices_ahead + 1, _TIMED_SECONDS, least=_TIMED_SLICES)
 
 
 def _rates_to_disk(
-    job: "CachingJob", backbone: Backbone, plan: Plan, place: Path, most_images: int
+    plan: Plan, decoder: Decoder, forward: Forward, sites: list[Site], place: Path, most_images: int
 ) -> tuple[float, float, float]:
     """Return what `_rates` does, of the job itself with the shards that it writes, and the seconds that end it."""
-    decoder, sites = job.decoder(backbone, plan), job.stored(backbone)
-    forward, first, images = Forward(backbone, sites, plan.dtype), _untimed_slices(decoder), 0
-    slices = decoder.slices(range(plan.n_slices))
+    slices, untimed = decoder.slices(range(plan.n_slices)), min(decoder.slices_ahead + 1, plan.n_slices - 2)
     with contextlib.closing(slices), tempfile.TemporaryDirectory(prefix=".saetool-dry-run-", dir=place) as folder:
         writer = StoreWriter(Partial(Path(folder), Path(folder)), plan, [])
-        started = begun = now = time.monotonic()
-        start = 0.0
         with ShardKeeper.of(writer, sites, Waits()) as keeper:
-            for number, decoded in enumerate(slices):
-                start = start or time.monotonic() - started
+
+            def keep(decoded: DecodedSlice) -> None:
                 keeper.keep(decoded, forward.launch(decoded))
-                now = time.monotonic()
-                if number < min(first, plan.n_slices - 2):
-                    begun = now
-                    continue
-                images += len(plan.images_of(decoded.number))
-                if now - begun > _WRITTEN_SECONDS or images > most_images:
-                    break
-        end = time.monotonic() - now
-    return start, images / max(now - begun, 1e-9), end
+
+            found = _timed(plan, slices, keep, untimed, _WRITTEN_SECONDS, most_images=most_images)
+            kept = time.monotonic()
+        return *found, time.monotonic() - kept
+
+
+def _timed(
+    plan: Plan,
+    slices: Iterable[DecodedSlice],
+    work: Callable[[DecodedSlice], None],
+    untimed: int,
+    seconds: float,
+    least: int = 0,
+    most_images: float = math.inf,
+) -> tuple[float, float]:
+    """Return the seconds until the first slice is there, and then the images a second that are worked on.
+
+    The first `untimed` slices were decoded ahead and tell nothing of the rate. The others are timed for so many
+    seconds and at `least` so many slices, up to `most_images`.
+    """
+    started = begun = now = time.monotonic()
+    start, images = 0.0, 0
+    for number, decoded in enumerate(slices):
+        start = start or time.monotonic() - started
+        work(decoded)
+        now = time.monotonic()
+        if number < untimed:
+            begun = now
+            continue
+        images += len(plan.images_of(decoded.number))
+        if (now - begun > seconds and number - untimed + 1 >= least) or images > most_images:
+            break
+    return start, images / max(now - begun, 1e-9)

@@ -85,7 +85,7 @@ def _stage(stored: dict[str, Tensor], known: RowImages, settings: CacheSettings,
         writer = StoreWriter(partial, plan, known.labels)
         # Measured here, a shard after the other: that is many small steps, for which threads would only take turns.
         measured = ((shard, *_measured(plan, shard, stored, known)) for shard in range(plan.n_shards))
-        deque(ordered(lambda made: _write(writer, *made), measured, WRITERS), maxlen=0)
+        deque(ordered(lambda made: writer.write_shard(*made), measured, WRITERS), maxlen=0)
         if known.source is not None:
             partial.note("images_root", known.source.root)
             partial.note("images_registered", registered_in(known.source.name))
@@ -100,17 +100,17 @@ def _stage(stored: dict[str, Tensor], known: RowImages, settings: CacheSettings,
 
 def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
     """Return the tensors by site folder; RequestError where there is one that is no store's."""
-    given = tokens if isinstance(tokens, dict) else {"rows": tokens}
-    numbers = {name: isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub" for name, rows in given.items()}
-    sites = {name: torch.from_numpy(rows) if numbers[name] else rows for name, rows in given.items()}
-    for name in sites:
+    sites = dict(tokens) if isinstance(tokens, dict) else {"rows": tokens}
+    for name, rows in sites.items():
         require_folder_name(name)
-    wrong = [rows for rows in sites.values() if not isinstance(rows, Tensor) or rows.is_complex() or rows.is_meta]
-    if wrong or not sites:
-        kind = type_name(wrong[0]) if sites else "nothing"
-        kind = str(wrong[0].dtype) if wrong and isinstance(wrong[0], Tensor) else kind
-        raise RequestError(f"write_store takes tensors or numpy arrays [images, tokens, d], not {kind}.")
-    sites = {name: rows[:, None] if rows.ndim == 2 else rows for name, rows in sites.items()}
+        if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub":
+            sites[name] = rows = torch.from_numpy(rows)
+        if not isinstance(rows, Tensor) or rows.is_complex() or rows.is_meta:
+            kind = rows.dtype if isinstance(rows, Tensor) else type_name(rows)
+            raise RequestError(f"write_store takes tensors or numpy arrays [images, tokens, d], not {kind}.")
+        sites[name] = rows[:, None] if rows.ndim == 2 else rows
+    if not sites:
+        raise RequestError("write_store takes tensors or numpy arrays [images, tokens, d], not nothing.")
     n_images = len(next(iter(sites.values())))
     if any(rows.ndim != 3 or len(rows) != n_images for rows in sites.values()):
         raise RequestError("Each site needs a tensor [images, tokens, d], with the same number of images.")
@@ -128,7 +128,7 @@ def _sites(tokens: Any, grid: tuple[int, int] | None) -> dict[str, Tensor]:
 
 def _measured(
     plan: Plan, shard: int, stored: dict[str, Tensor], known: RowImages
-) -> tuple[dict[str, Tensor], ShardContent]:
+) -> tuple[dict[str, list[Tensor]], ShardContent]:
     """Return the rows of a shard by site folder, and what is known of them; RequestError where some are not finite."""
     slices = plan.slices_of(shard)
     parts = [plan.images_of(slice_) for slice_ in slices]
@@ -141,15 +141,11 @@ def _measured(
             )
     rows = [{**known.table[i], "slice": slice_} for slice_, part in zip(slices, parts, strict=True) for i in part]
     small = known.thumbnails[parts[0].start : parts[-1].stop]
-    return tokens, ShardContent(rows, [len(part) for part in parts], moments, thumbnails=small)
-
-
-def _write(writer: StoreWriter, shard: int, tokens: dict[str, Tensor], content: ShardContent) -> None:
-    writer.write_shard(shard, {folder: [rows.cpu()] for folder, rows in tokens.items()}, content)
+    content = ShardContent(rows, [len(part) for part in parts], moments, thumbnails=small)
+    return {folder: [found.cpu()] for folder, found in tokens.items()}, content
 
 
 def _site(folder: str, rows: Tensor) -> dict[str, Any]:
-    identity = {"weights": None, "module": folder, "tokens": "rows", "preprocessing": None}
-    size = {"n_tokens": rows.shape[1], "d": rows.shape[2]}
-    fields = {"backbone": None, "folder": folder, "layer": None, "label": folder}
-    return {**fields, **size, **identity, "digest": digest_json({**identity, "d": rows.shape[2]})}
+    identity = {"weights": None, "module": folder, "tokens": "rows", "preprocessing": None, "d": rows.shape[2]}
+    facts = {"backbone": None, "folder": folder, "layer": None, "label": folder, "n_tokens": rows.shape[1]}
+    return {**facts, **identity, "digest": digest_json(identity)}

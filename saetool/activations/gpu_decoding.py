@@ -53,7 +53,6 @@ class GpuDecoder(Decoder):
 
     @property
     def workers(self) -> str:
-        """Who decodes, in words."""
         return f"the GPU, {self.threads} reading threads"
 
     def slices(self, numbers: Iterable[int]) -> Generator[DecodedSlice, None, None]:

@@ -26,7 +26,7 @@ from saetool.activations.settings import CacheSettings
 from saetool.activations.shard import DTYPES
 from saetool.activations.shuffle import Position
 from saetool.activations.split import group_key, is_held_out
-from saetool.activations.stream import spread
+from saetool.activations.stream import equal_share, spread
 from saetool.activations.writer import Plan
 from saetool.artifacts import Artifact
 from saetool.errors import RequestError, WorkError
@@ -69,12 +69,10 @@ class Images:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an image."""
         return self.backbone.tokens_at(self.site)
 
     @cached_property
     def plan(self) -> Plan:
-        """How the images fall into slices."""
         site = {**self.backbone.describe_site(self.site), "n_tokens": self.tokens}
         return Plan(len(self.source), [site], self.cache)
 
@@ -117,10 +115,7 @@ class LiveStream:
     """
 
     def __init__(self, images: Images, batch_size: int, pool_rows: int, seed: int, held_out: float):
-        if batch_size % distributed.world_size():
-            raise RequestError(
-                f"training.batch_size {batch_size} cannot be shared equally by {distributed.world_size()} processes."
-            )
+        self._part = equal_share(batch_size)
         self.images = images
         self.d_in = images.site.d
         self.batch_size = batch_size
@@ -151,7 +146,6 @@ class LiveStream:
         self._position = Position.from_json(places[distributed.rank()])
 
     def statistics(self) -> Statistics:
-        """Return the moments of the first training rows."""
         return self._statistics
 
     def sample(self, rows: int) -> Float[Tensor, "rows d_in"]:
@@ -234,15 +228,14 @@ class LiveStream:
 
     def _batches(self, start: Position) -> Iterator[tuple[Tensor, Position]]:
         """Yield batches and the position after each; a batch may run on into the next round."""
-        part = self.batch_size // distributed.world_size()
         offset = start.offset
         rest = torch.empty(0, self.d_in, dtype=DTYPES[self.images.cache.dtype])
         for place, pool in prefetch(self._pools(start), 1):
-            missing = part - len(rest)
+            missing = self._part - len(rest)
             while len(pool) - offset >= missing:
                 rows = pool[offset : offset + missing]
                 batch = torch.cat([rest, rows]) if len(rest) else rows
-                offset, missing, rest = offset + missing, part, rest[:0]
+                offset, missing, rest = offset + missing, self._part, rest[:0]
                 yield batch, replace(place, offset=offset)
             rest = torch.cat([rest, pool[offset:]])
             offset = 0

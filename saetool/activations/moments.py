@@ -26,7 +26,6 @@ class SiteMoments:
 
     @classmethod
     def none(cls, d: int) -> "SiteMoments":
-        """Return the moments of no rows."""
         return cls(Statistics.none(d))
 
     @classmethod
@@ -95,6 +94,5 @@ class SiteMoments:
 
     @classmethod
     def from_json(cls, value: dict) -> "SiteMoments":
-        """Read what `to_json` wrote."""
         mean, variance = (torch.tensor(value[key], dtype=torch.float64) for key in ("mean", "variance"))
         return cls(Statistics(value["count"], mean, variance), value["norm_sum"], value["max_abs"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from saetool import distributed
 from saetool.artifacts import digest_bytes
 from saetool.errors import RequestError, shown, type_name
-from saetool.images import ImageSource, Picture, open_source
+from saetool.images import ImageSource, open_source
 from saetool.images.folder import PathsSource
 from saetool.images.items import to_picture
 from saetool.images.picture import thumbnail_of
@@ -53,8 +53,9 @@ class Pictures:
 def describe_rows(rows: Tensor, given: Pictures, labels: Sequence[dict[str, Any]]) -> RowImages:
     """Return what is known of the images of rows; RequestError where what was given does not fit the rows."""
     images, thumbnails = given.images, given.thumbnails
-    described = _is_described(images)
-    entries = [dict(entry) for entry in images] if described else [{} for _ in rows]
+    listed = isinstance(images, Sequence) and not isinstance(images, str)
+    described = listed and all(isinstance(i, Mapping) for i in images)
+    entries = [dict(entry) for entry in given.images] if described else [{} for _ in rows]
     columns = _require_labels(labels)
     source = _source_of(images, given.root, described)
     if source is not None and not columns:
@@ -72,10 +73,6 @@ def describe_rows(rows: Tensor, given: Pictures, labels: Sequence[dict[str, Any]
         seen, small = _look(source, thumbnails, len(rows), keep=shown)
         entries = [{**facts, **entry} for facts, entry in zip(seen, entries, strict=True)]
     return RowImages(_table(entries, rows, columns), columns, small, source)
-
-
-def _is_described(images: Any) -> bool:
-    return isinstance(images, Sequence) and not isinstance(images, str) and all(isinstance(i, Mapping) for i in images)
 
 
 def _source_of(images: Any, root: Any, described: bool) -> ImageSource | None:
@@ -97,12 +94,13 @@ def _look(
     """Return the path, size, digest and labels of every image, as far as a source tells, and its thumbnail if kept."""
 
     def one(i: int) -> tuple[dict[str, Any], bytes]:
-        picture = source.read(i) if source is not None else to_picture((thumbnails or [])[i], f"thumbnail {i}")
+        own = None if thumbnails is None else to_picture(thumbnails[i], f"thumbnail {i}")
+        picture = own if source is None else source.read(i)
+        assert picture is not None  # one of the two was given
         facts: dict[str, Any] = {"width": picture.width, "height": picture.height}
         if source is not None:
             facts |= {"path": source.path(i), "digest": picture.digest, **source.labels(i)}
-        given = thumbnails[i] if thumbnails is not None and source is not None else picture
-        return facts, _small(given, i) if keep else b""
+        return facts, thumbnail_of((own or picture).image) if keep else b""
 
     sequential = source is not None and source.sequential
     found = []
@@ -111,11 +109,6 @@ def _look(
             found.append(facts)
             advance(1)
     return [facts for facts, _ in found], [small for _, small in found] if keep else []
-
-
-def _small(given: Any, i: int) -> bytes:
-    picture = given if isinstance(given, Picture) else to_picture(given, f"thumbnail {i}")
-    return thumbnail_of(picture.image)
 
 
 def _table(entries: Sequence[dict[str, Any]], rows: Tensor, labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

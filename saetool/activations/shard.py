@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +26,16 @@ TENSOR = "tokens"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _CODES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _ALIGNMENT = 8
-"""Bytes: a header is filled up with spaces to a multiple."""
+"""Bytes: a header is filled up with spaces to a multiple, so that tensors begin at one."""
 _MOST_TARGETS = 512
 """Places in memory that one call fills; systems take 1,024."""
 _LARGEST_HEADER = 1 << 20
 """Our headers have about a hundred bytes; a length beyond this is damage, not a header."""
+
+
+def shard_name(folder: str, index: int) -> str:
+    """Return the name of a folder's file in a store."""
+    return f"{folder}/{index:05d}.safetensors"
 
 
 def shard_bytes(rows: Sequence[Float[Tensor, "images tokens d"]]) -> list[bytes | memoryview]:
@@ -40,11 +45,19 @@ def shard_bytes(rows: Sequence[Float[Tensor, "images tokens d"]]) -> list[bytes 
     """
     shape = [sum(map(len, rows)), *rows[0].shape[1:]]
     code = next(code for code, dtype in _CODES.items() if dtype == rows[0].dtype)
-    size = math.prod(shape) * rows[0].dtype.itemsize
-    header = json.dumps({TENSOR: {"dtype": code, "shape": shape, "data_offsets": [0, size]}}, separators=(",", ":"))
-    text = header.encode() + b" " * (-len(header) % _ALIGNMENT)
     views = (part.detach().contiguous().view(-1).view(torch.uint8).numpy().data for part in rows if part.numel())
-    return [len(text).to_bytes(8, "little") + text, *views]
+    return [safetensors_header({TENSOR: (code, shape, math.prod(shape) * rows[0].dtype.itemsize)}), *views]
+
+
+def safetensors_header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
+    """Return how a safetensors file of tensors {name: (type, shape, bytes)} begins; their bytes follow, in order."""
+    entries, end = {}, 0
+    for name, (code, shape, size) in tensors.items():
+        entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,6 @@ class Shard:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one image."""
         return self.shape[1] * self.shape[2] * self.dtype.itemsize
 
     def map(self) -> Float[Tensor, "images tokens d"]:

@@ -65,11 +65,9 @@ class Shuffle:
 
     @property
     def most_rows(self) -> int:
-        """The rows that a round can have."""
         return min(max(self.pool_rows, int(self.block_rows.max(initial=0))), int(self.block_rows.sum()))
 
     def size(self, epoch: int, round_: int) -> int:
-        """Return the number of rows in a round."""
         return int(self.block_rows[self.rounds(epoch)[round_]].sum())
 
     def rows(self, epoch: int, round_: int) -> Int64[Tensor, "rows"]:

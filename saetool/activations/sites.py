@@ -7,8 +7,6 @@ from saetool.errors import RequestError
 
 IDENTITY = ("weights", "module", "tokens", "preprocessing")
 """What a site's digest covers."""
-
-
 MEANT = "saetool import AUTOENCODER --activations STORE --another-site --out DIR"
 """How to say that an autoencoder is meant for a site that it does not come from."""
 
@@ -36,17 +34,15 @@ def find_site(autoencoder: Artifact, store: Artifact) -> dict:
     d_in = autoencoder.content["d_in"]
     if trained is None:
         return _by_width(autoencoder, store, sites)
-    found = next((site for site in sites if site["digest"] == trained["digest"]), None)
-    if found is not None:
-        return found
-    near = next((site for site in sites if site["module"] == trained["module"]), sites[0])
+    alike = (site for key in ("digest", "module") for site in sites if site[key] == trained[key])
+    near = next(alike, sites[0])
     if near["d"] != d_in:
         raise RequestError(
             f"{autoencoder.path} was trained on {name_site(trained)}, vectors of width {d_in}; "
             f"{store.path} holds {name_site(near)}, width {near['d']}. Cache the site it was trained on."
         )
     refuse_other_site(near, trained)
-    raise AssertionError("unreachable: the digests differ")
+    return near
 
 
 def _by_width(autoencoder: Artifact, store: Artifact, sites: list[dict]) -> dict:

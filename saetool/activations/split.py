@@ -1,7 +1,7 @@
 """Which images are held out: decided by their content, or by their group, so that duplicates and other stores agree."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,7 +83,8 @@ def group_keys(store: "ActivationStore", grouping: Grouping) -> list[str]:
 
 def _named(store: "ActivationStore", grouping: Grouping) -> list[str | None]:
     wanted = [name for name in ("digest", "path", grouping.column or "") if name in store.images.column_names]
-    return [group_key(row, place, grouping, store.n_images) for place, row in enumerate(_rows(store, wanted))]
+    rows = (row for batch in store.images.select(wanted).to_batches() for row in batch.to_pylist())
+    return [group_key(row, place, grouping, store.n_images) for place, row in enumerate(rows)]
 
 
 LEAST_BLOCKS = 20
@@ -107,11 +108,6 @@ def group_key(row: Mapping[str, Any], place: int, grouping: Grouping, images: in
         return None
     named = found[1] if found.re.groups else None  # of alternatives, another may have matched
     return f"name {found[0] if named is None else named}"
-
-
-def _rows(store: "ActivationStore", names: list[str]) -> Iterator[dict[str, Any]]:
-    for batch in store.images.select(names).to_batches():
-        yield from batch.to_pylist()
 
 
 def _said(rule: Mapping[str, Any]) -> str:

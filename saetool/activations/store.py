@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saetool.activations.shard import DTYPES, Shard
+from saetool.activations.shard import DTYPES, Shard, shard_name
 from saetool.artifacts import Artifact
 from saetool.artifacts.remote import is_remote
 from saetool.errors import RequestError
@@ -31,7 +31,6 @@ _MAPPED = 16
 """Shards of a site that stay mapped: a view keeps its own mapping alive, so this bounds only what nobody uses."""
 _FETCHED = 4
 """Shards of a site behind an address that stay in memory: passes over a store read them in order."""
-
 _SKIPPED = 1 << 20
 """Bytes of unwanted images that are read along with what is wanted."""
 
@@ -126,6 +125,17 @@ class SiteStore:
             return torch.empty(0, self.tokens, self.d, dtype=self.dtype)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def rows_of(self, images: Sequence[int] | np.ndarray) -> Float[Tensor, "images tokens d"]:
+        """Return some images, ascending, as `rows` does: a view where they follow one another inside one shard."""
+        pieces = [self.rows(start, stop) for start, stop in runs_of(images)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def in_order(self, images: Bool[np.ndarray, "images"]) -> Iterator[Float[Tensor, "rows d"]]:
+        """Yield the rows of the images where `images` is true, a run of them inside a slice at a time."""
+        for block in self.store.slices:
+            for start, stop in runs(images[block.start : block.stop]):
+                yield self.rows(block.start + start, block.start + stop).reshape(-1, self.d)
+
     def read_into(self, out: Float[Tensor, "images tokens d"], start: int, stop: int) -> None:
         """Read images `start` to `stop` into `out`, without mapping files: memory stays what `out` takes."""
         place = 0
@@ -184,16 +194,13 @@ class SiteStore:
 
     def _read_statistics(self, images: np.ndarray) -> Statistics:
         total = Statistics.none(self.d)
-        for block in self.store.slices:
-            for start, stop in runs(images[block.start : block.stop]):
-                rows = self.rows(block.start + start, block.start + stop)
-                total = total.merge(Statistics.of(rows.reshape(-1, self.d)))
+        for rows in self.in_order(images):
+            total = total.merge(Statistics.of(rows))
         return total
 
     def _open(self, index: int) -> Shard:
-        name = f"{self.info['folder']}/{index:05d}.safetensors"
         shape = (len(self._shards[index]), self.tokens, self.d)
-        return Shard.open(self.store.artifact.file(name), shape, self.dtype)
+        return Shard.open(self.store.artifact.file(shard_name(self.info["folder"], index)), shape, self.dtype)
 
     def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Return (shard, first, end) for each shard that holds some of the images `start` to `stop`."""
@@ -218,6 +225,13 @@ def runs(mask: Bool[np.ndarray, "n"]) -> list[tuple[int, int]]:
     """Return (start, stop) of each run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def runs_of(numbers: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
+    """Return (start, stop) of each run of consecutive numbers among ascending ones."""
+    given = np.asarray(numbers)
+    pieces = np.split(given, np.flatnonzero(np.diff(given) != 1) + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in pieces if len(run)]
 
 
 def near_runs(wanted: Sequence[tuple[int, int]], gap: int) -> Iterator[list[tuple[int, int]]]:

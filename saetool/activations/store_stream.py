@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import tee
 
 import numpy as np
@@ -62,7 +63,7 @@ class StoreStream(ShuffledStream):
 
     def ordered(self) -> Iterator[Float[Tensor, "rows d_in"]]:
         """Yield every training row once, in order, a run of training images inside a slice at a time."""
-        yield from self._in_order(self._train)
+        yield from self.site.in_order(self._train)
 
     def held_out(self, rows: int | None = None) -> Iterator[Float[Tensor, "rows d_in"]]:
         """Yield every held-out row once, in order, in blocks of at most `batch_size`.
@@ -79,7 +80,7 @@ class StoreStream(ShuffledStream):
                 yield from pool.split(self.batch_size)
             return
         else:
-            parts = self._in_order(~self._train)
+            parts = self.site.in_order(~self._train)
         for part in parts:
             for piece in part.split(self.batch_size):
                 if count + len(piece) > self.batch_size:
@@ -108,11 +109,6 @@ class StoreStream(ShuffledStream):
         for image, wanted in zip(chosen.tolist(), np.diff(borders).tolist(), strict=True):
             places = torch.randperm(tokens, generator=generator)[:wanted].sort().values
             yield self.site.rows(image, image + 1)[0, places]
-
-    def _in_order(self, images: np.ndarray) -> Iterator[Tensor]:
-        for block in self.site.store.slices:
-            for start, stop in runs(images[block.start : block.stop]):
-                yield self.site.rows(block.start + start, block.start + stop).reshape(-1, self.d_in)
 
     def _placed(self, rounds: Iterator[tuple[int, int]]) -> Iterator[Pool]:
         if not self.whole or self.device is None:
@@ -186,7 +182,8 @@ class StoreStream(ShuffledStream):
     def _read(self, rows: Float[Tensor, "rows d_in"], wanted: list[tuple[int, int]]) -> None:
         self.site.read_runs_into(rows.view(-1, self.site.tokens, self.d_in), wanted)
 
-    def _moments(self) -> Statistics:
+    @cached_property
+    def _statistics(self) -> Statistics:
         if self.device is None or self.device.type == "mps":  # it has no float64
             return self.site.statistics(self._train)
         read, total = smaller_part(self._train), Statistics.none(self.d_in)

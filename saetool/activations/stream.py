@@ -1,6 +1,7 @@
 """What models learn from: shuffled batches without end, one ordered pass, held-out rows, moments."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -38,17 +39,11 @@ class ShuffledStream:
         self.n_rows = int(shuffle.block_rows.sum())
         self._shuffle = shuffle
         self._position = Position()
-        self._statistics: Statistics | None = None
         if self.n_rows == 0:
             raise RequestError("No rows to train on: every image is held out. Lower training.held_out.")
 
     def batches(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Yield shuffled batches of training rows without end, from the current position; every batch is full."""
-        if self.batch_size < 1 or self.batch_size % distributed.world_size():
-            raise RequestError(
-                f"training.batch_size {self.batch_size} cannot be shared equally by {distributed.world_size()} "
-                "processes."
-            )
         for batch, position in self._batches(self._position):
             self._position = position
             yield batch
@@ -65,8 +60,6 @@ class ShuffledStream:
 
     def statistics(self) -> Statistics:
         """Return the moments of the training rows, computed once."""
-        if self._statistics is None:
-            self._statistics = self._moments()
         return self._statistics
 
     def sample(self, rows: int) -> Float[Tensor, "rows d_in"]:
@@ -87,7 +80,7 @@ class ShuffledStream:
 
     def _batches(self, position: Position) -> Iterator[tuple[Tensor, Position]]:
         """Yield this process's part of each global batch, and the position after it."""
-        part = self.batch_size // distributed.world_size()
+        part = equal_share(self.batch_size)
         mine = slice(distributed.rank() * part, (distributed.rank() + 1) * part)
         offset, missing = position.offset, self.batch_size
         pieces: list[Tensor] = []  # the beginning of a batch that runs on into the next round
@@ -112,12 +105,22 @@ class ShuffledStream:
         """Yield the rows of each round and the order to see them in."""
         raise NotImplementedError
 
-    def _moments(self) -> Statistics:
+    @cached_property
+    def _statistics(self) -> Statistics:
         raise NotImplementedError
 
     def _rows_at(self, rows: Int64[Tensor, "rows"]) -> Float[Tensor, "rows d_in"]:
         """Return training rows by their increasing numbers."""
         raise NotImplementedError
+
+
+def equal_share(batch_size: int) -> int:
+    """Return how many of a batch's rows are each process's; RequestError where they are not equally many."""
+    if batch_size < 1 or batch_size % distributed.world_size():
+        raise RequestError(
+            f"training.batch_size {batch_size} cannot be shared equally by {distributed.world_size()} processes."
+        )
+    return batch_size // distributed.world_size()
 
 
 def spread(count: int, wanted: int) -> np.ndarray:
@@ -167,7 +170,8 @@ class TensorStream(ShuffledStream):
         for epoch, round_ in rounds:
             yield self._train, self._shuffle.rows(epoch, round_).to(self._train.device)
 
-    def _moments(self) -> Statistics:
+    @cached_property
+    def _statistics(self) -> Statistics:
         return Statistics.of(self._train)
 
     def _rows_at(self, rows: Tensor) -> Tensor:

@@ -11,16 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saetool.activations.shard import shard_name
 from saetool.artifacts import Artifact
 
 FOLDER = "thumbnails"
 _KEPT = 16
 """Shards whose thumbnails stay in memory, about a megabyte each: reports read them in no order."""
-
-
-def file_name(shard: int) -> str:
-    """Return the file that holds a shard's thumbnails."""
-    return f"{FOLDER}/{shard:05d}.safetensors"
 
 
 def tensors_of(files: Sequence[bytes]) -> dict[str, Tensor]:
@@ -55,5 +51,5 @@ class StoredThumbnails:
     def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         from safetensors.numpy import load
 
-        found = load(self._store.read_bytes(file_name(shard)))
+        found = load(self._store.read_bytes(shard_name(FOLDER, shard)))
         return found["bytes"], found["offsets"]

@@ -9,7 +9,7 @@ layer, module, d, n_tokens, digest, …}], grid, token_kind, geometry, labels [{
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,9 @@ from torch import Tensor
 from saetool.activations import thumbnails
 from saetool.activations.moments import SiteMoments
 from saetool.activations.settings import CacheSettings
-from saetool.activations.shard import DTYPES, shard_bytes
+from saetool.activations.shard import DTYPES, shard_bytes, shard_name
 from saetool.artifacts import Partial
 from saetool.errors import RequestError, WorkError, printable
-
-if TYPE_CHECKING:
-    import pyarrow
 
 _COLUMNS = ("id", "path", "width", "height", "digest", "slice", "image", "held_out")
 """Columns of images.parquet and of the index made from it."""
@@ -71,31 +68,23 @@ class Plan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The stored type."""
         return DTYPES[self.settings.dtype]
-
-    @property
-    def image_bytes(self) -> int:
-        """Bytes of one image at the widest site."""
-        return max(site["n_tokens"] * site["d"] for site in self.sites) * self.dtype.itemsize
 
     @property
     def slices_per_shard(self) -> int:
         """Slices in a shard: as many as the widest site's share of `shard_mb` holds, at least one."""
-        return max(1, int(self.settings.shard_mb * 2**20 / (self.image_bytes * self.settings.batch_size)))
+        image_bytes = max(site["n_tokens"] * site["d"] for site in self.sites) * self.dtype.itemsize
+        return max(1, int(self.settings.shard_mb * 2**20 / (image_bytes * self.settings.batch_size)))
 
     @property
     def n_slices(self) -> int:
-        """Slices in the store."""
         return math.ceil(self.n_images / self.settings.batch_size)
 
     @property
     def n_shards(self) -> int:
-        """Shards of each site."""
         return math.ceil(self.n_slices / self.slices_per_shard)
 
     def slices_of(self, shard: int) -> range:
-        """Return the slices of a shard."""
         return range(shard * self.slices_per_shard, min((shard + 1) * self.slices_per_shard, self.n_slices))
 
     def images_of(self, slice_: int) -> range:
@@ -134,19 +123,21 @@ class StoreWriter:
 
     def is_done(self, shard: int) -> bool:
         """Say whether a shard was finished by an earlier attempt, and still has the bytes that it wrote."""
-        names = [self._name(site, shard) for site in self.plan.sites]
-        names += [thumbnails.file_name(shard)] if self.plan.settings.thumbnails else []
-        return self.partial.unit_of(f"shards/{shard:05d}") is not None and all(map(self.partial.is_whole, names))
+        folders = [site["folder"] for site in self.plan.sites]
+        folders += [thumbnails.FOLDER] if self.plan.settings.thumbnails else []
+        whole = (self.partial.is_whole(shard_name(folder, shard)) for folder in folders)
+        return self.partial.unit_of(f"shards/{shard:05d}") is not None and all(whole)
 
     def write_shard(self, shard: int, tokens: Mapping[str, Sequence[Tensor]], content: ShardContent) -> None:
         """Write a shard of every site, then record it as done; from any thread.
 
         tokens: by site folder, pieces [images, tokens, d] in the stored dtype on the CPU, which follow one another.
         """
-        for site in self.plan.sites:
-            self.partial.write_bytes(self._name(site, shard), *shard_bytes(tokens[site["folder"]]))
+        for folder in (site["folder"] for site in self.plan.sites):
+            self.partial.write_bytes(shard_name(folder, shard), *shard_bytes(tokens[folder]))
         if self.plan.settings.thumbnails:
-            self.partial.write_tensors(thumbnails.file_name(shard), thumbnails.tensors_of(content.thumbnails))
+            small = thumbnails.tensors_of(content.thumbnails)
+            self.partial.write_tensors(shard_name(thumbnails.FOLDER, shard), small)
         self.partial.record(
             f"shards/{shard:05d}",
             {
@@ -197,9 +188,6 @@ class StoreWriter:
             **facts,
         }
 
-    def _name(self, site: dict[str, Any], shard: int) -> str:
-        return f"{site['folder']}/{shard:05d}.safetensors"
-
 
 class _ImageTable:
     """images.parquet, written a row group at a time."""
@@ -228,12 +216,9 @@ class _ImageTable:
         self._writer.close()
 
     def _flush(self, count: int) -> None:
-        rows = [{"id": self._written + i, **row} for i, row in enumerate(self._rows[:count])]
-        self._writer.write_table(self._table(rows))
-        self._written += count
-        self._rows = self._rows[count:]
-
-    def _table(self, rows: list[dict[str, Any]]) -> "pyarrow.Table":
         import pyarrow as pa
 
-        return pa.Table.from_pylist(rows, schema=self._schema)
+        rows = [{"id": self._written + i, **row} for i, row in enumerate(self._rows[:count])]
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+        self._written += count
+        self._rows = self._rows[count:]

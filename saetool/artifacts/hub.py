@@ -101,21 +101,18 @@ def fetch(text: str | os.PathLike, kind: str | None = None) -> Path:
     download goes on with the files that are missing; every artifact is compared with its manifest. Raises
     RequestError where there is no such place, WorkError where the hub cannot be reached and nothing was kept.
     """
+    from huggingface_hub import constants, snapshot_download
+
     place = HubPlace.of(text)
+    wanted = {"revision": place.revision, "repo_type": place.kind, "endpoint": constants.ENDPOINT}
     for folder in [place.folder] if place.folder or kind is None else [kind, ""]:
-        found = _snapshot(place, f"{folder}/*" if folder else None, str(text)) / folder
+        with _explaining(str(text)), reaching():
+            whole = snapshot_download(place.repo, allow_patterns=f"{folder}/*" if folder else None, **wanted)
+        found = Path(whole) / folder
         if found.exists():
             _compare(found, str(text))
             return found
     raise RequestError(f"{text}: {place.repo} holds no {place.folder or 'files'}.")
-
-
-def _snapshot(place: HubPlace, pattern: str | None, text: str) -> Path:
-    from huggingface_hub import constants, snapshot_download
-
-    wanted = {"revision": place.revision, "repo_type": place.kind, "allow_patterns": pattern}
-    with _explaining(text), reaching():
-        return Path(snapshot_download(place.repo, **wanted, endpoint=constants.ENDPOINT))
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saetool.artifacts.files import sync_directory, write_atomic
+from saetool import distributed
+from saetool.artifacts.files import sync_directory, sync_file, write_atomic
 from saetool.artifacts.manifest import MANIFEST, canonical, digest_bytes, digest_file
 from saetool.errors import WorkError
 from saetool.progress import say
@@ -40,7 +40,7 @@ class Partial:
     def record(self, key: str, value: Any) -> Any:
         """Keep a JSON value under `key` (which may hold slashes), durably; return it as it will be read again."""
         data = canonical(value)
-        self.write_scratch(f"journal/{key}", digest_bytes(data).encode() + b"\n" + data)
+        self._write(f"{SCRATCH}/journal/{key}", digest_bytes(data).encode() + b"\n", data)
         return json.loads(data)
 
     def record_of(self, key: str) -> Any:
@@ -74,6 +74,12 @@ class Partial:
         self.notes[key] = value
         self.record("notes", self.notes)
 
+    def say_where(self, line: str) -> None:
+        """Say in one line what runs where, and keep it in the notes."""
+        say(f"{self.out}: {line}")
+        if distributed.is_main():
+            self.note("where", line)
+
     def file(self, name: str) -> Path:
         """Return the path for a file that the caller writes itself; its digest is taken when the artifact is sealed."""
         path = self.path / name
@@ -87,10 +93,6 @@ class Partial:
     def checkpoint(self, name: str) -> Path:
         """Return the path of a file that goes on where a killed start stopped, deleted when the artifact is sealed."""
         return self.file(f"{SCRATCH}/checkpoint/{name}")
-
-    def write_scratch(self, name: str, data: bytes) -> None:
-        """Write a file that is deleted when the artifact is sealed, atomically."""
-        self._write(f"{SCRATCH}/{name}", data)
 
     def write_bytes(self, name: str, *pieces: bytes | memoryview) -> None:
         """Write a file atomically, of pieces one after the other, and remember its digest."""
@@ -151,8 +153,7 @@ class Partial:
         path = self.path / name
         if not path.exists():
             return 0
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
         return path.stat().st_size
 
     def cut_log(self, name: str, size: int) -> None:
@@ -170,10 +171,6 @@ class Partial:
         """Say whether anything is in it that would have to be made again; a request that failed at once leaves none."""
         scratch = [self.path / SCRATCH / name for name in ("work", "checkpoint")]
         return bool(self.product_names()) or any(path.is_file() for at in scratch for path in at.rglob("*"))
-
-    def remove_scratch(self) -> None:
-        """Delete what is not part of the artifact."""
-        shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
 
     def product_names(self) -> list[str]:
         """Return the names of the files that make up the artifact, sorted."""

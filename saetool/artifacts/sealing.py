@@ -24,7 +24,7 @@ from saetool.artifacts.manifest import (
     schema_of,
     seal_of,
 )
-from saetool.artifacts.partial import Partial
+from saetool.artifacts.partial import SCRATCH, Partial
 from saetool.artifacts.remote import where_from
 from saetool.errors import RequestError, WorkError
 from saetool.version import version_of
@@ -152,7 +152,7 @@ def _file_entry(partial: Partial, name: str) -> dict[str, Any]:
 
 def move_into_place(partial: Partial) -> None:
     """Turn a partial directory with a manifest into the artifact, in steps that can each be the last."""
-    partial.remove_scratch()
+    shutil.rmtree(partial.path / SCRATCH, ignore_errors=True)
     for folder, _, _ in os.walk(partial.path):
         sync_directory(Path(folder))
     out, old = partial.out, old_path(partial.out)

@@ -82,13 +82,7 @@ def bytes_of(path: Path) -> int:
 
 def is_of_another_schema(path: str | os.PathLike) -> bool:
     """Say whether the artifact at `path` is of another version of saetool, and so neither intact nor damaged here."""
-    try:
-        parse_manifest(manifest_bytes(place_of(path)))
-    except OtherSchema:
-        return True
-    except (OSError, ManifestProblem):
-        pass
-    return False
+    return isinstance(_check_manifest(place_of(path))[1], OtherSchema)
 
 
 def verify(path: str | os.PathLike, advance: Callable[[int], None] = lambda size: None) -> list[str]:
@@ -100,7 +94,7 @@ def verify(path: str | os.PathLike, advance: Callable[[int], None] = lambda size
     path = place_of(path)
     manifest, problem = _check_manifest(path)
     if manifest is None:
-        return [problem]
+        return [f"{MANIFEST}: {problem.strerror if isinstance(problem, OSError) else problem}"]
     problems = check_files(path, manifest, advance)
     if not is_remote(path):
         problems += _strangers(path, {MANIFEST, *manifest["files"]})
@@ -138,13 +132,12 @@ def _strangers(path: Path, files: set[str]) -> Iterator[str]:
                 yield f"{name}: does not belong to it"
 
 
-def _check_manifest(path: Path) -> tuple[dict | None, str]:
+def _check_manifest(path: Path) -> tuple[dict | None, OSError | ManifestProblem | None]:
+    """Return the manifest of the artifact at `path`, or what is wrong with it."""
     try:
-        return parse_manifest(manifest_bytes(path)), ""
-    except OSError as error:
-        return None, f"{MANIFEST}: {error.strerror}"
-    except ManifestProblem as problem:
-        return None, f"{MANIFEST}: {problem}"
+        return parse_manifest(manifest_bytes(path)), None
+    except (OSError, ManifestProblem) as problem:
+        return None, problem
 
 
 def _check_file(path: Path, name: str, entry: dict) -> str | None:

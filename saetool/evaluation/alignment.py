@@ -16,10 +16,10 @@ from scipy.stats import norm, rankdata, t as student
 
 from saetool.evaluation.bootstrap import interval
 from saetool.evaluation.splits import Split, side_by_side
+from saetool.features import labels
 
 SHUFFLES = 10
 """Permutations of the labels behind the control: one alone is off by .04 with a hundred images a side."""
-
 LATENTS_AT_ONCE = 1024
 """Columns ranked at once: 240 MB of float64 at 30,000 images."""
 
@@ -44,19 +44,12 @@ class Best:
 def aurocs(
     values: Float[np.ndarray, "images latents"], members: Bool[np.ndarray, "questions images"]
 ) -> Float[np.ndarray, "questions latents"]:
-    """Return each latent's AUROC for each set of images against the others, ties counted half.
+    """Return each latent's AUROC for each set of images against the others, some latents a core at a time.
 
-    A latent is ranked once for all questions. NaN where a set has no image or all of them.
+    NaN where a set has no image or all of them.
     """
-    weights = members.astype(np.float64)
-    n = weights.sum(1, keepdims=True)
-
-    def block(start: int) -> Float[np.ndarray, "questions block"]:
-        ranks = rankdata(values[:, start : start + LATENTS_AT_ONCE], axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (weights @ ranks - n * (n + 1) / 2) / (n * (values.shape[0] - n))
-
-    return np.concatenate(side_by_side(block, range(0, values.shape[1], LATENTS_AT_ONCE)), axis=1)
+    blocks = (values[:, start : start + LATENTS_AT_ONCE] for start in range(0, values.shape[1], LATENTS_AT_ONCE))
+    return np.concatenate(side_by_side(lambda block: labels.aurocs(block, members), blocks), axis=1)
 
 
 def choose(train: Features, test: Features, splits: list[Split], seed: int) -> tuple[list[list[Best | None]], list]:

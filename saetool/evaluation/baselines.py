@@ -16,26 +16,33 @@ from saetool.sparse.codes import Codes
 
 FIT_ROWS = 65_536
 """Training rows the baselines are fitted on: enough for the covariance of 1,024 coordinates, seconds to fit."""
-
 SCALE_ROWS = 4096
 """Rows that the random dictionary's scale is fitted on: one number needs no more."""
-
 INIT_ROWS = 24
 """Rows a cluster that k-means++ chooses its first centers from: twice as many take twice as long and fit no better."""
 
-ROWS_AT_ONCE = 2048
-"""Rows whose dense code is held at once."""
-
 
 class Baseline(Autoencoder):
-    """A fitted baseline: encodes and decodes like an autoencoder, and does not train."""
+    """A fitted baseline: encodes and decodes like an autoencoder, and does not train.
+
+    What it encodes is told by `encode`, or by `_codes` of a few rows.
+    """
+
+    rows_at_once = 2048
+    """Rows that `_codes` is given, whose dense code, or more, is held."""
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         raise NotImplementedError("a baseline is fitted when it is made and has no loss")
 
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        return self.encode_sparse(x).dense()
+
     def encode_sparse(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the nonzero entries of `encode`, computed by slices of rows."""
-        return Codes.concatenate([Codes.from_dense(self.encode(rows)) for rows in x.split(ROWS_AT_ONCE)])
+        return Codes.concatenate([self._codes(rows) for rows in x.split(self.rows_at_once)])
+
+    def _codes(self, x: Float[Tensor, "rows d_in"]) -> Codes:
+        return Codes.from_dense(self.encode(x))
 
 
 class Dictionary(Baseline):
@@ -161,9 +168,7 @@ def baselines_of(
             random_dictionary(mean, n_latents, k, seed, float(fit["scale"])),
         ),
         Fitted(
-            "raw neurons",
-            f"the {k} coordinates farthest from their mean",
-            Dictionary(mean, torch.eye(len(mean)), k),
+            "raw neurons", f"the {k} coordinates farthest from their mean", Dictionary(mean, torch.eye(len(mean)), k)
         ),
     ]
     for baseline in made:

@@ -14,7 +14,6 @@ from saetool import seeding
 
 RESAMPLES = 1000
 """Enough for two digits of a 95 % interval."""
-
 WEIGHTS_AT_ONCE = 4_000_000
 """Entries of the resampling matrix held in memory: 32 MB."""
 

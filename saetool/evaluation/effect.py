@@ -128,10 +128,8 @@ def summarize(
 
 RECOVERED = ("embedding_cosine", "accuracy", "cross_entropy", "kl_from_clean", "probability")
 """Numbers of which a share recovered is told."""
-
 LEAST_SHARE = 0.05
 """An ablation that costs less than this share of what the clean model reaches leaves nothing to recover."""
-
 SMALLEST_LOSS = 1e-9
 """Differences an image between clean and ablated below this are rounding; a share of them means nothing."""
 

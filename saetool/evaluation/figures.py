@@ -14,7 +14,6 @@ from saetool.evaluation.subject import ROWS_AT_ONCE, Subject, spread
 
 ROWS = 16
 """Held-out rows shown."""
-
 FILTERS = 64
 """Directions shown, largest first."""
 

@@ -14,7 +14,6 @@ from saetool.statistics import squarable, unit_rows
 
 BLOCK = 1024
 """Rows of the cosine matrix held at once: 100 MB at 24,576 latents."""
-
 MATCHED = 1024
 """Latents of the first dictionary that are matched one to one: the assignment's time grows with their square."""
 

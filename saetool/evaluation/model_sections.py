@@ -17,7 +17,7 @@ from saetool.evaluation.effect import CONDITIONS, EffectSums, measure_effect, su
 from saetool.evaluation.readout import Readout, find_head, linear_probe
 from saetool.evaluation.sharing import Shared
 from saetool.evaluation.subject import Labels, Subject, read_labels, spread
-from saetool.features.originals import Originals
+from saetool.features.sheet import Originals
 from saetool.images import ImageSource
 from saetool.progress import bar, say
 from saetool.threads import ordered
@@ -26,11 +26,8 @@ from saetool.vision.backbone import Backbone
 IMAGES_AT_ONCE = 16
 """Images in a forward pass."""
 GPU_IMAGES_AT_ONCE = 128
-
 CONFIRM_IMAGES = 32
 """Images of a class on which the strongest latents are really ablated."""
-
-
 MOST_CLASSES = 1000
 """Classes that a probe may tell apart."""
 

@@ -12,8 +12,6 @@ from saetool.evaluation.tables import AGREEMENT, AGREEMENT_COLUMNS, agreement, m
 
 COLUMNS = ("fvu", "l0", "cosine", "relative_bias")
 """Numbers with intervals that stand in every row of the table."""
-
-
 _LEGEND = """\\* on the frontier: no other row has at most its L0 and at most its FVU, and one smaller. – not defined.
 
 - L0: active latents a token, on average.

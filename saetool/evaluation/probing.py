@@ -14,11 +14,8 @@ from saetool.evaluation.splits import Split, side_by_side
 
 K_SPARSE = (1, 2, 5, 16)
 """Numbers of latents a probe may read."""
-
 ITERATIONS = 200
 """Of L-BFGS on standardized features; a probe that has not converged by then is used as it is."""
-
-
 STRENGTHS = (1.0, 10.0, 100.0)
 """Inverse ridges times number of features that a full probe chooses from."""
 

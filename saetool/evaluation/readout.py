@@ -34,7 +34,10 @@ class Readout:
         """Run the whole model, in float32 from the embedding on."""
         if self.head is None:
             embedding = self.backbone.forward(images).float()
-            return embedding, self._probed(embedding)
+            if self.probe is None:
+                return embedding, None
+            weight, bias = (part.to(embedding.device) for part in self.probe)
+            return embedding, embedding @ weight.T + bias
         caught: list[Tensor] = []
 
         def catch(module: nn.Module, inputs: Any) -> None:
@@ -43,12 +46,6 @@ class Readout:
         with submodule(self.backbone.whole, self.head).register_forward_pre_hook(catch):
             logits = self.backbone.forward(images).float()
         return caught[-1].float(), logits
-
-    def _probed(self, embedding: Float[Tensor, "batch e"]) -> Float[Tensor, "batch classes"] | None:
-        if self.probe is None:
-            return None
-        weight, bias = self.probe
-        return embedding @ weight.T.to(embedding.device) + bias.to(embedding.device)
 
 
 def find_head(backbone: Backbone, n_classes: int) -> str | None:

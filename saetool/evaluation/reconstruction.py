@@ -18,10 +18,8 @@ from saetool.training.heldout import DENSE_ABOVE, reconstruct
 
 LOG10_EDGES = [-8 + 0.25 * i for i in range(33)]
 """Borders of the frequency histogram, quarter decades up to 1; a bin is (low, high]."""
-
 COLUMNS = ["tokens", "sse", "variance", "active", "l1", "cosine", "hat_square", "dot", "hat_centered", "dot_centered"]
 """The per-image sums that every ratio is made of."""
-
 RATIOS = {
     "fvu": ("sse", "variance"),
     "mse": ("sse", "tokens"),

@@ -20,8 +20,7 @@ from saetool.evaluation.matching import coherence, stability
 from saetool.evaluation.pooled import POOLINGS, pool_latents
 from saetool.evaluation.probing import Prepared, probe_labels
 from saetool.evaluation.reconstruction import HeldOutSums, binarity, fvu_difference, held_out_sums, numbers
-from saetool.evaluation.references import reference_models
-from saetool.evaluation.refit import Refitted
+from saetool.evaluation.references import Refitted, reference_models
 from saetool.evaluation.splits import Split
 from saetool.evaluation.subject import Labels, Subject, read_labels, spread
 from saetool.features.monosemanticity import Chance, image_embeddings
@@ -29,7 +28,6 @@ from saetool.progress import bar, say
 
 SPECIFICITY_IMAGES = 4096
 """Images by which neurons are compared with latents."""
-
 REFERENCE_IMAGES, REFERENCE_TOKENS = 64, 2048
 """Images, and tokens of all of them together, that other codes are computed of: half a minute a dictionary of 12,288
 directions on two cores."""
@@ -55,7 +53,7 @@ def held_out(subject: Subject) -> dict[str, Any]:
 def training(subject: Subject) -> dict[str, Any] | None:
     """Return the autoencoder's numbers on as many images that it was trained on, beside which those of held-out ones
     say how much of them is memory; None for a store that it was not trained on."""
-    if not subject.trained_here or not len(subject.train):
+    if subject.content["trained_on"] != subject.store.artifact.id or not len(subject.train):
         return None
     images = spread(subject.train, len(subject.measured))
     sums = _sums(subject, subject.autoencoder, "training images", images)
@@ -81,12 +79,13 @@ def fitted_baselines(subject: Subject, l0: float) -> list[Fitted]:
 
 def baselines(subject: Subject, fitted: list[Fitted]) -> list[dict[str, Any]]:
     """Return the baselines' numbers on the same held-out images, in the same columns."""
-    rows = []
-    for baseline in fitted:
-        sums, own = _sums(subject, baseline.model, baseline.name), _own_sums(subject)
-        if sums is not None and own is not None:
-            rows.append(_row(subject, baseline, sums, own, subject.measured))
-    return rows
+    return [row for one in fitted if (row := _measured(subject, one, one.name)) is not None]
+
+
+def _measured(subject: Subject, of: Fitted, title: str) -> dict[str, Any] | None:
+    """Return a model's numbers on the measured images; None in all but the main process."""
+    sums, own = _sums(subject, of.model, title), _own_sums(subject)
+    return None if sums is None or own is None else _row(subject, of, sums, own, subject.measured)
 
 
 def _sparse(subject: Subject) -> SparseAutoencoder | None:
@@ -101,9 +100,8 @@ def refitted(subject: Subject) -> dict[str, Any] | None:
     """Return the numbers of a sparse autoencoder's own latents with refitted values; None of others."""
     if (own := _sparse(subject)) is None:
         return None
-    fitted = Fitted("refitted", "the same latents, their values by least squares", Refitted(own))
-    sums, before = _sums(subject, fitted.model, "refitted values"), _own_sums(subject)
-    return None if sums is None or before is None else _row(subject, fitted, sums, before, subject.measured)
+    of = Fitted("refitted", "the same latents, their values by least squares", Refitted(own))
+    return _measured(subject, of, "refitted values")
 
 
 def references(subject: Subject, l0: float) -> dict[str, Any] | None:

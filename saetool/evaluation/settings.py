@@ -40,15 +40,8 @@ class EvaluationSettings(Settings):
 
     def content(self) -> dict:
         """Return the settings that determine what is measured, as JSON types: not those of what is left out."""
-        unused = {"stability"}  # the inputs tell them
-        if not self.refit:
-            unused |= {"refit"}
-        if not self.references:
-            unused |= {"references"}
-        if not self.effect:
-            unused |= {"effect_images", "effect_label", "effect_latents"}
-        if not self.probing:
-            unused |= {"probe_images"} | (set() if self.effect else {"probe_classes"})
-        if not (self.baselines or self.probing):
-            unused |= {"clusters"}
-        return self.model_dump(mode="json", exclude=unused)
+        used = {"refit": self.refit, "references": self.references, "probe_images": self.probing}
+        used |= dict.fromkeys(("effect_images", "effect_label", "effect_latents"), self.effect)
+        used |= {"probe_classes": self.probing or self.effect, "clusters": self.baselines or self.probing}
+        used |= {"stability": False}  # the inputs tell them
+        return self.model_dump(mode="json", exclude={name for name, is_used in used.items() if not is_used})

@@ -20,7 +20,6 @@ class Shared:
         self._partial = partial
 
     def mine(self, parts: Sequence[Part]) -> Sequence[Part]:
-        """Return the parts that this process does."""
         return parts if self._alone else parts[distributed.rank() :: distributed.world_size()]
 
     def map(

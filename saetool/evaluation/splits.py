@@ -27,7 +27,6 @@ class Split:
     """The number of each held-out image's group, of images that depend on each other; None: each is alone."""
 
     def members(self, labels: np.ndarray) -> Bool[np.ndarray, "classes images"]:
-        """Return which of the images belong to each class."""
         return np.array(self.classes)[:, None] == labels[None, :]
 
     def shuffled(self, seed: int, times: int) -> list["Split"]:

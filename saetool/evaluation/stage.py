@@ -162,27 +162,24 @@ def _build(
     subject = Subject.open(autoencoder, store, settings, seed, Shared(partial))
     journal = Journal(partial)
     found: dict[str, Any] = {"schema": SCHEMA, "subject": _facts(autoencoder, store, subject)}
-    found["held_out"] = journal("held_out", lambda: sections.held_out(subject))
-    found["training"] = journal("training", lambda: sections.training(subject))
-    found["decoder"] = journal.alone("decoder", lambda: sections.decoder(subject))
-    fitted = []
-    if settings.baselines or settings.probing:
-        fitted = sections.fitted_baselines(subject, found["held_out"]["l0"]["value"])
-    if settings.baselines:
-        found["baselines"] = journal("baselines", lambda: sections.baselines(subject, fitted))
-    if settings.refit:
-        found["refitted"] = journal("refitted", lambda: sections.refitted(subject))
-    if settings.references:
-        l0 = found["held_out"]["l0"]["value"]
-        found["references"] = journal.alone("references", lambda: sections.references(subject, l0))
+
+    def section(name: str, make: Callable[[], Any], asked: bool = True, alone: bool = False) -> None:
+        if asked:
+            found[name] = (journal.alone if alone else journal)(name, make)
+
+    section("held_out", lambda: sections.held_out(subject))
+    section("training", lambda: sections.training(subject))
+    section("decoder", lambda: sections.decoder(subject), alone=True)
+    l0 = found["held_out"]["l0"]["value"]
+    fitted = sections.fitted_baselines(subject, l0) if settings.baselines or settings.probing else []
+    section("baselines", lambda: sections.baselines(subject, fitted), settings.baselines)
+    section("refitted", lambda: sections.refitted(subject), settings.refit)
+    section("references", lambda: sections.references(subject, l0), settings.references, alone=True)
     if features is not None:
-        found["features"] = journal.alone("features", lambda: sections.features(subject, features))
-    if settings.probing:
-        found["probing"] = journal("probing", lambda: sections.probing(subject, fitted))
-    if settings.effect:
-        found["effect"] = journal("effect", lambda: _effect(subject, backbone, source, seed, fitted))
-    if others:
-        found["stability"] = journal.alone("stability", lambda: sections.other_seeds(subject, others))
+        section("features", lambda: sections.features(subject, features), alone=True)
+    section("probing", lambda: sections.probing(subject, fitted), settings.probing)
+    section("effect", lambda: _effect(subject, backbone, source, seed, fitted), settings.effect)
+    section("stability", lambda: sections.other_seeds(subject, others), bool(others), alone=True)
     if not distributed.is_main():
         return {}
     points = [point("this autoencoder", "autoencoder", found["held_out"])]

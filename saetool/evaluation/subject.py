@@ -7,14 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saetool import distributed
 from saetool.activations import ActivationStore, SiteStore, StoreStream, held_out_images, image_groups
 from saetool.activations.sites import find_site
-from saetool.activations.store import runs
 from saetool.artifacts import Artifact
 from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
@@ -58,6 +56,8 @@ class Subject:
     groups: Int[np.ndarray, "images"] | None = None
     settings: EvaluationSettings = field(default_factory=EvaluationSettings)
     shared: Shared = field(default_factory=Shared)
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What one section has computed and another needs too."""
 
     @classmethod
     def open(
@@ -96,16 +96,6 @@ class Subject:
         return None if self.groups is None else self.groups[images]
 
     @property
-    def trained_here(self) -> bool:
-        """Whether the autoencoder was trained on this store's other images."""
-        return self.content["trained_on"] == self.store.artifact.id
-
-    @cached_property
-    def kept(self) -> dict[str, Any]:
-        """What one section has computed and another needs too."""
-        return {}
-
-    @property
     def _images_at_once(self) -> int:
         on_gpu = distributed.default_device().type == "cuda"
         rows = GPU_CELLS // self.autoencoder.n_latents if on_gpu else ROWS_AT_ONCE
@@ -123,8 +113,7 @@ class Subject:
         """Yield the tokens of some images, whole images at a time, in order, as stored."""
         at_once = self._images_at_once
         for start in range(0, len(images), at_once):
-            parts = [self.site.rows(a, b) for a, b in runs(self._mask(images[start : start + at_once]))]
-            yield parts[0] if len(parts) == 1 else torch.cat(parts)
+            yield self.site.rows_of(images[start : start + at_once])
 
     @cached_property
     def measured_mean(self) -> Float[Tensor, "d_in"]:

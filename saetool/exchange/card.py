@@ -100,7 +100,7 @@ def example_pictures(features: Artifact) -> Any:
 
     Those latents are shown whose strongest images say most: neither dead nor dense, by their largest value.
     """
-    from saetool.features.originals import Originals
+    from saetool.features.sheet import Originals
     from saetool.images import open_cached
 
     opened = Features(features)

@@ -151,7 +151,6 @@ value | float | activation | Its activation there.
 
 WRITTEN = {"rows = images": IMAGE_LATENTS, "rows = patches": PATCH_LATENTS}
 """The tables that `saetool table` writes."""
-
 _TENSORS = {
     "tensors.safetensors": """
 histogram | int64 [n_latents, bins] | Firing tokens by activation. The outermost bins also count what lies beyond

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial as with_given
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saetool import distributed, progress
 from saetool.activations import SiteStore
+from saetool.activations.store import runs_of
 from saetool.artifacts import Partial
 from saetool.autoencoders.base import Autoencoder
 from saetool.features.firing_statistics import FiringStatistics, firing, records_of, strongest, unit_for
@@ -90,15 +90,11 @@ class Pass:
 
     def read(self, images: Sequence[int]) -> Float[Tensor, "images tokens d"]:
         """Return images' tokens on the CPU: a view of the store where that is possible; for a GPU in pinned memory."""
-        spans = _runs(images)
         if not self.staged:
-            pieces = [self.site.rows(start, stop) for start, stop in spans]
-            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            return self.site.rows_of(images)
         size = (len(images), self.site.tokens, self.site.d)
-        rows, place = torch.empty(size, dtype=self.site.dtype, pin_memory=self.device.type == "cuda"), 0
-        for start, stop in spans:
-            self.site.read_into(rows[place : place + stop - start], start, stop)
-            place += stop - start
+        rows = torch.empty(size, dtype=self.site.dtype, pin_memory=self.device.type == "cuda")
+        self.site.read_runs_into(rows, runs_of(images))
         return rows
 
     def encode(self, rows: Float[Tensor, "images tokens d"], autoencoder: Autoencoder | None = None) -> Codes:
@@ -180,15 +176,6 @@ def _use(device: torch.device) -> None:
     """Let a new thread work on the process's own GPU, not on the first."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-
-
-def _runs(images: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (start, stop) of each run of consecutive numbers among ascending ones."""
-    if isinstance(images, range):
-        return [(images.start, images.stop)]
-    given = np.asarray(images)
-    cuts = np.flatnonzero(np.diff(given) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(given, cuts)]
 
 
 def part_name(images: range) -> str:

@@ -70,7 +70,6 @@ class FiringStatistics:
 
     @classmethod
     def empty(cls, n_latents: int, tokens: int, unit: float, device: torch.device | str = "cpu") -> "FiringStatistics":
-        """Return the statistics of no images."""
         histogram = torch.zeros(n_latents, N_BINS, dtype=torch.int64, device=device)
         profile = torch.zeros(tokens, n_latents, dtype=torch.int64, device=device)
         return cls(histogram, profile, unit, 0, torch.zeros((), device=device))

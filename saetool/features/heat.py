@@ -38,7 +38,6 @@ class Wanted:
         return Wanted(self.image[first:stop], self.latent[first:stop], self.scale)
 
     def find(self, image: np.ndarray, latent: np.ndarray) -> np.ndarray:
-        """Return the number of each pair."""
         keys = self.image * len(self.scale) + self.latent
         return np.searchsorted(keys, image.astype(np.int64) * len(self.scale) + latent)
 

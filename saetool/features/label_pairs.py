@@ -114,20 +114,9 @@ class _Grouping:
         members = np.zeros((len(numbers), len(column.names)))
         np.add.at(members, (places[known], column.classes[known]), 1.0)
         cells = latent * len(numbers) + torch.from_numpy(places).to(latent.device)[image]
-        order = order_of(cells)
-        cells = cells[order]
-        heads = heads_of(cells)
-        number = torch.zeros_like(cells)
-        number[heads[1:]] = 1
-        occurring = cells[heads]
-        return cls(
-            len(numbers),
-            order,
-            number.cumsum(0),
-            occurring // max(len(numbers), 1),
-            occurring % max(len(numbers), 1),
-            members,
-        )
+        order, count = order_of(cells), max(len(numbers), 1)
+        occurring, cell_of = torch.unique_consecutive(cells[order], return_inverse=True)
+        return cls(len(numbers), order, cell_of, occurring // count, occurring % count, members)
 
     def sums(self, values: Tensor) -> Tensor:
         """Return the sum of a number a pair over each cell."""
@@ -209,16 +198,12 @@ class Pairs:
         """Twice the ascending midrank of every pair among all labeled images."""
         return (2 * self.images - self.runs.first - self.runs.last).double()
 
-    def _rank_sums(self) -> np.ndarray:
-        """The sum of the midranks of each class, [latents, classes]."""
-        silent_of_class = self.class_images - self.firing
-        return (self.sum_by_class(self._twice_rank()) + silent_of_class * (self.silent + 1)) / 2
-
     def auroc(self) -> np.ndarray:
         """Mann–Whitney: the chance that an image of the class scores above another one, ties counted half."""
         n = self.class_images
+        rank_sums = (self.sum_by_class(self._twice_rank()) + (n - self.firing) * (self.silent + 1)) / 2
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (self._rank_sums() - n * (n + 1) / 2) / (n * (self.images - n))
+            return (rank_sums - n * (n + 1) / 2) / (n * (self.images - n))
 
     def average_precision(self) -> np.ndarray:
         """Σ precision · Δrecall over falling thresholds, ties taken together (scikit-learn's definition)."""
@@ -289,7 +274,7 @@ class Pairs:
         their product. Groups without a firing image all add the same an image; the others are counted one by one."""
         found = np.full(auroc.shape, np.nan)
         latent, group = grouping.latent.cpu().numpy(), grouping.group.cpu().numpy()
-        above_all = self._twice_rank_above()
+        above_all = self.runs.first + self.runs.last + 1  # twice the pairs above each, its own tie counted half
         for c in range(self.shape[1]):
             members, others = grouping.members[:, c], grouping.members.sum(1) - grouping.members[:, c]
             n, m = others.sum(), members.sum()
@@ -322,10 +307,6 @@ class Pairs:
             factors = counts / (counts - 1)
             found[:, c] = np.sqrt(np.maximum(factors @ np.stack([first, second, 2 * both]), 0))
         return found
-
-    def _twice_rank_above(self) -> Tensor:
-        """Twice the number of pairs above each pair of its latent, its own tie counted half."""
-        return self.runs.first + self.runs.last + 1
 
     def _of_class(self, c: int) -> tuple[Tensor, Tensor]:
         """Which pairs are of a class, and twice the number of such pairs above each, of its tie counted half."""

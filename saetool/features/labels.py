@@ -130,9 +130,14 @@ def auroc(
     values: Float[np.ndarray, "images latents"], positive: Bool[np.ndarray, "images"]
 ) -> Float[np.ndarray, "latents"]:
     """Return the AUROC of dense scores for one class against the rest, ties counted half; NaN when a side is empty."""
-    positive = np.asarray(positive, bool)
-    n, others = int(positive.sum()), int((~positive).sum())
-    if n == 0 or others == 0:
-        return np.full(np.shape(values)[1], np.nan)
-    ranks = stats.rankdata(values, axis=0)
-    return (ranks[positive].sum(0) - n * (n + 1) / 2) / (n * others)
+    return aurocs(values, np.asarray(positive, bool)[None])[0]
+
+
+def aurocs(
+    values: Float[np.ndarray, "images latents"], members: Bool[np.ndarray, "questions images"]
+) -> Float[np.ndarray, "questions latents"]:
+    """Return the AUROC of dense scores for each set of images against the others; scores are ranked once for all."""
+    weights = members.astype(np.float64)
+    n = weights.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weights @ stats.rankdata(values, axis=0) - n * (n + 1) / 2) / (n * (members.shape[1] - n))

@@ -60,7 +60,6 @@ class Maxima:
 
     @cached_property
     def image(self) -> Int[Tensor, "records"]:
-        """The image of every record, int64."""
         return self.words[:, 1].long()
 
     @cached_property

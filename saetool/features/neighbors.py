@@ -1,15 +1,18 @@
-"""Which latents are alike: by the direction they write (decoder cosine), by the images they fire on (Jaccard)."""
+"""Which latents are alike: by the direction they write (decoder cosine), by the images they fire on (Jaccard).
+
+And what it takes to compare any two of them later: on which images each fires, and its direction, both small.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from saetool import progress
-from saetool.features.maxima import RECORD
+from saetool.features.maxima import RECORD, Maxima
 from saetool.features.spill import Spill
 from saetool.statistics import unit_rows
 
@@ -17,9 +20,11 @@ BLOCK = 1024
 """Latents compared with all others at a time."""
 _CELLS = 1 << 25
 """Cells of the images × latents matrix held at a time (128 MiB)."""
-
 _GPU_CELLS = 1 << 30
 """Pairs of latents counted in one reading of the spill on a GPU (4 GiB): all pairs of 32,768."""
+SAMPLE = 4096
+"""Images on which is kept who fires: half a kilobyte a latent, whatever the number of images."""
+_STEPS = 127
 _LATENT, _IMAGE = RECORD.names.index("latent"), RECORD.names.index("image")  # pyright: ignore[reportOptionalMemberAccess]
 
 Neighbors = tuple[Int[Tensor, "n_latents k"], Float[Tensor, "n_latents k"]]
@@ -169,3 +174,27 @@ def _by_packed_keys(values: Float[Tensor, "rows columns"], k: int) -> Int[Tensor
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats fall as their bits rise
     packed = (ordered.long() << 32) | (columns - 1 - torch.arange(columns, device=values.device))
     return columns - 1 - (packed.topk(k, dim=1).values & 0xFFFFFFFF)
+
+
+def sample_of(hashes: Int[Tensor, "images"]) -> np.ndarray:
+    """Return the rows of the images kept, int32 in rising order: all, or the `SAMPLE` of smallest seeded hash."""
+    return np.sort(np.argsort(hashes.numpy().view(np.uint64), kind="stable")[:SAMPLE]).astype(np.int32)
+
+
+def firing_bits(maxima: Maxima, sample: np.ndarray, images: int) -> np.ndarray:
+    """Return on which images of the sample each latent of a block fires, uint8 [latents, ceil(sample / 8)]."""
+    width = -(-len(sample) // 8)
+    place = np.full(images, -1, np.int64)
+    place[sample] = np.arange(len(sample))
+    at, latent = place[maxima.image.cpu().numpy()], maxima.latent.cpu().numpy()
+    known = at >= 0
+    bits = np.zeros(maxima.n_latents * width, np.uint8)
+    np.bitwise_or.at(bits, latent[known] * width + at[known] // 8, np.uint8(1) << (at[known] % 8).astype(np.uint8))
+    return bits.reshape(maxima.n_latents, width)
+
+
+def small_directions(directions: Float[Tensor, "n_latents d_in"]) -> Int8[Tensor, "n_latents d_in"]:
+    """Return directions in `_STEPS` steps of each one's largest magnitude; a latent without direction stays 0."""
+    unit = unit_rows(directions).cpu()
+    largest = unit.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return (unit / largest * _STEPS).round().to(torch.int8)

@@ -42,17 +42,14 @@ def spatial_entropy(profile: np.ndarray) -> np.ndarray:
 def directions(model: Autoencoder) -> dict[str, np.ndarray]:
     """Return each latent's decoder norm and the cosine of its two directions; NaN where the family has none."""
     decoder, encoder = model.decoder_directions(), model.encoder_directions()
-    none = np.full(model.n_latents, np.nan, np.float32)
-    found = {"decoder_norm": none, "encoder_decoder_cosine": none}
-    if decoder is None:
-        return found
-    decoder = squarable(decoder)
-    norm = decoder.norm(dim=1)
-    found["decoder_norm"] = norm.float().cpu().numpy()
-    if encoder is None:
-        return found
-    encoder = squarable(encoder)
-    lengths = norm * encoder.norm(dim=1)
-    cosine = (decoder * encoder).sum(1) / lengths
-    cosine = torch.where(lengths > 0, cosine.clamp(-1, 1), torch.nan)
-    return found | {"encoder_decoder_cosine": cosine.float().cpu().numpy()}
+    norm = cosine = torch.full((model.n_latents,), torch.nan)
+    if decoder is not None:
+        decoder = squarable(decoder)
+        norm = decoder.norm(dim=1)
+        if encoder is not None:
+            encoder = squarable(encoder)
+            lengths = norm * encoder.norm(dim=1)
+            cosine = (decoder * encoder).sum(1) / lengths
+            cosine = torch.where(lengths > 0, cosine.clamp(-1, 1), torch.nan)
+    found = {"decoder_norm": norm, "encoder_decoder_cosine": cosine}
+    return {name: numbers.float().cpu().numpy() for name, numbers in found.items()}

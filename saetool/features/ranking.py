@@ -52,7 +52,7 @@ def choose(
     `descending` is `by_value(maxima)`; `hashes` [images] int64 are the images' seeded hashes, on the maxima's device;
     `held_out` [images] says which of them training never saw, None where none is to be shown apart.
     """
-    ranked = descending if settings.top_by == "max" else by_mass(maxima)
+    ranked = descending if settings.top_by == "max" else by_value(maxima, "mass")
     parts = [_first(ranked, maxima.latent[ranked], settings.top, "top")]
     if settings.intervals or settings.random:
         mixed = _hashes(maxima, hashes, seed)
@@ -79,14 +79,9 @@ def _by_cell(cell: Tensor, hashes: Tensor, cells: int) -> Tensor:
     return order_of((cell << _HASH_BITS) | hashes)  # one key sorts twice as fast as two
 
 
-def by_value(maxima: Maxima) -> Int[Tensor, "records"]:
-    """Return the order of the records by latent, then falling value, then image."""
-    return order_of((maxima.latent << 32) | (0x7FFFFFFF - ordered_bits(maxima.column("value"))))
-
-
-def by_mass(maxima: Maxima) -> Int[Tensor, "records"]:
-    """Return the order of the records by latent, then falling sum over the image's tokens, then image."""
-    return order_of((maxima.latent << 32) | (0x7FFFFFFF - ordered_bits(maxima.column("mass"))))
+def by_value(maxima: Maxima, column: str = "value") -> Int[Tensor, "records"]:
+    """Return the order of the records by latent, then falling value, or `mass` over the image's tokens, then image."""
+    return order_of((maxima.latent << 32) | (0x7FFFFFFF - ordered_bits(maxima.column(column))))
 
 
 def largest(maxima: Maxima) -> Tensor:

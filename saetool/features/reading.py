@@ -21,7 +21,7 @@ from saetool.vision.geometry import Geometry
 if TYPE_CHECKING:
     from PIL import Image
 
-    from saetool.features.strip import Strip
+    from saetool.features.sheet import Strip
     from saetool.images import ImageSource
 
 _SHOWN = 40
@@ -146,13 +146,13 @@ class Features:
 
         `images` says where the pictures are, if they have moved and the store keeps no thumbnails of them.
         """
-        from saetool.features.strip import reader, strip_of
+        from saetool.features.sheet import reader, strip_of
 
         return strip_of(self, latent, count, group, self._picture if images is None else reader(self, images))
 
     @cached_property
     def _picture(self) -> Callable[[int], "Image.Image"]:
-        from saetool.features.strip import reader
+        from saetool.features.sheet import reader
 
         return reader(self, None)
 

@@ -5,7 +5,6 @@ latent, then image; `stripes` (in sums.safetensors) says where in the file each 
 so that a block of latents is read without reading the rest.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from saetool.activations.shard import safetensors_header
 from saetool.artifacts import digest_file
 from saetool.features.firing_statistics import FiringStatistics
 from saetool.features.maxima import RECORD
@@ -28,15 +28,11 @@ BLOCK_RECORDS = 1 << 22
 """Records of a block of latents held at a time (96 MiB), unless one stripe has more."""
 BLOCK_CELLS = 1 << 20
 """Cells of the tables [latents, classes] of a block (8 MiB each, a few dozen at a time), unless one stripe has more."""
-
 _FILES = {"maxima": "maxima.bin", "latents": "latents.bin", "values": "values.bin"}
 _SUMS = "sums.safetensors"
-_ALIGNMENT = 8
-"""Of the tensors in a safetensors file."""
 
 
 def stripe_width(n_latents: int) -> int:
-    """Return the number of latents in a stripe."""
     return -(-n_latents // STRIPES)
 
 
@@ -135,20 +131,11 @@ class Spill:
                 yield records[begin:end]
 
     def write_strongest(self, path: Path, shape: tuple[int, int, int]) -> None:
-        """Write the strongest latents of every token, `latents` int32 and `values` float32 [images, tokens, k].
-
-        A safetensors file is the header's length (8 bytes), the header (JSON) and the tensors' bytes, one after the
-        other: nothing is held in memory.
-        """
+        """Write the strongest latents of every token, `latents` int32 and `values` float32 [images, tokens, k], as a
+        safetensors file; nothing is held in memory."""
         kinds, size = {"latents": "I32", "values": "F32"}, 4 * math.prod(shape)
-        header = {
-            name: {"dtype": kind, "shape": list(shape), "data_offsets": [i * size, (i + 1) * size]}
-            for i, (name, kind) in enumerate(kinds.items())
-        }
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _ALIGNMENT)
         with path.open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
+            out.write(safetensors_header({name: (kind, shape, size) for name, kind in kinds.items()}))
             for part in (folder / _FILES[name] for name in kinds for folder in self.folders):
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, out, 1 << 22)

@@ -28,11 +28,10 @@ from saetool.features.labels import LabelColumn, label_statistics
 from saetool.features.maxima import Maxima
 from saetool.features.monosemanticity import Chance, all_pairs, image_embeddings, monosemanticity
 from saetool.features.numbers import block_numbers, directions, spatial_entropy
-from saetool.features.overlap import firing_bits, sample_of, small_directions
 from saetool.features.settings import IndexSettings
 from saetool.features.spill import Spill
 from saetool.features.workers import block_workers
-from saetool.progress import bar, say
+from saetool.progress import bar
 from saetool.settings import Settings
 from saetool.threads import ordered
 from saetool.validation import request
@@ -170,7 +169,6 @@ class Index:
     def of(
         cls, autoencoder: Artifact, store: Artifact, settings: IndexSettings, embeddings: Artifact | None, site: str
     ) -> "Index":
-        """Open the inputs."""
         other = _embedding_site(settings, store, embeddings)
         opened = ActivationStore(store).site(site)
         if other is not None and embeddings is not None and other.store.digests != opened.store.digests:
@@ -203,7 +201,7 @@ class Index:
     @cached_property
     def sample(self) -> np.ndarray:
         """The images on which the index keeps who fires, int32 [k]."""
-        return sample_of(self.hashes)
+        return neighbors.sample_of(self.hashes)
 
     @cached_property
     def labels(self) -> list[LabelColumn]:
@@ -217,7 +215,8 @@ class Index:
         device = distributed.default_device()
         model = load(self.autoencoder).to(device)
         pass_ = Pass(model, self.site, device)
-        self._say_where(model.n_latents, device, partial)
+        size = f"{model.n_latents:,} latents over {self.site.n_images:,} images × {self.site.tokens} tokens"
+        partial.say_where(f"{size}, {distributed.where(device)}")
         started = time.monotonic()
         spill, statistics = encode_store(pass_, partial, self.settings.strongest)
         encoded = time.monotonic()
@@ -225,11 +224,13 @@ class Index:
         if distributed.is_main():
             found = self._statistics(spill, embeddings, partial, pass_.counted_on)
         counted = time.monotonic()
-        maps = self._heat(pass_, partial) if self.site.grid else None
+        distributed.barrier()  # until the main process has written which maps are wanted
+        wanted = heat.Wanted.load(partial.scratch("wanted.npz"))
+        maps = heat.draw(pass_, wanted, partial) if self.site.grid else None
         drawn = time.monotonic()
         if not distributed.is_main():
             return {}
-        self._write_examples(found, maps, partial)
+        self._write_examples(found, wanted, maps, partial)
         content = self._write(found, spill, statistics, model, partial)
         if embeddings is not None and self.embedding_site is not None:
             info = self.embedding_site.info
@@ -238,14 +239,6 @@ class Index:
         seconds = {"encode": encoded - started, "statistics": counted - encoded, "heat": drawn - counted}
         partial.note("seconds", {**seconds, "tables": time.monotonic() - drawn})
         return content
-
-    def _say_where(self, latents: int, device: torch.device, partial: Partial) -> None:
-        """Say in one line what runs where, and keep it in the notes."""
-        images = self.site.store.n_images
-        line = f"{latents:,} latents over {images:,} images × {self.site.tokens} tokens, {distributed.where(device)}"
-        say(f"{partial.out}: {line}")
-        if distributed.is_main():
-            partial.note("where", line)
 
     def _statistics(
         self, spill: Spill, embeddings: np.ndarray | None, partial: Partial, device: torch.device
@@ -282,7 +275,7 @@ class Index:
         """Compute what a block of latents comes to, in any thread."""
         descending = ranking.by_value(block)
         numbers = block_numbers(block, images.held_out)
-        numbers["fires"] = firing_bits(block, self.sample, len(self.hashes))
+        numbers["fires"] = neighbors.firing_bits(block, self.sample, len(self.hashes))
         labels = [
             (column, label_statistics(block, descending, column, self.held_out, self.groups)) for column in self.labels
         ]
@@ -314,16 +307,11 @@ class Index:
             "top_excess": images.chance.of_groups(latent, image, block.n_latents),
         }
 
-    def _heat(self, pass_: Pass, partial: Partial) -> np.ndarray | None:
-        distributed.barrier()
-        return heat.draw(pass_, heat.Wanted.load(partial.scratch("wanted.npz")), partial)
-
-    def _write_examples(self, found: _Found, maps: np.ndarray | None, partial: Partial) -> None:
-        wanted, scale = heat.Wanted.load(partial.scratch("wanted.npz")), found.column("max")
+    def _write_examples(self, found: _Found, wanted: heat.Wanted, maps: np.ndarray | None, partial: Partial) -> None:
         with tables.TableWriter(partial.file("examples.parquet"), EXAMPLES) as writer:
             for block in found.blocks:
                 drawn = None if maps is None else maps[wanted.find(block.records["image"], block.records["latent"])]
-                writer.write(tables.examples_table(block.records, block.chosen, scale, self.held_out, drawn))
+                writer.write(tables.examples_table(block.records, block.chosen, wanted.scale, self.held_out, drawn))
 
     def _write(
         self, found: _Found, spill: Spill, statistics: FiringStatistics, model: Any, partial: Partial
@@ -378,7 +366,7 @@ class Index:
         else:
             decoder = neighbors.by_decoder(directions_.detach(), k)
         together = neighbors.by_coactivation(spill, numbers["image_count"], k, device)
-        kept = {} if directions_ is None else {"decoder_directions": small_directions(directions_.detach())}
+        kept = {} if directions_ is None else {"decoder_directions": neighbors.small_directions(directions_.detach())}
         used = statistics.histogram.any(0).nonzero().squeeze(1)
         low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         return {

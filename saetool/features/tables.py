@@ -1,6 +1,7 @@
 """From arrays to the tables of the artifact: declared columns only, NaN becomes null."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,9 +97,7 @@ def latents_table(
         best = values[f"{column.name}.best_class"].tolist()
         values[f"{column.name}.best_class"] = [column.names[i] if i >= 0 else None for i in best]
         values[f"{column.name}.q_value"] = discoveries[column.name].q(values[f"{column.name}.p_value"])
-        for declared in LABELED:
-            name = declared.name.format(label=column.name)
-            columns.append(Column(name, declared.type, declared.unit, declared.definition))
+        columns += [replace(declared, name=declared.name.format(label=column.name)) for declared in LABELED]
     return table(columns, values)
 
 

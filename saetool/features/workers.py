@@ -17,7 +17,6 @@ from saetool.threads import ordered
 
 MAX_WORKERS = 8
 """Each holds a copy of the model and its own sums; beyond this, a worker gets several cores."""
-
 _FEW_CORES = 4
 _RECORD_BYTES = 128
 """Of a record that is ranked: its own 24, and a dozen numbers of eight by which it is sorted and chosen."""

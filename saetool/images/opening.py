@@ -9,9 +9,9 @@ from saetool.artifacts import Artifact
 from saetool.errors import RequestError, type_name
 from saetool.images.folder import PATHS, FolderSource, LabelTable, PathsSource
 from saetool.images.registry import SOURCES, registered_source, unknown_source
+from saetool.images.sampling import Subset
 from saetool.images.settings import HUB_PREFIX, NAMED, ImageSettings, is_named, is_section
 from saetool.images.source import ImageSource
-from saetool.images.subset import Subset
 from saetool.settings import Settings
 from saetool.validation import request
 
@@ -87,8 +87,7 @@ def _open_path(settings: ImageSettings, path: Path, table: LabelTable | None) ->
     from saetool.images.tars import TarSource, tar_files
 
     if tars := tar_files(str(path)):
-        columns = None if table else settings.label_columns  # of the table, where there is one
-        return TarSource(tars, settings.sample, settings.max_pixels, table, columns)
+        return TarSource(tars, settings.sample, settings.max_pixels, table, settings.label_columns)
     if _is_dataset(path):
         from saetool.images.datasets import open_local
 
@@ -149,8 +148,7 @@ def _open_paths(paths: list[Path], settings: ImageSettings) -> ImageSource:
     if all(path.suffix == ".tar" for path in paths):
         from saetool.images.tars import TarSource
 
-        columns = None if table else settings.label_columns
-        return TarSource(paths, settings.sample, settings.max_pixels, table, columns)
+        return TarSource(paths, settings.sample, settings.max_pixels, table, settings.label_columns)
     return PathsSource(paths, settings.sample, settings.max_pixels, table)
 
 

@@ -44,7 +44,8 @@ class TarSource(FolderSource):
         table: LabelTable | None = None,
         columns: list[str] | None = None,
     ):
-        self._tars, self._wanted = sorted(files), columns
+        self._tars = sorted(files)
+        self._wanted = None if table else columns  # of the table, where there is one
         super().__init__(files[0] if len(files) == 1 else files[0].parent, sample, max_pixels, table)
 
     def _locate(self, root: str) -> tuple[str, str]:

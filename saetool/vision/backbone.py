@@ -253,7 +253,8 @@ class Backbone:
             return [(self._blocks[layer - 1], layer)]
         found = matching_paths(self.model, layer)
         if not found:
-            raise RequestError(f"{self.name} has no module {layer!r}; its blocks are {_span(self._blocks)}")
+            blocks = f"{self._blocks[0]} to {self._blocks[-1]}" if self._blocks else "not known"
+            raise RequestError(f"{self.name} has no module {layer!r}; its blocks are {blocks}")
         return [(name, self._blocks.index(name) + 1 if name in self._blocks else None) for name in found]
 
     def _sites_of(self, layer: int | str) -> list[Site]:
@@ -397,7 +398,7 @@ class Backbone:
         elif patch is None or (height // patch[0], width // patch[1]) != self.grid:
             # A stem of several convolutions has no one patch size.
             patch = height // self.grid[0], width // self.grid[1]
-        return self._transform.with_geometry(replace(geometry, grid=self.grid, patch=patch))
+        return replace(self._transform, geometry=replace(geometry, grid=self.grid, patch=patch))
 
     def _check(self, module: str) -> None:
         """Raise RequestError where the tokens asked for cannot be told at a module."""
@@ -444,7 +445,3 @@ def _pooled(output: Any) -> Tensor:
     if output.ndim == 4:  # what a convolutional model without a head gives: [batch, d, rows, columns]
         output = output.flatten(2).transpose(1, 2)
     return output.mean(1) if output.ndim == 3 else output
-
-
-def _span(paths: list[str]) -> str:
-    return f"{paths[0]} to {paths[-1]}" if paths else "not known"

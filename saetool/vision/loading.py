@@ -95,9 +95,7 @@ def _loader(name: str) -> Callable[[BackboneSettings, str, torch.device], Parts]
 
         return transformers_models.load
     if name in PIXELS:
-        from saetool.vision import pixels
-
-        return pixels.load
+        return _pixels
     raise RequestError(
         f"backbone.name: {name!r} is none of timm/NAME, hf/NAME, demo/vits14, pixels, pixels/gray"
         + (f"; did you mean timm/{name}?" if "/" not in name else "")
@@ -106,3 +104,27 @@ def _loader(name: str) -> Callable[[BackboneSettings, str, torch.device], Parts]
 
 def _children(module: nn.Module, path: str) -> list[str]:
     return [f"{path}.{key}" for key, _ in submodule(module, path).named_children()]
+
+
+def _pixels(settings: BackboneSettings, precision: str, device: torch.device) -> Parts:
+    """Make the backbone that flattens images of `image_size`: d = channels · height · width, rows within channels."""
+    if settings.size is None:
+        raise RequestError("backbone.name: pixels needs backbone.image_size (8 for digits, 28 for mnist)")
+    gray = settings.name == "pixels/gray"
+    channels = 1 if gray else 3
+    model = nn.Sequential(nn.Flatten()).to(device)
+    return Parts(
+        name=settings.name,
+        model=model,
+        transform=Transform(
+            Geometry("squash", settings.size, settings.size, settings.size, None),
+            interpolation="bilinear",
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
+            fill=(0,) * channels,
+            gray=gray,
+        ),
+        blocks=["0"],
+        run=model,
+        weights_digest="none",
+    )

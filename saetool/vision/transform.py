@@ -121,9 +121,6 @@ class Transform:
             "gray": self.gray,
         }
 
-    def with_geometry(self, geometry: Geometry) -> "Transform":
-        return replace(self, geometry=geometry)
-
     @property
     def channels(self) -> int:
         return 1 if self.gray else 3

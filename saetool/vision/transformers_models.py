@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -250,13 +251,11 @@ def _runner(
 def _as_patches(
     images: Float[Tensor, "batch c h w"], patch: tuple[int, int], grid: tuple[int, int]
 ) -> dict[str, Tensor]:
-    batch, channels = images.shape[:2]
-    cut = images.reshape(batch, channels, grid[0], patch[0], grid[1], patch[1]).permute(0, 2, 4, 3, 5, 1)
-    pixels = cut.reshape(batch, grid[0] * grid[1], -1)
+    pixels = rearrange(images, "b c (rows h) (columns w) -> b (rows columns) (h w c)", h=patch[0], w=patch[1])
     return {
         "pixel_values": pixels,
         "pixel_attention_mask": torch.ones(pixels.shape[:2], dtype=torch.long, device=images.device),
-        "spatial_shapes": torch.tensor([grid], device=images.device).expand(batch, -1),
+        "spatial_shapes": torch.tensor([grid], device=images.device).expand(len(images), -1),
     }
 
 

@@ -10,6 +10,7 @@ from saetool.activations import cache
 from saetool.activations.settings import CacheSettings
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings
+from saetool.images.folder import FolderSource
 from saetool.vision import BackboneSettings
 
 BACKBONE = BackboneSettings(name="timm/test_vit", layers=[1], pretrained=False, precision="fp32")
@@ -34,6 +35,19 @@ def test_a_replaced_file_of_equal_size_is_named(tmp_path):
     with pytest.raises(RequestError, match=r"the image '3\.bmp' is not the one that was cached.*--force"):
         store(root, tmp_path / "store")
     assert store(root, tmp_path / "store", force=True).id != first.id
+
+
+def test_a_file_that_cannot_be_read_any_more_is_named(tmp_path, monkeypatch):
+    root = put(tmp_path / "images")
+    store(root, tmp_path / "store")
+    os.utime(root / "3.bmp", (1, 1))
+
+    def refuse(source, i):
+        raise WorkError(f"{source.path(i)} cannot be read: it is gone")
+
+    monkeypatch.setattr(FolderSource, "digest", refuse)
+    with pytest.raises(RequestError, match=r"0\.bmp cannot be read: it is gone.*--force"):
+        store(root, tmp_path / "store")
 
 
 def test_touched_and_copied_files_are_the_same(tmp_path, capsys):

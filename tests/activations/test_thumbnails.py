@@ -8,7 +8,8 @@ import torch
 
 from saetool.activations import ActivationStore, CacheSettings, cache, write_store
 from saetool.activations.estimate import estimate
-from saetool.activations.thumbnails import StoredThumbnails, file_name
+from saetool.activations.shard import shard_name
+from saetool.activations.thumbnails import FOLDER, StoredThumbnails
 from saetool.artifacts import Artifact, verify
 from saetool.errors import RequestError
 from saetool.images import ImageSettings, open_source
@@ -58,7 +59,7 @@ def test_a_report_needs_no_originals_where_the_store_has_thumbnails(tiny, pictur
 def test_a_damaged_thumbnail_is_found_when_work_resumes_and_when_it_is_read(tiny, pictures, tmp_path):
     source = open_source(ImageSettings(source=str(pictures)))
     made = cache(tiny(), source, [1], tmp_path / "a", KEEPING)
-    file = made.path / file_name(1)
+    file = made.path / shard_name(FOLDER, 1)
     data = bytearray(file.read_bytes())
     data[-9] ^= 1
     file.write_bytes(data)

@@ -6,7 +6,6 @@ import torch
 
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
-from saetool.evaluation import references
 from saetool.evaluation.baselines import baselines_of, fit_baselines
 from saetool.evaluation.reconstruction import COLUMNS, fvu_difference, held_out_sums, numbers
 from saetool.evaluation.references import Pursuit, fit_components, reference_models
@@ -29,7 +28,7 @@ def slow_pursuit(x, directions, offset, k):
 
 
 def test_pursuit_is_the_slow_one(monkeypatch):
-    monkeypatch.setattr(references, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(Pursuit, "rows_at_once", 7)
     g = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(40, 12, generator=g), dim=1)
     offset, x = torch.randn(12, generator=g), torch.randn(20, 12, generator=g)

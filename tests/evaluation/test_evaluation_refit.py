@@ -5,8 +5,7 @@ import torch
 
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.autoencoders.sparse_settings import SparseSettings
-from saetool.evaluation import refit
-from saetool.evaluation.refit import Refitted
+from saetool.evaluation.references import Refitted
 from saetool.training import reconstruct
 
 
@@ -23,7 +22,7 @@ def model():
 
 
 def test_values_are_those_of_least_squares_row_by_row(model, monkeypatch):
-    monkeypatch.setattr(refit, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(Refitted, "rows_at_once", 7)
     x = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
     x[3] = model.normalizer.inverse(model.b_dec.detach())  # nothing to say of it
     codes, x_hat = reconstruct(Refitted(model), x)

@@ -8,7 +8,7 @@ import torch
 
 from saetool.features.maxima import RECORD, Maxima
 from saetool.features.monosemanticity import Chance, monosemanticity
-from saetool.features.overlap import SAMPLE, firing_bits, sample_of, small_directions
+from saetool.features.neighbors import SAMPLE, firing_bits, sample_of, small_directions
 from saetool.statistics import unit_rows
 
 IMAGES = 6

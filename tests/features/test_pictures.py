@@ -15,8 +15,7 @@ from saetool.activations import ActivationStore, CacheSettings, cache
 from saetool.activations.thumbnails import StoredThumbnails
 from saetool.errors import RequestError
 from saetool.features import Features, index
-from saetool.features.sheet import Cell
-from saetool.features.strip import Strip
+from saetool.features.sheet import Cell, Strip
 from saetool.images import ImageSettings
 from saetool.vision import wrap
 
