@@ -4,6 +4,7 @@ import errno
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +133,7 @@ def listen(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((HOST, port))
+        found.listen()  # who asks now is answered when the model is there
     except (OSError, OverflowError) as error:
         found.close()
         taken = getattr(error, "errno", None) == errno.EADDRINUSE
@@ -145,6 +147,7 @@ def serve(app: "Starlette", place: socket.socket) -> None:
     import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-    server.run(sockets=[place])
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[place])
     if not server.started:
         raise WorkError("the server did not start")

@@ -2,6 +2,10 @@
 
 import http.client
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -112,3 +116,22 @@ def test_images_that_are_not_at_hand_leave_the_rest(place, tmp_path, capfd):
     run = Run.load(str(place / "run"), [f"images.source={tmp_path}/gone"])
     assert open_site(run) is not None
     assert "gone" in capfd.readouterr().err
+
+
+def test_the_command_answers_until_ctrl_c_and_ends_well(place):
+    command = [sys.executable, "-m", "saetool", "serve", str(place / "run"), "--port", "0"]
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
+    assert started.stdout is not None
+    address, _, words = started.stdout.readline().partition("  ")
+    assert words == "(Ctrl-C ends it)\n"
+    port = int(address.removeprefix(f"http://{HOST}:").removesuffix("/photograph.html"))
+    asked = http.client.HTTPConnection(HOST, port, timeout=60)
+    asked.request("GET", "/photograph.html")
+    assert asked.getresponse().status == 200
+    asked.close()
+    os.kill(started.pid, signal.SIGINT)
+    told, said = started.communicate(timeout=60)
+    assert (started.returncode, told) == (0, "")
+    assert "Traceback" not in said
+    assert "stopped" not in said
