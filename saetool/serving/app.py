@@ -94,6 +94,7 @@ def make_app(
                 told(lambda body, name: session.look(body, name[:200] or "the picture")),
                 methods=["POST"],
             ),
+            Route("/api/images", told(lambda body, _: session.look_at(_number(body))), methods=["POST"]),
             Route("/api/answers", told(lambda body, _: session.change(*_parse(body))), methods=["POST"]),
             Mount("/", StaticFiles(directory=report)),
         ],
@@ -125,6 +126,13 @@ def _parse(body: bytes) -> tuple[str, dict[int, float], list[int] | None]:
         raise RequestError(
             'an answer is asked as {"picture": …, "changes": {latent: factor}, "patches": […]}'
         ) from None
+
+
+def _number(body: bytes) -> int:
+    try:
+        return int(body[:20])
+    except ValueError:
+        raise RequestError("an image of the run is asked by its number.") from None
 
 
 def listen(port: int) -> socket.socket:

@@ -46,6 +46,7 @@ def open_site(run: Run, name: str | None = None, label: str | None = None) -> "S
     facts: dict[str, Any] = {
         "run": about,
         "title": config.report.title or f"{about['n_latents']:,} latents of {about['backbone']}",
+        "own_images": source is not None,
         "answers": session.answers.words,
         "usual": (model.content.get("final") or {}).get("fvu"),
     }

@@ -21,6 +21,7 @@ from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
 from saetool.evaluation.interventions import intervene, rows_for
+from saetool.features.originals import Originals
 from saetool.images import ImageSource
 from saetool.images.picture import read_picture
 from saetool.serving.answers import Answers, Said, open_answers
@@ -59,6 +60,8 @@ class Session:
     mean: Tensor
     """The site's mean activation over the store, [d_in]."""
     answers: Answers
+    originals: Originals | None = None
+    """The run's own images, where they are at hand."""
     _pictures: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
     _turn: Any = field(default_factory=Lock)
 
@@ -86,15 +89,29 @@ class Session:
         )
         model = load(autoencoder).to(distributed.default_device())
         mean = opened.site(info["folder"]).statistics().mean.float()
-        return cls(backbone, model, site, mean, answers)
+        originals = None if source is None else Originals(opened.images, source)
+        return cls(backbone, model, site, mean, answers, originals)
 
     def look(self, content: bytes, name: str = "the picture") -> dict[str, Any]:
         """Return what the page shows of an image file's bytes: the picture, its patches' latents, the model's answer.
 
         Raises WorkError where they are no picture.
         """
-        picture = read_picture(content, name, MOST_PIXELS)
-        image, key = picture.image.convert("RGB"), digest_bytes(content)
+        return self._look(read_picture(content, name, MOST_PIXELS).image.convert("RGB"), digest_bytes(content), name)
+
+    def look_at(self, row: int) -> dict[str, Any]:
+        """Return the same of an image of the run, by its number.
+
+        Raises RequestError where there is none, or the images are not those that were cached.
+        """
+        if self.originals is None:
+            raise RequestError("the run's images are not at hand: drop a picture.")
+        n = len(self.originals.paths)
+        if not 0 <= row < n:
+            raise RequestError(f"there is no image {row}: they go from 0 to {n - 1}.")
+        return self._look(self.originals.read(row), f"image {row}", f"image {row}: {self.originals.paths[row]}")
+
+    def _look(self, image: Image.Image, key: str, name: str) -> dict[str, Any]:
         with self._turn, torch.no_grad():
             pixels = self.backbone.transform(image)[None]
             tokens = self.backbone.forward_to(pixels, [self.site])[0][0].float()
@@ -106,11 +123,11 @@ class Session:
         return {
             "picture": key,
             "name": name,
-            "width": picture.width,
-            "height": picture.height,
+            "width": image.width,
+            "height": image.height,
             "shown": _address(image),
             "grid": self._grid(len(tokens)),
-            "box": self._box(picture.width, picture.height, len(tokens)),
+            "box": self._box(image.width, image.height, len(tokens)),
             "unexplained": self._unexplained(rows, x_hat),
             **_strongest(codes, len(rows)),
             "answer": self._told(kept, kept.said, kept.said),

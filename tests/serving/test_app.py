@@ -60,6 +60,25 @@ def test_nothing_beside_the_report_is_shown(client, path):
     assert asked.getresponse().status == 404
 
 
+def test_an_image_of_the_run_is_looked_at_by_its_number(client, place, run):
+    row = 7
+    status, found = client.told("/api/images", b"7")
+    path = run.store.read_table("images.parquet")["path"][row].as_py()
+    _, dropped = client.told("/api/pictures", (place / "images" / path).read_bytes())
+    assert status == 200
+    assert found["name"] == f"image 7: {path}"
+    assert {key: value for key, value in found.items() if key not in ("name", "picture")} == {
+        key: value for key, value in dropped.items() if key not in ("name", "picture")
+    }
+    for body, words in (
+        (b"40", "there is no image 40: they go from 0 to 39"),
+        (b"-1", "no image -1"),
+        (b"x", "by its number"),
+    ):
+        status, said = client.told("/api/images", body)
+        assert (status, words in said["error"]) == (400, True)
+
+
 def test_other_names_and_other_sites_are_refused(client):
     assert client.ask("/index.html", host="evil.example")[0] == 400
     assert client.told("/api/pictures", png(4), origin="http://evil.example")[0] == 403

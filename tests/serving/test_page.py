@@ -97,6 +97,16 @@ def test_a_dropped_and_a_pasted_picture_are_taken_and_what_is_none_is_said(page)
     assert page.locator("#problem").is_hidden()
 
 
+def test_an_image_of_the_run_is_taken_by_its_number(page):
+    page.fill("#row", "7")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-state=shown]")
+    assert page.locator("#facts dd").first.inner_text().startswith("image 7: ")
+    page.fill("#row", "99")
+    page.click("#own button")
+    page.wait_for_selector("#problem:has-text('there is no image 99')")
+
+
 def test_arrow_keys_walk_over_the_patches(page):
     give(page, png(17))
     page.locator("#picture .picture").focus()

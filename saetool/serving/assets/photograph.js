@@ -25,13 +25,15 @@
   }
 
   /** Send a picture to the model and show what it finds. */
-  async function take(file) {
+  const take = (file) => look(file.name || "the picture", `api/pictures?name=${encodeURIComponent(file.name || "")}`, file);
+
+  async function look(name, address, body) {
     const mine = ++turn;
     by("problem").hidden = true;
     document.body.dataset.state = "asking";
-    say(`Looking at ${file.name || "the picture"} …`);
+    say(`Looking at ${name} …`);
     try {
-      const [found, site_, weights] = await Promise.all([ask(`api/pictures?name=${encodeURIComponent(file.name || "")}`, file), site.ready, load("weights")]);
+      const [found, site_, weights] = await Promise.all([ask(address, body), site.ready, load("weights")]);
       if (mine === turn) show(found, site_.values.n_images, weights);
     } catch (error) {
       if (mine === turn) fail(error);
@@ -182,6 +184,10 @@
   document.addEventListener("DOMContentLoaded", () => {
     const first = (files) => { if (files && files.length) take(files[0]); };
     by("file").addEventListener("change", (event) => { first(event.target.files); event.target.value = ""; });
+    by("own")?.addEventListener("submit", (event) => {
+      event.preventDefault();
+      look(`image ${by("row").value}`, "api/images", by("row").value);
+    });
     addEventListener("dragover", (event) => event.preventDefault());
     addEventListener("drop", (event) => { event.preventDefault(); first(event.dataTransfer.files); });
     addEventListener("paste", (event) => first(event.clipboardData.files));
