@@ -137,6 +137,29 @@ def demo(
     run("demo", [*([f"run={json.dumps(out)}"] if out else []), *(overrides or [])], force)
 
 
+@app.command(context_settings=_OVERRIDES_TOO)
+def serve(
+    config: Config,
+    overrides: Overrides = None,
+    port: Annotated[
+        int, typer.Option("--port", help="Where it listens, on this machine only; 0: any free one.")
+    ] = 8017,
+    member: Annotated[str | None, typer.Option("--member", help="Of a sweep: which of its models.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Answer in its classes by a probe, not by the model's own head.")
+    ] = None,
+) -> None:
+    """Show a finished report, and ask its model: drop a photograph, click a patch, switch latents off."""
+    from saetool.pipeline import Run
+    from saetool.serving.app import HOST, PAGE, listen, serve as answer
+    from saetool.serving.opening import open_site
+
+    place = listen(port)
+    site = open_site(Run.load(config, overrides), member, label)
+    _say(f"http://{HOST}:{place.getsockname()[1]}/{PAGE}  (Ctrl-C ends it)")
+    answer(site, place)
+
+
 @app.command()
 def verify(paths: Annotated[list[str], typer.Argument(help="Artifacts, or folders that hold some.")]) -> None:
     """Is it intact? Recompute every size and digest; exit 1 when anything has changed, or cannot be read here."""

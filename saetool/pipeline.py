@@ -391,6 +391,8 @@ class Member:
         page = self.path("report") / "index.html"
         if page.is_file():
             lines.append(f"  report: {page.resolve().as_uri()}")
+            member = f" --member {shlex.quote(self.name)}" if self.name else ""
+            lines.append(f"  a photograph of your own: saetool serve {shlex.quote(str(self.run.directory))}{member}")
         return "\n".join(lines)
 
     def _evaluated(self) -> dict[str, Any]:

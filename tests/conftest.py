@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,3 +130,17 @@ def command_line(monkeypatch, capfd) -> Callable[..., Ended]:
 def brief_timing(monkeypatch) -> None:
     """Let a dry run time two slices, not two seconds: how steady its rate is depends on that, what it says does not."""
     monkeypatch.setattr("saetool.activations.estimate._TIMED_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, where there is one."""
+    reason = "needs playwright (pip install 'saetool[test]')"
+    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Chromium: none is on the path (Debian: apt install chromium)")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()

@@ -48,13 +48,17 @@ class Readout:
         return caught[-1].float(), logits
 
 
+def heads_of(backbone: Backbone) -> dict[str, nn.Linear]:
+    """Return the linear maps that may be the model's classifier, by path."""
+    return {path: found for path in HEADS if isinstance(found := find_module(backbone.whole, path), nn.Linear)}
+
+
 def find_head(backbone: Backbone, n_classes: int) -> str | None:
     """Return the path of the model's linear classifier over `n_classes` classes, or None.
 
     Another number of outputs is another task, or a projection (CLIP's), and no classifier of these labels.
     """
-    linear = {path: found for path in HEADS if isinstance(found := find_module(backbone.whole, path), nn.Linear)}
-    return next((path for path, head in linear.items() if head.out_features == n_classes), None)
+    return next((path for path, head in heads_of(backbone).items() if head.out_features == n_classes), None)
 
 
 def linear_probe(

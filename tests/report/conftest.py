@@ -1,7 +1,6 @@
 """A synthetic run with awkward data: dead latents, nulls, hostile labels, pictures and grids that are not square."""
 
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -345,20 +344,6 @@ class Reader:
             self.page.reload()  # else the sign of the page as it was would be taken for that of this one
         self.page.wait_for_selector("body[data-ready]")
         return self.page
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium, where there is one."""
-    reason = "needs playwright (pip install 'saetool[test]')"
-    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("needs Chromium: none is on the path (Debian: apt install chromium)")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { h, load, site, format, heat, crops, list, parameters, item, missing, complain } = saetool;
+  const { h, load, site, format, heat, crops, list, ranks, parameters, item, missing, complain } = saetool;
   const by = (id) => document.getElementById(id);
   const MOST = 24;
   const state = { image: -1, patch: 0, latent: -1, picked: false };
@@ -23,34 +23,7 @@
     return { tokens, strongest, at };
   }
 
-  /** Gather the image's latents over its patches: largest value and the patches where it is among the strongest. */
-  function gather(found) {
-    const latents = new Map();
-    for (let patch = 0; patch < found.tokens; patch++) {
-      for (const { latent, value } of found.at(patch)) {
-        const one = latents.get(latent) || { latent, value: 0, patches: [] };
-        one.value = Math.max(one.value, value);
-        one.patches.push([patch, value]);
-        latents.set(latent, one);
-      }
-    }
-    return [...latents.values()];
-  }
-
-  // What fires on most images tells little of this one; what a latent adds to the reconstruction is its length times z.
-  const RANKS = {
-    distinctive: ({ latent, value }) => value * rarity(latent),
-    activation: ({ value }) => value,
-    contribution: ({ latent, value }) => value * (state.weights.decoder_norm[latent] || 0),
-  };
-  const rarity = (latent) => {
-    const count = state.weights.image_count[latent];
-    return count ? Math.log(state.n / count) : 0;
-  };
-  const rank = (latents) => {
-    const score = RANKS[by("rank").value];
-    return [...latents].sort((a, b) => score(b) - score(a) || a.latent - b.latent);
-  };
+  const rank = (latents) => ranks.rank(latents, by("rank").value, state);
 
   /** Return one line of a list of latents, with its crops; pointing at it lights its patches. */
   function line({ latent, value, note }) {
@@ -70,9 +43,7 @@
     frame.querySelector("canvas.heat")?.remove();
     by("shown").textContent = one ? `Heat: latent ${latent}, up to ${format("value", one.value)}` : "Heat: none";
     if (!one || !facts.box) return;
-    const positions = one.patches.map(([patch]) => patch);
-    const bytes = one.patches.map(([, value]) => Math.max(1, Math.round((value / one.value) * 255)));
-    frame.append(heat.place(heat.canvas({ positions, bytes }, grid), facts.box));
+    frame.append(heat.place(heat.canvas(ranks.map(one), grid), facts.box));
   }
 
   function pick(patch) {
@@ -104,22 +75,6 @@
     history.replaceState(null, "", `#image=${image}&patch=${patch}${latent >= 0 ? `&latent=${latent}` : ""}`);
   }
 
-  function listen(frame) {
-    if (state.facts.box) frame.addEventListener("click", (event) => {
-      const patch = heat.patchAt(event, frame, state.facts, state.grid);
-      if (patch >= 0) choose(patch);
-    });
-    frame.addEventListener("keydown", (event) => {
-      const columns = state.grid[1];
-      const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
-      if (!(event.key in moves)) return;
-      event.preventDefault();
-      const next = state.patch + moves[event.key];
-      const wraps = (event.key === "ArrowLeft" && state.patch % columns === 0) || (event.key === "ArrowRight" && next % columns === 0);
-      if (next >= 0 && next < state.found.tokens && !wraps) choose(next);
-    });
-  }
-
   function about(facts) {
     const rows = [["File", facts.path], ["Size", facts.width ? `${facts.width} × ${facts.height}` : "–"], ["Training", facts.held_out ? "held out" : "seen"], ...facts.labels.map(([name, value]) => [name, value === null ? "–" : heat.labelText(value)])];
     by("facts").replaceChildren(...rows.map(([name, value]) => h("div", {}, h("dt", { dir: "auto" }, name), h("dd", { dir: "auto" }, value))));
@@ -139,7 +94,7 @@
     missing(null);
     const frame = head(site_, facts), found = chunk ? record(chunk, image) : null;
     Object.assign(state, { image, facts, grid, weights, n, frame, found, cursor: h("span.cursor"), picked: false });
-    state.latents = found ? gather(found) : facts.latents.map((one) => ({ ...one, patches: [[one.patch, one.value]] }));
+    state.latents = found ? ranks.gather(found) : facts.latents.map((one) => ({ ...one, patches: [[one.patch, one.value]] }));
     by("no-page").hidden = facts.page || grid === null;
     by("no-grid").hidden = grid !== null;
     const places = Boolean(found && grid);
@@ -181,10 +136,7 @@
   function fill(asked) {
     const { frame, latents } = state;
     if (state.facts.box) frame.append(state.cursor);
-    frame.setAttribute("tabindex", "0");
-    frame.setAttribute("role", "application");
-    frame.setAttribute("aria-label", "Picture: arrow keys choose a patch");
-    listen(frame);
+    ranks.choosing(frame, state.facts, state.grid, () => state.patch, choose);
     const first = rank(latents)[0];
     const best = first ? first.patches.reduce((a, b) => (b[1] > a[1] ? b : a))[0] : 0;
     pick(/^\d+$/.test(asked.get("patch") ?? "") ? Number(asked.get("patch")) : best);
