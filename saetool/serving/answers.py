@@ -13,7 +13,7 @@ from saetool.activations import ActivationStore, held_out_images
 from saetool.errors import RequestError
 from saetool.evaluation.readout import Readout, find_head, heads_of, linear_probe
 from saetool.evaluation.subject import Labels, read_labels, spread
-from saetool.features.originals import Originals
+from saetool.features.sheet import Originals
 from saetool.images import ImageSource
 from saetool.progress import bar, say
 from saetool.threads import ordered

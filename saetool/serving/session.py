@@ -21,7 +21,7 @@ from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import load
 from saetool.errors import RequestError
 from saetool.evaluation.interventions import intervene, rows_for
-from saetool.features.originals import Originals
+from saetool.features.sheet import Originals
 from saetool.images import ImageSource
 from saetool.images.picture import read_picture
 from saetool.serving.answers import Answers, Said, open_answers
