@@ -34,4 +34,21 @@ if TYPE_CHECKING:
     from saetool.version import __version__ as __version__
     from saetool.vision import load_backbone as load_backbone, wrap as wrap
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "activations": ("cache", "write_store"),
+        "artifacts": ("Artifact",),
+        "autoencoders": ("register_family",),
+        "errors": ("RequestError", "SaetoolError", "WorkError"),
+        "evaluation": ("evaluate", "intervene"),
+        "exchange": ("export_autoencoder", "import_autoencoder", "load"),
+        "features": ("Features", "index", "table"),
+        "images": ("open_source", "register_source"),
+        "pipeline": ("run",),
+        "report": ("report",),
+        "training": ("train",),
+        "version": ("__version__",),
+        "vision": ("load_backbone", "wrap"),
+    },
+)

@@ -19,4 +19,17 @@ if TYPE_CHECKING:
     from saetool.activations.store_stream import StoreStream as StoreStream
     from saetool.activations.stream import ShuffledStream as ShuffledStream, TensorStream as TensorStream
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "caching": ("cache", "caching_stage"),
+        "estimate": ("require_space",),
+        "from_tensors": ("write_store",),
+        "live": ("LiveSource", "LiveStream"),
+        "settings": ("CacheSettings",),
+        "split": ("held_out_images", "held_out_mask", "image_groups"),
+        "store": ("ActivationStore", "SiteStore"),
+        "store_stream": ("StoreStream",),
+        "stream": ("ShuffledStream", "TensorStream"),
+    },
+)

@@ -18,4 +18,13 @@ if TYPE_CHECKING:
     from saetool.artifacts.stage import Stage as Stage, run_stage as run_stage, run_stages as run_stages
     from saetool.artifacts.verification import verify as verify
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "artifact": ("Artifact", "artifact_of"),
+        "manifest": ("digest_bytes", "digest_file", "digest_json"),
+        "partial": ("Partial",),
+        "stage": ("Stage", "run_stage", "run_stages"),
+        "verification": ("verify",),
+    },
+)

@@ -16,4 +16,10 @@ if TYPE_CHECKING:
     )
     from saetool.autoencoders.families import register_family as register_family
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "base": ("Autoencoder", "FamilySettings", "Loss", "Normalizer", "Phase", "Step", "Stream"),
+        "families": ("register_family",),
+    },
+)

@@ -22,4 +22,14 @@ if TYPE_CHECKING:
     from saetool.evaluation.settings import EvaluationSettings as EvaluationSettings
     from saetool.evaluation.stage import evaluate as evaluate, evaluation_stage as evaluation_stage
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "attribution": ("class_effects",),
+        "interventions": ("Delta", "Scale", "Value", "intervene", "splice"),
+        "matching": ("stability",),
+        "pareto": ("sweep_markdown", "sweep_stage", "sweep_summary"),
+        "settings": ("EvaluationSettings",),
+        "stage": ("evaluate", "evaluation_stage"),
+    },
+)

@@ -11,4 +11,7 @@ if TYPE_CHECKING:
     from saetool.exchange.exporting import export_autoencoder as export_autoencoder
     from saetool.exchange.importing import Wanted as Wanted, import_autoencoder as import_autoencoder, load as load
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {"exporting": ("export_autoencoder",), "importing": ("Wanted", "import_autoencoder", "load")},
+)

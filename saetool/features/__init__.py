@@ -11,4 +11,13 @@ if TYPE_CHECKING:
     from saetool.features.settings import IndexSettings as IndexSettings
     from saetool.features.stage import index as index, index_stage as index_stage
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "labels": ("auroc",),
+        "matrix": ("table",),
+        "reading": ("Features",),
+        "settings": ("IndexSettings",),
+        "stage": ("index", "index_stage"),
+    },
+)

@@ -12,4 +12,14 @@ if TYPE_CHECKING:
     from saetool.images.settings import ImageSettings as ImageSettings
     from saetool.images.source import ImageSource as ImageSource, LabelColumn as LabelColumn
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "opening": ("open_cached", "open_source"),
+        "picture": ("Picture",),
+        "registry": ("register_source",),
+        "sampling": ("Sample",),
+        "settings": ("ImageSettings",),
+        "source": ("ImageSource", "LabelColumn"),
+    },
+)

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from saetool.report.settings import ReportSettings as ReportSettings
     from saetool.report.stage import report_stage as report_stage
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "checking": ("check",),
+        "overview": ("write_overview",),
+        "settings": ("ReportSettings",),
+        "stage": ("report_stage",),
+    },
+)
 
 
 class _Room(ModuleType):

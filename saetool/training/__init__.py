@@ -19,4 +19,11 @@ if TYPE_CHECKING:
         training_stage as training_stage,
     )
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "heldout": ("Accumulator", "DENSE_ABOVE", "Measures", "evaluate", "reconstruct"),
+        "settings": ("TrainingSettings",),
+        "stage": ("train", "train_together", "training_stage"),
+    },
+)

@@ -13,4 +13,15 @@ if TYPE_CHECKING:
     from saetool.vision.settings import BackboneSettings as BackboneSettings
     from saetool.vision.transform import Transform as Transform
 
-__all__, __getattr__, __dir__ = face(__name__, __file__)
+__all__, __getattr__, __dir__ = face(
+    __name__,
+    {
+        "backbone": ("Backbone", "Site"),
+        "geometry": ("Geometry",),
+        "hooks": ("reading", "replacing"),
+        "layout": ("TokenLayout",),
+        "loading": ("load_backbone", "wrap"),
+        "settings": ("BackboneSettings",),
+        "transform": ("Transform",),
+    },
+)
