@@ -57,7 +57,8 @@ def test_no_patch_tells_more_latents_than_its_strongest(session, looked, monkeyp
 def test_unexplained_is_the_picture_s_error_over_its_distance_from_the_store_s_mean(session, run, looked):
     _, x = tokens_of(session, png(3, bright=True))
     rows = ActivationStore(run.store).site(None).rows(0, 40).flatten(0, 1).double()
-    x_hat = session.autoencoder.decode(session.autoencoder.encode(x))
+    with torch.no_grad():
+        x_hat = session.autoencoder.decode(session.autoencoder.encode(x))
     wanted = (x - x_hat).double().square().sum() / (x.double() - rows.mean(0)).square().sum()
     assert looked["unexplained"] == pytest.approx(float(wanted), rel=1e-4)
 
