@@ -25,6 +25,7 @@ from saetool.autoencoders.base import (
     Training,
 )
 from saetool.autoencoders.layers import (
+    CHECKED_ROWS,
     CONVENTIONS,
     Activation,
     Chain,
@@ -37,9 +38,6 @@ from saetool.autoencoders.layers import (
 from saetool.seeding import generator as seeded
 
 FINE_TUNE = "fine-tune"
-
-# Rows that `initialize` looks at before the first step, to refuse unfit data early.
-CHECKED_ROWS = 4096
 
 
 class LayeredSettings(FamilySettings):

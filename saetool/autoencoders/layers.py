@@ -21,6 +21,9 @@ CONVENTIONS = {
     "its minimum is the entropy of x, the excess over it is reported",
 }
 
+# Rows that `initialize` looks at before the first step, to refuse unfit data early.
+CHECKED_ROWS = 4096
+
 Activation = Literal["identity", "relu", "sigmoid", "tanh"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,9 @@ from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.ops import decode, pre_activations
 from saetool.sparse.weight import Weight
+
+if TYPE_CHECKING:
+    from saetool.autoencoders.sparse import SparseAutoencoder
 
 WINDOW_TOKENS = 10_000_000
 WINDOW_SHARE = 0.2
@@ -184,7 +187,7 @@ def resample_directions(
 
 @torch.no_grad()
 def resample(
-    model: Any,
+    model: "SparseAutoencoder",
     settings: Resample,
     dead: Bool[Tensor, "n_latents"],
     errors: Float[Tensor, "batch"],

@@ -26,7 +26,7 @@ from saetool.autoencoders.base import (
     Stream,
     Training,
 )
-from saetool.autoencoders.layers import Activation, Chain, require_unit_interval
+from saetool.autoencoders.layers import CHECKED_ROWS, Activation, Chain, require_unit_interval
 from saetool.autoencoders.linear import Spectrum, principal_components
 from saetool.errors import RequestError
 from saetool.seeding import generator as seeded, normal_like
@@ -36,8 +36,6 @@ LOG_VARIANCE_BOUND = 15.0
 
 # A latent is active when its mean varies over the data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
-
-CHECKED_ROWS = 4096
 
 
 class VariationalSettings(FamilySettings):
@@ -273,9 +271,7 @@ class Variational(Autoencoder):
         if self.settings.solver != "closed_form":
             return False
         self.normalizer.fit(stream.statistics())
-        raw = principal_components(stream)
-        mean = self._to_units(raw.mean).to(raw.mean)
-        self._set_probabilistic_pca(Spectrum(mean, raw.values * float(self.normalizer.factor) ** 2, raw.vectors))
+        self._set_probabilistic_pca(principal_components(stream).under(self.normalizer))
         return True
 
     def _set_probabilistic_pca(self, spectrum: Spectrum) -> None:
