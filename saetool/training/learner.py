@@ -76,7 +76,7 @@ class Learner:
             self.done, self.phase = self.settings.steps, self.phases[-1]
         return fitted
 
-    def enter_phase(self, stream: Stream) -> None:
+    def enter_phase(self) -> None:
         """Enter the phase of the next step with a fresh optimizer, unless it is the current one."""
         where = self.phase_of(self.done)
         if where is self.phase:
@@ -103,7 +103,7 @@ class Learner:
         self.latest = batch
 
     def _step(self, batch: Tensor, step: Step) -> None:
-        autoencoder, settings, optimizer = self.autoencoder, self.settings, self._optimizer()
+        settings, optimizer = self.settings, self._optimizer()
         self._set_lr(optimizer)
         if (scalars := self._repeated(batch, step)) is not None:
             for name, value in scalars.items():
@@ -120,11 +120,16 @@ class Learner:
             total = share.detach() if total is None else total + share.detach()
         assert total is not None
         self.window.put("loss", total)
+        self._update(step, losses)
+
+    def _update(self, step: Step, losses: list[Loss]) -> None:
+        """Change the model by the gradients of its losses."""
+        autoencoder, optimizer, clip_norm = self.autoencoder, self._optimizer(), self.settings.clip_norm
         self._average_gradients()
         with torch.no_grad():
             autoencoder.before_update()
-        if settings.clip_norm is not None:
-            self.window.put("grad_norm", nn.utils.clip_grad_norm_(self._learning(), settings.clip_norm))
+        if clip_norm is not None:
+            self.window.put("grad_norm", nn.utils.clip_grad_norm_(self._learning(), clip_norm))
         optimizer.step()
         with torch.no_grad():
             autoencoder.after_update(optimizer, step, self.generator, losses)
@@ -142,16 +147,12 @@ class Learner:
 
     def _rest_of_step(self, found: Any) -> dict[str, Tensor]:
         """Take a step whose entries are found: loss, gradients, update; return its scalars."""
-        autoencoder, optimizer, step = cast(SparseAutoencoder, self.autoencoder), self._optimizer(), self._now()
-        optimizer.zero_grad(set_to_none=True)
-        loss = autoencoder.loss(found.x, step, self.generator, found)
+        step = self._now()
+        self._optimizer().zero_grad(set_to_none=True)
+        loss = cast(SparseAutoencoder, self.autoencoder).loss(found.x, step, self.generator, found)
         total = loss.total
         total.backward()
-        with torch.no_grad():
-            autoencoder.before_update()
-        optimizer.step()
-        with torch.no_grad():
-            autoencoder.after_update(optimizer, step, self.generator, [loss])
+        self._update(step, [loss])
         return {"loss": total.detach()} | loss.scalars()
 
     def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]]) -> dict[str, float]:
@@ -189,7 +190,7 @@ class Learner:
         }
         return tensors, rest
 
-    def restore(self, tensors: dict[str, Tensor], rest: dict, stream: Stream) -> None:
+    def restore(self, tensors: dict[str, Tensor], rest: dict) -> None:
         """Take up a recorded state: weights, generator, and the optimizer unless its phase ended with the record.
 
         Raises RequestError where the record is of another kind of device: it would go on to other numbers.
@@ -204,14 +205,14 @@ class Learner:
         model = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}
         within = self.phase_of(self.done).start == rest["phase_start"]
         if within:
-            self.enter_phase(stream)  # before the weights: what it sets in them was set before the record, too
+            self.enter_phase()  # before the weights: what it sets in them was set before the record, too
         self.autoencoder.load_state_dict(model)
         self.generator.set_state(tensors["generator"].cpu())
         self.recordings = None
         if within:
             restore_optimizer(self._optimizer(), tensors, rest)
         else:
-            self.enter_phase(stream)
+            self.enter_phase()
 
     def phase_of(self, step: int) -> Where:
         """Return the phase that a step (from 0) belongs to."""

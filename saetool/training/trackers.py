@@ -1,24 +1,11 @@
 """Where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases. Imported only when asked for."""
 
 from pathlib import Path
-from typing import Protocol
 
 from saetool import distributed
 from saetool.artifacts import digest_json
 from saetool.errors import RequestError
 from saetool.training.settings import TrainingSettings
-
-
-class Tracker(Protocol):
-    """Takes numbers as they come."""
-
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        """Take the numbers measured at a step."""
-        ...
-
-    def close(self) -> None:
-        """Write out what is left."""
-        ...
 
 
 class TensorBoard:
@@ -58,6 +45,9 @@ class WeightsAndBiases:
     def close(self) -> None:
         """End the run."""
         self.run.finish()
+
+
+Tracker = TensorBoard | WeightsAndBiases
 
 
 def open_trackers(settings: TrainingSettings, out: Path, config: dict) -> list[Tracker]:

@@ -98,7 +98,7 @@ def learn(runs: Sequence[Run], stream: Stream) -> None:
             if step == steps or not current + waiting:
                 break
             for run in current:
-                run.learner.enter_phase(stream)
+                run.learner.enter_phase()
             batch = next(batches)
             for run in current:
                 run.learner.step(batch)
@@ -125,7 +125,7 @@ def _begin(run: Run, stream: Stream) -> None:
             distributed.broadcast(tensor)
         return
     tensors, rest = found
-    run.learner.restore(tensors, rest["learner"], stream)
+    run.learner.restore(tensors, rest["learner"])
     run.log.cut(rest["log_bytes"])
 
 

@@ -50,7 +50,7 @@ def learn(
         with torch.no_grad():
             start(model)
     for step, batch in enumerate(islice(stream.batches(), steps)):
-        learner.enter_phase(stream)
+        learner.enter_phase()
         learner.step(batch)
         if watch is not None:
             with torch.no_grad():
