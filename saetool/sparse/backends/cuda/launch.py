@@ -17,10 +17,10 @@ from torch import Tensor
 
 from saetool.sparse.backends import plain
 from saetool.sparse.backends.cuda import kernels as compiled_at_launch
-from saetool.sparse.backends.plain import AdamStep, Scales
-from saetool.sparse.codes import ByLatent, Support
+from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.codes import ByLatent, Support, offsets_after
 from saetool.sparse.gradients import DeferredGradient
-from saetool.sparse.weight import Weight
+from saetool.sparse.weight import Copy, Weight
 
 kernels: Any = compiled_at_launch
 """Called as kernels[grid](…), which their signatures do not say."""
@@ -58,7 +58,7 @@ INT16_LATENTS = 2**15 - 1
 """So many latents sort by int16 keys, twice as fast as by int32 ones."""
 
 
-class HalfCopy:
+class HalfCopy(Copy):
     """A weight in bfloat16, as most kernels read it."""
 
     dtype = torch.bfloat16
@@ -68,16 +68,13 @@ class HalfCopy:
 
     @classmethod
     def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
-        """Return one with room for a weight."""
         norms = torch.empty(len(weight), device=weight.device)
         return cls(torch.empty_like(weight, dtype=cls.dtype), norms, torch.empty_like(norms))
 
     def fits(self, weight: Float[Tensor, "n_latents d_in"]) -> bool:
-        """Say whether it has room for a weight, on its device."""
         return self.half.shape == weight.shape and self.half.device == weight.device
 
     def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
-        """Copy the rows `start` to `stop`."""
         _round(weight[start:stop], self.half[start:stop], self.norms[start:stop], self.errors[start:stop])
         self.measured = self.measured or (start == 0 and stop == len(weight))
 
@@ -173,13 +170,7 @@ class Cuda:
         return rows.sum(0, dtype=torch.float32) if weights is None else weights @ rows
 
     def update(
-        self,
-        weight: Weight,
-        gradient: DeferredGradient,
-        moments: tuple[Tensor, Tensor],
-        step: AdamStep,
-        unit_rows: bool,
-        scales: Scales | None = None,
+        self, weight: Weight, gradient: DeferredGradient, moments, step: AdamStep, unit_rows, scales=None
     ) -> None:
         values = weight.tensor.detach()
         grad = gradient.block(0, len(values), self) if values.dim() == 2 else gradient.dense
@@ -280,8 +271,7 @@ class _Product:
         """Return the marked entries, `total` of them, with room for more."""
         rows, n_latents = self.pre.shape
         device, wide = self.x.device, torch.int64
-        offsets = torch.zeros(rows + 1, dtype=wide, device=device)
-        torch.cumsum(counts, 0, out=offsets[1:])
+        offsets = offsets_after(counts)
         row = torch.full((room,), ROOM_ROW, dtype=wide, device=device)
         latents = torch.zeros(room, dtype=wide, device=device)
         keys = torch.full((room,), n_latents, dtype=_key_type(n_latents), device=device)
