@@ -52,7 +52,8 @@ class Claim:
     @property
     def backbone(self) -> str | None:
         """The model's name here, where it is known."""
-        return backbone_of(self.model)
+        name = (self.model or "").removeprefix("open-clip:")
+        return name if name.startswith(("timm/", "hf/", "demo/")) else _BACKBONES.get(name)
 
     def says(self) -> str:
         layer = f"layer {self.layer}" if isinstance(self.layer, int) else self.layer or self.hook or "some layer"
@@ -78,13 +79,3 @@ def claim_of_hook(model: str | None, hook: str | None, tokens: Tokens | None = N
     if rest in _HOOKS:
         return Claim(model, f"blocks.{block}{_HOOKS[rest]}", tokens, hook)
     return Claim(model, None if "hook" in rest else hook, tokens, hook)
-
-
-def backbone_of(model: str | None) -> str | None:
-    """Return saetool's name of a model that another tool names; None where it is not known."""
-    if model is None:
-        return None
-    name = model.removeprefix("open-clip:")
-    if name.startswith(("timm/", "hf/", "demo/")):
-        return name
-    return _BACKBONES.get(name)
