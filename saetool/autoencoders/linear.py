@@ -138,7 +138,6 @@ class Linear(Autoencoder):
         return self._encode(self.normalizer(x.to(self.spectrum)))
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction in raw units."""
         return self.normalizer.inverse(self._decode(z))
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:

@@ -123,7 +123,6 @@ class SparseAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
-        """Return the active latents of raw activations."""
         x = self._rows_of(x)
         if len(x) == 0:
             return Codes.from_dense(self.W_enc.new_zeros(0, self.n_latents))
@@ -135,7 +134,6 @@ class SparseAutoencoder(Autoencoder):
         return support.codes(self.activation.values(a, view.gather, self.b_enc, training=False))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        """Return the latents of raw activations."""
         rows = self._rows_of(x)
         if not self._dense_only():
             z = self.encode_sparse(rows).dense()
@@ -158,7 +156,6 @@ class SparseAutoencoder(Autoencoder):
     def complete(
         self, decoded: Float[Tensor, "*batch d_in"], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction in raw units of x from what `decode` gave for its code."""
         if self.normalizer.kind != "layer_norm":
             return decoded
         mean, deviation = self.normalizer.row_units(x.to(decoded))
@@ -373,10 +370,7 @@ class SparseAutoencoder(Autoencoder):
 
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> SparseAdam:
         """Return Adam that keeps unit rows and the weights' copies up, and takes deferred gradients."""
-        rules = {
-            self.W_enc: RowRule(self._W_enc),
-            self.W_dec: RowRule(self._W_dec, unit_rows=self.unit_decoder),
-        }
+        rules = {self.W_enc: RowRule(self._W_enc), self.W_dec: RowRule(self._W_dec, self.unit_decoder)}
         initial = self.settings.initial_gain
         gains = None if initial is None else Gains(self.W_dec, (self.W_enc, self.b_enc), initial)
         return SparseAdam(list(self.parameters()), rules, lr, betas, eps, gains)
@@ -430,7 +424,6 @@ class SparseAutoencoder(Autoencoder):
         self._dense = None
 
     def loss_convention(self) -> str:
-        """Say in words what `loss` sums and averages."""
         return (
             "reconstruction error: squared, in normalized units, summed over d_in, mean over the batch"
             + (" and over prefixes" if self.prefixes else "")

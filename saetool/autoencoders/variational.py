@@ -134,7 +134,7 @@ class Variational(Autoencoder):
         """Return ln p(x|z) in nats, x in the model's units."""
         if self.settings.likelihood == "gaussian":
             return self._gaussian((x - self.decoder(z)).square().sum(-1))
-        logits = self.decoder.logits(z)
+        logits = self.decoder(z, logits=True)
         target = x.expand_as(logits)
         return -nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
@@ -313,7 +313,6 @@ class Variational(Autoencoder):
         return self.encoder.weights[0].detach()[: self.n_latents] * self.normalizer.factor
 
     def loss_convention(self) -> str:
-        """Say what the loss is made of."""
         return "negative ELBO in nats, constants kept, summed over d_in, mean over the batch, in the model's units"
 
 

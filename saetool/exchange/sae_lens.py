@@ -12,16 +12,7 @@ import torch
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import (
-    FLAT,
-    GATED,
-    agree,
-    folder_of,
-    latents_in_rows,
-    read_json,
-    read_safetensors,
-    take,
-)
+from saetool.exchange.files import FLAT, GATED, agree, folder_of, latents_in_rows, read_json, read_safetensors, take
 from saetool.exchange.plain import Activation, Plain, with_unit_decoder, without_decoder_bias_on_input
 from saetool.exchange.sites import claim_of_hook
 
