@@ -116,9 +116,9 @@ class Dense(Autoencoder):
 
     def _decoder_weights(self) -> list[Tensor]:
         """Return the decoder's own weights, or the encoder's transposed, last first."""
-        return (
-            [weight.T for weight in list(self.encoder.weights)[::-1]] if self.settings.tied else [*self.decoder.weights]
-        )
+        if not self.settings.tied:
+            return list(self.decoder.weights)
+        return [weight.T for weight in reversed(list(self.encoder.weights))]
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         return self.encoder(self._to_units(x))
