@@ -54,7 +54,7 @@ def learn(
         learner.step(batch)
         if watch is not None:
             with torch.no_grad():
-                watch(step, learner.phase.name if learner.phase else "", model)
+                watch(step, learner.phase.name, model)
     return model.eval()
 
 

@@ -267,8 +267,8 @@ class _Product:
             )
         return bits, counts
 
-    def entries(self, bits: Tensor, counts: Tensor, total: int, room: int) -> Support:
-        """Return the marked entries, `total` of them, with room for more."""
+    def entries(self, bits: Tensor, counts: Tensor, room: int) -> Support:
+        """Return the marked entries, with room for so many."""
         rows, n_latents = self.pre.shape
         device, wide = self.x.device, torch.int64
         offsets = offsets_after(counts)
@@ -292,7 +292,7 @@ class _Threshold:
         return (room_for(numbers[0]),)
 
     def found(self, numbers: list[int], room: int | None = None) -> tuple[Support, Tensor]:
-        support = self.product.entries(self.bits, self.counts, numbers[0], numbers[0] if room is None else room)
+        support = self.product.entries(self.bits, self.counts, numbers[0] if room is None else room)
         return support, self.product.outputs(support)
 
 
@@ -313,7 +313,7 @@ class _TopK:
         x, bias = product.x, product.bias
         if widest > WIDEST:  # equal outputs by the thousand: a degenerate model
             return plain.search(x, product.W_enc, bias, not product.exact, None, k).found(numbers)
-        support = product.entries(self.bits, self.counts, total, total if room is None else room)
+        support = product.entries(self.bits, self.counts, total if room is None else room)
         values = product.outputs(support)
         latents = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
         kept = torch.zeros(len(x), k, device=x.device)
