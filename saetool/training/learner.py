@@ -108,8 +108,7 @@ class Learner:
         settings, optimizer = self.settings, self.optimizer
         self._set_lr(optimizer)
         if (scalars := self._repeated(batch, step)) is not None:
-            for name, value in scalars.items():
-                self.window.put(name, value)
+            self.window.add(scalars)
             return
         optimizer.zero_grad(set_to_none=True)
         total, losses = None, []
@@ -118,10 +117,10 @@ class Learner:
             losses.append(loss)
             share = loss.total if settings.accumulate == 1 else loss.total / settings.accumulate
             share.backward()
-            self.window.add(loss)
+            self.window.add(loss.scalars())
             total = share.detach() if total is None else total + share.detach()
         assert total is not None
-        self.window.put("loss", total)
+        self.window.add({"loss": total})
         self._update(step, losses)
 
     def _update(self, step: Step, losses: list[Loss]) -> None:
@@ -131,7 +130,7 @@ class Learner:
         with torch.no_grad():
             autoencoder.before_update()
         if clip_norm is not None:
-            self.window.put("grad_norm", nn.utils.clip_grad_norm_(self._learning(), clip_norm))
+            self.window.add({"grad_norm": nn.utils.clip_grad_norm_(self._learning(), clip_norm)})
         optimizer.step()
         with torch.no_grad():
             autoencoder.after_update(optimizer, step, self.generator, losses)

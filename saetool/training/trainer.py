@@ -169,14 +169,8 @@ def _report(runs: Sequence[Run], stream: Stream, seconds: float, center: Tensor)
 
 
 def _train_line(learner: Learner, stream: Stream, means: dict[str, float], rate: float, probe: Measures) -> dict:
-    line: dict = {
-        "split": "train",
-        **_place(learner, stream),
-        "lr": learner.lr,
-        "rate": rate,
-        "parts": {},
-        "metrics": {},
-    }
+    place = _place(learner, stream)
+    line: dict = {"split": "train", **place, "lr": learner.lr, "rate": rate, "parts": {}, "metrics": {}}
     for name, value in means.items():
         group, _, inner = name.partition("/")
         if inner:

@@ -75,7 +75,9 @@ class HalfCopy(Copy):
         return self.half.shape == weight.shape and self.half.device == weight.device
 
     def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
-        _round(weight[start:stop], self.half[start:stop], self.norms[start:stop], self.errors[start:stop])
+        some, copied = weight[start:stop], (part[start:stop] for part in (self.half, self.norms, self.errors))
+        with _on(weight):
+            kernels.round_rows[(len(some),)](some, *copied, weight.shape[1], COLUMNS, num_warps=1)
         self.measured = self.measured or (start == 0 and stop == len(weight))
 
     def changed(self) -> None:
@@ -205,12 +207,13 @@ class _Product:
     """
 
     def __init__(self, x: Tensor, W_enc: Weight, bias: Tensor, exact: bool):
-        copy = W_enc.copied(FineCopy if exact else HalfCopy)
+        kind = FineCopy if exact else HalfCopy
+        copy, rows = W_enc.copied(kind), kind.empty(x)
         self.x, self.W_enc, self.bias, self.exact = x, W_enc, bias.detach(), exact
-        half, norms, errors = _rounded(x, copy.dtype)
+        rows.refresh(x, 0, len(x))
         with _full_accumulation():
-            self.pre = torch.mm(half, copy.half.T)
-        self.rounding = ROUNDING if exact else 0.0
+            self.pre = torch.mm(rows.half, copy.half.T)
+        self.rounding, norms, errors = ROUNDING if exact else 0.0, rows.norms, rows.errors
         if exact:
             if not copy.measured:
                 copy.refresh(W_enc.tensor.detach(), 0, len(bias))
@@ -370,19 +373,6 @@ def _row_products(support: Support, weight: Tensor, table: Tensor, bias: Tensor 
             table.shape[1], ENTRIES, COLUMNS, bias is not None, num_warps=1 if weight.dtype == torch.bfloat16 else 4,
         )  # fmt: skip
     return products
-
-
-def _rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows in 16 bits, the norms of the rounded rows, and of what rounding changed."""
-    half, norms = torch.empty_like(x, dtype=dtype), torch.empty(len(x), device=x.device)
-    errors = torch.empty_like(norms)
-    _round(x, half, norms, errors)
-    return half, norms, errors
-
-
-def _round(x: Tensor, half: Tensor, norms: Tensor, errors: Tensor) -> None:
-    with _on(x):
-        kernels.round_rows[(len(x),)](x, half, norms, errors, x.shape[1], COLUMNS, num_warps=1)
 
 
 def _blocks(size: int, block: int) -> int:
