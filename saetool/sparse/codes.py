@@ -128,7 +128,6 @@ class Support:
 
     @property
     def n_rows(self) -> int:
-        """The number of rows."""
         return self.offsets.numel() - 1
 
     @cached_property

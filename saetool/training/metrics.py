@@ -84,7 +84,6 @@ class MetricLog:
             self.partial.cut_log(METRICS, size)
 
     def close(self) -> None:
-        """Finish the trackers."""
         for tracker in self.trackers:
             tracker.close()
 

@@ -19,12 +19,10 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder))
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        """Add a point to each curve."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush the event file."""
         self.writer.close()
 
 
@@ -39,11 +37,9 @@ class WeightsAndBiases:
         self.run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        """Add a point to each curve."""
         self.run.log(numbers, step=step)
 
     def close(self) -> None:
-        """End the run."""
         self.run.finish()
 
 

@@ -53,14 +53,12 @@ class Done:
 
     @property
     def numbers(self) -> Tensor:
-        """Return how many entries there are."""
         return torch.tensor([len(self.values)])
 
     def shape(self, numbers: list[int]) -> None:
         """Return None: what follows depends on everything."""
 
     def found(self, numbers: list[int], room: int | None = None) -> tuple[Support, Tensor]:
-        """Return the entries and the outputs on them."""
         return self.support, self.values
 
 
