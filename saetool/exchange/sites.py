@@ -11,7 +11,6 @@ from typing import Any
 from saetool.vision.settings import Tokens
 
 _HOOKS = {
-    "hook_resid_post": "",
     "hook_mlp_out": ".mlp",
     "hook_attn_out": ".attn",
     "mlp.hook_out": ".mlp",
@@ -68,14 +67,15 @@ def claim_of_hook(model: str | None, hook: str | None, tokens: Tokens | None = N
 
     The residual stream before block i is layer i, after it layer i + 1. Other hooks are kept by their name only.
     """
-    found = _BLOCK.match(hook or "")
-    if not found:
-        return Claim(model, None, tokens, hook)
-    block, rest = int(found[1]), found[2] or ""
-    if not rest or rest == "hook_resid_post":
-        return Claim(model, block + 1, tokens, hook)
-    if rest == "hook_resid_pre" and block > 0:
-        return Claim(model, block, tokens, hook)
-    if rest in _HOOKS:
-        return Claim(model, f"blocks.{block}{_HOOKS[rest]}", tokens, hook)
-    return Claim(model, None if "hook" in rest else hook, tokens, hook)
+    site: int | str | None = None
+    if found := _BLOCK.match(hook or ""):
+        block, rest = int(found[1]), found[2] or ""
+        if rest in ("", "hook_resid_post"):
+            site = block + 1
+        elif rest == "hook_resid_pre" and block > 0:
+            site = block
+        elif rest in _HOOKS:
+            site = f"blocks.{block}{_HOOKS[rest]}"
+        elif "hook" not in rest:
+            site = hook
+    return Claim(model, site, tokens, hook)

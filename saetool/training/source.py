@@ -12,16 +12,11 @@ from saetool.artifacts import Artifact, digest_bytes, digest_json
 from saetool.autoencoders.base import Stream
 from saetool.errors import RequestError, first_line, type_name
 from saetool.images.settings import Grouping
+from saetool.training.advice import AutoTraining
 from saetool.training.settings import TrainingSettings
 
-
-class Part(Protocol):
-    """Which site of a store, and how much of it is held out: as settings say it, those that are `auto` too."""
-
-    @property
-    def layer(self) -> int | str | None: ...
-    @property
-    def held_out(self) -> float: ...
+Part = TrainingSettings | AutoTraining
+"""What says which site of a store is read, and how much of it is held out."""
 
 
 class Source(Protocol):
