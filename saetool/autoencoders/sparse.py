@@ -88,8 +88,8 @@ class SparseAutoencoder(Autoencoder):
         self.register_buffer("mean_l0", torch.zeros(()))
         if isinstance(self.activation, Sigmoid):
             self.active_above = SIGMOID_ACTIVE
-        if self.activation.k > self.n_latents:
-            k = self.activation.k
+        k = self.activation.k
+        if k > self.n_latents:
             raise RequestError(f"autoencoder.activation.k {k} exceeds the {self.n_latents} latents: lower it")
         prefixes = list(settings.matryoshka or ())
         if prefixes and prefixes[-1] > self.n_latents:

@@ -65,9 +65,8 @@ class DeadLatentTracker(nn.Module):
     @torch.no_grad()
     def update(self, fired: Bool[Tensor, "n_latents"], rows: int, training: Training) -> None:
         """Count a batch of `rows` rows a process, in which `fired` latents fired."""
-        anywhere = fired
-        if distributed.world_size() > 1:
-            anywhere = distributed.all_reduce_sum(fired.to(torch.int32)) > 0
+        alone = distributed.world_size() == 1
+        anywhere = fired if alone else distributed.all_reduce_sum(fired.to(torch.int32)) > 0
         self.silent_tokens.add_(rows * distributed.world_size()).masked_fill_(anywhere, 0)
         if self._listed:
             self._count = count_later(self.dead(training))  # the next step needs it
