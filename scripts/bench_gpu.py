@@ -124,7 +124,7 @@ class Ours:
         stream = TensorStream(setting.data, batch_size=batch)
         self.learner = Learner(build(settings, setting.d_in), training, 0, setting.device)
         self.learner.initialize(stream)
-        self.learner.enter_phase(stream)
+        self.learner.enter_phase()
         self.center = stream.statistics().mean
 
     def step(self, x):

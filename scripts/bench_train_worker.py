@@ -84,10 +84,12 @@ class Saetool(Program):
     @torch.no_grad()
     def flips(self, x):
         """Return how many latents a row bfloat16 alone would switch on or off wrongly."""
+        from saetool.sparse.backends import finish
+
         model, found = self.model, []
         centered = model.normalizer(x) - model.b_dec
         for precision in ("exact", "bf16"):
-            support, a = model.activation.select(model._W_enc, centered, model.b_enc, precision)
+            support, a = finish(model.activation.search(model._W_enc, centered, model.b_enc, precision))
             found.append(support.codes(a).dense() > 0)
         return (found[0] != found[1]).sum().item() / len(x)
 

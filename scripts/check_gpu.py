@@ -188,7 +188,7 @@ def learner_of(keys, checks, device, stream, steps, codes="exact"):
     settings = TrainingSettings(tokens=steps * checks.rows, batch_size=checks.rows, lr=1e-3)
     learner = Learner(model(keys, checks, device, codes), settings, 0, device)
     learner.initialize(stream)
-    learner.enter_phase(stream)
+    learner.enter_phase()
     if "dead" in keys:
         dead = slice(None, checks.n_latents // 10)
         with torch.no_grad():
@@ -238,7 +238,7 @@ def check_resume(checks, keys, codes):
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
         whole.step(batch.to(checks.device))
     half = learner_of(keys, checks, checks.device, stream, 6, codes)
-    half.restore(tensors, rest, stream)
+    half.restore(tensors, rest)
     for batch in batches[3:]:
         half.step(batch.to(checks.device))
     for (name, a), b in zip(
@@ -247,7 +247,7 @@ def check_resume(checks, keys, codes):
         assert torch.equal(a, b), f"{name} differs after resuming"
     elsewhere = learner_of(keys, checks, checks.device, stream, 6, codes)
     try:
-        elsewhere.restore(tensors, rest | {"device": "elsewhere"}, stream)
+        elsewhere.restore(tensors, rest | {"device": "elsewhere"})
     except RequestError:
         return
     raise AssertionError("a state of another kind of device was taken up")

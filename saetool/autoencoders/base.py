@@ -90,10 +90,6 @@ class Stream(Protocol):
         ...
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 0
-
-
 @dataclass
 class Loss:
     """The named, already weighted parts of a loss (scalars with gradient), and numbers worth logging (detached)."""
@@ -105,7 +101,8 @@ class Loss:
 
     def __post_init__(self) -> None:
         """Raise RequestError unless there are parts, and each of them, and each metric, is a tensor of one number."""
-        wrong = [name for name, value in [*self.parts.items(), *self.metrics.items()] if not _is_number(value)]
+        named = [*self.parts.items(), *self.metrics.items()]
+        wrong = [name for name, value in named if not isinstance(value, Tensor) or value.dim() > 0]
         if wrong or not self.parts:
             what = f"{wrong[0]!r} is none" if wrong else "there is none"
             raise RequestError(f"a Loss has named parts and metrics, each a tensor of one number without axes: {what}")

@@ -55,17 +55,14 @@ class Contractive(Dense):
         z = self.encode_levels(h, levels)
         loss = self.error(z, h, levels)
         if self.settings.probes is None and len(levels) == 1:
-            norm = self._closed_form(z, levels[0])
+            index = levels[0] - 1
+            slope = SLOPES[self.encoder.activations[index]](z)
+            norm = slope.square() @ self.encoder.weights[index].square().sum(1)  # Σ_j s'(a_j)² ‖W_j‖²
         else:
             norm = self.estimated_norm(h, levels, self.settings.probes or 1, generator)
         loss.parts["contraction"] = self.settings.weight * norm.mean()
         loss.metrics["jacobian_norm"] = norm.detach().mean()
         return loss
-
-    def _closed_form(self, z: Float[Tensor, "batch code"], level: int) -> Float[Tensor, "batch"]:
-        """Return Σ_j s'(a_j)² ‖W_j‖² of one level, from its codes."""
-        slope = SLOPES[self.encoder.activations[level - 1]](z)
-        return slope.square() @ self.encoder.weights[level - 1].square().sum(1)
 
     def estimated_norm(
         self, h: Float[Tensor, "batch width"], levels: range, probes: int, generator: torch.Generator

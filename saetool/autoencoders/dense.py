@@ -25,6 +25,7 @@ from saetool.autoencoders.base import (
     Training,
 )
 from saetool.autoencoders.layers import (
+    CHECKED_ROWS,
     CONVENTIONS,
     Activation,
     Chain,
@@ -37,9 +38,6 @@ from saetool.autoencoders.layers import (
 from saetool.seeding import generator as seeded
 
 FINE_TUNE = "fine-tune"
-
-# Rows that `initialize` looks at before the first step, to refuse unfit data early.
-CHECKED_ROWS = 4096
 
 
 class LayeredSettings(FamilySettings):
@@ -117,29 +115,27 @@ class Dense(Autoencoder):
         return self.normalizer(x.to(self.normalizer.mean))
 
     def _decoder_weights(self) -> list[Tensor]:
-        return self.encoder.transposed() if self.settings.tied else list(self.decoder.weights)
+        """Return the decoder's own weights, or the encoder's transposed, last first."""
+        if not self.settings.tied:
+            return list(self.decoder.weights)
+        return [weight.T for weight in reversed(list(self.encoder.weights))]
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        """Return the code of raw activations."""
         return self.encoder(self._to_units(x))
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction in raw units."""
         return self.normalizer.inverse(self.decoder(z, self._decoder_weights()))
 
     def encode_levels(self, h: Float[Tensor, "*batch width"], levels: range) -> Float[Tensor, "*batch code"]:
         """Map the codes below the first of `levels` (the model's input for level 1) to those of the last."""
         return self.encoder(h, start=levels[0] - 1, stop=levels[-1])
 
-    def decode_logits(self, z: Float[Tensor, "*batch code"], levels: range) -> Float[Tensor, "*batch width"]:
-        """Map codes of the last of `levels` back below the first, without the last activation."""
+    def decode_levels(
+        self, z: Float[Tensor, "*batch code"], levels: range, logits: bool = False
+    ) -> Float[Tensor, "*batch width"]:
+        """Map codes of the last of `levels` back below the first; for `logits` without the last activation."""
         depth = len(self.levels)
-        return self.decoder.logits(z, self._decoder_weights(), depth - levels[-1], depth - levels[0] + 1)
-
-    def decode_levels(self, z: Float[Tensor, "*batch code"], levels: range) -> Float[Tensor, "*batch width"]:
-        """Map codes of the last of `levels` back below the first."""
-        depth = len(self.levels)
-        return self.decoder(z, self._decoder_weights(), depth - levels[-1], depth - levels[0] + 1)
+        return self.decoder(z, self._decoder_weights(), depth - levels[-1], depth - levels[0] + 1, logits)
 
     def _uses_cross_entropy(self, levels: range) -> bool:
         """Inner codes have a cross-entropy too where the model does and their units lie in (0, 1)."""
@@ -149,12 +145,10 @@ class Dense(Autoencoder):
         """Return the reconstruction error of `target` from codes `z`, and its excess over the least."""
         if not self._uses_cross_entropy(levels):
             return Loss({"reconstruction": squared_error(self.decode_levels(z, levels), target)})
-        reconstruction = bernoulli_error(self.decode_logits(z, levels), target)
+        reconstruction = bernoulli_error(self.decode_levels(z, levels, logits=True), target)
         entropy = bernoulli_entropy(target)
-        return Loss(
-            {"reconstruction": reconstruction},
-            {"entropy": entropy, "excess": (reconstruction - entropy).detach()},
-        )
+        excess = (reconstruction - entropy).detach()
+        return Loss({"reconstruction": reconstruction}, {"entropy": entropy, "excess": excess})
 
     def objective(self, h: Float[Tensor, "batch width"], levels: range, generator: torch.Generator) -> Loss:
         """Return the loss of autoencoding `h` through `levels`; `h` holds the clean codes below the first of them."""
@@ -221,5 +215,4 @@ class Dense(Autoencoder):
         return self.encoder.weights[0].detach() * self.normalizer.factor
 
     def loss_convention(self) -> str:
-        """Say which error is summed and averaged."""
         return CONVENTIONS[self.settings.error]

@@ -21,6 +21,9 @@ CONVENTIONS = {
     "its minimum is the entropy of x, the excess over it is reported",
 }
 
+# Rows that `initialize` looks at before the first step, to refuse unfit data early.
+CHECKED_ROWS = 4096
+
 Activation = Literal["identity", "relu", "sigmoid", "tanh"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -75,38 +78,22 @@ class Chain(nn.Module):
             # A component that is always 0 or 1 would have an infinite logit.
             self.biases[-1].copy_(mean.clamp(0.01, 0.99).logit())
 
-    def transposed(self) -> list[Tensor]:
-        """Return the weights of the mirrored chain: transposed, last first."""
-        return [weight.T for weight in reversed(list(self.weights))]
-
-    def logits(
-        self,
-        h: Float[Tensor, "*batch width"],
-        weights: Sequence[Tensor] | None = None,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Float[Tensor, "*batch width_out"]:
-        """Apply layers start … stop − 1 (all by default) but the last one's activation."""
-        weights = list(self.weights) if weights is None else weights
-        stop = len(self) if stop is None else stop
-        for index in range(start, stop):
-            h = nn.functional.linear(h, weights[index], self.biases[index])
-            if index < stop - 1:
-                h = ACTIVATIONS[self.activations[index]](h)
-        return h
-
     def forward(
         self,
         h: Float[Tensor, "*batch width"],
         weights: Sequence[Tensor] | None = None,
         start: int = 0,
         stop: int | None = None,
+        logits: bool = False,
     ) -> Float[Tensor, "*batch width_out"]:
-        """Apply layers start … stop − 1 (all by default)."""
-        last = (len(self) if stop is None else stop) - 1
-        if last < start:
-            return h
-        return ACTIVATIONS[self.activations[last]](self.logits(h, weights, start, stop))
+        """Apply layers start … stop − 1 (all by default); for `logits` without the last one's activation."""
+        weights = list(self.weights) if weights is None else weights
+        stop = len(self) if stop is None else stop
+        for index in range(start, stop):
+            h = nn.functional.linear(h, weights[index], self.biases[index])
+            if index < stop - 1 or not logits:
+                h = ACTIVATIONS[self.activations[index]](h)
+        return h
 
 
 def squared_error(x_hat: Float[Tensor, "batch d"], x: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:

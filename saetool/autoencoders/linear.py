@@ -44,6 +44,11 @@ class Spectrum:
         """Return the least mean squared error of any affine autoencoder of width `k`: the trailing eigenvalue sum."""
         return float(self.values[k:].sum())
 
+    def under(self, normalizer: Normalizer) -> "Spectrum":
+        """Return the spectrum of the same rows as a normalizer maps them."""
+        mean = normalizer(self.mean.to(normalizer.mean)).to(self.mean)
+        return Spectrum(mean, self.values * float(normalizer.factor) ** 2, self.vectors)
+
     def angles(self, directions: Float[Tensor, "k d_in"]) -> Float[Tensor, "k"]:
         """Return the principal angles, in radians and descending, between the rows' span and the top k components."""
         span = directions.detach().double().cpu().T.numpy()
@@ -133,7 +138,6 @@ class Linear(Autoencoder):
         return self._encode(self.normalizer(x.to(self.spectrum)))
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction in raw units."""
         return self.normalizer.inverse(self._decode(z))
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
@@ -144,9 +148,7 @@ class Linear(Autoencoder):
     def _spectrum_of(self, stream: Stream) -> Spectrum:
         """Fit the normalizer, then return the spectrum in the model's units and keep its eigenvalues."""
         self.normalizer.fit(stream.statistics())
-        raw = principal_components(stream)
-        mean = self.normalizer(raw.mean.to(self.spectrum)).to(raw.mean)
-        spectrum = Spectrum(mean, raw.values * float(self.normalizer.factor) ** 2, raw.vectors)
+        spectrum = principal_components(stream).under(self.normalizer)
         self.spectrum.copy_(spectrum.values)
         return spectrum
 

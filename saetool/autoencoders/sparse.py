@@ -17,14 +17,7 @@ from torch import Tensor, nn
 
 from saetool import distributed
 from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalizer, Step, Stream, Training
-from saetool.autoencoders.sparse_activations import (
-    BatchTopK,
-    Gated,
-    JumpRelu,
-    Sigmoid,
-    TopK,
-    make_activation,
-)
+from saetool.autoencoders.sparse_activations import ACTIVATIONS, Gated, JumpRelu, Sigmoid
 from saetool.autoencoders.sparse_dead import (
     DeadLatentTracker,
     auxk_loss,
@@ -40,7 +33,7 @@ from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoRevival, Pre
 from saetool.autoencoders.sparse_views import Begun, DenseView, Error, Selected, SparseView, View, product
 from saetool.errors import RequestError
 from saetool.sparse.adam import Gains, RowRule, SparseAdam
-from saetool.sparse.backends import Precision, backend_for, compiled_dense, default_precision, sparse_below
+from saetool.sparse.backends import Precision, backend_for, compiled_dense, default_precision, finish, sparse_below
 from saetool.sparse.backends.plain import normalize_rows, remove_part_along
 from saetool.sparse.codes import Codes, Support
 from saetool.sparse.gradients import DeferredGradient
@@ -82,7 +75,7 @@ class SparseAutoencoder(Autoencoder):
         super().__init__()
         self.settings, self.d_in, self.n_latents = settings, d_in, settings.width(d_in)
         self.normalizer = Normalizer(d_in, settings.normalize)
-        self.activation = make_activation(settings.activation, self.n_latents, d_in)
+        self.activation = ACTIVATIONS[settings.activation.kind](settings.activation, self.n_latents, d_in)
         self.penalty_weight = PenaltyWeight(settings.penalty)
         self.silence = DeadLatentTracker(settings.dead, self.n_latents)
         W_dec = nn.functional.normalize(torch.randn(self.n_latents, d_in), dim=1)
@@ -95,7 +88,7 @@ class SparseAutoencoder(Autoencoder):
         self.register_buffer("mean_l0", torch.zeros(()))
         if isinstance(self.activation, Sigmoid):
             self.active_above = SIGMOID_ACTIVE
-        k = getattr(settings.activation, "k", 0)
+        k = self.activation.k
         if k > self.n_latents:
             raise RequestError(f"autoencoder.activation.k {k} exceeds the {self.n_latents} latents: lower it")
         prefixes = list(settings.matryoshka or ())
@@ -130,27 +123,22 @@ class SparseAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
-        """Return the active latents of raw activations."""
         x = self._rows_of(x)
         if len(x) == 0:
             return Codes.from_dense(self.W_enc.new_zeros(0, self.n_latents))
         if self._dense_only():
             return Codes.from_dense(self.encode(x), self.active_above)
         _, centered = self._in_units(x)
-        support, a = self.activation.select(self._W_enc, centered, self.b_enc, "exact")
+        support, a = finish(self.activation.search(self._W_enc, centered, self.b_enc, "exact"))
         view = SparseView(a, support)
         return support.codes(self.activation.values(a, view.gather, self.b_enc, training=False))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        """Return the latents of raw activations."""
         rows = self._rows_of(x)
         if not self._dense_only():
             z = self.encode_sparse(rows).dense()
         else:
-            a = self._outputs(self.normalizer(rows.to(self.W_enc)))
-            kept = self.activation.selected(a)
-            view = DenseView(a if kept is None else torch.where(kept, a, 0.0))
-            z = self.activation.values(view.a, view.gather, self.b_enc, training=False)
+            _, z, _ = self._dense_codes(self.normalizer(rows.to(self.W_enc)), training=False)
         return z.reshape(*x.shape[:-1], self.n_latents)
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
@@ -168,7 +156,6 @@ class SparseAutoencoder(Autoencoder):
     def complete(
         self, decoded: Float[Tensor, "*batch d_in"], x: Float[Tensor, "*batch d_in"]
     ) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction in raw units of x from what `decode` gave for its code."""
         if self.normalizer.kind != "layer_norm":
             return decoded
         mean, deviation = self.normalizer.row_units(x.to(decoded))
@@ -323,22 +310,26 @@ class SparseAutoencoder(Autoencoder):
     def too_dense(self, entries: int, rows: int) -> bool:
         """Say whether so many entries are far too many for a sparse step."""
         # A k bounds the number by itself (and BatchTopK's processes select together, so none may leave alone).
-        bounded = isinstance(self.activation, TopK | BatchTopK)
+        bounded = self.activation.k > 0
         return not bounded and entries > MUCH_TOO_DENSE * self._sparse_share() * self.n_latents * rows
 
     def _dense_step(self, x: Tensor, half: bool) -> tuple[Any, ...]:
         """Return a, z, the smallest kept and the error of all latents; where a GPU compiles it, as one function."""
         if self._compiled is None:
-            alone = isinstance(self.activation, TopK | BatchTopK)  # they sort, or ask other processes
+            alone = self.activation.k > 0  # they sort, or ask other processes
             self._compiled = self._dense_formula if alone else compiled_dense(self._dense_formula, x.device)
         return self._compiled(x, half)
 
     def _dense_formula(self, x: Tensor, half: bool) -> tuple[Any, ...]:
-        a = self._outputs(x, half)
-        kept, smallest = self.activation.selected_training(a)
-        view = DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
-        z = self.activation.values(view.a, view.gather, self.b_enc, training=True)
+        view, z, smallest = self._dense_codes(x, training=True, half=half)
         return view.a, z, smallest, *self._error(view, z, x, None)
+
+    def _dense_codes(self, x: Tensor, training: bool, half: bool = False) -> tuple[DenseView, Tensor, Tensor | None]:
+        """Return all pre-activations of rows in the model's units, their latents, and the smallest kept in training."""
+        a = product(x - self.b_dec, self.W_enc.T, half) + self.b_enc
+        kept, smallest = self.activation.selected(a, training)
+        view = DenseView(a if kept is None else torch.where(kept, a, 0.0), half)
+        return view, self.activation.values(view.a, view.gather, self.b_enc, training), smallest
 
     def _error(self, view: View, z: Tensor, x: Tensor, deferred: DeferredGradient | None) -> Error:
         """Return the reconstruction's error, the mean over prefixes where there are some."""
@@ -348,10 +339,6 @@ class SparseAutoencoder(Autoencoder):
         residual = x - x_hats[-1].detach()
         error = nn.functional.mse_loss(x_hats, x.expand_as(x_hats), reduction="sum") / len(self.prefixes)
         return error, residual.square().sum(1), residual
-
-    def _outputs(self, x: Tensor, half: bool = False) -> Float[Tensor, "batch n_latents"]:
-        """Return the encoder's outputs on a batch in the model's units."""
-        return product(x - self.b_dec, self.W_enc.T, half) + self.b_enc
 
     @property
     def _precision(self) -> Precision:
@@ -377,16 +364,13 @@ class SparseAutoencoder(Autoencoder):
     def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Set normalization, dictionary and biases from training rows; decide how to start (sparse or dense)."""
         require_possible(self.settings.dead, training)
-        expected = initialize_sparse(self, stream, generator)  # type: ignore[arg-type]
+        expected = initialize_sparse(self, stream, generator)
         self.mean_l0.fill_(expected)
         self._decide_density()
 
     def make_optimizer(self, lr: float, betas: tuple[float, float], eps: float) -> SparseAdam:
         """Return Adam that keeps unit rows and the weights' copies up, and takes deferred gradients."""
-        rules = {
-            self.W_enc: RowRule(self._W_enc),
-            self.W_dec: RowRule(self._W_dec, unit_rows=self.unit_decoder),
-        }
+        rules = {self.W_enc: RowRule(self._W_enc), self.W_dec: RowRule(self._W_dec, self.unit_decoder)}
         initial = self.settings.initial_gain
         gains = None if initial is None else Gains(self.W_dec, (self.W_enc, self.b_enc), initial)
         return SparseAdam(list(self.parameters()), rules, lr, betas, eps, gains)
@@ -440,7 +424,6 @@ class SparseAutoencoder(Autoencoder):
         self._dense = None
 
     def loss_convention(self) -> str:
-        """Say in words what `loss` sums and averages."""
         return (
             "reconstruction error: squared, in normalized units, summed over d_in, mean over the batch"
             + (" and over prefixes" if self.prefixes else "")

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.sparse_settings import Activation, JumpReluActivation
+from saetool.autoencoders.sparse_settings import JumpReluActivation
 from saetool.sparse.backends import Found, Precision, Search, backend_for, finish, kth_largest
 from saetool.sparse.codes import Support
 from saetool.sparse.weight import Weight
@@ -36,20 +37,21 @@ class SparseActivation(nn.Module):
 
     dense_only = False
 
+    def __init__(self, settings: Any, n_latents: int, d_in: int):
+        """`settings` are those of its kind."""
+        super().__init__()
+        self.k: int = getattr(settings, "k", 0)  # latents a row; 0: their number is not bounded
+
     def cut(self, b_enc: Tensor) -> Tensor:
         """Return for each latent the pre-activation at or below which its value (and gradient) is zero."""
         return torch.zeros_like(b_enc)
 
-    def select(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Found:
-        """Return the support of a batch and the pre-activations on it, as inference does: row by row."""
-        return finish(self.search(W_enc, x, b_enc, precision))
-
     def select_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Chosen:
-        """Do what `select` does, as training does."""
-        return self.chosen(self.select(W_enc, x, b_enc, precision), len(x))
+        """Return the entries of a batch, as training selects them."""
+        return self.chosen(finish(self.search(W_enc, x, b_enc, precision)), len(x))
 
     def search(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search:
-        """Begin what `select` does."""
+        """Begin to look for a batch's support and the pre-activations on it, as inference does: row by row."""
         return backend_for(W_enc.tensor).search(x, W_enc, b_enc, precision, cut=self.cut(b_enc))
 
     def search_training(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search | None:
@@ -60,13 +62,10 @@ class SparseActivation(nn.Module):
         """Return what training keeps of what was found in so many rows."""
         return (*found, None)
 
-    def selected(self, a: Tensor) -> Tensor | None:
-        """Return which of all pre-activations [batch, n_latents] inference selects; None: the values say it."""
-        return None
-
-    def selected_training(self, a: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return which of all pre-activations training selects, and the smallest of them where it is remembered."""
-        return self.selected(a), None
+    def selected(self, a: Tensor, training: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Return which of all pre-activations [batch, n_latents] are selected, and the smallest of them where training
+        remembers it; None: the values say it."""
+        return None, None
 
     def values(self, a: Tensor, gather: Gather, b_enc: Tensor, training: bool) -> Tensor:
         """Return z from a, as training or inference does."""
@@ -95,16 +94,12 @@ class OneMinusExp(SparseActivation):
 class TopK(SparseActivation):
     """The k largest of each row, then max(·, 0) (Gao et al. 2024, 2406.04093)."""
 
-    def __init__(self, k: int):
-        super().__init__()
-        self.k = k
-
     def search(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search:
         return backend_for(W_enc.tensor).search(x, W_enc, b_enc, precision, k=self.k)
 
-    def selected(self, a: Tensor) -> Tensor | None:
+    def selected(self, a: Tensor, training: bool) -> tuple[Tensor, None]:
         places = a.topk(min(self.k, a.shape[1]), dim=1, sorted=False).indices
-        return torch.zeros_like(a, dtype=torch.bool).scatter_(1, places, True)
+        return torch.zeros_like(a, dtype=torch.bool).scatter_(1, places, True), None
 
 
 class SignedTopK(TopK):
@@ -127,9 +122,8 @@ class BatchTopK(SparseActivation):
     updates: Tensor
     guess: Tensor
 
-    def __init__(self, k: int):
-        super().__init__()
-        self.k = k
+    def __init__(self, settings: Any, n_latents: int, d_in: int):
+        super().__init__(settings, n_latents, d_in)
         self.register_buffer("running", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("guess", torch.zeros(()))
@@ -176,7 +170,9 @@ class BatchTopK(SparseActivation):
         enough = torch.tensor(int(above >= wanted), device=a.device)
         return int(distributed.all_reduce_sum(enough)) == distributed.world_size()
 
-    def selected_training(self, a: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def selected(self, a: Tensor, training: bool) -> tuple[Tensor | None, Tensor | None]:
+        if not training:
+            return None, None
         kept, smallest = self._largest(a.flatten(), self.k * len(a))
         return kept.view_as(a), smallest
 
@@ -238,7 +234,7 @@ class JumpRelu(SparseActivation):
     """z = a · H(a − θ), θ learned through a rectangle kernel (Rajamanoharan et al. 2024, 2407.14435)."""
 
     def __init__(self, settings: JumpReluActivation, n_latents: int, d_in: int):
-        super().__init__()
+        super().__init__(settings, n_latents, d_in)
         self.bandwidth = settings.bandwidth * math.sqrt(d_in)
         self.log_threshold = nn.Parameter(torch.full((n_latents,), math.log(settings.threshold * math.sqrt(d_in))))
 
@@ -294,8 +290,8 @@ class _Step(torch.autograd.Function):
 class Gated(SparseActivation):
     """z = 1[a > 0] · max(exp(r) (a − b_gate) + b_magnitude, 0), a the gate (Rajamanoharan et al. 2024, 2404.16014)."""
 
-    def __init__(self, n_latents: int):
-        super().__init__()
+    def __init__(self, settings: Any, n_latents: int, d_in: int):
+        super().__init__(settings, n_latents, d_in)
         self.log_scale = nn.Parameter(torch.zeros(n_latents))
         self.magnitude_bias = nn.Parameter(torch.zeros(n_latents))
 
@@ -304,22 +300,14 @@ class Gated(SparseActivation):
         return magnitude.relu() * (a > 0)
 
 
-def make_activation(settings: Activation, n_latents: int, d_in: int) -> SparseActivation:
-    """Return the module of an activation's settings."""
-    match settings.kind:
-        case "relu":
-            return SparseActivation()
-        case "sigmoid":
-            return Sigmoid()
-        case "one_minus_exp":
-            return OneMinusExp()
-        case "topk":
-            return TopK(settings.k)
-        case "signed_topk":
-            return SignedTopK(settings.k)
-        case "batch_topk":
-            return BatchTopK(settings.k)
-        case "jump_relu":
-            return JumpRelu(settings, n_latents, d_in)
-        case "gated":
-            return Gated(n_latents)
+ACTIVATIONS: dict[str, type[SparseActivation]] = {
+    "relu": SparseActivation,
+    "sigmoid": Sigmoid,
+    "one_minus_exp": OneMinusExp,
+    "topk": TopK,
+    "signed_topk": SignedTopK,
+    "batch_topk": BatchTopK,
+    "jump_relu": JumpRelu,
+    "gated": Gated,
+}
+"""By the `kind` of their settings."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,9 @@ from saetool.sparse.codes import Support
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.ops import decode, pre_activations
 from saetool.sparse.weight import Weight
+
+if TYPE_CHECKING:
+    from saetool.autoencoders.sparse import SparseAutoencoder
 
 WINDOW_TOKENS = 10_000_000
 WINDOW_SHARE = 0.2
@@ -62,9 +65,8 @@ class DeadLatentTracker(nn.Module):
     @torch.no_grad()
     def update(self, fired: Bool[Tensor, "n_latents"], rows: int, training: Training) -> None:
         """Count a batch of `rows` rows a process, in which `fired` latents fired."""
-        anywhere = fired
-        if distributed.world_size() > 1:
-            anywhere = distributed.all_reduce_sum(fired.to(torch.int32)) > 0
+        alone = distributed.world_size() == 1
+        anywhere = fired if alone else distributed.all_reduce_sum(fired.to(torch.int32)) > 0
         self.silent_tokens.add_(rows * distributed.world_size()).masked_fill_(anywhere, 0)
         if self._listed:
             self._count = count_later(self.dead(training))  # the next step needs it
@@ -184,7 +186,7 @@ def resample_directions(
 
 @torch.no_grad()
 def resample(
-    model: Any,
+    model: "SparseAutoencoder",
     settings: Resample,
     dead: Bool[Tensor, "n_latents"],
     errors: Float[Tensor, "batch"],

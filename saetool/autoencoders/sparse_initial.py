@@ -4,14 +4,18 @@ Starting at the wanted L0 keeps the sparse step fast from step 0; W_enc = c W_de
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from saetool.autoencoders.base import Autoencoder, Normalizer, Stream
-from saetool.autoencoders.sparse_activations import BatchTopK, Gated, JumpRelu, SparseActivation, TopK
+from saetool.autoencoders.base import Stream
+from saetool.autoencoders.sparse_activations import BatchTopK, Gated, JumpRelu
 from saetool.autoencoders.sparse_settings import KlPenalty, SparseSettings
 from saetool.sparse.backends.plain import SLICE_ROWS
+
+if TYPE_CHECKING:
+    from saetool.autoencoders.sparse import SparseAutoencoder
 
 SAMPLE_ROWS = 1024
 """Rows whose pre-activations set the biases: with 100 active of 12,288 the quantile is then known to about 1 %."""
@@ -32,20 +36,8 @@ MOST_ACTIVE = 0.25
 """The wanted L0 is at most this share of the latents: a quantile near 1 says nothing."""
 
 
-class Initial(Autoencoder):
-    """What initialization needs of a sparse model."""
-
-    settings: SparseSettings
-    normalizer: Normalizer
-    activation: SparseActivation
-    W_enc: nn.Parameter
-    W_dec: nn.Parameter
-    b_enc: nn.Parameter
-    b_dec: nn.Parameter
-
-
 @torch.no_grad()
-def initialize_sparse(model: Initial, stream: Stream, generator: torch.Generator) -> float:
+def initialize_sparse(model: "SparseAutoencoder", stream: Stream, generator: torch.Generator) -> float:
     """Set normalization and parameters from training rows; return the expected number of active latents."""
     statistics = stream.statistics()
     model.normalizer.fit(statistics)
@@ -71,15 +63,15 @@ def _encoder_scale(settings: SparseSettings) -> float:
     return L1_ENCODER_SCALE if settings.penalty.kind == "l1" and settings.activation.kind == "relu" else 1.0
 
 
-def _set_biases(model: Initial, x: Tensor) -> float:
+def _set_biases(model: "SparseAutoencoder", x: Tensor) -> float:
     activation, penalty = model.activation, model.settings.penalty
     wanted = min(model.settings.initial_l0, MOST_ACTIVE * model.n_latents)
     if isinstance(penalty, KlPenalty):
         # Active latents start between 0 and about 1, so twice the rate of them gives about the mean.
         wanted = min(2 * penalty.rho, MOST_ACTIVE) * model.n_latents
-    if isinstance(activation, TopK | BatchTopK):
-        if isinstance(activation, BatchTopK):
-            activation.guess.fill_(_quantile(model, x, float(activation.k)))
+    if isinstance(activation, BatchTopK):
+        activation.guess.fill_(_quantile(model, x, float(activation.k)))
+    if activation.k:
         return float(activation.k)
     shift = -_quantile(model, x, wanted)
     if isinstance(activation, JumpRelu):
@@ -91,7 +83,7 @@ def _set_biases(model: Initial, x: Tensor) -> float:
     return wanted
 
 
-def _quantile(model: Initial, x: Tensor, wanted: float) -> float:
+def _quantile(model: "SparseAutoencoder", x: Tensor, wanted: float) -> float:
     """Return the value that, on average over the rows, `wanted` products with the encoder exceed."""
     above = max(1, round(wanted * len(x)))
     kept = torch.empty(0, dtype=x.dtype, device=x.device)

@@ -200,13 +200,10 @@ REVIVALS = {
     "relu": ("resample",),
     "gated": ("resample",),
     "topk": ("auxk",),
-    "signed_topk": (),
     "batch_topk": ("auxk",),
     "jump_relu": ("pre_activation",),
-    "sigmoid": (),
-    "one_minus_exp": (),
 }
-
+"""What brings dead latents of an activation back; of the others nothing does."""
 
 WITH_GAINS = ("topk", "batch_topk")
 """Activations whose reconstruction is linear in every latent, and whose penalty reads none: see `Gains`."""
@@ -284,7 +281,7 @@ def _penalty_complaint(settings: SparseSettings) -> str | None:
 
 def _revival_complaint(settings: SparseSettings) -> str | None:
     activation, revival = settings.activation.kind, settings.dead.kind
-    revivals = REVIVALS[activation]
+    revivals = REVIVALS.get(activation, ())
     if revival == "none" or revival in revivals:
         return None
     reason = {

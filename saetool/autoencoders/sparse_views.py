@@ -1,7 +1,7 @@
 """A batch's pre-activations in two forms that answer the same questions: all of them, or the active entries only."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -45,69 +45,46 @@ class Begun:
         return Selected(self.x, self.centered, *self.activation.chosen(self.search.found(numbers, room), len(self.x)))
 
 
-class View(Protocol):
-    """Pre-activations `a` with gradient, and what a loss needs of them."""
-
-    a: Tensor
-    rows: int
-
-    def gather(self, parameter: Float[Tensor, "n_latents"]) -> Tensor:
-        """Lay a parameter out beside `a`."""
-        ...
-
-    def latent_sums(self, values: Tensor) -> Float[Tensor, "n_latents"]:
-        """Sum values that stand beside `a` over the batch."""
-        ...
-
-    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Float[Tensor, "batch d_in"]:
-        """Return values · decoder."""
-        ...
-
-    def squared_error(
-        self, values: Tensor, W_dec: Weight, b_dec: Tensor, x: Tensor, deferred: DeferredGradient | None
-    ) -> Error:
-        """Return the error of x_hat = values · decoder + bias."""
-        ...
-
-    def decode_prefixes(
-        self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None, prefixes: list[int]
-    ) -> Float[Tensor, "prefixes batch d_in"]:
-        """Return values · decoder with only the first latents, for every number of them in `prefixes`."""
-        ...
-
-
 def product(x: Float[Tensor, "batch n"], weight: Float[Tensor, "n m"], half: bool) -> Float[Tensor, "batch m"]:
     """Return x · weight in x's own dtype; `half`: of both rounded to bfloat16."""
     return (x.bfloat16() @ weight.bfloat16()).to(x.dtype) if half else x @ weight
 
 
 class DenseView:
-    """Every pre-activation, [batch, n_latents]; `half`: decode in bfloat16."""
+    """Every pre-activation `a` with gradient, [batch, n_latents], and what a loss needs of them.
+
+    `half`: decode in bfloat16.
+    """
 
     def __init__(self, a: Float[Tensor, "batch n_latents"], half: bool = False):
         self.a, self.rows, self.half = a, len(a), half
 
-    def gather(self, parameter: Tensor) -> Tensor:
+    def gather(self, parameter: Float[Tensor, "n_latents"]) -> Tensor:
+        """Lay a parameter out beside `a`."""
         return parameter
 
-    def latent_sums(self, values: Tensor) -> Tensor:
+    def latent_sums(self, values: Tensor) -> Float[Tensor, "n_latents"]:
+        """Sum values that stand beside `a` over the batch."""
         return values.sum(0)
 
-    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Tensor:
+    def decode(self, values: Tensor, W_dec: Weight, deferred: DeferredGradient | None) -> Float[Tensor, "batch d_in"]:
+        """Return values · decoder."""
         return product(values, W_dec.tensor, self.half)
 
     def squared_error(self, values: Tensor, W_dec: Weight, b_dec: Tensor, x: Tensor, deferred) -> Error:
+        """Return the error of x_hat = values · decoder + bias."""
         x_hat = self.decode(values, W_dec, deferred) + b_dec
         residual = x - x_hat.detach()
         return nn.functional.mse_loss(x_hat, x, reduction="sum"), residual.square().sum(1), residual
 
     def decode_prefixes(self, values: Tensor, W_dec: Weight, deferred, prefixes: list[int]) -> Tensor:
+        """Return values · decoder with only the first latents, for every number of them in `prefixes`, stacked."""
         cuts = zip([0, *prefixes[:-1]], prefixes, strict=True)
         return torch.stack([product(values[:, i:j], W_dec.tensor[i:j], self.half) for i, j in cuts]).cumsum(0)
 
 
 class SparseView:
-    """The pre-activations on a support, [entries]."""
+    """The pre-activations on a support, [entries]; it answers what a `DenseView` does."""
 
     def __init__(self, a: Float[Tensor, "entries"], support: Support):
         self.a, self.rows, self.support = a, support.n_rows, support
@@ -133,3 +110,6 @@ class SparseView:
         spread = Support.from_rows(rows, latents, n_rows, self.support.n_latents, keys)
         parts = ops.decode(values[order], W_dec, spread, deferred)
         return parts.view(len(prefixes), self.rows, -1).cumsum(0)
+
+
+View = DenseView | SparseView

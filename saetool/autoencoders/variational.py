@@ -26,7 +26,7 @@ from saetool.autoencoders.base import (
     Stream,
     Training,
 )
-from saetool.autoencoders.layers import Activation, Chain, require_unit_interval
+from saetool.autoencoders.layers import CHECKED_ROWS, Activation, Chain, require_unit_interval
 from saetool.autoencoders.linear import Spectrum, principal_components
 from saetool.errors import RequestError
 from saetool.seeding import generator as seeded, normal_like
@@ -36,8 +36,6 @@ LOG_VARIANCE_BOUND = 15.0
 
 # A latent is active when its mean varies over the data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
-
-CHECKED_ROWS = 4096
 
 
 class VariationalSettings(FamilySettings):
@@ -136,7 +134,7 @@ class Variational(Autoencoder):
         """Return ln p(x|z) in nats, x in the model's units."""
         if self.settings.likelihood == "gaussian":
             return self._gaussian((x - self.decoder(z)).square().sum(-1))
-        logits = self.decoder.logits(z)
+        logits = self.decoder(z, logits=True)
         target = x.expand_as(logits)
         return -nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
@@ -273,9 +271,7 @@ class Variational(Autoencoder):
         if self.settings.solver != "closed_form":
             return False
         self.normalizer.fit(stream.statistics())
-        raw = principal_components(stream)
-        mean = self._to_units(raw.mean).to(raw.mean)
-        self._set_probabilistic_pca(Spectrum(mean, raw.values * float(self.normalizer.factor) ** 2, raw.vectors))
+        self._set_probabilistic_pca(principal_components(stream).under(self.normalizer))
         return True
 
     def _set_probabilistic_pca(self, spectrum: Spectrum) -> None:
@@ -317,7 +313,6 @@ class Variational(Autoencoder):
         return self.encoder.weights[0].detach()[: self.n_latents] * self.normalizer.factor
 
     def loss_convention(self) -> str:
-        """Say what the loss is made of."""
         return "negative ELBO in nats, constants kept, summed over d_in, mean over the batch, in the model's units"
 
 

@@ -11,45 +11,35 @@ import torch
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, float32, folder_of, latents_in_rows, read_json, read_torch, take
+from saetool.exchange.files import FLAT, agree, float32, folder_of, latents_in_rows, read_json, read_torch, take
 from saetool.exchange.plain import Activation, Plain, with_unit_decoder, without_decoder_bias_on_input
 from saetool.exchange.sites import Claim
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 recognizes = folder_of(CONFIG, WEIGHTS)
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
-_FLAT = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _CUT = {"k": "k", "threshold": "threshold"}
 _GATES = {"gate_bias": "b_enc", "r_mag": "r_mag", "mag_bias": "b_mag", "decoder_bias": "b_dec"}
-_KEYS = {
-    "AutoEncoder": {**_LINEAR, "bias": "b_dec"},
-    "AutoEncoderNew": {**_LINEAR, "decoder.bias": "b_dec"},
-    "GatedAutoEncoder": {"encoder.weight": "W_enc", "decoder.weight": "W_dec", **_GATES},
-    "JumpReluAutoEncoder": {**_FLAT, "threshold": "threshold"},
-    "AutoEncoderTopK": {**_LINEAR, "b_dec": "b_dec", **_CUT},
-    "BatchTopKSAE": {**_LINEAR, "b_dec": "b_dec", **_CUT},
-    "MatryoshkaBatchTopKSAE": {**_FLAT, **_CUT, "group_sizes": "group_sizes"},
+_CLASSES: dict[str, tuple[Activation, dict[str, str]]] = {
+    "AutoEncoder": ("relu", {**_LINEAR, "bias": "b_dec"}),
+    "AutoEncoderNew": ("relu", {**_LINEAR, "decoder.bias": "b_dec"}),
+    "GatedAutoEncoder": ("gated", {"encoder.weight": "W_enc", "decoder.weight": "W_dec", **_GATES}),
+    "JumpReluAutoEncoder": ("jump_relu", {**FLAT, "threshold": "threshold"}),
+    "AutoEncoderTopK": ("topk", {**_LINEAR, "b_dec": "b_dec", **_CUT}),
+    "BatchTopKSAE": ("batch_topk", {**_LINEAR, "b_dec": "b_dec", **_CUT}),
+    "MatryoshkaBatchTopKSAE": ("batch_topk", {**FLAT, **_CUT, "group_sizes": "group_sizes"}),
 }
-"""Tensors of each class and their names here."""
-_ACTIVATIONS: dict[str, Activation] = {
-    "AutoEncoder": "relu",
-    "AutoEncoderNew": "relu",
-    "GatedAutoEncoder": "gated",
-    "JumpReluAutoEncoder": "jump_relu",
-    "AutoEncoderTopK": "topk",
-    "BatchTopKSAE": "batch_topk",
-    "MatryoshkaBatchTopKSAE": "batch_topk",
-}
+"""Each class's activation, its tensors and their names here."""
 
 
 def read(path: Path, given: dict[str, Any]) -> Plain:
     """Read an autoencoder; raises RequestError for classes that the sparse family does not have."""
     trainer = read_json(path / CONFIG).get("trainer")
     kind, name = trainer.get("dict_class") if isinstance(trainer, dict) else None, str(path / WEIGHTS)
-    if kind not in _KEYS or not isinstance(trainer, dict):
-        raise RequestError(f"{path / CONFIG}: trainer.dict_class {kind!r} is none of {', '.join(_KEYS)}.")
-    found = read_torch(path / WEIGHTS, name)
-    keys = {theirs: ours for theirs, ours in _KEYS[kind].items() if theirs not in _CUT or theirs in found}
+    if kind not in _CLASSES or not isinstance(trainer, dict):
+        raise RequestError(f"{path / CONFIG}: trainer.dict_class {kind!r} is none of {', '.join(_CLASSES)}.")
+    found, (activation, keys) = read_torch(path / WEIGHTS, name), _CLASSES[kind]
+    keys = {theirs: ours for theirs, ours in keys.items() if theirs not in _CUT or theirs in found}
     tensors = take(found, keys, name)
     k, threshold = tensors.pop("k", None), tensors.pop("threshold", None)
     groups = tensors.pop("group_sizes", None)
@@ -57,9 +47,9 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     weights, dtype = latents_in_rows(tensors, "W_enc" if "Jump" in kind or "Matryoshka" in kind else "W_dec")
     plain = Plain(
         **weights,
-        activation=_ACTIVATIONS[kind],
+        activation=activation,
         k=trainer.get("k") if k is None else int(k),
-        threshold=_threshold(kind, threshold, name),
+        threshold=_threshold(activation, threshold, name),
         prefixes=None if groups is None else tuple(groups.cumsum(0).tolist()),
         claim=_claim(trainer),
         facts=trainer,
@@ -75,8 +65,8 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     return plain.saying(decoder_bias="subtracted from the input")
 
 
-def _threshold(kind: str, threshold: Tensor | None, name: str) -> Tensor | None:
-    if _ACTIVATIONS[kind] in ("relu", "gated", "topk"):
+def _threshold(activation: Activation, threshold: Tensor | None, name: str) -> Tensor | None:
+    if activation in ("relu", "gated", "topk"):
         return None  # of topk its k decides; the threshold is kept for another mode
     if threshold is None:
         raise RequestError(f"{name}: lacks 'threshold', without which the batch would decide who is active.")

@@ -16,13 +16,23 @@ from torch import Tensor
 
 from saetool.errors import RequestError, first_line
 
+_COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+FLAT = {**_COMMON, "b_enc": "b_enc"}
+"""Names of tensors as many tools have them ({theirs: ours}), and those of a gated encoder."""
+GATED = {**_COMMON, "b_gate": "b_enc", "r_mag": "r_mag", "b_mag": "b_mag"}
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return all of a file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}).") from None
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object of a file."""
-    try:
-        return parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}).") from None
+    return parse_json(read_bytes(path), str(path))
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
@@ -38,11 +48,9 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_safetensors(path.read_bytes())
+        return load_safetensors(read_bytes(path))
     except SafetensorError as error:
         raise RequestError(f"{path}: truncated, or not safetensors ({first_line(error)}).") from None
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def read_torch(source: Path | bytes, name: str, stand_ins: list[Any] | None = None) -> dict[str, Any]:

@@ -66,9 +66,9 @@ def recognize(path: Path, format: str | None = None) -> tuple[Path, str]:
         )
     places = [path, *_files_in(path)]
     if format is not None:
-        fitting = [place for place in places if READERS[format].recognizes(place)]
+        fitting = [place for place in places if _recognizes(READERS[format], place)]
         return (fitting or [path])[0], format
-    found = {name: place for place in reversed(places) for name, it in READERS.items() if it.recognizes(place)}
+    found = {name: place for place in reversed(places) for name, it in READERS.items() if _recognizes(it, place)}
     if len(found) > 1:
         raise RequestError(f"{path}: could be {' or '.join(found)}: say which with --format.")
     if not found:
@@ -77,6 +77,14 @@ def recognize(path: Path, format: str | None = None) -> tuple[Path, str]:
         )
     name, place = found.popitem()
     return place, name
+
+
+def _recognizes(reader: ModuleType, place: Path) -> bool:
+    """Say whether a file or a folder is in a reader's format; what cannot be read is in none."""
+    try:
+        return reader.recognizes(place)
+    except (RequestError, OSError):
+        return False
 
 
 def _files_in(path: Path) -> list[Path]:

@@ -15,12 +15,7 @@ _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_me
 
 
 def recognizes(path: Path) -> bool:
-    if not path.is_file() or path.suffix != ".pt":
-        return False
-    try:
-        return {"pre_bias", "latent_bias"} <= set(read_torch(path, str(path)))
-    except RequestError:
-        return False
+    return path.is_file() and path.suffix == ".pt" and {"pre_bias", "latent_bias"} <= set(read_torch(path, str(path)))
 
 
 def read(path: Path, given: dict[str, Any]) -> Plain:

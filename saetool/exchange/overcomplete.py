@@ -27,12 +27,7 @@ _TINY = 1e-8
 
 
 def recognizes(path: Path) -> bool:
-    if not path.is_file() or path.suffix not in (".pt", ".pth", ".safetensors"):
-        return False
-    try:
-        return _is_state(_state(path))
-    except RequestError:
-        return False
+    return path.is_file() and path.suffix in (".pt", ".pth", ".safetensors") and _is_state(_state(path))
 
 
 def _is_state(tensors: dict[str, Any]) -> bool:

@@ -97,9 +97,11 @@ def without_decoder_bias_on_input(plain: Plain) -> Plain:
     if not plain.b_dec.any():
         return plain.saying(decoder_bias="not subtracted from the input, and zero")
     shift = plain.W_enc.double() @ plain.b_dec.double()
-    b_enc = (plain.b_enc.double() + shift).float()
+    changed = {"b_enc": (plain.b_enc.double() + shift).float()}
+    if plain.r_mag is not None and plain.b_mag is not None:  # the magnitude is a function of a − b_enc
+        changed["b_mag"] = (plain.b_mag.double() + plain.r_mag.double().exp() * shift).float()
     said = "not subtracted from the input: W_enc b_dec was added to b_enc"
-    return replace(plain, b_enc=b_enc).saying(decoder_bias=said)
+    return replace(plain, **changed).saying(decoder_bias=said)
 
 
 def with_unit_decoder(plain: Plain) -> Plain:

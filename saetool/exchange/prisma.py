@@ -11,17 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, latents_in_rows, read_json, read_torch, take
+from saetool.exchange.files import FLAT, GATED, agree, latents_in_rows, read_json, read_torch, take
 from saetool.exchange.plain import Plain
 from saetool.exchange.sites import claim_of_hook
 from saetool.vision.settings import Tokens
 
 CONFIG = "config.json"
-_COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-_KEYS = {
-    "standard": {**_COMMON, "b_enc": "b_enc"},
-    "gated": {**_COMMON, "b_gate": "b_enc", "r_mag": "r_mag", "b_mag": "b_mag"},
-}
+_KEYS = {"standard": FLAT, "gated": GATED}
 _CLASSES = ("sae.config.VisionModelSAERunnerConfig", "configs.HookedViTConfig.HookedViTConfig")
 """Of the config that an older file holds, below `vit_prisma`."""
 
@@ -32,10 +28,7 @@ class _Inert:
 
 def recognizes(path: Path) -> bool:
     """Say whether a file, or a folder with one file of weights, is in this format."""
-    try:
-        config, tensors = _parts(_weights(path))
-    except (RequestError, OSError):
-        return False
+    config, tensors = _parts(_weights(path))
     return "hook_point_layer" in config and "W_enc" in tensors
 
 

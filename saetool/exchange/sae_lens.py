@@ -12,31 +12,22 @@ import torch
 from torch import Tensor
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, folder_of, latents_in_rows, read_json, read_safetensors, take
+from saetool.exchange.files import FLAT, GATED, agree, folder_of, latents_in_rows, read_json, read_safetensors, take
 from saetool.exchange.plain import Activation, Plain, with_unit_decoder, without_decoder_bias_on_input
 from saetool.exchange.sites import claim_of_hook
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 recognizes = folder_of(CONFIG, WEIGHTS)
-_COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-_KEYS = {
-    "standard": {**_COMMON, "b_enc": "b_enc"},
-    "topk": {**_COMMON, "b_enc": "b_enc"},
-    "jumprelu": {**_COMMON, "b_enc": "b_enc", "threshold": "threshold"},
-    "gated": {**_COMMON, "b_gate": "b_enc", "r_mag": "r_mag", "b_mag": "b_mag"},
-    "batchtopk": {**_COMMON, "b_enc": "b_enc", "topk_threshold": "threshold"},
+_ARCHITECTURES: dict[str, tuple[Activation, dict[str, str]]] = {
+    "standard": ("relu", FLAT),
+    "topk": ("topk", FLAT),
+    "jumprelu": ("jump_relu", {**FLAT, "threshold": "threshold"}),
+    "gated": ("gated", GATED),
+    "batchtopk": ("batch_topk", {**FLAT, "topk_threshold": "threshold"}),
+    "matryoshka_batchtopk": ("batch_topk", {**FLAT, "topk_threshold": "threshold"}),
 }
-_KEYS["matryoshka_batchtopk"] = _KEYS["batchtopk"]
-"""Tensors of each architecture and their names here; the BatchTopK ones are those of a training, for inference it
-writes them as JumpReLU."""
-_ACTIVATIONS: dict[str, Activation] = {
-    "standard": "relu",
-    "topk": "topk",
-    "jumprelu": "jump_relu",
-    "gated": "gated",
-    "batchtopk": "batch_topk",
-    "matryoshka_batchtopk": "batch_topk",
-}
+"""Each architecture's activation, its tensors and their names here; the BatchTopK ones are those of a training, for
+inference it writes them as JumpReLU."""
 _NOT_FACTS = ("metadata", "device", "dtype", "model_from_pretrained_kwargs")
 
 
@@ -45,11 +36,12 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     config = _config(path)
     architecture = config["architecture"]
     name = str(path / WEIGHTS)
-    if architecture not in _KEYS:
-        raise RequestError(f"{path / CONFIG}: architecture {architecture!r} is none of {', '.join(_KEYS)}.")
+    if architecture not in _ARCHITECTURES:
+        raise RequestError(f"{path / CONFIG}: architecture {architecture!r} is none of {', '.join(_ARCHITECTURES)}.")
+    activation, keys = _ARCHITECTURES[architecture]
     found = read_safetensors(path / WEIGHTS)
     scale = found.pop("scaling_factor", None)  # versions 3 to 5; all ones where it was not fine-tuned
-    tensors = take(found, _KEYS[architecture], name)
+    tensors = take(found, keys, name)
     if scale is not None and not torch.equal(scale, torch.ones_like(scale)):
         raise RequestError(f"{name}: fine-tuned with a scaling_factor, which is not read.")
     # Its own inference rounds a BatchTopK threshold, kept in float64, in the same way.
@@ -58,7 +50,7 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     plain = Plain(
         **weights,
         **threshold,
-        activation=_ACTIVATIONS[architecture],
+        activation=activation,
         k=_k(config),
         prefixes=tuple(config.get("matryoshka_widths") or ()) or None,
         claim=claim_of_hook(config.get("model_name"), config.get("hook_name")),
@@ -69,7 +61,7 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     if config.get("rescale_acts_by_decoder_norm"):
         plain = with_unit_decoder(plain).saying(decoder_norms="folded into W_enc and b_enc (rescale_acts)")
     if not config.get("apply_b_dec_to_input", True):
-        return _encoder_sees_x(plain)
+        return without_decoder_bias_on_input(plain)
     return plain.saying(decoder_bias="subtracted from the input (apply_b_dec_to_input)")
 
 
@@ -122,32 +114,16 @@ def _normalized(plain: Plain, config: dict[str, Any], path: Path) -> Plain:
     raise RequestError(f"{path / CONFIG}: normalize_activations {kind!r} is not one that can be represented.")
 
 
-def _encoder_sees_x(plain: Plain) -> Plain:
-    """Fold the missing subtraction into b_enc; the gated magnitude, a function of a − b_gate, takes its share."""
-    if plain.r_mag is None or plain.b_mag is None:
-        return without_decoder_bias_on_input(plain)
-    shift = plain.W_enc.double() @ plain.b_dec.double()
-    b_mag = (plain.b_mag.double() + plain.r_mag.double().exp() * shift).float()
-    return replace(without_decoder_bias_on_input(plain), b_mag=b_mag)
-
-
 def write(plain: Plain, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the files of an autoencoder by name: tensors, and JSON."""
-    architecture = {"relu": "standard", "jump_relu": "jumprelu", "batch_topk": "jumprelu"}.get(plain.activation)
-    architecture = architecture or plain.activation
+    theirs = {"relu": "standard", "jump_relu": "jumprelu", "batch_topk": "jumprelu"}
+    architecture = theirs.get(plain.activation, plain.activation)
     if not plain.relu:
         raise RequestError("SAELens holds no TopK that keeps negative values.")
-    tensors: dict[str, Tensor] = {"W_enc": plain.W_enc.T.contiguous(), "W_dec": plain.W_dec, "b_dec": plain.b_dec}
-    match architecture:
-        case "gated":
-            assert plain.r_mag is not None
-            assert plain.b_mag is not None
-            tensors |= {"b_gate": plain.b_enc, "r_mag": plain.r_mag, "b_mag": plain.b_mag}
-        case "jumprelu":
-            assert plain.threshold is not None
-            tensors |= {"b_enc": plain.b_enc, "threshold": plain.threshold.expand_as(plain.b_enc).clone()}
-        case _:
-            tensors["b_enc"] = plain.b_enc
+    tensors: dict[str, Tensor] = {name: getattr(plain, ours) for name, ours in _ARCHITECTURES[architecture][1].items()}
+    tensors["W_enc"] = plain.W_enc.T.contiguous()
+    if "threshold" in tensors:
+        tensors["threshold"] = tensors["threshold"].expand_as(plain.b_enc).clone()
     config = {
         "architecture": architecture,
         "d_in": plain.d_in,

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from saetool.errors import RequestError
-from saetool.exchange.files import agree, latents_in_rows, parse_json, read_torch, take
+from saetool.exchange.files import FLAT, agree, latents_in_rows, parse_json, read_bytes, read_torch, take
 from saetool.exchange.plain import Plain, without_decoder_bias_on_input
 
-_KEYS = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _THRESHOLD = "activation.threshold"
 _SCHEMAS = (2, 3, 4, 5)
 _LONGEST_HEADER = 1 << 20
@@ -31,10 +30,7 @@ def recognizes(path: Path) -> bool:
 
 def read(path: Path, given: dict[str, Any]) -> Plain:
     """Read an autoencoder; raises RequestError for schema 1, of which there are two that no file tells apart."""
-    try:
-        line, _, archive = path.read_bytes().partition(b"\n")
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}).") from None
+    line, _, archive = read_bytes(path).partition(b"\n")
     header = parse_json(line, f"{path}, first line")
     first = "schema" not in header
     if not first and header["schema"] not in _SCHEMAS:
@@ -47,7 +43,7 @@ def read(path: Path, given: dict[str, Any]) -> Plain:
     kind, parameters = chosen.get("cls", "Relu"), chosen.get("params") or {}
     tensors = read_torch(archive, str(path))
     threshold = tensors.pop(_THRESHOLD, None)
-    weights, _ = latents_in_rows(take(tensors, _KEYS, str(path)), "W_enc")
+    weights, _ = latents_in_rows(take(tensors, FLAT, str(path)), "W_enc")
     plain = Plain(
         **weights,
         **_activation(kind, parameters, threshold, path),

@@ -11,7 +11,6 @@ from typing import Any
 from saetool.vision.settings import Tokens
 
 _HOOKS = {
-    "hook_resid_post": "",
     "hook_mlp_out": ".mlp",
     "hook_attn_out": ".attn",
     "mlp.hook_out": ".mlp",
@@ -52,7 +51,8 @@ class Claim:
     @property
     def backbone(self) -> str | None:
         """The model's name here, where it is known."""
-        return backbone_of(self.model)
+        name = (self.model or "").removeprefix("open-clip:")
+        return name if name.startswith(("timm/", "hf/", "demo/")) else _BACKBONES.get(name)
 
     def says(self) -> str:
         layer = f"layer {self.layer}" if isinstance(self.layer, int) else self.layer or self.hook or "some layer"
@@ -67,24 +67,15 @@ def claim_of_hook(model: str | None, hook: str | None, tokens: Tokens | None = N
 
     The residual stream before block i is layer i, after it layer i + 1. Other hooks are kept by their name only.
     """
-    found = _BLOCK.match(hook or "")
-    if not found:
-        return Claim(model, None, tokens, hook)
-    block, rest = int(found[1]), found[2] or ""
-    if not rest or rest == "hook_resid_post":
-        return Claim(model, block + 1, tokens, hook)
-    if rest == "hook_resid_pre" and block > 0:
-        return Claim(model, block, tokens, hook)
-    if rest in _HOOKS:
-        return Claim(model, f"blocks.{block}{_HOOKS[rest]}", tokens, hook)
-    return Claim(model, None if "hook" in rest else hook, tokens, hook)
-
-
-def backbone_of(model: str | None) -> str | None:
-    """Return saetool's name of a model that another tool names; None where it is not known."""
-    if model is None:
-        return None
-    name = model.removeprefix("open-clip:")
-    if name.startswith(("timm/", "hf/", "demo/")):
-        return name
-    return _BACKBONES.get(name)
+    site: int | str | None = None
+    if found := _BLOCK.match(hook or ""):
+        block, rest = int(found[1]), found[2] or ""
+        if rest in ("", "hook_resid_post"):
+            site = block + 1
+        elif rest == "hook_resid_pre" and block > 0:
+            site = block
+        elif rest in _HOOKS:
+            site = f"blocks.{block}{_HOOKS[rest]}"
+        elif "hook" not in rest:
+            site = hook
+    return Claim(model, site, tokens, hook)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ class Codes:
 
     def row_of_entry(self) -> Int[Tensor, "entries"]:
         """Return the row number of every entry, ascending."""
-        counts = self.offsets.diff()
-        rows = torch.arange(self.rows, device=self.offsets.device)
-        return torch.repeat_interleave(rows, counts, output_size=self.latents.numel())
+        return Support.of(self).rows
 
     def dense(self) -> Float[Tensor, "rows n_latents"]:
         """Return the codes with every zero written out."""
@@ -130,7 +128,6 @@ class Support:
 
     @property
     def n_rows(self) -> int:
-        """The number of rows."""
         return self.offsets.numel() - 1
 
     @cached_property
@@ -148,9 +145,8 @@ class Support:
     def where(self, kept: Bool[Tensor, "entries"]) -> "Support":
         """Return the entries that `kept` marks; on an accelerator this waits for the device."""
         place = kept.nonzero().squeeze(1)
-        ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
         rows, latents = self.rows.index_select(0, place), self.latents.index_select(0, place)
-        return Support(ends[self.offsets], latents, self.n_latents, rows)
+        return Support(offsets_after(kept)[self.offsets], latents, self.n_latents, rows)
 
     @classmethod
     def from_rows(
@@ -179,3 +175,10 @@ class Support:
 def offsets_of(index: Int[Tensor, "entries"], n: int) -> Int[Tensor, "n_plus_one"]:
     """Return where each of n groups begins among entries sorted by group, and at the end their number."""
     return torch.searchsorted(index, torch.arange(n + 1, device=index.device))
+
+
+def offsets_after(counts: Shaped[Tensor, "n"]) -> Int[Tensor, "n_plus_one"]:
+    """Return where each of n groups of so many entries begins, and at the end their number."""
+    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return offsets

@@ -4,9 +4,8 @@ The optimizer then works on a block of latents while it is in cache, and the who
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,18 +13,6 @@ from saetool.sparse.codes import Support
 
 if TYPE_CHECKING:
     from saetool.sparse.backends import Backend
-
-
-class Term(Protocol):
-    """One summand of a weight's gradient."""
-
-    def block(self, start: int, stop: int, backend: "Backend") -> Float[Tensor, "block d_in"]:
-        """Return the rows `start` to `stop` of this summand."""
-        ...
-
-    def whole(self, backend: "Backend") -> Float[Tensor, "n_latents d_in"]:
-        """Return all rows."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -37,12 +24,8 @@ class Outer:
     table: Float[Tensor, "batch d_in"]
 
     def block(self, start: int, stop: int, backend: "Backend") -> Float[Tensor, "block d_in"]:
-        """Return the rows `start` to `stop`."""
+        """Return the rows `start` to `stop` of this summand."""
         return backend.latent_gradient(self.support, self.weights, self.table, start, stop)
-
-    def whole(self, backend: "Backend") -> Float[Tensor, "n_latents d_in"]:
-        """Return all rows."""
-        return self.block(0, self.support.n_latents, backend)
 
 
 @dataclass(frozen=True)
@@ -53,12 +36,12 @@ class Along:
     scale: Float[Tensor, "n_latents"]
 
     def block(self, start: int, stop: int, backend: "Backend") -> Float[Tensor, "block d_in"]:
-        """Return the rows `start` to `stop`."""
+        """Return the rows `start` to `stop` of this summand."""
         return self.weight[start:stop] * self.scale[start:stop, None]
 
-    def whole(self, backend: "Backend") -> Float[Tensor, "n_latents d_in"]:
-        """Return all rows."""
-        return torch.mul(self.weight, self.scale[:, None])
+
+Term = Outer | Along
+"""One summand of a weight's gradient."""
 
 
 @dataclass
@@ -67,10 +50,6 @@ class DeferredGradient:
 
     terms: list[Term] = field(default_factory=list)
     dense: Float[Tensor, "n_latents *d_in"] | None = None
-
-    def emit(self, term: Term) -> None:
-        """Add a term."""
-        self.terms.append(term)
 
     def block(self, start: int, stop: int, backend: "Backend") -> Float[Tensor, "block d_in"]:
         """Return the rows `start` to `stop`, a tensor of their own unless all is `dense`."""

@@ -19,11 +19,11 @@ from saetool.sparse.gradients import Along, DeferredGradient, Outer, Term
 from saetool.sparse.weight import Weight
 
 
-def _emit(term: Term, deferred: DeferredGradient | None, backend: Backend) -> Tensor | None:
-    """Hand the gradient to an optimizer, or build it now."""
+def _emit(term: Term, n_latents: int, deferred: DeferredGradient | None, backend: Backend) -> Tensor | None:
+    """Hand the gradient of a weight of so many rows to an optimizer, or build it now."""
     if deferred is None:
-        return term.whole(backend)
-    deferred.emit(term)
+        return term.block(0, n_latents, backend)
+    deferred.terms.append(term)
     return None
 
 
@@ -39,7 +39,7 @@ class _PreActivations(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         backend = backend_for(weight)
         grad_bias = backend.latent_sums(ctx.support, grad)
-        grad_weight = _emit(Outer(ctx.support, grad, x), ctx.deferred, backend)
+        grad_weight = _emit(Outer(ctx.support, grad, x), len(weight), ctx.deferred, backend)
         grad_center = -backend.column_sums(weight, grad_bias) if ctx.needs_input_grad[2] else None
         return None, None, grad_center, grad_weight, grad_bias, None, None
 
@@ -75,7 +75,7 @@ class _Decode(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_values = backend.sampled_products(ctx.support, ctx.weight, grad)
         if ctx.needs_input_grad[1]:
-            grad_weight = _emit(Outer(ctx.support, values, grad), ctx.deferred, backend)
+            grad_weight = _emit(Outer(ctx.support, values, grad), ctx.support.n_latents, ctx.deferred, backend)
         return grad_values, grad_weight, None, None, None
 
 
@@ -103,7 +103,8 @@ class _SquaredError(torch.autograd.Function):
         values, residual, slopes = ctx.saved_tensors
         scale, grad_weight, backend = -2.0 * grad, None, backend_for(slopes)
         if ctx.needs_input_grad[1]:
-            grad_weight = _emit(Outer(ctx.support, scale * values, residual), ctx.deferred, backend)
+            term = Outer(ctx.support, scale * values, residual)
+            grad_weight = _emit(term, ctx.support.n_latents, ctx.deferred, backend)
         pull = backend.column_sums(residual)
         return scale * slopes, grad_weight, scale * pull, None, None, None, None
 
@@ -135,7 +136,7 @@ class _RowNorms(torch.autograd.Function):
     def backward(ctx, grad):
         weight, norms = ctx.saved_tensors
         term = Along(weight, grad / norms.clamp_min(torch.finfo(norms.dtype).tiny))
-        return _emit(term, ctx.deferred, backend_for(weight)), None
+        return _emit(term, len(weight), ctx.deferred, backend_for(weight)), None
 
 
 def row_norms(

@@ -24,7 +24,6 @@ class Copy(Protocol):
 
     def changed(self) -> None:
         """Take note that an update wrote new rows into the copy: what was measured of the old ones is void."""
-        ...
 
 
 C = TypeVar("C", bound=Copy)

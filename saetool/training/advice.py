@@ -105,19 +105,17 @@ def advise(
     The same rows, minutes and kind of device give the same settings.
     """
     device = device or distributed.default_device()
-    budget = _latents_and_rows(training, device)
     if isinstance(autoencoder, AutoAutoencoder):
         k = max(1, min(K, d_in // K_OF_WIDTH))
-        lengths = {expansion: _tokens(training, rows, d_in * expansion, budget) for expansion in EXPANSIONS}
+        lengths = {expansion: _tokens(training, rows, d_in * expansion, device) for expansion in EXPANSIONS}
         taught = [x for x in EXPANSIONS if k * min(lengths[x] / FIRINGS, rows / DISTINCT) >= d_in * x]
         expansion = taught[0] if taught else EXPANSIONS[-1]
         autoencoder = SparseSettings(
             kind="sparse", expansion=expansion, activation=TopKActivation(kind="topk", k=k), dead=AuxK(kind="auxk")
         )
     latents = autoencoder.width(d_in)
-    tokens = _tokens(training, rows, latents, budget)
     if isinstance(training, AutoTraining):
-        training = _training(training, tokens, device)
+        training = _training(training, _tokens(training, rows, latents, device), device)
     because = (
         f"auto: {rows:,} rows to train on of width {d_in:,} → {latents:,} latents, {training.tokens:,} tokens in "
         f"{training.steps:,} steps of {training.batch_size:,}, lr {training.lr:.2g}"
@@ -125,17 +123,12 @@ def advise(
     return Advice(autoencoder, training, because)
 
 
-def _latents_and_rows(training: TrainingSettings | AutoTraining, device: torch.device) -> float:
-    """Return how many latents times rows there is time for."""
-    if not isinstance(training, AutoTraining):
-        return math.inf
-    return training.minutes * 60 * RATE.get(device.type, RATE["cpu"])
-
-
-def _tokens(training: TrainingSettings | AutoTraining, rows: int, latents: int, budget: float) -> int:
+def _tokens(training: TrainingSettings | AutoTraining, rows: int, latents: int, device: torch.device) -> int:
+    """Return the given number of rows to train on, or as many as help and as there is time for."""
     if isinstance(training, TrainingSettings):
         return training.tokens
-    return max(1, int(min(max(PASSES * rows, LEAST_TOKENS), budget / latents)))
+    latents_and_rows = training.minutes * 60 * RATE.get(device.type, RATE["cpu"])
+    return max(1, int(min(max(PASSES * rows, LEAST_TOKENS), latents_and_rows / latents)))
 
 
 def _training(auto: AutoTraining, tokens: int, device: torch.device) -> TrainingSettings:

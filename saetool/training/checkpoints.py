@@ -53,9 +53,3 @@ def load(partial: Partial) -> tuple[dict[str, Tensor], dict] | None:
     raise WorkError(
         f"{path}: the checkpoint is damaged ({problem}). Give --force to train {partial.out.name} from the start."
     )
-
-
-def position(partial: Partial) -> dict | None:
-    """Return where the stream stood at the last checkpoint, or None when there is none."""
-    record = partial.record_of(RECORD)
-    return None if record is None else record["rest"]["position"]

@@ -52,7 +52,7 @@ def _seconds_a_step(learner: Learner, stream: Stream) -> float:
     first = FIRST_STEPS.get(learner.device.type, 1)
     if first > 1:
         learner.done = learner.settings.steps // 2  # most steps are like those of the middle, where nothing warms up
-    learner.enter_phase(stream)
+    learner.enter_phase()
     start, done = 0.0, 0
     for i, batch in zip(range(TIMED_STEPS + first), stream.batches(), strict=False):
         learner.step(batch)

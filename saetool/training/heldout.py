@@ -48,15 +48,8 @@ class Measures:
 
     def as_json(self) -> dict:
         """Return the fields of a held-out line of metrics.jsonl."""
-        return {
-            "rows": self.rows,
-            "fvu": self.fvu,
-            "mse": self.mse,
-            "l0": self.l0,
-            "l1": self.l1,
-            "dead_share": self.dead / self.n_latents,
-            "dense_share": self.dense / self.n_latents,
-        }
+        shares = {"dead_share": self.dead / self.n_latents, "dense_share": self.dense / self.n_latents}
+        return {name: getattr(self, name) for name in ("rows", "fvu", "mse", "l0", "l1")} | shares
 
 
 class Accumulator:

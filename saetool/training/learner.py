@@ -13,7 +13,7 @@ from saetool import distributed, seeding
 from saetool.autoencoders.answers import explained
 from saetool.autoencoders.base import Autoencoder, Loss, Step, Stream, Training
 from saetool.autoencoders.sparse import SparseAutoencoder
-from saetool.errors import RequestError, WorkError, type_name
+from saetool.errors import RequestError, type_name
 from saetool.sparse.adam import SparseAdam
 from saetool.sparse.backends import backend_for
 from saetool.training.metrics import Window
@@ -35,7 +35,10 @@ class Where:
 
 
 class Learner:
-    """A model that learns: `prepare` once, then `step` for each batch; `state` and `restore` carry it over a kill."""
+    """A model that learns: `enter_phase`, then `step`, for each batch; `state` and `restore` carry it over a kill."""
+
+    optimizer: torch.optim.Optimizer
+    """Of the phase that was entered."""
 
     def __init__(self, autoencoder: Autoencoder, settings: TrainingSettings, seed: int, device: torch.device):
         self.autoencoder = autoencoder.to(device)
@@ -48,8 +51,7 @@ class Learner:
         self.done = 0
         self.window = Window()
         self.latest: Tensor | None = None
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.phase: Where | None = None
+        self.phase = Where("", 0, 0)
         self.recordings: Recordings | None = None
         phases = autoencoder.phases()
         borders = phase_borders(phases, settings.steps)
@@ -76,7 +78,7 @@ class Learner:
             self.done, self.phase = self.settings.steps, self.phases[-1]
         return fitted
 
-    def enter_phase(self, stream: Stream) -> None:
+    def enter_phase(self) -> None:
         """Enter the phase of the next step with a fresh optimizer, unless it is the current one."""
         where = self.phase_of(self.done)
         if where is self.phase:
@@ -103,11 +105,10 @@ class Learner:
         self.latest = batch
 
     def _step(self, batch: Tensor, step: Step) -> None:
-        autoencoder, settings, optimizer = self.autoencoder, self.settings, self._optimizer()
+        settings, optimizer = self.settings, self.optimizer
         self._set_lr(optimizer)
         if (scalars := self._repeated(batch, step)) is not None:
-            for name, value in scalars.items():
-                self.window.put(name, value)
+            self.window.add(scalars)
             return
         optimizer.zero_grad(set_to_none=True)
         total, losses = None, []
@@ -116,15 +117,20 @@ class Learner:
             losses.append(loss)
             share = loss.total if settings.accumulate == 1 else loss.total / settings.accumulate
             share.backward()
-            self.window.add(loss)
+            self.window.add(loss.scalars())
             total = share.detach() if total is None else total + share.detach()
         assert total is not None
-        self.window.put("loss", total)
+        self.window.add({"loss": total})
+        self._update(step, losses)
+
+    def _update(self, step: Step, losses: list[Loss]) -> None:
+        """Change the model by the gradients of its losses."""
+        autoencoder, optimizer, clip_norm = self.autoencoder, self.optimizer, self.settings.clip_norm
         self._average_gradients()
         with torch.no_grad():
             autoencoder.before_update()
-        if settings.clip_norm is not None:
-            self.window.put("grad_norm", nn.utils.clip_grad_norm_(self._learning(), settings.clip_norm))
+        if clip_norm is not None:
+            self.window.add({"grad_norm": nn.utils.clip_grad_norm_(self._learning(), clip_norm)})
         optimizer.step()
         with torch.no_grad():
             autoencoder.after_update(optimizer, step, self.generator, losses)
@@ -132,7 +138,7 @@ class Learner:
     def _repeated(self, batch: Tensor, step: Step) -> dict[str, Tensor] | None:
         """Take a step that repeats the launches of others and return its scalars; None where it does not."""
         if self.recordings is None:
-            optimizer = self._optimizer()
+            optimizer = self.optimizer
             if not isinstance(optimizer, SparseAdam) or not step.optimizer:
                 return None
             if backend_for(*optimizer.rules).name != "cuda":
@@ -142,16 +148,12 @@ class Learner:
 
     def _rest_of_step(self, found: Any) -> dict[str, Tensor]:
         """Take a step whose entries are found: loss, gradients, update; return its scalars."""
-        autoencoder, optimizer, step = cast(SparseAutoencoder, self.autoencoder), self._optimizer(), self._now()
-        optimizer.zero_grad(set_to_none=True)
-        loss = autoencoder.loss(found.x, step, self.generator, found)
+        step = self._now()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = cast(SparseAutoencoder, self.autoencoder).loss(found.x, step, self.generator, found)
         total = loss.total
         total.backward()
-        with torch.no_grad():
-            autoencoder.before_update()
-        optimizer.step()
-        with torch.no_grad():
-            autoencoder.after_update(optimizer, step, self.generator, [loss])
+        self._update(step, [loss])
         return {"loss": total.detach()} | loss.scalars()
 
     def summarize(self, blocks: Iterable[Float[Tensor, "rows d_in"]]) -> dict[str, float]:
@@ -165,11 +167,11 @@ class Learner:
     @property
     def lr(self) -> float:
         """The learning rate of the last step."""
-        return self._optimizer().param_groups[0]["lr"]
+        return self.optimizer.param_groups[0]["lr"]
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """Return all that the next step depends on: tensors, and a JSON-able rest."""
-        optimizer = self._optimizer().state_dict()
+        optimizer = self.optimizer.state_dict()
         tensors = {f"model/{name}": tensor for name, tensor in self.autoencoder.state_dict().items()}
         numbers: dict[str, dict] = {}
         for index, entries in optimizer["state"].items():
@@ -179,7 +181,6 @@ class Learner:
                 else:
                     numbers.setdefault(str(index), {})[name] = value
         tensors["generator"] = self.generator.get_state()
-        assert self.phase is not None
         rest = {
             "done": self.done,
             "device": self.device.type,
@@ -189,7 +190,7 @@ class Learner:
         }
         return tensors, rest
 
-    def restore(self, tensors: dict[str, Tensor], rest: dict, stream: Stream) -> None:
+    def restore(self, tensors: dict[str, Tensor], rest: dict) -> None:
         """Take up a recorded state: weights, generator, and the optimizer unless its phase ended with the record.
 
         Raises RequestError where the record is of another kind of device: it would go on to other numbers.
@@ -204,21 +205,20 @@ class Learner:
         model = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}
         within = self.phase_of(self.done).start == rest["phase_start"]
         if within:
-            self.enter_phase(stream)  # before the weights: what it sets in them was set before the record, too
+            self.enter_phase()  # before the weights: what it sets in them was set before the record, too
         self.autoencoder.load_state_dict(model)
         self.generator.set_state(tensors["generator"].cpu())
         self.recordings = None
         if within:
-            restore_optimizer(self._optimizer(), tensors, rest)
+            restore_optimizer(self.optimizer, tensors, rest)
         else:
-            self.enter_phase(stream)
+            self.enter_phase()
 
     def phase_of(self, step: int) -> Where:
         """Return the phase that a step (from 0) belongs to."""
         return next((where for where in self.phases if where.start <= step < where.stop), self.phases[-1])
 
     def _set_lr(self, optimizer: torch.optim.Optimizer) -> None:
-        assert self.phase is not None
         settings, phase = self.settings, self.phase
         steps = phase.stop - phase.start
         warmup = min(settings.warmup_steps, steps)
@@ -227,7 +227,7 @@ class Learner:
             group["lr"] = settings.lr * factor
 
     def _learning(self) -> list[nn.Parameter]:
-        return [p for group in self._optimizer().param_groups for p in group["params"] if p.requires_grad]
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def _average_gradients(self) -> None:
         """Make every process's gradient the gradient of the global batch's mean loss."""
@@ -237,11 +237,6 @@ class Learner:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce_mean(parameter.grad)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            raise WorkError("a learner was used before `enter_phase`")
-        return self.optimizer
 
     def _loss(self, x: Tensor, step: Step) -> Loss:
         bf16 = self.settings.precision == "bf16"
@@ -258,8 +253,7 @@ class Learner:
 
     def _now(self) -> Step:
         """Return the step to take; its optimizer where it can take recipes and nobody else needs the gradients."""
-        assert self.phase is not None
-        settings, optimizer = self.settings, self._optimizer()
+        settings, optimizer = self.settings, self.optimizer
         alone = distributed.world_size() == 1 and settings.clip_norm is None and settings.accumulate == 1
         taker: Any = optimizer if alone and hasattr(optimizer, "deferred") else None
         return Step(self.done, self.training, self.phase.name, taker)

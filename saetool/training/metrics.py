@@ -24,7 +24,6 @@ from torch import Tensor
 
 from saetool import distributed
 from saetool.artifacts import Partial
-from saetool.autoencoders.base import Loss
 from saetool.training.trackers import Tracker
 
 METRICS = "metrics.jsonl"
@@ -36,14 +35,10 @@ class Window:
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = {}
 
-    def add(self, loss: Loss) -> None:
-        """Note the parts and metrics of one loss."""
-        for name, value in loss.scalars().items():
-            self.put(name, value)
-
-    def put(self, name: str, value: Tensor) -> None:
-        """Note one scalar."""
-        self._values.setdefault(name, []).append(value)
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Note scalars by name."""
+        for name, value in scalars.items():
+            self._values.setdefault(name, []).append(value)
 
     def flush(self, pieces: int) -> tuple[dict[str, float], list[float]]:
         """Return the mean of each scalar and the values of "loss" one by one, and start anew.
@@ -89,7 +84,6 @@ class MetricLog:
             self.partial.cut_log(METRICS, size)
 
     def close(self) -> None:
-        """Finish the trackers."""
         for tracker in self.trackers:
             tracker.close()
 

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 from saetool.settings import Settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-NOT_CONTENT = frozenset({"checkpoint_minutes", "tensorboard", "wandb"})
-"""Keys that change nothing about the resulting weights: they may differ when a run resumes."""
 
 
 class TrainingSettings(Settings):
@@ -78,5 +76,5 @@ class TrainingSettings(Settings):
         return math.ceil(self.tokens / self.batch_size)
 
     def content(self) -> dict:
-        """Return the settings that determine the weights, as JSON types."""
-        return self.model_dump(mode="json", exclude=set(NOT_CONTENT))
+        """Return the settings that determine the weights, as JSON types: the others may differ when a run resumes."""
+        return self.model_dump(mode="json", exclude={"checkpoint_minutes", "tensorboard", "wandb"})

@@ -12,16 +12,11 @@ from saetool.artifacts import Artifact, digest_bytes, digest_json
 from saetool.autoencoders.base import Stream
 from saetool.errors import RequestError, first_line, type_name
 from saetool.images.settings import Grouping
+from saetool.training.advice import AutoTraining
 from saetool.training.settings import TrainingSettings
 
-
-class Part(Protocol):
-    """Which site of a store, and how much of it is held out: as settings say it, those that are `auto` too."""
-
-    @property
-    def layer(self) -> int | str | None: ...
-    @property
-    def held_out(self) -> float: ...
+Part = TrainingSettings | AutoTraining
+"""What says which site of a store is read, and how much of it is held out."""
 
 
 class Source(Protocol):
@@ -29,13 +24,13 @@ class Source(Protocol):
 
     @property
     def inputs(self) -> tuple[Artifact, ...]:
-        """The artifacts that the rows come from."""
-        ...
+        """The artifacts that the rows come from; none where they come from elsewhere."""
+        return ()
 
     @property
     def listing(self) -> str | None:
         """Digest that names the rows where no input artifact does."""
-        ...
+        return None
 
     def check(self, settings: TrainingSettings) -> None:
         """Raise RequestError where these rows cannot be had; cheap."""
@@ -46,12 +41,12 @@ class Source(Protocol):
         ...
 
     def site(self, settings: TrainingSettings) -> dict | None:
-        """Return the site that the rows were read from; asked after `open`."""
-        ...
+        """Return the site that the rows were read from, where it is known; asked after `open`."""
+        return None
 
     def config(self) -> dict:
         """Return what else determines the rows, as JSON types."""
-        ...
+        return {}
 
     def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
         """Return the stream of shuffled batches, for a model on a device."""
@@ -59,47 +54,37 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class StoreSource:
+class StoreSource(Source):
     """A sealed store of activations; `group` says which of its images are held out as one."""
 
     artifact: Artifact
-    listing: str | None = None
     group: Grouping | None = None
 
     @property
     def inputs(self) -> tuple[Artifact, ...]:
-        """The store."""
         return (self.artifact,)
 
     def site(self, settings: Part) -> dict:
         """Return the entry of the chosen site; raises RequestError where it is missing or the choice is open."""
         sites = [site for site in self.artifact.content["sites"] if not site.get("embedding")]
-        if settings.layer is None:
-            if len(sites) == 1:
-                return sites[0]
-            wanted = None
-        else:
-            wanted = next((s for s in sites if settings.layer in (s.get("layer"), s.get("module"), s["folder"])), None)
-        if wanted is None:
+        layer = settings.layer
+        fitting = [s for s in sites if layer is None or layer in (s.get("layer"), s.get("module"), s["folder"])]
+        if not fitting or (layer is None and len(fitting) > 1):
             names = ", ".join(str(site.get("layer") or site["folder"]) for site in sites)
-            raise RequestError(f"training.layer is {settings.layer!r}; {self.artifact.path} holds {names}: name one.")
-        return wanted
+            raise RequestError(f"training.layer is {layer!r}; {self.artifact.path} holds {names}: name one.")
+        return fitting[0]
 
     def check(self, settings: TrainingSettings) -> None:
-        """Raise RequestError where no site is chosen."""
         self.site(settings)
 
     def size(self, settings: Part) -> tuple[int, int]:
-        """Return the rows that are not held out, about, and their width."""
         site = self.site(settings)
         return round(self.artifact.content["images"] * site["n_tokens"] * (1 - settings.held_out)), site["d"]
 
     def config(self) -> dict:
-        """Return which images are held out as one; the input's id says the rest."""
         return {"group": self.group.rule()} if self.group else {}
 
     def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
-        """Open the store and shuffle the chosen site."""
         from saetool.activations import ActivationStore, StoreStream, held_out_images
         from saetool.activations.device_pool import fits_whole
         from saetool.activations.split import require_groups
@@ -115,7 +100,7 @@ class StoreSource:
 
 
 @dataclass(frozen=True)
-class GivenRows:
+class GivenRows(Source):
     """Rows in memory: [images, tokens, d], whose images are held out whole, by their content as those of a store."""
 
     rows: Tensor
@@ -146,33 +131,20 @@ class GivenRows:
         return [digest_bytes(image.view(torch.uint8).numpy().data) for image in self.rows]
 
     @property
-    def inputs(self) -> tuple[Artifact, ...]:
-        """None: the rows come from no artifact."""
-        return ()
-
-    @property
     def listing(self) -> str:
-        """The digest of all values."""
         return digest_json(self.digests)
 
     def check(self, settings: TrainingSettings) -> None:
-        """Raise RequestError where a site is asked for: these rows have none."""
         if settings.layer is not None:
             raise RequestError(f"training.layer is {settings.layer!r}, but rows in memory come from no layer.")
 
-    def site(self, settings: TrainingSettings) -> None:
-        """Return None: nobody knows what the rows are."""
-
     def size(self, settings: Part) -> tuple[int, int]:
-        """Return the rows that are not held out, about, and their width."""
         return round(self.rows.shape[0] * self.rows.shape[1] * (1 - settings.held_out)), self.rows.shape[2]
 
     def config(self) -> dict:
-        """Return the shape and type of the rows."""
         return {"rows": {"shape": list(self.rows.shape), "dtype": str(self.rows.dtype).removeprefix("torch.")}}
 
     def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
-        """Shuffle the rows of the images that are not held out."""
         from saetool.activations import TensorStream, held_out_mask
 
         mask = torch.from_numpy(held_out_mask(self.digests, seed, settings.held_out))
@@ -181,11 +153,10 @@ class GivenRows:
 
 
 @dataclass(frozen=True)
-class GivenStream:
+class GivenStream(Source):
     """A stream that exists already; it brings its own batches, order and split."""
 
     stream: Stream
-    inputs: tuple[Artifact, ...] = ()
 
     @property
     def listing(self) -> str:
@@ -195,24 +166,14 @@ class GivenStream:
         return digest_bytes(moments + str(statistics.count).encode())
 
     def check(self, settings: TrainingSettings) -> None:
-        """Raise RequestError where the stream's batches are not those that the settings ask for."""
         if self.stream.batch_size != settings.batch_size:
             raise RequestError(
                 f"training.batch_size is {settings.batch_size}, but the stream's batches have "
                 f"{self.stream.batch_size} rows: make them equal."
             )
 
-    def site(self, settings: TrainingSettings) -> None:
-        """Return None: nobody knows what the rows are."""
-
     def size(self, settings: Part) -> tuple[int, int]:
-        """Return the stream's training rows and their width."""
         return self.stream.n_rows, self.stream.d_in
 
-    def config(self) -> dict:
-        """Return nothing: `listing` names the rows."""
-        return {}
-
     def open(self, settings: TrainingSettings, seed: int, device: torch.device) -> Stream:
-        """Return the stream."""
         return self.stream

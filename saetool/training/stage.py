@@ -143,11 +143,8 @@ def _device_of(given: Any) -> torch.device | None:
         device = torch.device(given) if isinstance(given, str | torch.device) else None
     except RuntimeError:  # a name that torch does not know
         device = None
-    if (
-        device is None
-        or device.type not in ("cpu", "cuda")
-        or (device.type == "cuda" and not torch.cuda.is_available())
-    ):
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if device is None or device.type not in kinds:
         raise RequestError(
             f"train: device: there is no {shown(given)} here; give cpu, cuda or cuda:1, or leave it out."
         )

@@ -1,24 +1,11 @@
 """Where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases. Imported only when asked for."""
 
 from pathlib import Path
-from typing import Protocol
 
 from saetool import distributed
 from saetool.artifacts import digest_json
 from saetool.errors import RequestError
 from saetool.training.settings import TrainingSettings
-
-
-class Tracker(Protocol):
-    """Takes numbers as they come."""
-
-    def log(self, numbers: dict[str, float], step: int) -> None:
-        """Take the numbers measured at a step."""
-        ...
-
-    def close(self) -> None:
-        """Write out what is left."""
-        ...
 
 
 class TensorBoard:
@@ -32,12 +19,10 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder))
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        """Add a point to each curve."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush the event file."""
         self.writer.close()
 
 
@@ -52,12 +37,13 @@ class WeightsAndBiases:
         self.run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        """Add a point to each curve."""
         self.run.log(numbers, step=step)
 
     def close(self) -> None:
-        """End the run."""
         self.run.finish()
+
+
+Tracker = TensorBoard | WeightsAndBiases
 
 
 def open_trackers(settings: TrainingSettings, out: Path, config: dict) -> list[Tracker]:

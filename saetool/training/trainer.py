@@ -79,12 +79,12 @@ def learn(runs: Sequence[Run], stream: Stream) -> None:
     as soon as no run is left, naming those that did.
     """
     center = stream.statistics().mean
-    for run in runs:
-        _begin(run, stream)
+    positions = [_begin(run, stream) for run in runs]
     step = min(run.learner.done for run in runs)
     steps = runs[0].learner.settings.steps
-    if step < steps:
-        _seek(runs, stream, step)
+    behind = [at for run, at in zip(runs, positions, strict=True) if run.learner.done == step and at is not None]
+    if step < steps and behind:
+        stream.seek(behind[0])
     batches = stream.batches()
     clock = Clock()
     rows = stream.batch_size
@@ -98,7 +98,7 @@ def learn(runs: Sequence[Run], stream: Stream) -> None:
             if step == steps or not current + waiting:
                 break
             for run in current:
-                run.learner.enter_phase(stream)
+                run.learner.enter_phase()
             batch = next(batches)
             for run in current:
                 run.learner.step(batch)
@@ -113,8 +113,8 @@ def learn(runs: Sequence[Run], stream: Stream) -> None:
         raise Diverged(failed)
 
 
-def _begin(run: Run, stream: Stream) -> None:
-    """Take up the run's checkpoint, or start it."""
+def _begin(run: Run, stream: Stream) -> dict | None:
+    """Take up the run's checkpoint and return where the stream stood then, or start it."""
     found = checkpoints.load(run.partial)
     if found is None:
         run.log.cut(0)
@@ -123,19 +123,11 @@ def _begin(run: Run, stream: Stream) -> None:
         # Unlike devices round, and draw, differently: all begin with the same model.
         for tensor in run.learner.autoencoder.state_dict().values():
             distributed.broadcast(tensor)
-        return
+        return None
     tensors, rest = found
-    run.learner.restore(tensors, rest["learner"], stream)
+    run.learner.restore(tensors, rest["learner"])
     run.log.cut(rest["log_bytes"])
-
-
-def _seek(runs: Sequence[Run], stream: Stream, step: int) -> None:
-    """Put the stream where the run that is furthest behind stood."""
-    for run in runs:
-        found = checkpoints.position(run.partial)
-        if run.learner.done == step and found is not None:
-            stream.seek(found)
-            return
+    return rest["position"]
 
 
 def _evaluation_due(step: int, run: Run) -> bool:
@@ -177,14 +169,8 @@ def _report(runs: Sequence[Run], stream: Stream, seconds: float, center: Tensor)
 
 
 def _train_line(learner: Learner, stream: Stream, means: dict[str, float], rate: float, probe: Measures) -> dict:
-    line: dict = {
-        "split": "train",
-        **_place(learner, stream),
-        "lr": learner.lr,
-        "rate": rate,
-        "parts": {},
-        "metrics": {},
-    }
+    place = _place(learner, stream)
+    line: dict = {"split": "train", **place, "lr": learner.lr, "rate": rate, "parts": {}, "metrics": {}}
     for name, value in means.items():
         group, _, inner = name.partition("/")
         if inner:

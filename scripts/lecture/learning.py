@@ -50,11 +50,11 @@ def learn(
         with torch.no_grad():
             start(model)
     for step, batch in enumerate(islice(stream.batches(), steps)):
-        learner.enter_phase(stream)
+        learner.enter_phase()
         learner.step(batch)
         if watch is not None:
             with torch.no_grad():
-                watch(step, learner.phase.name if learner.phase else "", model)
+                watch(step, learner.phase.name, model)
     return model.eval()
 
 

@@ -31,7 +31,7 @@ def learn():
         learner = Learner(model, settings, seed=0, device=torch.device("cpu"))
         learner.initialize(stream)
         for batch in islice(stream.batches(), steps):
-            learner.enter_phase(stream)
+            learner.enter_phase()
             learner.step(batch)
             if on_step is not None:
                 on_step(learner.phase.name, model)

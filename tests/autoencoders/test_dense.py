@@ -196,12 +196,12 @@ def test_training_resumes_to_the_same_weights_within_and_between_levels(digits, 
         if resumed:
             tensors, rest, position = record
             stream.seek(position)
-            learner.restore(tensors, rest, stream)
+            learner.restore(tensors, rest)
         else:
             learner.initialize(stream)
         batches = stream.batches()
         while learner.done < settings.steps:
-            learner.enter_phase(stream)
+            learner.enter_phase()
             learner.step(next(batches))
             if not resumed and learner.done == stopped:
                 tensors, rest = learner.state()

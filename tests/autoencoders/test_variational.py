@@ -63,7 +63,7 @@ def test_the_loss_is_the_negative_elbo_with_its_constants(likelihood, hidden):
     elbo = 0
     for seed in range(400):  # the expectation over q, by brute force
         z = mean + variance.sqrt() * torch.randn(200, 3, generator=generator(seed), dtype=torch.float64)
-        logits = model.decoder.logits(z)
+        logits = model.decoder(z, logits=True)
         if likelihood == "gaussian":
             log_likelihood = Normal(logits, model.noise_variance().sqrt()).log_prob(x)
         else:

@@ -317,7 +317,7 @@ def recipe(backend, table, other, count):
     gradient, whole = DeferredGradient([Outer(support, weights, table)]), dense(support, weights).T @ table.double()
     if other is None:
         return gradient, whole
-    gradient.emit(Along(other, torch.ones(30, dtype=other.dtype)))
+    gradient.terms.append(Along(other, torch.ones(30, dtype=other.dtype)))
     return gradient, whole + other
 
 

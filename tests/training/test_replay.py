@@ -42,7 +42,7 @@ def taught(keys, codes="exact", steps=STEPS):
     learner = Learner(SparseAutoencoder(settings, 10), training, 0, torch.device("cpu"))
     stream = TensorStream(rows, batch_size=4)
     learner.initialize(stream)
-    learner.enter_phase(stream)
+    learner.enter_phase()
     for batch in rows.split(4):
         learner.step(batch)
     return learner, *learner.read_window()

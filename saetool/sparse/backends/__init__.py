@@ -223,16 +223,13 @@ def describe(device: torch.device) -> str:
 
 
 def compiled_dense(function: Callable, device: torch.device) -> Callable:
-    """Return a dense computation as `torch.compile` makes it on a GPU with Triton; elsewhere as it is."""
-    return fresh_compile(function) if choice(device).name == "cuda" and device.type == "cuda" else function
-
-
-def fresh_compile(function: Callable) -> Callable:
-    """Return `torch.compile(function)` with a memory of its own.
+    """Return a dense computation as `torch.compile` makes it on a GPU with Triton; elsewhere as it is.
 
     What was compiled is kept by code object, only a few for each: the models of a large sweep share their code, and the
-    ninth would silently not be compiled.
+    ninth would silently not be compiled. Each function so gets a code object of its own.
     """
+    if choice(device).name != "cuda" or device.type != "cuda":
+        return function
 
     def call(*arguments: Tensor | bool) -> object:
         return function(*arguments)

@@ -1,6 +1,5 @@
 """Pieces in plain torch that backends share: what is found in dense rows, and Adam a block of latents at a time."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim.adam import adam
 
-from saetool.sparse.codes import Support
+from saetool.sparse.codes import Support, offsets_after
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
 
@@ -24,21 +23,6 @@ BLOCK = 2048
 """Latents a block of Adam: from 1,024 to 4,096 equally fast, one block for all is slower (measured on CPU)."""
 
 
-def slices(
-    x: Float[Tensor, "batch d_in"],
-    weight: Float[Tensor, "n_latents d_in"],
-    bias: Float[Tensor, "n_latents"],
-    half: bool,
-) -> Iterator[Float[Tensor, "rows n_latents"]]:
-    """Yield x·Wᵀ + b in the bias's precision, a slice of rows at a time; `half`: the product in bfloat16."""
-    weight = weight.bfloat16() if half else weight
-    for part in x.split(SLICE_ROWS):
-        if half:
-            yield (part.bfloat16() @ weight.T).to(bias.dtype) + bias
-        else:
-            yield torch.addmm(bias, part, weight.T)
-
-
 def search(
     x: Float[Tensor, "batch d_in"],
     W_enc: Weight,
@@ -47,12 +31,17 @@ def search(
     cut: Tensor | None,
     k: int | None,
 ) -> "Done":
-    """Do what a backend's `search` does, a slice of rows at a time."""
-    parts = slices(x, W_enc.tensor.detach(), bias, half)
-    if k is not None:
-        return Done(*joined([entries_largest(pre, k) for pre in parts]))
-    assert cut is not None
-    return Done(*joined([entries_above(pre, cut) for pre in parts]))
+    """Do what a backend's `search` does, a slice of rows at a time; `half`: by a product in bfloat16."""
+    weight, parts = W_enc.tensor.detach(), []
+    weight = weight.bfloat16() if half else weight
+    for part in x.split(SLICE_ROWS):
+        pre = (part.bfloat16() @ weight.T).to(bias.dtype) + bias if half else torch.addmm(bias, part, weight.T)
+        if k is not None:
+            parts.append(entries_largest(pre, k))
+        else:
+            assert cut is not None
+            parts.append(entries_where(pre, pre > cut))  # a number that is none (NaN) exceeds nothing
+    return Done(*joined(parts))
 
 
 @dataclass(frozen=True)
@@ -64,23 +53,13 @@ class Done:
 
     @property
     def numbers(self) -> Tensor:
-        """Return how many entries there are."""
         return torch.tensor([len(self.values)])
 
     def shape(self, numbers: list[int]) -> None:
         """Return None: what follows depends on everything."""
 
     def found(self, numbers: list[int], room: int | None = None) -> tuple[Support, Tensor]:
-        """Return the entries and the outputs on them."""
         return self.support, self.values
-
-
-def entries_above(
-    pre: Float[Tensor, "rows n_latents"], cut: Float[Tensor, "n_latents"]
-) -> tuple[Support, Float[Tensor, "entries"]]:
-    """Return where each latent exceeds its cut, and its outputs there; a number that is none (NaN) exceeds nothing."""
-    rows, latents = (pre > cut).nonzero(as_tuple=True)
-    return Support.from_rows(rows, latents, len(pre), pre.shape[1]), pre[rows, latents]
 
 
 def entries_largest(pre: Float[Tensor, "rows n_latents"], k: int) -> tuple[Support, Float[Tensor, "entries"]]:
@@ -122,9 +101,8 @@ def joined(parts: list[tuple[Support, Float[Tensor, "entries"]]]) -> tuple[Suppo
         return parts[0]
     supports, values = zip(*parts, strict=True)
     counts = torch.cat([support.offsets.diff() for support in supports])
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     latents = torch.cat([support.latents for support in supports])
-    return Support(offsets, latents, supports[0].n_latents), torch.cat(values)
+    return Support(offsets_after(counts), latents, supports[0].n_latents), torch.cat(values)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saetool.sparse.backends import plain
-from saetool.sparse.backends.plain import AdamStep, Scales
+from saetool.sparse.backends.plain import AdamStep
 from saetool.sparse.codes import ByLatent, Support, offsets_of
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
@@ -63,13 +63,7 @@ class Reference:
         return rows.sum(0) if weights is None else weights @ rows
 
     def update(
-        self,
-        weight: Weight,
-        gradient: DeferredGradient,
-        moments: tuple[Tensor, Tensor],
-        step: AdamStep,
-        unit_rows: bool,
-        scales: Scales | None = None,
+        self, weight: Weight, gradient: DeferredGradient, moments, step: AdamStep, unit_rows, scales=None
     ) -> None:
         plain.update_in_blocks(self, weight, gradient, moments, step, unit_rows, scales)
 

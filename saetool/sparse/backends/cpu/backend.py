@@ -15,8 +15,8 @@ from saetool.sparse.backends import plain
 from saetool.sparse.backends.cpu import kernels
 from saetool.sparse.backends.cpu.parallel import operators_on_one_core, parallel_rows, parallel_sum
 from saetool.sparse.backends.cpu.screen import HalfWeight, has_fast_half
-from saetool.sparse.backends.plain import AdamStep, Scales
-from saetool.sparse.codes import ByLatent, Support
+from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.codes import ByLatent, Support, offsets_after
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
 
@@ -89,26 +89,19 @@ class Cpu:
         return parallel_sum(lambda some: weights[some] @ rows[some], len(rows))
 
     def update(
-        self,
-        weight: Weight,
-        gradient: DeferredGradient,
-        moments: tuple[Tensor, Tensor],
-        step: AdamStep,
-        unit_rows: bool,
-        scales: Scales | None = None,
+        self, weight: Weight, gradient: DeferredGradient, moments, step: AdamStep, unit_rows, scales=None
     ) -> None:
         outer = gradient.only_outer
         if outer is None:
             plain.update_in_blocks(self, weight, gradient, moments, step, unit_rows, scales)
             return
-        by_latent, (beta1, beta2) = outer.support.by_latent(self), step.betas
-        numbers = (step.lr / (1 - beta1**step.count), beta1, beta2, (1 - beta2**step.count) ** 0.5, step.eps)
+        by_latent = outer.support.by_latent(self)
         terms = _arrays(by_latent.rows, by_latent.to_latent_order(outer.weights), by_latent.offsets, outer.table)
         copy = weight.copy.weight if isinstance(weight.copy, HalfWeight) else torch.empty(0, 0, dtype=torch.bfloat16)
         run, arrays = kernels().update, _arrays(weight.tensor, *moments)
         before, after = (scales.before, scales.after) if scales else (torch.empty(0), torch.empty(0))
         rules = (unit_rows, *_arrays(before, after), copy.view(torch.int16).numpy())
-        rest = (tuple(terms), tuple(map(np.float32, numbers)), *rules)
+        rest = (tuple(terms), tuple(map(np.float32, step.values())), *rules)
         parallel_rows(lambda number, rows: run(*arrays, *rest, rows.start, rows.stop), len(weight.tensor), GROUPS)
         torch.autograd.graph.increment_version(weight.tensor)
         weight.mark_current()
@@ -137,14 +130,14 @@ def _select(x: Tensor, W_enc: Weight, bias: Tensor, cut: Tensor, k: int | None, 
     counts, latents, values = _joined(parallel_rows(part, len(x), plain.SLICE_ROWS))
     if exact:
         counts, latents, values = _decide(counts, latents, x, W_enc.tensor, bias, cut, k)
-    return Support(_offsets(counts), latents, len(bias)), values
+    return Support(offsets_after(counts), latents, len(bias)), values
 
 
 def _decide(
     counts: Tensor, latents: Tensor, x: Tensor, weight: Tensor, bias: Tensor, cut: Tensor, k: int | None
 ) -> Entries:
     """Return the candidates whose float32 output is above the cut or, with k, each row's k largest above 0."""
-    run, arrays, places = kernels().decide, _arrays(x, weight, bias, cut), _arrays(_offsets(counts), latents)
+    run, arrays, places = kernels().decide, _arrays(x, weight, bias, cut), _arrays(offsets_after(counts), latents)
 
     def part(number: int, rows: range) -> Entries:
         return _entries(run(*arrays, k or 0, *places, rows.start, rows.stop))
@@ -168,12 +161,6 @@ def _weighted_sums(offsets: Tensor, index: Tensor, weights: Tensor, table: Tenso
         per_sample_weights=weights[first:last],
         include_last_offset=True,
     )
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    offsets = torch.zeros(len(counts) + 1, dtype=torch.int64)
-    torch.cumsum(counts, 0, out=offsets[1:])
-    return offsets
 
 
 def _joined(parts: list[Entries]) -> Entries:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.sparse.backends.plain import SLICE_ROWS
+from saetool.sparse.weight import Copy
 
 ROUNDING = 2.0**-23
 """Twice float32's unit roundoff, for the order in which a matrix product adds its terms."""
@@ -25,7 +26,7 @@ AMX_COLUMNS, COLUMNS = 32, 8
 (without AMX, more columns only cost: 416 instead of 392 take 6 % longer, measured)."""
 
 
-class HalfWeight:
+class HalfWeight(Copy):
     """weight [n_latents, d_in + 4 and zeros] in bfloat16: w', ‖w‖, ‖w − w'‖, and the bias in two parts."""
 
     def __init__(self, n_latents: int, d_in: int):
@@ -36,23 +37,17 @@ class HalfWeight:
 
     @classmethod
     def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
-        """Return one with room for a weight."""
         return cls(*weight.shape)
 
     def fits(self, weight: Float[Tensor, "n_latents d_in"]) -> bool:
-        """Say whether it has room for a weight."""
         return (len(self.weight), self.d_in) == weight.shape
 
     def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
-        """Copy the rows `start` to `stop`."""
         rows, copy, d_in = weight[start:stop], self.weight[start:stop], self.d_in
         rounded = rows.bfloat16()
         copy[:, :d_in] = rounded
         copy[:, d_in] = ceil_half(torch.linalg.vector_norm(rows, dim=1))
         copy[:, d_in + 1] = ceil_half(torch.linalg.vector_norm(rounded.to(rows.dtype).sub_(rows), dim=1))
-
-    def changed(self) -> None:
-        """Do nothing: each refresh measures what it copies."""
 
     @property
     def _rounding(self) -> float:

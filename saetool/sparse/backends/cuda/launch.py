@@ -17,10 +17,10 @@ from torch import Tensor
 
 from saetool.sparse.backends import plain
 from saetool.sparse.backends.cuda import kernels as compiled_at_launch
-from saetool.sparse.backends.plain import AdamStep, Scales
-from saetool.sparse.codes import ByLatent, Support
+from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.codes import ByLatent, Support, offsets_after
 from saetool.sparse.gradients import DeferredGradient
-from saetool.sparse.weight import Weight
+from saetool.sparse.weight import Copy, Weight
 
 kernels: Any = compiled_at_launch
 """Called as kernels[grid](…), which their signatures do not say."""
@@ -58,7 +58,7 @@ INT16_LATENTS = 2**15 - 1
 """So many latents sort by int16 keys, twice as fast as by int32 ones."""
 
 
-class HalfCopy:
+class HalfCopy(Copy):
     """A weight in bfloat16, as most kernels read it."""
 
     dtype = torch.bfloat16
@@ -68,17 +68,16 @@ class HalfCopy:
 
     @classmethod
     def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
-        """Return one with room for a weight."""
         norms = torch.empty(len(weight), device=weight.device)
         return cls(torch.empty_like(weight, dtype=cls.dtype), norms, torch.empty_like(norms))
 
     def fits(self, weight: Float[Tensor, "n_latents d_in"]) -> bool:
-        """Say whether it has room for a weight, on its device."""
         return self.half.shape == weight.shape and self.half.device == weight.device
 
     def refresh(self, weight: Float[Tensor, "n_latents d_in"], start: int, stop: int) -> None:
-        """Copy the rows `start` to `stop`."""
-        _round(weight[start:stop], self.half[start:stop], self.norms[start:stop], self.errors[start:stop])
+        some, copied = weight[start:stop], (part[start:stop] for part in (self.half, self.norms, self.errors))
+        with _on(weight):
+            kernels.round_rows[(len(some),)](some, *copied, weight.shape[1], COLUMNS, num_warps=1)
         self.measured = self.measured or (start == 0 and stop == len(weight))
 
     def changed(self) -> None:
@@ -173,13 +172,7 @@ class Cuda:
         return rows.sum(0, dtype=torch.float32) if weights is None else weights @ rows
 
     def update(
-        self,
-        weight: Weight,
-        gradient: DeferredGradient,
-        moments: tuple[Tensor, Tensor],
-        step: AdamStep,
-        unit_rows: bool,
-        scales: Scales | None = None,
+        self, weight: Weight, gradient: DeferredGradient, moments, step: AdamStep, unit_rows, scales=None
     ) -> None:
         values = weight.tensor.detach()
         grad = gradient.block(0, len(values), self) if values.dim() == 2 else gradient.dense
@@ -214,12 +207,13 @@ class _Product:
     """
 
     def __init__(self, x: Tensor, W_enc: Weight, bias: Tensor, exact: bool):
-        copy = W_enc.copied(FineCopy if exact else HalfCopy)
+        kind = FineCopy if exact else HalfCopy
+        copy, rows = W_enc.copied(kind), kind.empty(x)
         self.x, self.W_enc, self.bias, self.exact = x, W_enc, bias.detach(), exact
-        half, norms, errors = _rounded(x, copy.dtype)
+        rows.refresh(x, 0, len(x))
         with _full_accumulation():
-            self.pre = torch.mm(half, copy.half.T)
-        self.rounding = ROUNDING if exact else 0.0
+            self.pre = torch.mm(rows.half, copy.half.T)
+        self.rounding, norms, errors = ROUNDING if exact else 0.0, rows.norms, rows.errors
         if exact:
             if not copy.measured:
                 copy.refresh(W_enc.tensor.detach(), 0, len(bias))
@@ -276,12 +270,11 @@ class _Product:
             )
         return bits, counts
 
-    def entries(self, bits: Tensor, counts: Tensor, total: int, room: int) -> Support:
-        """Return the marked entries, `total` of them, with room for more."""
+    def entries(self, bits: Tensor, counts: Tensor, room: int) -> Support:
+        """Return the marked entries, with room for so many."""
         rows, n_latents = self.pre.shape
         device, wide = self.x.device, torch.int64
-        offsets = torch.zeros(rows + 1, dtype=wide, device=device)
-        torch.cumsum(counts, 0, out=offsets[1:])
+        offsets = offsets_after(counts)
         row = torch.full((room,), ROOM_ROW, dtype=wide, device=device)
         latents = torch.zeros(room, dtype=wide, device=device)
         keys = torch.full((room,), n_latents, dtype=_key_type(n_latents), device=device)
@@ -302,7 +295,7 @@ class _Threshold:
         return (room_for(numbers[0]),)
 
     def found(self, numbers: list[int], room: int | None = None) -> tuple[Support, Tensor]:
-        support = self.product.entries(self.bits, self.counts, numbers[0], numbers[0] if room is None else room)
+        support = self.product.entries(self.bits, self.counts, numbers[0] if room is None else room)
         return support, self.product.outputs(support)
 
 
@@ -323,7 +316,7 @@ class _TopK:
         x, bias = product.x, product.bias
         if widest > WIDEST:  # equal outputs by the thousand: a degenerate model
             return plain.search(x, product.W_enc, bias, not product.exact, None, k).found(numbers)
-        support = product.entries(self.bits, self.counts, total, total if room is None else room)
+        support = product.entries(self.bits, self.counts, total if room is None else room)
         values = product.outputs(support)
         latents = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
         kept = torch.zeros(len(x), k, device=x.device)
@@ -380,19 +373,6 @@ def _row_products(support: Support, weight: Tensor, table: Tensor, bias: Tensor 
             table.shape[1], ENTRIES, COLUMNS, bias is not None, num_warps=1 if weight.dtype == torch.bfloat16 else 4,
         )  # fmt: skip
     return products
-
-
-def _rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows in 16 bits, the norms of the rounded rows, and of what rounding changed."""
-    half, norms = torch.empty_like(x, dtype=dtype), torch.empty(len(x), device=x.device)
-    errors = torch.empty_like(norms)
-    _round(x, half, norms, errors)
-    return half, norms, errors
-
-
-def _round(x: Tensor, half: Tensor, norms: Tensor, errors: Tensor) -> None:
-    with _on(x):
-        kernels.round_rows[(len(x),)](x, half, norms, errors, x.shape[1], COLUMNS, num_warps=1)
 
 
 def _blocks(size: int, block: int) -> int:
