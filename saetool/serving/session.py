@@ -98,7 +98,7 @@ class Session:
         Raises WorkError where they are no picture.
         """
         with self._turn:  # a large picture takes memory from here on
-            image = read_picture(content, name, MOST_PIXELS).image.convert("RGB")
+            image = read_picture(content, name, MOST_PIXELS, of_a_run=False).image.convert("RGB")
             return self._look(image, digest_bytes(content), name)
 
     def look_at(self, row: int) -> dict[str, Any]:

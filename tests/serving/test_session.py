@@ -172,12 +172,12 @@ def test_a_picture_that_is_asked_about_is_not_the_oldest(session, monkeypatch):
 def test_pictures_are_decoded_one_at_a_time(session, monkeypatch):
     decoding, most = [], []
 
-    def decode(*given):
+    def decode(*given, **more):
         decoding.append(1)
         most.append(len(decoding))
         time.sleep(0.05)
         decoding.pop()
-        return read_picture(*given)
+        return read_picture(*given, **more)
 
     monkeypatch.setattr(sessions, "read_picture", decode)
     with ThreadPoolExecutor(4) as pool:
@@ -186,8 +186,14 @@ def test_pictures_are_decoded_one_at_a_time(session, monkeypatch):
 
 
 def test_what_is_no_picture_is_refused(session):
-    with pytest.raises(WorkError, match=r"notes\.txt"):
+    with pytest.raises(WorkError, match=r"^notes\.txt cannot be read as an image \([^)]*\)$"):
         session.look(b"no picture at all", "notes.txt")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_in_the_page_s_words(session, monkeypatch):
+    monkeypatch.setattr(sessions, "MOST_PIXELS", 100)
+    with pytest.raises(WorkError, match=r"^a\.png: more pixels than 100, .*\(5400 here\): make it smaller$"):
+        session.look(png(3), "a.png")
 
 
 def test_the_probe_learned_from_training_images_and_is_checked_on_the_others(session, run, looked):
