@@ -60,10 +60,11 @@ def take_turns(lock: AbstractContextManager) -> None:
     _one_large = lock
 
 
-def read_picture(content: bytes, name: str, max_pixels: int | None = MAX_PIXELS) -> Picture:
+def read_picture(content: bytes, name: str, max_pixels: int | None = MAX_PIXELS, *, of_a_run: bool = True) -> Picture:
     """Decode an image file's bytes; `name` is what the WorkError calls it when it is corrupt or no image at all.
 
-    An image of more than `max_pixels` pixels is refused before it is decoded.
+    An image of more than `max_pixels` pixels is refused before it is decoded. Of one that is `of_a_run` the error
+    names the settings that a run goes on with.
     """
     try:
         with warnings.catch_warnings():
@@ -71,15 +72,18 @@ def read_picture(content: bytes, name: str, max_pixels: int | None = MAX_PIXELS)
             return _decode(content, max_pixels)
     except WorkError as error:
         raise WorkError(f"{name}: {error}") from None
-    except Image.DecompressionBombError:
-        raise WorkError(f"{name}: {_too_large(max_pixels)}, or set images.on_error=skip") from None
+    except Image.DecompressionBombError as error:
+        advice = ", raise images.max_pixels, or set images.on_error=skip" if of_a_run else ""
+        limit = "" if max_pixels is None else f" than {max_pixels:,}"
+        raise WorkError(f"{name}: more pixels{limit}, which guards memory ({error}): make it smaller{advice}") from None
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error … for damaged files.
         what = "is empty" if not content else f"cannot be read as an image ({_reason(error)})"
-        raise WorkError(
-            f"{name} {what}. With images.on_error=skip the work goes on from here without it; a file that is repaired "
+        advice = (
+            ". With images.on_error=skip the work goes on from here without it; a file that is repaired "
             "or removed makes another list of files, and the work begins anew"
-        ) from None
+        )
+        raise WorkError(f"{name} {what}{advice if of_a_run else ''}") from None
 
 
 def _decode(content: bytes, max_pixels: int | None) -> Picture:
@@ -102,14 +106,10 @@ def _open(content: bytes, digest: str, max_pixels: int | None) -> Picture:
     with Image.open(io.BytesIO(content), formats=known) as image:
         pixels = image.width * image.height
         if max_pixels is not None and pixels > max_pixels:
-            raise WorkError(f"{_too_large(max_pixels)} ({pixels} here), or set images.on_error=skip")
+            raise Image.DecompressionBombError(f"{pixels} here")
         with _one_large if pixels > LARGE else nullcontext():
             image.load()
             return picture_of(image, digest)
-
-
-def _too_large(max_pixels: int | None) -> str:
-    return f"more pixels than {max_pixels:,}, which guards memory: make it smaller, raise images.max_pixels"
 
 
 def _without_text(content: bytes) -> bytes:

@@ -1,11 +1,13 @@
 """The pages of a report and one more, on this machine alone: it takes a photograph and tells what fires where on it."""
 
+import asyncio
 import errno
 import json
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import resources
+from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,13 @@ from saetool.serving.session import Session
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = "127.0.0.1"
 MOST_BYTES = 64_000_000
 """Of a request: a photograph as cameras write them."""
 PAGE, SCRIPT = "photograph.html", "photograph.js"
+_HEADERS = ((b"cache-control", b"no-cache"), (b"cross-origin-resource-policy", b"same-origin"))
 _NAV = '<nav aria-label="Pages">'
 
 
@@ -39,6 +43,7 @@ def make_app(
         from starlette.concurrency import run_in_threadpool
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.requests import ClientDisconnect
         from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
         from starlette.routing import Mount, Route
         from starlette.staticfiles import StaticFiles
@@ -55,9 +60,8 @@ def make_app(
         return Response(script, media_type="text/javascript")
 
     async def of_report(request: "Request") -> Response:
-        name = request.path_params["name"]
-        place = report / f"{name}.html"
-        if "/" in name or not place.is_file():
+        place = report / f"{request.path_params['name']}.html"
+        if not isfile(place) or place.is_symlink():
             return Response("no such page", 404)
         return HTMLResponse(_linked(place.read_text("utf-8")))
 
@@ -69,12 +73,14 @@ def make_app(
             if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
                 return JSONResponse({"error": "asked from another site's page"}, 403)
             body = bytearray()
-            async for part in request.stream():
-                body += part
-                if len(body) > MOST_BYTES:
-                    return JSONResponse({"error": f"over {MOST_BYTES // 10**6} MB: give a smaller file"}, 413)
             try:
+                async for part in request.stream():
+                    body += part
+                    if len(body) > MOST_BYTES:
+                        return JSONResponse({"error": f"over {MOST_BYTES // 10**6} MB: give a smaller file"}, 413)
                 return JSONResponse(await run_in_threadpool(work, bytes(body), request.query_params.get("name", "")))
+            except (ClientDisconnect, asyncio.CancelledError):  # nobody waits for the answer, or Ctrl-C
+                return JSONResponse({"error": "the server ended, or the upload did"}, 503)
             except SaetoolError as problem:
                 return JSONResponse({"error": str(problem)}, 400 if isinstance(problem, RequestError) else 422)
             except Exception as problem:  # of the model's own code: the page says it, and the server goes on
@@ -98,8 +104,25 @@ def make_app(
             Route("/api/answers", told(lambda body, _: session.change(*_parse(body))), methods=["POST"]),
             Mount("/", StaticFiles(directory=report)),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
+        middleware=[
+            Middleware(_own),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        ],
     )
+
+
+def _own(app: "ASGIApp") -> "ASGIApp":
+    """Return `app` with answers that no other site's page may load, and that no browser takes for a later run's."""
+
+    async def answer(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def told(message: "Message") -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await app(scope, receive, told)
+
+    return answer
 
 
 def _linked(page: str, current: str = "") -> str:
@@ -122,7 +145,7 @@ def _parse(body: bytes) -> tuple[str, dict[int, float], list[int] | None]:
         changes = {int(latent): float(factor) for latent, factor in given["changes"].items()}
         patches = given.get("patches")
         return str(given["picture"]), changes, None if patches is None else [int(patch) for patch in patches]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise RequestError(
             'an answer is asked as {"picture": …, "changes": {latent: factor}, "patches": […]}'
         ) from None
@@ -130,7 +153,7 @@ def _parse(body: bytes) -> tuple[str, dict[int, float], list[int] | None]:
 
 def _number(body: bytes) -> int:
     try:
-        return int(body[:20])
+        return int(body)
     except ValueError:
         raise RequestError("an image of the run is asked by its number.") from None
 

@@ -47,6 +47,7 @@ def open_site(run: Run, name: str | None = None, label: str | None = None) -> "S
         "run": about,
         "title": config.report.title or f"{about['n_latents']:,} latents of {about['backbone']}",
         "own_images": source is not None,
+        "changeable": session.backbone.tokens != "mean",
         "answers": session.answers.words,
         "usual": (model.content.get("final") or {}).get("fvu"),
     }

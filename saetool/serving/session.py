@@ -5,7 +5,7 @@ import io
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,8 @@ class Kept:
 
     pixels: Tensor
     said: Said
-    mass: dict[int, float]
-    """Of each latent that fires: its values, summed over the tokens, times the length of its direction."""
+    codes: Codes
+    """What fires on each token."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Session:
     originals: Originals | None = None
     """The run's own images, where they are at hand."""
     _pictures: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
-    _turn: Any = field(default_factory=Lock)
+    _turn: Any = field(default_factory=RLock)
 
     @classmethod
     def open(
@@ -97,7 +97,9 @@ class Session:
 
         Raises WorkError where they are no picture.
         """
-        return self._look(read_picture(content, name, MOST_PIXELS).image.convert("RGB"), digest_bytes(content), name)
+        with self._turn:  # a large picture takes memory from here on
+            image = read_picture(content, name, MOST_PIXELS, of_a_run=False).image.convert("RGB")
+            return self._look(image, digest_bytes(content), name)
 
     def look_at(self, row: int) -> dict[str, Any]:
         """Return the same of an image of the run, by its number.
@@ -118,7 +120,7 @@ class Session:
             said = self.answers.of(pixels)
             rows = rows_for(self.autoencoder, tokens)
             codes, x_hat = reconstruct(self.autoencoder, rows)
-            kept = Kept(pixels, said, self._mass(codes))
+            kept = Kept(pixels, said, codes)
             self._keep(key, kept)
         return {
             "picture": key,
@@ -138,19 +140,24 @@ class Session:
     ) -> dict[str, Any]:
         """Return the model's answer with latents multiplied by factors (0: off), on some patches or on all.
 
-        "others" is the answer with as many others changed in the same way, those of nearest mass on this picture: a
+        "others" is the answer with as many others changed in the same way, those of nearest mass on these patches: a
         change that these make too tells nothing of the latents.
 
         Raises RequestError for a picture that is not kept any more, a latent or a patch that does not exist.
         """
+        with self._turn:
+            return self._change(picture, changes, patches)
+
+    def _change(self, picture: str, changes: Mapping[int, float], patches: Sequence[int] | None) -> dict[str, Any]:
         kept = self._pictures.get(picture)
         if kept is None:
             raise RequestError("this picture is not kept any more: drop it again.")
         if any(not 0 <= factor <= LARGEST_FACTOR for factor in changes.values()):
             raise RequestError(f"a latent is multiplied by 0 (off) to {LARGEST_FACTOR:g}.")
-        matched = matched_latents(kept.mass, changes)
-        with self._turn:
-            changed, others = (self._changed(kept, some, patches) for some in (changes, matched))
+        self._pictures.move_to_end(picture)
+        changed = self._changed(kept, changes, patches)
+        matched = matched_latents(self._mass(kept.codes, patches), changes)
+        others = self._changed(kept, matched, patches)
         return {**self._told(kept, changed, others), "matched": list(matched)}
 
     def _changed(self, kept: Kept, changes: Mapping[int, float], patches: Sequence[int] | None) -> Said:
@@ -179,10 +186,13 @@ class Session:
         whole = (rows - self.mean.to(rows)).double().square().sum()
         return float(error / whole) if whole > 0 else None
 
-    def _mass(self, codes: Codes) -> dict[int, float]:
-        latents, place = codes.latents.unique(return_inverse=True)
+    def _mass(self, codes: Codes, patches: Sequence[int] | None) -> dict[int, float]:
+        """Return each firing latent's values, summed over the patches, times the length of its direction."""
+        row = codes.row_of_entry()
+        here = torch.ones_like(row, dtype=torch.bool) if patches is None else torch.isin(row, row.new_tensor(patches))
+        latents, place = codes.latents[here].unique(return_inverse=True)
         sums = torch.zeros(len(latents), dtype=torch.float64, device=latents.device)
-        sums.index_add_(0, place, codes.values.double().abs())
+        sums.index_add_(0, place, codes.values[here].double().abs())
         directions = self.autoencoder.decoder_directions()
         if directions is not None:
             sums *= directions[latents.to(directions.device)].norm(dim=1).to(sums)

@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -78,8 +79,9 @@ class Client:
         return status, json.loads(reply)
 
 
-@pytest.fixture(scope="session")
-def client(run):
+@contextmanager
+def answering(run):
+    """A server of a run's site, for as long as the block runs."""
     pytest.importorskip("starlette", reason="needs starlette (pip install 'saetool[serve]')")
     uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn (pip install 'saetool[serve]')")
     from saetool.serving.app import listen
@@ -96,3 +98,9 @@ def client(run):
     server.should_exit = True
     thread.join()
     place.close()
+
+
+@pytest.fixture(scope="session")
+def client(run):
+    with answering(run) as client:
+        yield client

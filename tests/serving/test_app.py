@@ -2,10 +2,13 @@
 
 import http.client
 import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -52,6 +55,8 @@ def test_a_picture_is_asked_and_a_latent_switched_off(client, session):
         "/..%2fconfig.html",
         "/%2fetc%2fpasswd",
         "/nothing.html",
+        f"/{'a' * 5000}.html",
+        "/%00.html",
     ],
 )
 def test_nothing_beside_the_report_is_shown(client, path):
@@ -90,7 +95,10 @@ def test_what_cannot_be_taken_is_said_and_the_server_goes_on(client):
     status, found = client.told("/api/pictures?name=a.txt", b"no picture")
     assert status == 422
     assert "a.txt" in found["error"]
-    for body in (b"", b"{", b"[]", b'{"picture": 1}', b'{"picture": "a", "changes": {"x": 0}}', b"[" * 100_000):
+    huge = b'{"picture": "a", "changes": {"1": 1' + b"0" * 400 + b"}}"
+    endless = b'{"picture": "a", "changes": {"1": 0}, "patches": [1e999]}'
+    half = (b"", b"{", b"[]", b'{"picture": 1}', b'{"picture": "a", "changes": {"x": 0}}', b"[" * 100_000)
+    for body in (*half, huge, endless):
         status, found = client.told("/api/answers", body)
         assert (status, found["error"][:21]) == (400, "an answer is asked as")
     status, found = client.told("/api/answers", b'{"picture": "gone", "changes": {"1": 0}}')
@@ -98,6 +106,43 @@ def test_what_cannot_be_taken_is_said_and_the_server_goes_on(client):
     assert client.told("/api/pictures", bytes(MOST_BYTES + 1))[0] == 413
     assert client.ask("/api/pictures")[0] == 404
     assert client.told("/api/pictures", png(4))[0] == 200
+
+
+def test_an_image_s_number_is_read_to_its_end(client):
+    status, found = client.told("/api/images", b"000000000000000000000007")
+    assert (status, found["picture"]) == (200, "image 7")
+    for body in (b"", b"seven", b"7.5", b"9" * 5000):
+        assert client.told("/api/images", body)[0] == 400
+
+
+@pytest.mark.parametrize("name", ["linked.html", "assets/linked.html"])
+def test_a_link_out_of_the_report_is_not_followed(client, place, tmp_path, name):
+    (tmp_path / "secret.html").write_text("secret")
+    link = place / "run" / "report" / name
+    link.symlink_to(tmp_path / "secret.html")
+    try:
+        assert client.ask(f"/{name}")[0] == 404
+    finally:
+        link.unlink()
+
+
+@pytest.mark.parametrize("path", ["/photograph.html", "/index.html", "/data/site.js", "/assets/photograph.js"])
+def test_no_other_site_s_page_loads_what_is_here_and_no_browser_keeps_it_for_a_later_run(client, path):
+    asked = http.client.HTTPConnection(HOST, client.port)
+    asked.request("GET", path)
+    reply = asked.getresponse()
+    assert reply.getheader("Cross-Origin-Resource-Policy") == "same-origin"
+    assert reply.getheader("Cache-Control") == "no-cache"
+
+
+def test_an_upload_that_breaks_off_is_no_error(client, caplog):
+    logging.getLogger("uvicorn.error").addHandler(caplog.handler)
+    with socket.create_connection((HOST, client.port)) as asking:
+        asking.send(b"POST /api/pictures HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nabc")
+    time.sleep(0.3)
+    assert client.told("/api/pictures", png(4))[0] == 200
+    logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+    assert caplog.records == []
 
 
 def test_a_failure_of_the_model_is_told_and_no_traceback(client, monkeypatch, capfd):
@@ -154,3 +199,32 @@ def test_the_command_answers_until_ctrl_c_and_ends_well(place):
     assert (started.returncode, told) == (0, "")
     assert "Traceback" not in said
     assert "stopped" not in said
+
+
+SLOW = """
+import sys, time
+from saetool.pipeline import Run
+from saetool.serving.app import listen, serve
+from saetool.serving.opening import open_site
+from saetool.serving.session import Session
+Session.look = lambda *given: (print("looking", flush=True), time.sleep(3))
+place = listen(0)
+site = open_site(Run.load(sys.argv[1]))
+print(place.getsockname()[1], flush=True)
+serve(site, place)
+"""
+
+
+def test_ctrl_c_while_the_model_looks_ends_without_a_traceback(place):
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    command, pipe = [sys.executable, "-c", SLOW, str(place / "run")], subprocess.PIPE
+    started = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening)
+    assert started.stdout is not None
+    asked = http.client.HTTPConnection(HOST, int(started.stdout.readline()), timeout=60)
+    asked.request("POST", "/api/pictures", b"a picture")
+    assert started.stdout.readline() == "looking\n"
+    os.kill(started.pid, signal.SIGINT)
+    assert asked.getresponse().status == 503
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 0
+    assert "Traceback" not in said

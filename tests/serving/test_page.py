@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from .conftest import png
+from saetool.pipeline import Run
+
+from .conftest import answering, png
 
 pytestmark = pytest.mark.browser
 
@@ -19,7 +21,7 @@ def page(browser, client):
     page.wait_for_selector("body[data-ready=true]")
     yield page
     context.close()
-    assert [said for said in complaints if "status of 4" not in said] == []
+    assert [said for said in complaints if "status of 4" not in said and "CONNECTION_REFUSED" not in said] == []
 
 
 def give(page, content, name="mine.png"):
@@ -116,6 +118,58 @@ def test_arrow_keys_walk_over_the_patches(page):
     for key, wanted in (("ArrowRight", 1), ("ArrowDown", 4), ("ArrowLeft", 3), ("ArrowLeft", 3)):
         page.keyboard.press(key)
         assert page.locator("#patch-name").inner_text().startswith(f"Patch {wanted} ")
+
+
+def test_undoing_a_change_keeps_the_focus_on_the_page(page):
+    give(page, png(18))
+    for i in range(2):
+        page.locator("#image-latents li button").nth(i).click()
+    page.locator("#changes button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").endswith("back as it was")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "rank"
+
+
+def test_a_server_that_is_gone_is_said_in_words(page):
+    give(page, png(19))
+    page.route("**/api/**", lambda route: route.abort("connectionrefused"))
+    page.locator("#image-latents li button").first.click()
+    page.wait_for_selector("body[data-state=failed]")
+    assert "is saetool serve still running?" in page.locator("#problem").inner_text()
+
+
+def test_a_slow_answer_is_not_drawn_over_a_later_one(page):
+    page.evaluate("""() => {
+      const ask = fetch;
+      let first = true;
+      window.fetch = async (...given) => {
+        const slow = first;
+        first = false;
+        const reply = await ask(...given);
+        if (slow) { await new Promise((go) => setTimeout(go, 800)); document.body.dataset.late = "true"; }
+        return reply;
+      };
+    }""")
+    page.set_input_files("#file", {"name": "slow.png", "mimeType": "image/png", "buffer": png(20)})
+    give(page, png(21), "fast.png")
+    page.wait_for_selector("body[data-late]")
+    page.wait_for_timeout(100)
+    assert page.locator("#facts dd").first.inner_text() == "fast.png"
+
+
+def test_latents_of_means_over_patches_offer_no_switch(browser, place, tmp_path):
+    run = Run.load(str(place / "a.yaml"), [f"run={tmp_path}/mean", "backbone.tokens=mean"])
+    run.make_all()
+    with answering(run) as client:
+        page = browser.new_page()
+        page.goto(f"{client.address}/photograph.html")
+        page.wait_for_selector("body[data-ready=true]")
+        give(page, png(22))
+        assert page.locator("#image-latents li").count() == 5
+        assert page.locator("#image-latents button").count() == 0
+        assert "cannot be put back" in page.locator("#changed").inner_text()
+        page.close()
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 """What is told of a picture is what a slow computation finds; what the model says changed is what it says changed."""
 
+import io
 import math
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from saetool.activations import ActivationStore
 from saetool.errors import RequestError, WorkError
@@ -111,7 +115,24 @@ def test_mass_is_the_sum_of_values_times_the_length_of_the_direction(session, lo
     _, x = tokens_of(session, png(3, bright=True))
     z, length = session.autoencoder.encode(x), session.autoencoder.decoder_directions().norm(dim=1)
     wanted = {k: float(z[:, k].sum() * length[k]) for k in range(40) if z[:, k].sum() > 0}
-    assert session._pictures[looked["picture"]].mass == pytest.approx(wanted, rel=1e-5)
+    codes = session._pictures[looked["picture"]].codes
+    assert session._mass(codes, None) == pytest.approx(wanted, rel=1e-5)
+    wanted = {k: float(z[4, k] * length[k]) for k in range(40) if z[4, k] > 0}
+    assert session._mass(codes, [4]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_others_are_matched_where_the_change_is(session):
+    """A latent of equal strength elsewhere changes nothing on this patch, and would make any change look large."""
+    halves = np.concatenate([np.full((30, 60, 3), 230), np.random.default_rng(0).integers(0, 60, (30, 60, 3))])
+    file = io.BytesIO()
+    Image.fromarray(halves.astype(np.uint8)).save(file, "PNG")
+    looked = session.look(file.getvalue())
+    for patch in range(9):
+        here = [latent for latent, _ in at(looked, patch)]
+        for latent in here:
+            found = session.change(looked["picture"], {latent: 0.0}, [patch])
+            assert set(found["matched"]) <= set(here)
+            assert len(found["matched"]) == (len(here) > 1)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +161,40 @@ def test_old_pictures_are_forgotten_and_said_to_be(session, looked, monkeypatch)
     session.look(png(3, bright=True))
 
 
+def test_a_picture_that_is_asked_about_is_not_the_oldest(session, monkeypatch):
+    monkeypatch.setattr(sessions, "KEPT", 2)
+    asked, other = (session.look(png(seed))["picture"] for seed in (52, 53))
+    session.change(asked, {0: 0.0})
+    session.look(png(54))
+    assert asked in session._pictures
+    assert other not in session._pictures
+
+
+def test_pictures_are_decoded_one_at_a_time(session, monkeypatch):
+    decoding, most = [], []
+
+    def decode(*given, **more):
+        decoding.append(1)
+        most.append(len(decoding))
+        time.sleep(0.05)
+        decoding.pop()
+        return read_picture(*given, **more)
+
+    monkeypatch.setattr(sessions, "read_picture", decode)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(session.look, [png(seed) for seed in range(60, 64)]))
+    assert most == [1, 1, 1, 1]
+
+
 def test_what_is_no_picture_is_refused(session):
-    with pytest.raises(WorkError, match=r"notes\.txt"):
+    with pytest.raises(WorkError, match=r"^notes\.txt cannot be read as an image \([^)]*\)$"):
         session.look(b"no picture at all", "notes.txt")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_in_the_page_s_words(session, monkeypatch):
+    monkeypatch.setattr(sessions, "MOST_PIXELS", 100)
+    with pytest.raises(WorkError, match=r"^a\.png: more pixels than 100, .*\(5400 here\): make it smaller$"):
+        session.look(png(3), "a.png")
 
 
 def test_the_probe_learned_from_training_images_and_is_checked_on_the_others(session, run, looked):

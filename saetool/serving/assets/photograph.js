@@ -9,7 +9,9 @@
   let turn = 0; // counts what was asked: an older answer must not be drawn over a newer one
 
   async function ask(address, body) {
-    const reply = await fetch(address, { method: "POST", body });
+    const reply = await fetch(address, { method: "POST", body }).catch(() => {
+      throw new Error("The server does not answer: is saetool serve still running? If the picture's file has changed, choose it again.");
+    });
     const found = await reply.json().catch(() => ({ error: `the server answered ${reply.status}` }));
     if (!reply.ok) throw new Error(found.error);
     return found;
@@ -21,6 +23,7 @@
     say("");
     by("problem").textContent = String(error.message || error);
     by("problem").hidden = false;
+    by("problem").scrollIntoView({ block: "nearest" });
     document.body.dataset.state = "failed";
   }
 
@@ -76,6 +79,7 @@
 
   const rank = (latents) => ranks.rank(latents, by("rank").value, state);
   const usual = document.body.dataset.unexplained ? Number(document.body.dataset.unexplained) : null;
+  const fixed = document.body.dataset.fixed === "true"; // a mean of patches cannot be put back into the model
 
   function line({ latent, value, note }) {
     const light = () => highlight(latent);
@@ -83,7 +87,7 @@
     const off = state.changes.has(latent);
     return h("li", { "data-latent": latent, onpointerenter: light, onfocusin: light },
       h("a.neighbor", { href: list.address(latent, ""), target: "_blank", rel: "noopener" }, crops.stamps(latent, 3), h("span", {}, `Latent ${latent}`, h("span.muted.note", {}, [note, share].filter(Boolean).join(" · "))), h("span.number", {}, format("value", value))),
-      h(off ? "button.chip.on" : "button.chip", { type: "button", "aria-pressed": String(off), "aria-label": `Switch latent ${latent} off`, onclick: () => toggle(latent) }, "off"));
+      fixed ? null : h(off ? "button.chip.on" : "button.chip", { type: "button", "aria-pressed": String(off), "aria-label": `Switch latent ${latent} off`, onclick: () => toggle(latent) }, "off"));
   }
 
   function highlight(latent) {
@@ -131,6 +135,15 @@
     changed();
   }
 
+  /** Undo changes from a button that goes with them: the focus goes to the next one, or to the lists. */
+  function back(undo) {
+    undo();
+    lists();
+    controls();
+    changed();
+    (by("changes").querySelector("button") || by("rank")).focus();
+  }
+
   /** Draw one slider for each latent that is changed: how many times its value counts. */
   function controls() {
     by("changes").replaceChildren(...[...state.changes].map(([latent, factor]) => {
@@ -141,7 +154,7 @@
         changed();
       };
       return h("li", { "data-changed": latent }, h("label.field", {}, `Latent ${latent}`, h("input", { type: "range", min: 0, max: 4, step: 0.25, value: factor, oninput: slide }), words),
-        h("button.chip", { type: "button", "aria-label": `Latent ${latent} as it was`, onclick: () => toggle(latent) }, "back"));
+        h("button.chip", { type: "button", "aria-label": `Latent ${latent} back as it was`, onclick: () => back(() => state.changes.delete(latent)) }, "back"));
     }));
     by("scope").hidden = state.changes.size === 0;
     by("here").parentElement.hidden = state.grid === null;
@@ -174,7 +187,7 @@
     const one = state.changes.size;
     by("changed").textContent = one
       ? `The final embedding keeps a cosine of ${cosine.after.toFixed(4)} to what it was; with ${matched.length} other latent${matched.length === 1 ? "" : "s"} of nearest strength here changed as much (${matched.slice(0, 8).join(", ")}${matched.length > 8 ? ", …" : ""}), of ${cosine.others.toFixed(4)}.`
-      : "Switch a latent off to see what changes.";
+      : fixed ? "This model's latents are of means over patches, which cannot be put back: none can be switched off." : "Switch a latent off to see what changes.";
     const moved = (before, after) => h("td", {}, format("share", after), before === after ? null : h("span.muted.note", {}, `${after > before ? "+" : "−"}${(100 * Math.abs(after - before)).toFixed(1)} points`));
     by("classes").replaceChildren(...classes.map(({ name, before, after, others }) =>
       h("tr", { "data-class": name }, h("th", { scope: "row", dir: "auto" }, name), h("td", {}, format("share", before)), one ? moved(before, after) : h("td"), one ? moved(before, others) : h("td"))));
@@ -196,7 +209,7 @@
     set();
     by("rank").addEventListener("change", () => { if (state.found) lists(); });
     by("here").addEventListener("change", changed);
-    by("reset").addEventListener("click", () => { state.changes.clear(); lists(); controls(); changed(); });
+    by("reset").addEventListener("click", () => back(() => state.changes.clear()));
     site.ready.then(() => { document.body.dataset.ready = "true"; }).catch(complain);
   });
 })();
