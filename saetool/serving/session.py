@@ -38,6 +38,8 @@ STRONGEST = 64
 SHOWN_PX = 720
 MOST_CLASSES = 8
 LARGEST_FACTOR = 100.0
+MOST_CHANGES = 200
+"""Latents that are changed at once: others are looked for one by one."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ class Session:
             raise RequestError("this picture is not kept any more: drop it again.")
         if any(not 0 <= factor <= LARGEST_FACTOR for factor in changes.values()):
             raise RequestError(f"a latent is multiplied by 0 (off) to {LARGEST_FACTOR:g}.")
+        if len(changes) > MOST_CHANGES:
+            raise RequestError(f"at most {MOST_CHANGES} latents are changed at once.")
         self._pictures.move_to_end(picture)
         changed = self._changed(kept, changes, patches)
         matched = matched_latents(self._mass(kept.codes, patches), changes)

@@ -144,6 +144,7 @@ def test_others_are_matched_where_the_change_is(session):
         ({0: math.inf}, None, "0 \\(off\\) to 100"),
         ({0: -1.0}, None, "0 \\(off\\) to 100"),
         ({0: 0.0}, [9], "no token 9"),
+        (dict.fromkeys(range(201), 0.0), None, "at most 200 latents"),
     ],
 )
 def test_what_cannot_be_changed_is_said(session, looked, changes, patches, words):
