@@ -186,16 +186,19 @@ def test_the_command_answers_until_ctrl_c_and_ends_well(place):
     command = [sys.executable, "-m", "saetool", "serve", str(place / "run"), "--port", "0"]
     listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
-    assert started.stdout is not None
-    address, _, words = started.stdout.readline().partition("  ")
-    assert words == "(Ctrl-C ends it)\n"
-    port = int(address.removeprefix(f"http://{HOST}:").removesuffix("/photograph.html"))
-    asked = http.client.HTTPConnection(HOST, port, timeout=60)
-    asked.request("GET", "/photograph.html")
-    assert asked.getresponse().status == 200
-    asked.close()
-    os.kill(started.pid, signal.SIGINT)
-    told, said = started.communicate(timeout=60)
+    try:
+        assert started.stdout is not None
+        address, _, words = started.stdout.readline().partition("  ")
+        assert words == "(Ctrl-C ends it)\n"
+        port = int(address.removeprefix(f"http://{HOST}:").removesuffix("/photograph.html"))
+        asked = http.client.HTTPConnection(HOST, port, timeout=60)
+        asked.request("GET", "/photograph.html")
+        assert asked.getresponse().status == 200
+        asked.close()
+        os.kill(started.pid, signal.SIGINT)
+        told, said = started.communicate(timeout=60)
+    finally:
+        started.kill()
     assert (started.returncode, told) == (0, "")
     assert "Traceback" not in said
     assert "stopped" not in said
