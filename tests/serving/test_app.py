@@ -182,6 +182,7 @@ def test_images_that_are_not_at_hand_leave_the_rest(place, tmp_path, capfd):
     assert "gone" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_answers_until_ctrl_c_and_ends_well(place):
     command = [sys.executable, "-m", "saetool", "serve", str(place / "run"), "--port", "0"]
     listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
@@ -218,16 +219,20 @@ serve(site, place)
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_model_looks_ends_without_a_traceback(place):
     listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     command, pipe = [sys.executable, "-c", SLOW, str(place / "run")], subprocess.PIPE
     started = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening)
-    assert started.stdout is not None
-    asked = http.client.HTTPConnection(HOST, int(started.stdout.readline()), timeout=60)
-    asked.request("POST", "/api/pictures", b"a picture")
-    assert started.stdout.readline() == "looking\n"
-    os.kill(started.pid, signal.SIGINT)
-    assert asked.getresponse().status == 503
-    _, said = started.communicate(timeout=60)
+    try:
+        assert started.stdout is not None
+        asked = http.client.HTTPConnection(HOST, int(started.stdout.readline()), timeout=60)
+        asked.request("POST", "/api/pictures", b"a picture")
+        assert started.stdout.readline() == "looking\n"
+        os.kill(started.pid, signal.SIGINT)
+        assert asked.getresponse().status == 503
+        _, said = started.communicate(timeout=60)
+    finally:
+        started.kill()
     assert started.returncode == 0
     assert "Traceback" not in said
