@@ -237,12 +237,9 @@ def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:
     sparse = ""
     if isinstance(plan.autoencoder, SparseSettings):
         sparse = f"{plan.autoencoder.codes} codes, {describe(learner.device)}, "
-    line = (
+    partial.say_where(
         f"{plan.autoencoder.kind} {autoencoder.d_in} → {autoencoder.n_latents} ({parameters:,} parameters), "
         f"{work}, {settings.precision}, {sparse}{distributed.where(learner.device)}"
     )
-    say(f"{partial.out}: {line}")
-    if distributed.is_main():
-        partial.note("where", line)
-        if module := REGISTERED.places.get(plan.autoencoder.kind):
-            partial.note("family_registered", module)
+    if distributed.is_main() and (module := REGISTERED.places.get(plan.autoencoder.kind)):
+        partial.note("family_registered", module)
