@@ -1,6 +1,5 @@
 """What the model says of a picture, in classes that have names: by its own head, or by a probe on the run's labels."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +91,7 @@ def _names_of(model: Any, count: int) -> list[str] | None:
     """Return the names of a classifier's outputs, where its library knows them."""
     given = getattr(getattr(model, "config", None), "id2label", None) or {}
     if len(given) == count and not all(str(name).startswith("LABEL_") for name in given.values()):
-        return [str(given[key]) for key in sorted(given)]
+        return [str(given[key]) for key in sorted(given, key=int)]
     if type(model).__module__.startswith("timm.") and count > 1:
         from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
@@ -127,20 +126,11 @@ def _probe(
 
 
 def _embeddings(backbone: Backbone, store: ActivationStore, source: ImageSource, rows: np.ndarray, name: str) -> Tensor:
-    originals = Originals(store.images, source)
-
-    def parts() -> Iterator[Tensor]:
-        pictures = ordered(lambda row: backbone.transform(originals.read(int(row))), rows, distributed.cores())
-        with bar(f"images for a probe on {name}", len(rows), "images") as advance:
-            batch: list[Tensor] = []
-            for picture in pictures:
-                batch.append(picture)
-                if len(batch) == _TOGETHER:
-                    yield backbone.output(torch.stack(batch)).float().cpu()
-                    advance(len(batch))
-                    batch = []
-            if batch:
-                yield backbone.output(torch.stack(batch)).float().cpu()
-                advance(len(batch))
-
-    return torch.cat(list(parts()))
+    originals, found = Originals(store.images, source), []
+    with bar(f"images for a probe on {name}", len(rows), "images") as advance:
+        for start in range(0, len(rows), _TOGETHER):
+            part = rows[start : start + _TOGETHER]
+            images = ordered(lambda row: backbone.transform(originals.read(int(row))), part, distributed.cores())
+            found.append(backbone.output(torch.stack(list(images))).float().cpu())
+            advance(len(part))
+    return torch.cat(found)

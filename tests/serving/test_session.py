@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from saetool.errors import RequestError, WorkError
 from saetool.images.picture import read_picture
 from saetool.pipeline import Run
 from saetool.serving import session as sessions
-from saetool.serving.answers import open_answers
+from saetool.serving.answers import _names_of, open_answers
 from saetool.serving.session import Session, matched_latents
 
 from .conftest import png
@@ -248,6 +249,15 @@ def test_a_head_whose_classes_have_names_is_asked(run):
     assert _own_head(wrap(model, [2], image_size=48), store) == ("head", ["bright", "dark"])
     model = timm.create_model("test_vit", num_classes=512, img_size=48)  # a projection, as CLIP's
     assert _own_head(wrap(model, [2], image_size=48), store) is None
+
+
+def test_names_of_a_classifier_stand_in_the_order_of_its_outputs():
+    """Numbers as a JSON file has them are texts, of which "10" comes before "2"."""
+    config = SimpleNamespace(id2label={str(k): f"class {k}" for k in reversed(range(12))})
+    assert _names_of(SimpleNamespace(config=config), 12) == [f"class {k}" for k in range(12)]
+    assert _names_of(SimpleNamespace(config=config), 11) is None
+    unnamed = SimpleNamespace(id2label={k: f"LABEL_{k}" for k in range(3)})
+    assert _names_of(SimpleNamespace(config=unnamed), 3) is None
 
 
 def test_another_model_than_the_store_s_is_refused(run):
