@@ -52,6 +52,14 @@ class Codes:
         start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
         return self.latents[start:stop], self.values[start:stop]
 
+    def only(self, latents: Int[Tensor, "some"]) -> "Codes":
+        """Return the codes of some latents, ascending, numbered as they stand there."""
+        place = torch.full((self.n_latents,), -1, dtype=torch.int64, device=self.latents.device)
+        place[latents] = torch.arange(len(latents), device=place.device)
+        found = place[self.latents]
+        kept = found >= 0
+        return Codes.from_triples(self.row_of_entry()[kept], found[kept], self.values[kept], self.rows, len(latents))
+
     @classmethod
     def from_dense(cls, z: Float[Tensor, "rows n_latents"], threshold: float = 0.0) -> "Codes":
         """Keep the entries of `z` with |value| > threshold."""

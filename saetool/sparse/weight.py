@@ -72,4 +72,5 @@ class Weight:
             self._copied[type(copy)] = self._state()
 
     def _state(self) -> tuple[int, int]:
-        return self.tensor.data_ptr(), self.tensor._version
+        # What inference mode makes counts no versions: nobody changes it.
+        return self.tensor.data_ptr(), 0 if self.tensor.is_inference() else self.tensor._version

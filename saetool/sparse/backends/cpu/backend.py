@@ -3,7 +3,7 @@
 Values differ from the reference's in their last bits, as the order of a sum's terms does.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from saetool.sparse.backends import plain
 from saetool.sparse.backends.cpu import kernels
-from saetool.sparse.backends.cpu.parallel import operators_on_one_core, parallel_rows, parallel_sum
+from saetool.sparse.backends.cpu.parallel import operators_on_one_core, parallel_rows, parallel_sum, scratch
 from saetool.sparse.backends.cpu.screen import HalfWeight, has_fast_half
-from saetool.sparse.backends.plain import AdamStep
+from saetool.sparse.backends.plain import SLICE_ROWS, AdamStep
 from saetool.sparse.codes import ByLatent, Support, offsets_after
 from saetool.sparse.gradients import DeferredGradient
 from saetool.sparse.weight import Weight
@@ -47,10 +47,10 @@ class Cpu:
         return units, centered
 
     def search(self, x: Tensor, W_enc: Weight, bias, precision, *, cut=None, k=None) -> plain.Done:
-        exact = precision == "exact"
+        exact, cut = precision == "exact", torch.zeros_like(bias) if cut is None else cut
         if exact and not has_fast_half():
-            return plain.search(x, W_enc, bias, False, cut, k)
-        return plain.Done(*_select(x, W_enc, bias, torch.zeros_like(bias) if cut is None else cut, k, exact))
+            return plain.Done(*_select_of_products(x, W_enc, bias, cut, k))
+        return plain.Done(*_select(x, W_enc, bias, cut, k, exact))
 
     def keep(self, support: Support, values: Tensor, kept: Tensor) -> tuple[Support, Tensor]:
         return support.where(kept), values[kept]
@@ -107,7 +107,7 @@ class Cpu:
         weight.mark_current()
 
     def step_context(self) -> AbstractContextManager[None]:
-        return operators_on_one_core() if has_fast_half() else nullcontext()
+        return operators_on_one_core()
 
 
 def _select(x: Tensor, W_enc: Weight, bias: Tensor, cut: Tensor, k: int | None, exact: bool) -> tuple[Support, Tensor]:
@@ -121,15 +121,31 @@ def _select(x: Tensor, W_enc: Weight, bias: Tensor, cut: Tensor, k: int | None, 
 
     def part(number: int, rows: range) -> Entries:
         extended = half.extend(x[rows.start : rows.stop], exact)
-        bits = half.product(number, extended).view(torch.int16).numpy()
+        bits = half.product(extended).view(torch.int16).numpy()
         if k is None:
             return _entries(kernels().above(bits, exact, *_arrays(cut)))
         slack = half.slack(extended) if exact else x.new_zeros(len(rows))
         return _entries(kernels().largest(bits, exact, *_arrays(slack), k))
 
-    counts, latents, values = _joined(parallel_rows(part, len(x), plain.SLICE_ROWS))
+    counts, latents, values = _joined(parallel_rows(part, len(x), SLICE_ROWS))
     if exact:
         counts, latents, values = _decide(counts, latents, x, W_enc.tensor, bias, cut, k)
+    return Support(offsets_after(counts), latents, len(bias)), values
+
+
+def _select_of_products(x: Tensor, W_enc: Weight, bias: Tensor, cut: Tensor, k: int | None) -> tuple[Support, Tensor]:
+    """Return what `_select` does where bfloat16 is not fast: read off a float32 product, a slice of rows at a time."""
+    weight = W_enc.tensor.detach().T
+    slices = x.split(SLICE_ROWS)  # the same for any number of threads: a product's last bits depend on its rows
+
+    def one(rows: Tensor) -> Entries:
+        product = torch.mm(rows, weight, out=scratch(len(rows), len(bias), torch.float32)).numpy()
+        if k is None:
+            return _entries(kernels().sums_above(product, *_arrays(bias, cut)))
+        return _entries(kernels().largest_sums(product, *_arrays(bias), k))
+
+    found = parallel_rows(lambda number, some: [one(slices[i]) for i in some], len(slices), 1)
+    counts, latents, values = _joined([entries for part in found for entries in part])
     return Support(offsets_after(counts), latents, len(bias)), values
 
 

@@ -2,9 +2,9 @@
 
 They share one file because numba's cache notices a change only in the file of the function that is called.
 
-`bits` are bfloat16 numbers read as int16: those that are not negative order like them. Strided blocks of a row (block i
-holds every latent l with l mod n_blocks = i) have their maxima taken in one pass over the row; of the maxima, which are
-few, the k-th largest says how far down the row's k largest can be.
+`bits` are bfloat16 numbers read as int16, or float32 ones as int32: those that are not negative order like them.
+Strided blocks of a row (block i holds every latent l with l mod n_blocks = i) have their maxima taken in one pass over
+the row; of the maxima, which are few, the k-th largest says how far down the row's k largest can be.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ BLOCKS = 1024
 LESS_HALF = np.float32(1 - 2.0**-8)
 """A number that was rounded to bfloat16 was at least so much of what it is now."""
 
-INFINITY = np.int16(0x7F80)
-"""Bits of the largest bfloat16 number; above are those that are no numbers (NaN)."""
+INFINITY = 0x7F80
+"""Bits of the largest bfloat16 number, float32's upper ones; above are those that are no numbers (NaN)."""
 
 Count = np.uintp
 """Counters that index: what has no sign needs no check for being negative, which takes a third of such loops."""
@@ -31,7 +31,7 @@ compiled = numba.njit(
 )
 
 
-FLOAT, WORD = ir.FloatType(), ir.IntType(32)
+FLOAT, WORD, MASK = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 """LLVM's types."""
 
 
@@ -57,19 +57,35 @@ def _cast_to_number(typing_context, bits):
     return numba.float32(bits), convert
 
 
+def _load(builder, address, kind):
+    """Return the 64 numbers at an address."""
+    numbers = ir.VectorType(kind, 64)
+    return builder.load(builder.inttoptr(address, numbers.as_pointer()), align=2)
+
+
 def _compare_words(typing_context, address, floor):
-    """Return which of the 64 int16 numbers at an address exceed another one, as bits."""
+    """Return which of the 64 int16 or int32 numbers at an address exceed another one, as bits."""
     del typing_context
 
     def compare(context, builder, signature, values):
-        numbers = ir.VectorType(ir.IntType(16), 64)
-        pointer = builder.inttoptr(values[0], numbers.as_pointer())
+        numbers = ir.VectorType(ir.IntType(floor.bitwidth), 64)
         single = builder.insert_element(ir.Constant(numbers, ir.Undefined), values[1], ir.Constant(WORD, 0))
         least = builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(WORD, 64), [0] * 64))
-        exceeds = builder.icmp_signed(">", builder.load(pointer, align=2), least)
-        return builder.bitcast(exceeds, ir.IntType(64))
+        exceeds = builder.icmp_signed(">", _load(builder, values[0], numbers.element), least)
+        return builder.bitcast(exceeds, MASK)
 
-    return numba.uint64(numba.intp, numba.int16), compare
+    return numba.uint64(numba.intp, floor), compare
+
+
+def _compare_sums(typing_context, row, bias, cut):
+    """Return which of the 64 float32 sums of a row and a bias exceed a cut, as bits; all are given by their address."""
+    del typing_context
+
+    def compare(context, builder, signature, values):
+        left, right, least = (_load(builder, value, FLOAT) for value in values)
+        return builder.bitcast(builder.fcmp_ordered(">", builder.fadd(left, right), least), MASK)
+
+    return numba.uint64(row, bias, cut), compare
 
 
 def _count_zeros(typing_context, bits):
@@ -87,6 +103,7 @@ def _count_ones(typing_context, bits):
 
 
 _which_above: Any = intrinsic(_compare_words)
+_which_sums_above: Any = intrinsic(_compare_sums)
 _lowest_place: Any = intrinsic(_count_zeros)
 _how_many: Any = intrinsic(_count_ones)
 _bits_of: Any = intrinsic(_cast_to_bits)  # of one argument, inside compiled loops
@@ -111,27 +128,28 @@ def _block_maxima(row, maxima):
 @compiled
 def _without_nans(row, maxima):
     """Where a NaN, whose bits are above all numbers', is among the maxima: take them again without."""
-    largest = np.int16(0)
+    largest, infinity = maxima[0], INFINITY << (8 * maxima.itemsize - 16)
     for i in range(maxima.shape[0]):
         largest = max(largest, maxima[i])
-    if largest <= INFINITY:
+    if largest <= infinity:
         return
     maxima[:] = 0
     for i in range(row.shape[0]):
         block = Count(i % maxima.shape[0])
-        if row[i] <= INFINITY:
+        if row[i] <= infinity:
             maxima[block] = max(maxima[block], row[i])
 
 
 @compiled
-def _kth_largest_of_maxima(maxima, k):
-    """Return the k-th largest of int16 numbers that are not negative, 0 where there are fewer than k."""
-    found = np.int16(0)
-    for place in range(14, -1, -1):
-        trial = np.int16(found | np.int16(1 << place))
-        count = np.int16(0)
-        for i in range(maxima.shape[0]):
-            count = np.int16(count + np.int16(maxima[i] >= trial))
+def _kth_largest_of_bits(bits, k):
+    """Return the k-th largest of integers that are not negative, 0 where there are fewer than k."""
+    kind = bits.dtype.type
+    found = kind(0)
+    for place in range(8 * bits.itemsize - 2, -1, -1):
+        trial = kind(found | (kind(1) << place))
+        count = kind(0)
+        for i in range(bits.shape[0]):
+            count = kind(count + kind(bits[i] >= trial))
         if count >= k:
             found = trial
     return found
@@ -140,39 +158,51 @@ def _kth_largest_of_maxima(maxima, k):
 @compiled
 def _kth_largest(values, k):
     """Return the k-th largest of float32 numbers, 0 where fewer than k are positive."""
-    bits = values.view(np.int32)
-    found = np.int32(0)
-    for place in range(30, -1, -1):
-        trial = np.int32(found | np.int32(1 << place))
-        count = np.int32(0)
-        for i in range(bits.shape[0]):
-            count = np.int32(count + np.int32(bits[i] >= trial))
-        if count >= k:
-            found = trial
-    return _number(found)
+    return _number(_kth_largest_of_bits(values.view(np.int32), k))
 
 
 @compiled
 def _places_above(row, floor, places):
     """Write where the row exceeds `floor` ≥ 0, ascending; return how many. `places` has two to spare."""
-    found, one = Count(0), np.uint64(1)
+    found = Count(0)
     whole = row.shape[0] // 64 * 64
     address = row.ctypes.data
     for start in range(0, whole, 64):
-        bits = _which_above(address + 2 * start, floor)
-        count = _how_many(bits)
-        # Two at once, as more are rare: a loop that ends differently each time costs more than a write too many.
-        places[found] = start + _lowest_place(bits)
-        bits &= bits - one
-        places[found + Count(1)] = start + _lowest_place(bits)
-        for i in range(2, count):
-            bits &= bits - one
-            places[found + Count(i)] = start + _lowest_place(bits)
-        found += count
+        found += _write_places(_which_above(address + row.itemsize * start, floor), start, places[found:])
     for place in range(whole, row.shape[0]):
         places[found] = place
         found += Count(row[place] > floor)
     return np.int64(found)
+
+
+@compiled
+def _places_of_sums_above(row, bias, cut, places):
+    """Write where row + bias exceeds the cut, ascending; return how many. `places` has two to spare."""
+    found = Count(0)
+    whole = row.shape[0] // 64 * 64
+    addresses = row.ctypes.data, bias.ctypes.data, cut.ctypes.data
+    for start in range(0, whole, 64):
+        far = 4 * start
+        bits = _which_sums_above(addresses[0] + far, addresses[1] + far, addresses[2] + far)
+        found += _write_places(bits, start, places[found:])
+    for place in range(whole, row.shape[0]):
+        places[found] = place
+        found += Count(row[place] + bias[place] > cut[place])
+    return np.int64(found)
+
+
+@compiled
+def _write_places(bits, start, places):
+    """Write `start` and more for each bit that is set, ascending; return how many, of which two always are written."""
+    one, count = np.uint64(1), _how_many(bits)
+    # Two at once, as more are rare: a loop that ends differently each time costs more than a write too many.
+    places[0] = start + _lowest_place(bits)
+    bits &= bits - one
+    places[1] = start + _lowest_place(bits)
+    for i in range(2, count):
+        bits &= bits - one
+        places[Count(i)] = start + _lowest_place(bits)
+    return count
 
 
 @compiled
@@ -347,6 +377,21 @@ def above(bits, exact, cut):
 
 
 @compiled
+def sums_above(rows, bias, cut):
+    """Return (counts, latents, values) of each row's entries of rows + bias above their latent's cut, in row order."""
+    n_rows, n = rows.shape
+    counts, latents, values = _room(n_rows, 64, n)
+    end = 0
+    for r in range(n_rows):
+        latents, values = _with_room(latents, values, end, n)
+        counts[r] = _places_of_sums_above(rows[r], bias, cut, latents[end:])
+        for i in range(end, end + counts[r]):
+            values[i] = rows[r, latents[i]] + bias[latents[i]]
+        end += counts[r]
+    return counts, latents[:end], values[:end]
+
+
+@compiled
 def _room(n_rows, share, n):
     """Return arrays for the counts of rows, and for so many latents and values of each, see `_with_room`."""
     latents = np.empty(share * n_rows + n + 2, np.int64)
@@ -376,7 +421,7 @@ def largest(bits, exact, slack, k):
     they are taken for it, and values read off them: the k largest are returned, among equals the lowest latent first.
     """
     n_rows, n = bits.shape
-    maxima = np.empty(min(n, max(BLOCKS, 8 * k)), np.int16)
+    maxima = np.empty(min(n, max(BLOCKS, 8 * k)), bits.dtype)
     places, numbers = np.empty(n + 2, np.int64), np.empty(n + 2, np.float32)
     counts, latents, values = _room(n_rows, 2 * k, n)
     end = 0
@@ -385,17 +430,26 @@ def largest(bits, exact, slack, k):
         latents, values = _with_room(latents, values, end, n)
         _block_maxima(row, maxima)
         _without_nans(row, maxima)
-        sure = _kth_largest_of_maxima(maxima, k)  # at least k entries reach it
+        sure = _kth_largest_of_bits(maxima, k)  # at least k entries reach it
         if exact:
             lowest = max(_number(sure) * LESS_HALF - slack[r], np.float32(0))
             counts[r] = _places_above(row, np.int16(max(_bits_of(lowest) >> 16, 1) - 1), latents[end:])
         else:
-            found = _places_above(row, np.int16(max(sure, 1) - 1), places)
+            found = _places_above(row, bits.dtype.type(max(sure, 1) - 1), places)
             for i in range(found):
                 numbers[i] = _number(row[places[i]])
             counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
         end += counts[r]
     return counts, latents[:end], values[: 0 if exact else end]
+
+
+@compiled
+def largest_sums(rows, bias, k):
+    """Do what `largest` does with rows + bias, which are written over the rows."""
+    for r in range(rows.shape[0]):
+        for i in range(bias.shape[0]):
+            rows[r, i] += bias[i]
+    return largest(rows.view(np.int32), False, bias, k)
 
 
 @compiled

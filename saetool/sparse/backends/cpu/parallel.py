@@ -69,6 +69,18 @@ def parallel_sum(work: Callable[[slice], Tensor], rows: int) -> Tensor:
 _here = threading.local()
 
 
+def scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return this thread's room for a product, [rows, columns]; it lasts until the thread asks again.
+
+    New memory for every product would cost as much as reading it.
+    """
+    size, held = rows * columns * dtype.itemsize, getattr(_here, "scratch", None)
+    if held is None or len(held) < size:
+        with torch.inference_mode(False):  # within and without it is written
+            held = _here.scratch = torch.empty(size, dtype=torch.uint8)
+    return held[:size].view(dtype).view(rows, columns)
+
+
 @contextmanager
 def operators_on_one_core() -> Iterator[None]:
     """Within it, torch's operators in this thread take one core, and `parallel_rows` all of them.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saetool.sparse.backends.plain import SLICE_ROWS
+from saetool.sparse.backends.cpu.parallel import scratch
 from saetool.sparse.weight import Copy
 
 ROUNDING = 2.0**-23
@@ -33,7 +33,6 @@ class HalfWeight(Copy):
         multiple = AMX_COLUMNS if has_matrix_unit() else COLUMNS
         width = -(-(d_in + 4) // multiple) * multiple
         self.d_in, self.weight = d_in, torch.zeros(n_latents, width, dtype=torch.bfloat16)
-        self._products: dict[int, torch.Tensor] = {}
 
     @classmethod
     def empty(cls, weight: Float[Tensor, "n_latents d_in"]) -> Self:
@@ -73,11 +72,9 @@ class HalfWeight(Copy):
             extended[:, d_in + 1] = ceil_half((size + terms) * more)
         return extended
 
-    def product(self, number: int, extended: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows n_latents"]:
-        """Return the bfloat16 product of at most `SLICE_ROWS` rows; it lasts until the next one of thread `number`."""
-        if number not in self._products:
-            self._products[number] = extended.new_empty(SLICE_ROWS, len(self.weight))
-        return torch.mm(extended, self.weight.T, out=self._products[number][: len(extended)])
+    def product(self, extended: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows n_latents"]:
+        """Return the bfloat16 product; it lasts until this thread's next one."""
+        return torch.mm(extended, self.weight.T, out=scratch(len(extended), len(self.weight), torch.bfloat16))
 
     def slack(self, extended: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows"]:
         """Return for each row how far above the true output the product of an extended row can be, at most."""
