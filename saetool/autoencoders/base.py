@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -265,6 +265,13 @@ class Autoencoder(nn.Module):
     def encode_sparse(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
         """Return the active latents of raw activations; families with exact zeros override it and stay sparse."""
         return Codes.from_dense(self.encode(x.reshape(-1, x.shape[-1])), self.active_above)
+
+    def encode_some(self, x: Float[Tensor, "rows d_in"], latents: Int[Tensor, "some"]) -> Codes:
+        """Return the codes of some latents, ascending, numbered as they stand there.
+
+        Families whose latents do not depend on each other override it and compute no others; last bits may differ.
+        """
+        return self.encode_sparse(x).only(latents)
 
     def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction of sparse codes, in raw units."""

@@ -12,7 +12,7 @@ from functools import reduce
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saetool import distributed
@@ -132,6 +132,16 @@ class SparseAutoencoder(Autoencoder):
         support, a = finish(self.activation.search(self._W_enc, centered, self.b_enc, "exact"))
         view = SparseView(a, support)
         return support.codes(self.activation.values(a, view.gather, self.b_enc, training=False))
+
+    @torch.no_grad()
+    def encode_some(self, x: Float[Tensor, "rows d_in"], latents: Int[Tensor, "some"]) -> Codes:
+        if self._dense_only() or self.activation.competes or min(len(x), len(latents)) == 0:
+            return super().encode_some(x, latents)
+        _, centered = self._in_units(x)
+        W_enc, b_enc, cut = Weight(self.W_enc[latents]), self.b_enc[latents], self.activation.cut(self.b_enc)[latents]
+        support, a = finish(backend_for(self.W_enc).search(centered, W_enc, b_enc, "exact", cut=cut))
+        chosen = latents[support.latents]
+        return support.codes(self.activation.values(a, lambda parameter: parameter[chosen], self.b_enc, training=False))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         rows = self._rows_of(x)

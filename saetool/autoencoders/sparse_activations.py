@@ -36,6 +36,8 @@ class SparseActivation(nn.Module):
     """ReLU, and what all share: a support that holds every active entry, and the latents' values."""
 
     dense_only = False
+    competes = False
+    """Whether a latent's value depends on the row's others."""
 
     def __init__(self, settings: Any, n_latents: int, d_in: int):
         """`settings` are those of its kind."""
@@ -93,6 +95,8 @@ class OneMinusExp(SparseActivation):
 
 class TopK(SparseActivation):
     """The k largest of each row, then max(·, 0) (Gao et al. 2024, 2406.04093)."""
+
+    competes = True
 
     def search(self, W_enc: Weight, x: Tensor, b_enc: Tensor, precision: Precision) -> Search:
         return backend_for(W_enc.tensor).search(x, W_enc, b_enc, precision, k=self.k)

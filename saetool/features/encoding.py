@@ -32,6 +32,9 @@ from saetool.sparse.codes import Codes
 Work = Callable[[int, Codes, Sequence[int]], list[Tensor]]
 """From a worker's number, a chunk's codes and its image rows to tensors, on whatever device the codes are."""
 
+Some = Callable[[Sequence[int]], Tensor]
+"""From a chunk's image rows to the latents that matter on them, ascending."""
+
 CHUNK_ROWS = 2048
 """Rows encoded at a time, as whole images: a dense family's [rows, n_latents] stays in the hundreds of megabytes."""
 GPU_CELLS = 1 << 30
@@ -97,32 +100,48 @@ class Pass:
         self.site.read_runs_into(rows, runs_of(images))
         return rows
 
-    def encode(self, rows: Float[Tensor, "images tokens d"], autoencoder: Autoencoder | None = None) -> Codes:
-        """Return the positive codes of tokens, image by image; by another copy of the model where given."""
-        return firing(self.codes(rows, autoencoder)).to(self.counted_on)
+    def encode(
+        self,
+        rows: Float[Tensor, "images tokens d"],
+        autoencoder: Autoencoder | None = None,
+        some: Tensor | None = None,
+    ) -> Codes:
+        """Return the positive codes of tokens, image by image; by another copy of the model, of some latents alone,
+        where they are given."""
+        return firing(self.codes(rows, autoencoder, some)).to(self.counted_on)
 
-    def codes(self, rows: Float[Tensor, "images tokens d"], autoencoder: Autoencoder | None = None) -> Codes:
+    def codes(
+        self,
+        rows: Float[Tensor, "images tokens d"],
+        autoencoder: Autoencoder | None = None,
+        some: Tensor | None = None,
+    ) -> Codes:
         """Return the codes of tokens, of either sign, on the model's device."""
+        model = autoencoder or self.autoencoder
         with torch.inference_mode():
             x = rows.flatten(0, 1).to(self.device).float()
-            return (autoencoder or self.autoencoder).encode_sparse(x)
+            return model.encode_sparse(x) if some is None else model.encode_some(x, some.to(self.device))
 
     @property
     def counted_on(self) -> torch.device:
         """Where codes are counted: MPS has no float64, and less of what integers need."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
-    def map(self, work: Work, chunks: Iterable[Sequence[int]]) -> Iterator[list[Tensor]]:
-        """Yield what work(worker, codes, images) makes of every chunk, on the CPU, in order; several are under way."""
+    def map(self, work: Work, chunks: Iterable[Sequence[int]], some: Some | None = None) -> Iterator[list[Tensor]]:
+        """Yield what work(worker, codes, images) makes of every chunk, on the CPU, in order; several are under way.
+
+        Where only `some` latents matter, the codes are numbered by them, and a CPU computes no others if it can.
+        """
         if self.staged:
-            return self._staged(work, chunks)
+            return self._staged(work, chunks, some)
 
         def one(worker: int, autoencoder: Autoencoder, images: Sequence[int]) -> list[Tensor]:
-            return [made.cpu() for made in work(worker, self.encode(self.read(images), autoencoder), images)]
+            codes = self.encode(self.read(images), autoencoder, some and some(images))
+            return [made.cpu() for made in work(worker, codes, images)]
 
         return in_order(self.autoencoder, self.workers, one, chunks)
 
-    def _staged(self, work: Work, chunks: Iterable[Sequence[int]]) -> Iterator[list[Tensor]]:
+    def _staged(self, work: Work, chunks: Iterable[Sequence[int]], some: Some | None) -> Iterator[list[Tensor]]:
         """Read and send, encode, count: a chunk in each of them, while the one before is on its way back."""
         lanes = self._lanes
 
@@ -141,6 +160,8 @@ class Pass:
                 taken()
                 with torch.inference_mode():  # here, where the next chunk's encoding does not wait for it
                     found = firing(codes)
+                    if some is not None:
+                        found = found.only(some(images).to(self.device))
                 return lanes.down(work(0, found, images))
 
         stage = with_given(ThreadPoolExecutor, initializer=_use, initargs=(self.device,))

@@ -96,18 +96,27 @@ def _draw_part(pass_: Pass, wanted: Wanted, file: BinaryIO, advance: Callable[[i
     chunks = pass_.cut(np.unique(wanted.image).tolist())
     scale = torch.from_numpy(wanted.scale).to(pass_.counted_on)
 
-    def work(worker: int, codes: Codes, images: Sequence[int]) -> list[Tensor]:
-        pairs = wanted.of_images(range(images[0], images[-1] + 1))
-        place = torch.from_numpy(np.searchsorted(images, pairs.image))
-        return [_draw_chunk(codes, pass_.site.tokens, place, torch.from_numpy(pairs.latent), scale)]
+    def some(images: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.unique(pairs_of(images).latent))
 
-    for images, (drawn,) in zip(chunks, pass_.map(work, chunks), strict=True):
+    def pairs_of(images: Sequence[int]) -> Wanted:
+        return wanted.of_images(range(images[0], images[-1] + 1))
+
+    def work(worker: int, codes: Codes, images: Sequence[int]) -> list[Tensor]:
+        pairs = pairs_of(images)
+        latent, place = np.unique(pairs.latent, return_inverse=True)
+        image = torch.from_numpy(np.searchsorted(images, pairs.image))
+        chosen = scale[torch.from_numpy(latent).to(scale.device)]
+        return [_draw_chunk(codes, pass_.site.tokens, image, torch.from_numpy(place), chosen)]
+
+    for images, (drawn,) in zip(chunks, pass_.map(work, chunks, some), strict=True):
         file.write(drawn.numpy().data)  # numpy's own way of writing does not say why it fails
         advance(len(images))
 
 
 def _draw_chunk(codes: Codes, tokens: int, image: Tensor, latent: Tensor, scale: Tensor) -> Tensor:
-    """Return the maps [pairs, tokens] of a latent on an image each, which counts from the chunk's first."""
+    """Return the maps [pairs, tokens] of a latent on an image each; both count from the chunk's first, and `scale`
+    has as many latents."""
     n_latents, device = codes.n_latents, codes.values.device
     image, latent = image.to(device), latent.to(device)
     slots = torch.full((codes.rows // tokens * n_latents,), -1, dtype=torch.int64, device=device)

@@ -43,6 +43,25 @@ def test_encode_and_friends_take_any_axes_before_the_last(family, axes):
         torch.testing.assert_close(model.encode_sparse(x).dense(), model.encode_sparse(rows).dense())
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "sigmoid"])
+@pytest.mark.parametrize("rows", [0, 1, 700])
+@pytest.mark.parametrize("latents", [[], [5], [0, 3, 7], list(range(8))])
+def test_some_latents_alone_have_the_values_they_have_among_all(family, rows, latents):
+    torch.manual_seed(0)
+    settings = FAMILIES.get(
+        family, {"kind": "sparse", "activation": {"kind": "sigmoid"}, "penalty": {"kind": "kl", "rho": 0.05}}
+    )
+    model = build(TypeAdapter(AutoencoderSettings).validate_python({"n_latents": 8} | settings), D).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    x, some = torch.randn(rows, D), torch.tensor(latents, dtype=torch.int64)
+    with torch.inference_mode():
+        found, wanted = model.encode_some(x, some), model.encode_sparse(x).dense()[:, some]
+    assert (found.rows, found.n_latents) == wanted.shape
+    torch.testing.assert_close(found.dense(), wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_train_and_eval_change_neither_codes_nor_loss(family):
     torch.manual_seed(0)
