@@ -1,5 +1,6 @@
 # Sourced by demo.sh and test.sh: makes or refreshes the repository's own environment, .venv, with the extras asked for.
 # Nothing outside the repository (and pip's cache) is touched. Works with bash 3.2 (macOS) and Linux.
+# pip compiles no modules: of the libraries' thousands, a start needs a tenth, and keeps what it compiles for the next.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -28,8 +29,10 @@ use_environment() {
             }
         fi
         echo "Installing saetool[$extra] into $root/.venv (a minute where torch is at hand, longer where pip fetches it)."
-        "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extra]" || exit 1
+        "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -e "$root[$extra]" ||
+            exit 1
         echo "$wanted" > "$stamp"
     fi
     export PATH="$root/.venv/bin:$PATH" VIRTUAL_ENV="$root/.venv"
+    unset PYTHONDONTWRITEBYTECODE
 }

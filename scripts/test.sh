@@ -12,8 +12,6 @@ fi
 cd "$root"
 # The tests' tensors are tiny and several start processes: more threads would only wait for each other.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# What one process compiles is there for the next; without, half of a start is compiling the tests and the package again.
-unset PYTHONDONTWRITEBYTECODE
 ruff check --quiet .
 ruff format --quiet --check .
 # Files are shared out among processes, each as a whole: its tests share what they make. One process more than cores, as
