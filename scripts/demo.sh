@@ -5,9 +5,9 @@ set -eu
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment demo
 if grep -qsw avx2 /proc/cpuinfo && ! grep -qs avx512 /proc/cpuinfo; then
-    less="images.limit=1312 training.tokens=650_000"
+    less="images.limit=1312 images.group.block=30 training.tokens=650_000"
     echo "This processor has AVX2 only: half of the photographs and of the training, for some 7 minutes in place of 11." \
-        "All of it: bash scripts/demo.sh images.limit=null training.tokens=1_300_000"
+        "All of it: bash scripts/demo.sh images.limit=null images.group.block=60 training.tokens=1_300_000"
 fi
 case " $* " in
     *" --out"*) ;;
