@@ -135,14 +135,15 @@ def _select(x: Tensor, W_enc: Weight, bias: Tensor, cut: Tensor, k: int | None, 
 
 def _select_of_products(x: Tensor, W_enc: Weight, bias: Tensor, cut: Tensor, k: int | None) -> tuple[Support, Tensor]:
     """Return what `_select` does where bfloat16 is not fast: read off a float32 product, a slice of rows at a time."""
-    weight = W_enc.tensor.detach().T
+    run, weight = kernels(), W_enc.tensor.detach().T
     slices = x.split(SLICE_ROWS)  # the same for any number of threads: a product's last bits depend on its rows
 
     def one(rows: Tensor) -> Entries:
-        product = torch.mm(rows, weight, out=scratch(len(rows), len(bias), torch.float32)).numpy()
-        if k is None:
-            return _entries(kernels().sums_above(product, *_arrays(bias, cut)))
-        return _entries(kernels().largest_sums(product, *_arrays(bias), k))
+        product = torch.mm(rows, weight, out=scratch(len(rows), len(bias), torch.float32))
+        bits = run.positive_sums(*_arrays(product, bias - cut))
+        return _entries(
+            run.above(bits, False, *_arrays(cut)) if k is None else run.largest(bits, False, *_arrays(bias), k)
+        )
 
     found = parallel_rows(lambda number, some: [one(slices[i]) for i in some], len(slices), 1)
     counts, latents, values = _joined([entries for part in found for entries in part])

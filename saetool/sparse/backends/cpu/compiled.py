@@ -30,8 +30,7 @@ compiled = numba.njit(
     nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
 )
 
-
-FLOAT, WORD, MASK = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOAT, WORD = ir.FloatType(), ir.IntType(32)
 """LLVM's types."""
 
 
@@ -57,12 +56,6 @@ def _cast_to_number(typing_context, bits):
     return numba.float32(bits), convert
 
 
-def _load(builder, address, kind):
-    """Return the 64 numbers at an address."""
-    numbers = ir.VectorType(kind, 64)
-    return builder.load(builder.inttoptr(address, numbers.as_pointer()), align=2)
-
-
 def _compare_words(typing_context, address, floor):
     """Return which of the 64 int16 or int32 numbers at an address exceed another one, as bits."""
     del typing_context
@@ -71,21 +64,11 @@ def _compare_words(typing_context, address, floor):
         numbers = ir.VectorType(ir.IntType(floor.bitwidth), 64)
         single = builder.insert_element(ir.Constant(numbers, ir.Undefined), values[1], ir.Constant(WORD, 0))
         least = builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(WORD, 64), [0] * 64))
-        exceeds = builder.icmp_signed(">", _load(builder, values[0], numbers.element), least)
-        return builder.bitcast(exceeds, MASK)
+        pointer = builder.inttoptr(values[0], numbers.as_pointer())
+        exceeds = builder.icmp_signed(">", builder.load(pointer, align=2), least)
+        return builder.bitcast(exceeds, ir.IntType(64))
 
     return numba.uint64(numba.intp, floor), compare
-
-
-def _compare_sums(typing_context, row, bias, cut):
-    """Return which of the 64 float32 sums of a row and a bias exceed a cut, as bits; all are given by their address."""
-    del typing_context
-
-    def compare(context, builder, signature, values):
-        left, right, least = (_load(builder, value, FLOAT) for value in values)
-        return builder.bitcast(builder.fcmp_ordered(">", builder.fadd(left, right), least), MASK)
-
-    return numba.uint64(row, bias, cut), compare
 
 
 def _count_zeros(typing_context, bits):
@@ -103,7 +86,6 @@ def _count_ones(typing_context, bits):
 
 
 _which_above: Any = intrinsic(_compare_words)
-_which_sums_above: Any = intrinsic(_compare_sums)
 _lowest_place: Any = intrinsic(_count_zeros)
 _how_many: Any = intrinsic(_count_ones)
 _bits_of: Any = intrinsic(_cast_to_bits)  # of one argument, inside compiled loops
@@ -161,47 +143,26 @@ def _kth_largest(values, k):
     return _number(_kth_largest_of_bits(values.view(np.int32), k))
 
 
-@numba.njit(inline="always")  # as a call it costs half of the loop around it (measured)
-def _write_places(bits, start, places, found):
-    """Write the place of each bit that is set, from `start` on, behind what was `found`; return how many now."""
-    one, count = np.uint64(1), _how_many(bits)
-    # Two at once, as more are rare: a loop that ends differently each time costs more than a write too many.
-    places[found] = start + _lowest_place(bits)
-    bits &= bits - one
-    places[found + Count(1)] = start + _lowest_place(bits)
-    for i in range(2, count):
-        bits &= bits - one
-        places[found + Count(i)] = start + _lowest_place(bits)
-    return found + count
-
-
 @compiled
 def _places_above(row, floor, places):
     """Write where the row exceeds `floor` ≥ 0, ascending; return how many. `places` has two to spare."""
-    found = Count(0)
+    found, one = Count(0), np.uint64(1)
     whole = row.shape[0] // 64 * 64
     address = row.ctypes.data
     for start in range(0, whole, 64):
-        found = _write_places(_which_above(address + row.itemsize * start, floor), start, places, found)
+        bits = _which_above(address + row.itemsize * start, floor)
+        count = _how_many(bits)
+        # Two at once, as more are rare: a loop that ends differently each time costs more than a write too many.
+        places[found] = start + _lowest_place(bits)
+        bits &= bits - one
+        places[found + Count(1)] = start + _lowest_place(bits)
+        for i in range(2, count):
+            bits &= bits - one
+            places[found + Count(i)] = start + _lowest_place(bits)
+        found += count
     for place in range(whole, row.shape[0]):
         places[found] = place
         found += Count(row[place] > floor)
-    return np.int64(found)
-
-
-@compiled
-def _places_of_sums_above(row, bias, cut, places):
-    """Write where row + bias exceeds the cut, ascending; return how many. `places` has two to spare."""
-    found = Count(0)
-    whole = row.shape[0] // 64 * 64
-    addresses = row.ctypes.data, bias.ctypes.data, cut.ctypes.data
-    for start in range(0, whole, 64):
-        far = 4 * start
-        bits = _which_sums_above(addresses[0] + far, addresses[1] + far, addresses[2] + far)
-        found = _write_places(bits, start, places, found)
-    for place in range(whole, row.shape[0]):
-        places[found] = place
-        found += Count(row[place] + bias[place] > cut[place])
     return np.int64(found)
 
 
@@ -356,6 +317,16 @@ def _ceil_half(value):
 
 
 @compiled
+def positive_sums(rows, bias):
+    """Return the bits of max(rows + bias, 0), 0 for what is no number, written over the float32 rows."""
+    for r in range(rows.shape[0]):
+        for i in range(bias.shape[0]):
+            total = rows[r, i] + bias[i]
+            rows[r, i] = total if total > 0 else np.float32(0)
+    return rows.view(np.int32)
+
+
+@compiled
 def above(bits, exact, cut):
     """Return (counts, latents, values) of each row's entries that may be above their latent's cut, in row order.
 
@@ -367,28 +338,13 @@ def above(bits, exact, cut):
     end = 0
     for r in range(n_rows):
         latents, values = _with_room(latents, values, end, n)
-        counts[r] = _places_above(bits[r], np.int16(0), latents[end:])
+        counts[r] = _places_above(bits[r], bits.dtype.type(0), latents[end:])
         if not exact:
             for i in range(counts[r]):
                 place = latents[end + i]
                 values[end + i] = _number(bits[r, place]) + cut[place]
         end += counts[r]
     return counts, latents[:end], values[: 0 if exact else end]
-
-
-@compiled
-def sums_above(rows, bias, cut):
-    """Return (counts, latents, values) of each row's entries of rows + bias above their latent's cut, in row order."""
-    n_rows, n = rows.shape
-    counts, latents, values = _room(n_rows, 64, n)
-    end = 0
-    for r in range(n_rows):
-        latents, values = _with_room(latents, values, end, n)
-        counts[r] = _places_of_sums_above(rows[r], bias, cut, latents[end:])
-        for i in range(end, end + counts[r]):
-            values[i] = rows[r, latents[i]] + bias[latents[i]]
-        end += counts[r]
-    return counts, latents[:end], values[:end]
 
 
 @compiled
@@ -441,15 +397,6 @@ def largest(bits, exact, slack, k):
             counts[r] = _keep_largest(places, numbers, found, k, latents[end:], values[end:])
         end += counts[r]
     return counts, latents[:end], values[: 0 if exact else end]
-
-
-@compiled
-def largest_sums(rows, bias, k):
-    """Do what `largest` does with rows + bias, which are written over the rows."""
-    for r in range(rows.shape[0]):
-        for i in range(bias.shape[0]):
-            rows[r, i] += bias[i]
-    return largest(rows.view(np.int32), False, bias, k)
 
 
 @compiled
