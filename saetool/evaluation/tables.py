@@ -67,8 +67,9 @@ def _quality(evaluation: dict[str, Any]) -> list[Table]:
         ]
         for (name, found), difference in zip(rows, differences, strict=True)
     ]
+    drawn = f"the {held_out['groups']:,} groups that they form" if "groups" in held_out else "images"
     note = (
-        f"{held_out['images']:,} images held out of training, {held_out['tokens']:,} tokens; [95 % over images]. "
+        f"{held_out['images']:,} images held out of training, {held_out['tokens']:,} tokens; [95 % over {drawn}]. "
         "Difference: to this autoencoder's FVU, image by image. "
         "γ: Σ‖x̂‖² / Σ x̂·x, 1 is unbiased; centered: after the mean is taken off."
     )
@@ -210,7 +211,8 @@ def _alignment(probing: dict[str, Any]) -> list[Table]:
         ]
         note = (
             "AUROC of the best single latent, with its number, pooling and sign, chosen on training images, scored on "
-            "held-out ones; and how much it exceeds that of the best neuron, on the same images. [95 %, DeLong]"
+            "held-out ones; and how much it exceeds that of the best neuron, on the same images. "
+            "[95 %: DeLong; where images form groups, Obuchowski]"
         )
         columns = ["representation", "mean", "shuffled labels"]
         columns += [text for name in label["classes"] for text in (name, f"{name}: less the best neuron's")]

@@ -18,6 +18,7 @@ from saetool.evaluation.reconstruction import (
     latent_counts,
     numbers,
 )
+from saetool.evaluation.tables import all_tables
 
 
 class TopThree(Autoencoder):
@@ -132,6 +133,8 @@ def test_images_of_a_group_are_drawn_together():
     assert found["fvu"] == {key: pytest.approx(number, rel=1e-12) for key, number in wanted.items()}
     assert found["fvu"]["value"] == pytest.approx(numbers(sums, seed=5, resamples=0)["fvu"]["value"], rel=1e-12)
     assert (found["images"], found["groups"]) == (20, 4)
+    assert "[95 % over the 4 groups that they form]" in all_tables({"held_out": found})[0]["note"]
+    assert "[95 % over images]" in all_tables({"held_out": numbers(sums, seed=5, resamples=9)})[0]["note"]
     difference = fvu_difference(sums, sums, 5, 400, groups)
     assert difference == {"value": 0.0, "low": 0.0, "high": 0.0}
 
