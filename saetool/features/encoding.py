@@ -120,7 +120,11 @@ class Pass:
         model = autoencoder or self.autoencoder
         with torch.inference_mode():
             x = rows.flatten(0, 1).to(self.device).float()
-            return model.encode_sparse(x) if some is None else model.encode_some(x, some.to(self.device))
+            if some is None:
+                return model.encode_sparse(x)
+            some = some.to(self.device)
+            # A GPU's chunks are made one way, staged or not; its kernels were not tried on a handful of latents.
+            return model.encode_sparse(x).only(some) if x.is_cuda else model.encode_some(x, some)
 
     @property
     def counted_on(self) -> torch.device:
