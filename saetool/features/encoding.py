@@ -32,6 +32,9 @@ from saetool.sparse.codes import Codes
 Work = Callable[[int, Codes, Sequence[int]], list[Tensor]]
 """From a worker's number, a chunk's codes and its image rows to tensors, on whatever device the codes are."""
 
+Encoder = Callable[[Tensor], Codes]
+"""From rows of activations, [rows, d], to their codes."""
+
 Some = Callable[[Sequence[int]], Tensor]
 """From a chunk's image rows to the latents that matter on them, ascending."""
 
@@ -100,31 +103,23 @@ class Pass:
         self.site.read_runs_into(rows, runs_of(images))
         return rows
 
-    def encode(
-        self,
-        rows: Float[Tensor, "images tokens d"],
-        autoencoder: Autoencoder | None = None,
-        some: Tensor | None = None,
-    ) -> Codes:
-        """Return the positive codes of tokens, image by image; by another copy of the model, of some latents alone,
-        where they are given."""
-        return firing(self.codes(rows, autoencoder, some)).to(self.counted_on)
+    def encode(self, rows: Float[Tensor, "images tokens d"], encoder: Encoder | None = None) -> Codes:
+        """Return the positive codes of tokens, image by image; by another encoder than the model's where given."""
+        return firing(self.codes(rows, encoder)).to(self.counted_on)
 
-    def codes(
-        self,
-        rows: Float[Tensor, "images tokens d"],
-        autoencoder: Autoencoder | None = None,
-        some: Tensor | None = None,
-    ) -> Codes:
+    def codes(self, rows: Float[Tensor, "images tokens d"], encoder: Encoder | None = None) -> Codes:
         """Return the codes of tokens, of either sign, on the model's device."""
-        model = autoencoder or self.autoencoder
         with torch.inference_mode():
-            x = rows.flatten(0, 1).to(self.device).float()
-            if some is None:
-                return model.encode_sparse(x)
-            some = some.to(self.device)
-            # A GPU's chunks are made one way, staged or not; its kernels were not tried on a handful of latents.
-            return model.encode_sparse(x).only(some) if x.is_cuda else model.encode_some(x, some)
+            return (encoder or self.autoencoder.encode_sparse)(rows.flatten(0, 1).to(self.device).float())
+
+    def _encoder(self, model: Autoencoder, some: Tensor | None) -> Encoder:
+        """Return what makes a model's codes, of all latents or of some."""
+        if some is None:
+            return model.encode_sparse
+        latents = some.to(self.device)
+        if self.device.type == "cuda":  # one way, staged or not; its kernels were not tried on a handful of latents
+            return lambda rows: model.encode_sparse(rows).only(latents)
+        return lambda rows: model.encode_some(rows, latents)
 
     @property
     def counted_on(self) -> torch.device:
@@ -140,8 +135,8 @@ class Pass:
             return self._staged(work, chunks, some)
 
         def one(worker: int, autoencoder: Autoencoder, images: Sequence[int]) -> list[Tensor]:
-            codes = self.encode(self.read(images), autoencoder, some and some(images))
-            return [made.cpu() for made in work(worker, codes, images)]
+            encoder = self._encoder(autoencoder, None if some is None else some(images))
+            return [made.cpu() for made in work(worker, self.encode(self.read(images), encoder), images)]
 
         return in_order(self.autoencoder, self.workers, one, chunks)
 

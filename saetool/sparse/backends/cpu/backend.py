@@ -141,9 +141,9 @@ def _select_of_products(x: Tensor, W_enc: Weight, bias: Tensor, cut: Tensor, k: 
     def one(rows: Tensor) -> Entries:
         product = torch.mm(rows, weight, out=scratch(len(rows), len(bias), torch.float32))
         bits = run.positive_sums(*_arrays(product, bias - cut))
-        return _entries(
-            run.above(bits, False, *_arrays(cut)) if k is None else run.largest(bits, False, *_arrays(bias), k)
-        )
+        if k is None:
+            return _entries(run.above(bits, False, *_arrays(cut)))
+        return _entries(run.largest(bits, False, *_arrays(bias), k))  # no slack is read, and bias stands in its place
 
     found = parallel_rows(lambda number, some: [one(slices[i]) for i in some], len(slices), 1)
     counts, latents, values = _joined([entries for part in found for entries in part])
