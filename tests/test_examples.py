@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
-SMALL = {"IMAGES": "130", "TOKENS": "20_000", "SHOWN": "16"}
+SMALL = {"IMAGES": "130", "TOKENS": "20_000", "SHOWN": "6"}
 """What the test writes in place of a notebook's sizes."""
 SLOW = dict.fromkeys(("demo", "intervene"), pytest.mark.slow)
 """Those with the demo's vision transformer."""

@@ -21,12 +21,17 @@ def model():
     return made.eval()
 
 
-def test_values_are_those_of_least_squares_row_by_row(model, monkeypatch):
-    monkeypatch.setattr(Refitted, "rows_at_once", 7)
+@pytest.mark.parametrize("together", [1, 7, 64])
+def test_values_are_those_of_least_squares_row_by_row(model, monkeypatch, together):
+    monkeypatch.setattr(Refitted, "rows_at_once", 13)
+    monkeypatch.setattr("saetool.evaluation.references.REFITTED_ROWS", together)
+    with torch.no_grad():
+        model.b_enc.sub_(1.2)
     x = torch.randn(20, 12, generator=torch.Generator().manual_seed(1))
     x[3] = model.normalizer.inverse(model.b_dec.detach())  # nothing to say of it
     codes, x_hat = reconstruct(Refitted(model), x)
     chosen = model.encode_sparse(x)
+    assert {0, 5} < set(chosen.offsets.diff().tolist())
     assert torch.equal(codes.offsets, chosen.offsets)
     assert torch.equal(codes.latents, chosen.latents)
     offset = model.decode(torch.zeros(1, 40))[0].double()

@@ -94,7 +94,7 @@ def large(tmp_path_factory):
     autoencoder = run_stage(Stage("autoencoder", {}, lambda _: model, (made,)), folder / "autoencoder")
     index = Stage("features", {}, lambda partial: write_features(partial, facts), (made, autoencoder))
     features = run_stage(index, folder / "features")
-    settings = ReportSettings(latents=[0], max_images=1000, max_mb=40)  # the table has all; pages would take minutes
+    settings = ReportSettings(latents=[0], max_images=1000, max_mb=20)  # the table has all; pages would take minutes
     return run_stage(report_stage(features, made, autoencoder, None, NoPictures(), settings), folder / "report")
 
 
