@@ -22,6 +22,9 @@ from saetool.sparse.codes import Codes
 
 RIDGE = 1e-9
 """Added to the diagonal of directions' products, as a share of it: two that are equal have no single best values."""
+REFITTED_ROWS = 64
+"""Rows whose values are fitted together, of about as many latents each, as all take the time of the widest; of 300
+latents and 768 coordinates some 120 MB in float64, thrice."""
 ICA_ROWS, ICA_ITERATIONS = 16_384, 100
 """Training rows that ICA is fitted on, and its steps: half a minute of two cores for 384 coordinates."""
 
@@ -31,9 +34,6 @@ class Refitted(Baseline):
 
     For each row, least squares over the decoder directions of its active latents, of either sign; nearly none is 0.
     """
-
-    rows_at_once = 256
-    """Rows whose directions are gathered: of 100 latents and 768 coordinates some 160 MB in float64."""
 
     def __init__(self, autoencoder: SparseAutoencoder):
         super().__init__()
@@ -51,21 +51,26 @@ class Refitted(Baseline):
 
     def _codes(self, x: Float[Tensor, "rows d_in"]) -> Codes:
         codes = self.autoencoder.encode_sparse(x)
-        counts = codes.offsets.diff()
-        width = int(counts.max()) if len(codes.latents) else 0
-        if width == 0:
-            return codes
-        inside = torch.arange(width, device=x.device) < counts[:, None]
-        latents = codes.latents.new_zeros(len(x), width).masked_scatter_(inside, codes.latents)
-        directions = self.autoencoder.decoder_directions().double()[latents] * inside[..., None]
         offset = self.autoencoder.decode(x.new_zeros(1, self.n_latents)).double()
-        gram = directions @ directions.mT
-        diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        # A place that no latent fills stands for itself and gets the value 0.
-        diagonal += torch.where(inside, RIDGE * diagonal.mean(-1, keepdim=True), 1.0)
-        wanted = directions @ (x.double() - offset)[..., None]
-        values = torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))[..., 0]
-        return Codes(codes.offsets, codes.latents, values[inside].to(codes.values.dtype), self.n_latents)
+        directions, values = self.autoencoder.decoder_directions(), torch.empty_like(codes.values)
+        counts = codes.offsets.diff()
+        for rows in counts.argsort(stable=True).split(REFITTED_ROWS):
+            inside = torch.arange(int(counts[rows].max()), device=x.device) < counts[rows, None]
+            entries = codes.offsets[rows].repeat_interleave(counts[rows]) + inside.nonzero()[:, 1]
+            latents = entries.new_zeros(inside.shape).masked_scatter_(inside, codes.latents[entries])
+            fitted = least_squares(directions[latents].double() * inside[..., None], x[rows].double() - offset)
+            values[entries] = fitted[inside].to(values.dtype)
+        return Codes(codes.offsets, codes.latents, values, self.n_latents)
+
+
+def least_squares(
+    directions: Float[Tensor, "rows width d_in"], x: Float[Tensor, "rows d_in"]
+) -> Float[Tensor, "rows width"]:
+    """Return the values of each row's directions that fit it best, 0 of a direction that is 0."""
+    gram = directions @ directions.mT
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    diagonal += torch.where(diagonal > 0, RIDGE * diagonal.mean(-1, keepdim=True), 1.0)
+    return torch.cholesky_solve(directions @ x[..., None], torch.linalg.cholesky(gram))[..., 0]
 
 
 class Pursuit(Baseline):
@@ -95,19 +100,24 @@ class Pursuit(Baseline):
         return self.directions
 
     def _codes(self, x: Float[Tensor, "rows d_in"]) -> Codes:
-        wanted = (x - self.offset).double()
+        wanted, k = (x - self.offset).double(), self.k
         left, chosen = wanted, torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
-        values = wanted.new_empty(len(x), 0)
-        for _ in range(self.k):
+        among, scored = wanted.new_zeros(len(x), k, self.d_in), wanted.new_zeros(len(x), k, 1)
+        low, values = wanted.new_zeros(len(x), k, k), wanted.new_empty(len(x), 0)
+        for j in range(k):
             scores = (left.float() @ self.directions.T).abs().scatter_(1, chosen, -1.0)
             chosen = torch.cat([chosen, scores.argmax(1, keepdim=True)], 1)
-            among = self.directions[chosen].double()
-            gram = among @ among.mT
-            gram.diagonal(dim1=-2, dim2=-1).add_(RIDGE)
-            values = torch.cholesky_solve(among @ wanted[..., None], torch.linalg.cholesky(gram))[..., 0]
-            left = wanted - (values[:, None] @ among)[:, 0]
+            among[:, j] = self.directions[chosen[:, j]]
+            # One more row of the Cholesky factor of the chosen directions' products.
+            products = among[:, : j + 1] @ among[:, j, :, None]
+            row = torch.linalg.solve_triangular(low[:, :j, :j], products[:, :j], upper=False)[..., 0]
+            low[:, j, :j] = row
+            low[:, j, j] = (products[:, j, 0] * (1 + RIDGE) - row.square().sum(1)).sqrt()
+            scored[:, j, 0] = torch.linalg.vecdot(among[:, j], wanted)
+            values = torch.cholesky_solve(scored[:, : j + 1], low[:, : j + 1, : j + 1])[..., 0]
+            left = wanted - (values[:, None] @ among[:, : j + 1])[:, 0]
         latents, order = chosen.sort(dim=1)
-        offsets = torch.arange(0, latents.numel() + 1, self.k, device=x.device)
+        offsets = torch.arange(0, latents.numel() + 1, k, device=x.device)
         return Codes(offsets, latents.flatten(), values.gather(1, order).float().flatten(), self.n_latents)
 
 
