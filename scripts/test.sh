@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests, 4 to 6 minutes on 2 cores; --all adds those marked slow (18 to 32 in all). Other arguments go to pytest.
+# The tests, 4 to 6 minutes on 2 cores; --all adds those marked slow (18 to 23 in all). Other arguments go to pytest.
 set -eu
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment test
