@@ -17,6 +17,7 @@ from scipy.stats import norm, rankdata, t as student
 from saetool.evaluation.bootstrap import interval
 from saetool.evaluation.splits import Split, side_by_side
 from saetool.features import labels
+from saetool.features.label_pairs import NO_ERROR, exact_margin
 
 SHUFFLES = 10
 """Permutations of the labels behind the control: one alone is off by .04 with a hundred images a side."""
@@ -103,7 +104,8 @@ def auroc_with_interval(best: Best, other: Best | None = None) -> dict[str, floa
     """Return the held-out AUROC, or how much it exceeds another's on the same images, with its 95 % interval.
 
     The interval is DeLong's (DeLong, DeLong & Clarke-Pearson 1988), paired for a difference; where images form groups,
-    Obuchowski's (1997), which is the same for groups of one image. Null with fewer than two of them on a side.
+    Obuchowski's (1997), which is the same for groups of one image. Where all images of a side stand alike these have no
+    width, and it is an exact bound's (`exact_margin`). Null with fewer than two of them on a side.
     """
     sides = placements(best)
     if other is not None:
@@ -112,8 +114,17 @@ def auroc_with_interval(best: Best, other: Best | None = None) -> dict[str, floa
     error = _half_width(sides, value, best)
     if error is None:
         return interval(value, None)
+    if error < NO_ERROR:
+        error = float(exact_margin(min(_independent(best))))
     least, most = (0.0, 1.0) if other is None else (-1.0, 1.0)
     return {"value": value, "low": max(value - error, least), "high": min(value + error, most)}
+
+
+def _independent(best: Best) -> tuple[int, int]:
+    """Return how many images of the class and others there are, or groups that have some."""
+    if best.groups is None:
+        return int(best.members.sum()), int((~best.members).sum())
+    return len(np.unique(best.groups[best.members])), len(np.unique(best.groups[~best.members]))
 
 
 def _half_width(sides: tuple[np.ndarray, ...], value: float, best: Best) -> float | None:

@@ -25,6 +25,8 @@ RIDGE = 1e-9
 REFITTED_ROWS = 64
 """Rows whose values are fitted together, of about as many latents each, as all take the time of the widest; of 300
 latents and 768 coordinates some 120 MB in float64, thrice."""
+NO_VARIANCE = 1e-10
+"""Share of the largest variance up to which a direction has none but rounding: whitened, it would be noise."""
 ICA_ROWS, ICA_ITERATIONS = 16_384, 100
 """Training rows that ICA is fitted on, and its steps: half a minute of two cores for 384 coordinates."""
 
@@ -112,7 +114,8 @@ class Pursuit(Baseline):
             products = among[:, : j + 1] @ among[:, j, :, None]
             row = torch.linalg.solve_triangular(low[:, :j, :j], products[:, :j], upper=False)[..., 0]
             low[:, j, :j] = row
-            low[:, j, j] = (products[:, j, 0] * (1 + RIDGE) - row.square().sum(1)).sqrt()
+            left_of_it = products[:, j, 0] * (1 + RIDGE) - row.square().sum(1)
+            low[:, j, j] = torch.where(left_of_it > 0, left_of_it, 1.0).sqrt()  # of a direction that is 0
             scored[:, j, 0] = torch.linalg.vecdot(among[:, j], wanted)
             values = torch.cholesky_solve(scored[:, : j + 1], low[:, : j + 1, : j + 1])[..., 0]
             left = wanted - (values[:, None] @ among[:, : j + 1])[:, 0]
@@ -121,11 +124,18 @@ class Pursuit(Baseline):
         return Codes(offsets, latents.flatten(), values.gather(1, order).float().flatten(), self.n_latents)
 
 
-def fit_components(rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> Dictionary:
-    """Return ICA fitted on raw training rows (scikit-learn's FastICA, as far as it comes in its iterations)."""
+def fit_components(rows: Float[Tensor, "rows d_in"], k: int, seed: int) -> Dictionary | None:
+    """Return ICA fitted on raw training rows (scikit-learn's FastICA, as far as it comes in its iterations).
+
+    It has as many components as the rows have dimensions; None where all rows are the same.
+    """
     rows = rows[:ICA_ROWS].double()
+    variances = torch.linalg.eigvalsh(torch.atleast_2d(rows.T.cov(correction=0)))
+    rank = min(int((variances > NO_VARIANCE * variances[-1]).sum()), len(rows) - 1)
+    if rank < 1 or variances[-1] <= 0:
+        return None
     ica = FastICA(
-        min(rows.shape),
+        rank,
         whiten="unit-variance",
         max_iter=ICA_ITERATIONS,
         random_state=seeding.derive(seed, "ICA") % 2**32,
@@ -145,8 +155,9 @@ def reference_models(own: SparseAutoencoder, rows: Float[Tensor, "rows d_in"], k
     made = [
         Fitted("own decoder, pursuit", "its directions, chosen anew", Pursuit(own.decoder_directions(), offset, k)),
         Fitted("random dictionary, pursuit", "as many random directions", Pursuit(draws, rows.mean(0), k)),
-        Fitted("ICA", f"each token's {k} independent components of largest share", fit_components(rows, k, seed)),
     ]
+    if (components := fit_components(rows, k, seed)) is not None:
+        made.append(Fitted("ICA", f"each token's {k} independent components of largest share", components))
     for reference in made:
         reference.model.to(offset.device)
     return made

@@ -87,9 +87,10 @@ images | int64 | images | Labeled images of the class.
 firing_images | int64 | images | Of these, images on which the latent fires.
 auroc | double || Chance that the latent's maximum is larger on an image of the class than on another labeled image,
     ties counted half; over all images, those that training saw among them; null where a side is empty.
-auroc_low | double || Lower end of its 95 % interval (DeLong 1988, normal approximation; of an AUROC of 0 or 1
-    Clopper–Pearson's for as many pairs as the smaller side has images); null with fewer than two images a side. Where
-    images form groups (images.group), Obuchowski's (1997), t distribution, and groups are counted.
+auroc_low | double || Lower end of its 95 % interval (DeLong 1988, normal approximation; where all
+    of a class stand alike to all others, an AUROC of 0 or 1 or a tie of all, it reaches as far as Clopper–Pearson's of
+    as many pairs as the smaller side has images); null with fewer than two images a side. Where images form groups
+    (images.group), Obuchowski's (1997), t distribution, and groups are counted.
 auroc_high | double || Upper end of its 95 % interval.
 train_auroc | double || AUROC over training images alone, by which latents and classes are chosen.
 held_out_auroc | double || AUROC over held-out images alone: what was chosen, scored.

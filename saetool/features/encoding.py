@@ -21,6 +21,7 @@ from torch import Tensor
 from saetool import distributed, progress
 from saetool.activations import SiteStore
 from saetool.activations.store import runs_of
+from saetool.activations.stream import spread
 from saetool.artifacts import Partial
 from saetool.autoencoders.base import Autoencoder
 from saetool.features.firing_statistics import FiringStatistics, firing, records_of, strongest, unit_for
@@ -28,6 +29,9 @@ from saetool.features.spill import PartWriter, Spill, is_whole
 from saetool.features.workers import in_order, worker_count
 from saetool.lanes import Lanes
 from saetool.sparse.codes import Codes
+
+UNIT_IMAGES = 16
+"""Images whose largest activation sets the unit of exact sums: one alone may be dark, or blank."""
 
 Work = Callable[[int, Codes, Sequence[int]], list[Tensor]]
 """From a worker's number, a chunk's codes and its image rows to tensors, on whatever device the codes are."""
@@ -275,11 +279,9 @@ def _finish_part(
 
 
 def _unit(pass_: Pass) -> float:
-    """Return the unit of the sums, from the codes of the store's first image."""
-    codes = pass_.encode(pass_.read(pass_.cut(pass_.parts[0])[0]))
-    end = int(codes.offsets[pass_.site.tokens])
-    first = Codes(codes.offsets[: pass_.site.tokens + 1], codes.latents[:end], codes.values[:end], codes.n_latents)
-    return unit_for(first)
+    """Return the unit of the sums, from the codes of some images all over the store: the same for every part."""
+    images = spread(pass_.site.n_images, min(UNIT_IMAGES, pass_.site.n_images)).tolist()
+    return unit_for(pass_.encode(pass_.read(images)))
 
 
 def _gather(pass_: Pass, partial: Partial, folders: list[Path], unit: float) -> tuple[Spill, FiringStatistics]:

@@ -24,7 +24,7 @@ OCTAVES = 24
 BINS_PER_OCTAVE = 4
 N_BINS = 2 * OCTAVES * BINS_PER_OCTAVE
 UNIT_BITS = 30
-"""Values are summed in units of 2^-30 of the power of two above the first image's maximum; 2^32 times that fits."""
+"""Values are summed in units of 2^-30 of the power of two above some images' maximum; 2^32 times that fits."""
 _INT64_ROOM = 2.0**62
 
 
@@ -39,9 +39,9 @@ def _edges_on(device: torch.device) -> Tensor:
     return histogram_edges().to(device)
 
 
-def unit_for(first_image: Codes) -> float:
-    """Return the unit of the fixed-point sums, from the codes of the store's first image: the same for every part."""
-    largest = float(first_image.values.max()) if first_image.values.numel() else 0.0
+def unit_for(codes: Codes) -> float:
+    """Return the unit of the fixed-point sums, from the codes of some images."""
+    largest = float(codes.values.max()) if codes.values.numel() else 0.0
     exponent = math.ceil(math.log2(largest)) if largest > 0 else 0
     return 2.0 ** (exponent - UNIT_BITS)
 
@@ -131,7 +131,7 @@ class FiringStatistics:
         """Raise WorkError when a sum may have left the range of the fixed-point numbers."""
         if self.largest / self.unit * max(self.images, 1) > _INT64_ROOM:
             raise WorkError(
-                f"An activation of {self.largest:g} is too large beside the first image's maximum for exact sums. "
+                f"An activation of {self.largest:g} is too large beside that of other images for exact sums. "
                 "Is an image corrupt? Look at the activations' statistics with `saetool info`."
             )
 

@@ -18,6 +18,22 @@ from saetool.features.runs import counts_of, heads_of, order_of, spread_over, su
 _NORMAL_95 = 1.959963984540054
 
 
+NO_ERROR = 1e-7
+"""A standard error, or half an interval, below this is rounding's."""
+
+
+def exact_margin(pairs: np.ndarray | int) -> np.ndarray:
+    """Return how far from an AUROC its 95 % interval reaches where all of a class stand alike to all others.
+
+    So many disjoint pairs are independent, each in order with chance AUROC: the interval of Clopper & Pearson (1934)
+    for as many successes out of as many ends at 0.025 ** (1 / pairs). Where all are equal, none of them is surely not.
+
+    >>> round(float(exact_margin(10)), 3)
+    0.308
+    """
+    return 1 - 0.025 ** (1 / np.maximum(pairs, 1))
+
+
 @dataclass(frozen=True)
 class LabelColumn:
     """One column of labels: `classes` [images] int64 index `names`, −1 where unlabeled; numbers keep their `ranks`.
@@ -214,11 +230,9 @@ class Pairs:
             return (precision + rest) / self.class_images
 
     def interval(self, auroc: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """DeLong's 95 % interval; where all of a class lie on one side of all others, an exact bound.
+        """DeLong's 95 % interval; where all of a class stand alike to all others, as far as an exact bound.
 
-        DeLong's error is 0 there. But min(class, others) disjoint pairs are independent, each in order with chance
-        AUROC: the interval of Clopper & Pearson (1934) for so many successes out of so many. Where images form groups,
-        the error is Obuchowski's and the pairs are of groups.
+        DeLong's error is 0 there. Where images form groups, the error is Obuchowski's and the pairs are of groups.
         """
         sides = self.class_images, self.images - self.class_images
         width = _NORMAL_95
@@ -227,12 +241,10 @@ class Pairs:
             others = self.grouping.members.sum(1, keepdims=True) > self.grouping.members
             sides = there.sum(0), others.sum(0)
             width = float(stats.t.ppf(0.975, max(self.grouping.count - 1, 1)))
-        error = width * error
-        low, high = np.clip(auroc - error, 0, 1), np.clip(auroc + error, 0, 1)
-        pairs = np.maximum(np.minimum(*sides), 1)
-        bound = np.broadcast_to(0.025 ** (1 / pairs), auroc.shape)
-        known = ~np.isnan(error)
-        return np.where(known & (auroc == 1), bound, low), np.where(known & (auroc == 0), 1 - bound, high)
+        alike = (auroc == 0) | (auroc == 1) | (error < NO_ERROR)
+        margin = np.broadcast_to(exact_margin(np.minimum(*sides)), auroc.shape)
+        error = np.where(alike & ~np.isnan(error), margin, width * error)
+        return np.clip(auroc - error, 0, 1), np.clip(auroc + error, 0, 1)
 
     def standard_error(self, auroc: np.ndarray) -> np.ndarray:
         """DeLong's standard error of the AUROC (DeLong, DeLong & Clarke-Pearson 1988), of groups Obuchowski's (1997);

@@ -14,6 +14,8 @@ from saetool.activations import CacheSettings, cache
 from saetool.artifacts import run_stage
 from saetool.autoencoders.base import Autoencoder
 from saetool.autoencoders.families import AutoencoderSettings
+from saetool.autoencoders.sparse import SparseAutoencoder
+from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings, evaluation_stage
 from saetool.evaluation.attribution import attribute, class_effects
@@ -237,6 +239,18 @@ def test_attribution_is_exact_up_to_a_linear_head_for_every_latent():
     slow = [float(ablation_effect(readout, autoencoder, images, j, 1)) for j in range(12)]
     assert np.allclose(found, slow, atol=1e-5)
     assert max(map(abs, slow)) > 0.1
+
+
+def test_attribution_is_in_each_rows_own_units_under_layer_norm():
+    backbone, _ = model(linear=True)
+    settings = SparseSettings(kind="sparse", n_latents=12, activation={"kind": "topk", "k": 4}, normalize="layer_norm")
+    autoencoder = SparseAutoencoder(settings, 8).eval()
+    autoencoder.site = backbone.describe_site(backbone.site(2))
+    readout, images = Readout(backbone, "head"), pictures()
+    found = attribute(readout, autoencoder, images, torch.full((6,), 1))
+    slow = [float(ablation_effect(readout, autoencoder, images, j, 1)) for j in range(12)]
+    assert np.allclose(found, slow, atol=1e-5)
+    assert max(map(abs, slow)) > 0.01
 
 
 def test_attribution_approaches_small_ablations_of_a_nonlinear_model():

@@ -171,6 +171,19 @@ def test_one_image_on_a_side_gives_no_interval():
     assert found["classes"][0]["auroc"] == {"value": 1.0, "low": None, "high": None}
 
 
+def test_where_all_stand_alike_the_interval_is_an_exact_bounds():
+    values = np.array([3.0, 2.0, 1.0, 0.0, 0.0])
+    for members, groups, pairs in [([1, 1, 0, 0, 0], None, 2), ([1, 1, 0, 0, 0], [0, 1, 2, 3, 4], 2)]:
+        grouped = None if groups is None else np.array(groups)
+        best = Best(0, "maximum", 1, 1.0, values, np.array(members, bool), grouped)
+        found = auroc_with_interval(best)
+        assert (found["value"], found["low"], found["high"]) == pytest.approx((1.0, 0.025 ** (1 / pairs), 1.0))
+        both = auroc_with_interval(best, replace(best, held_out=values * 2))
+        assert (both["value"], both["high"]) == (0.0, pytest.approx(1 - 0.025 ** (1 / pairs)))
+        silent = auroc_with_interval(replace(best, held_out=np.zeros(5)))
+        assert (silent["low"], silent["high"]) == (0.0, 1.0)
+
+
 def test_a_probe_on_one_latent_takes_the_planted_one():
     train, labels = planted()
     assert choose_latents(train, Split(["b", "c"], labels, labels).members(labels), 1).tolist()[0] == [7]

@@ -141,3 +141,22 @@ def test_the_references_have_the_autoencoders_freedom():
     torch.testing.assert_close(pursued.offset, own.decode(torch.zeros(1, 50))[0])
     # The same directions, better chosen and better weighted.
     assert (pursued(x) - x).square().sum() < (own(x) - x).square().sum()
+
+
+def test_components_are_as_many_as_the_rows_have_dimensions():
+    g = torch.Generator().manual_seed(5)
+    x = torch.rand(400, 6, generator=g) @ torch.randn(6, 10, generator=g)
+    x[:, 3] = 7.0  # a pixel that is always the same
+    model = fit_components(x, 20, seed=0)
+    assert model.n_latents == 6
+    torch.testing.assert_close(model(x), x, rtol=1e-3, atol=1e-3)
+    few = torch.randn(5, 12, generator=g)  # five rows around their mean have four dimensions
+    assert fit_components(few, 20, seed=0).n_latents == 4
+    assert fit_components(torch.ones(9, 4), 2, seed=0) is None
+    assert fit_components(torch.ones(1, 4), 2, seed=0) is None
+
+
+def test_pursuit_of_a_row_with_nothing_to_say_takes_no_direction_without_length():
+    directions = torch.cat([torch.zeros(1, 8), torch.eye(8)[:3]])
+    codes = Pursuit(directions, torch.ones(8), 2).encode_sparse(torch.ones(1, 8))
+    assert codes.values.tolist() == [0.0, 0.0]

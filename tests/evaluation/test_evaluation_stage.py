@@ -57,7 +57,7 @@ def planted_store(folder, seed=0, images=240, folder_name="rows", labels=True, d
 
 
 def trained(store, out, tokens=30_000, lr=1e-2, **more):
-    penalty = {"kind": "l1", "weight": 0.3, "warmup_steps": 10}
+    penalty = {"kind": "l1", "weight": 0.3, "warmup_steps": min(10, tokens // 512)}
     settings = TypeAdapter(AutoencoderSettings).validate_python(
         {"kind": "sparse", "n_latents": 48, "initial_l0": 3, "penalty": penalty}
     )

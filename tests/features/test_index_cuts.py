@@ -38,6 +38,15 @@ def whole(build_index):
     return build_index(random_tokens(), **LABELED)
 
 
+def test_a_dark_first_image_does_not_set_the_scale_of_the_sums(build_index):
+    tokens = random_tokens()
+    tokens[0] *= 2.0**-40
+    found = Features(build_index(tokens)).latents
+    positive = tokens.flatten(0, 1).double().clamp_min(0)
+    expected = positive.sum(0) / (positive > 0).sum(0)
+    np.testing.assert_allclose(found["mean_firing"].to_numpy(), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_slices_and_shards_make_no_difference(build_index, whole, batch_size):
     other = build_index(random_tokens(), batch_size=batch_size, shard_mb=1e-6, **LABELED)

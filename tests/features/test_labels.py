@@ -232,6 +232,18 @@ def test_the_interval_covers_at_perfect_separation(maxima_of):
     assert (found.auroc_high[separate, 0] == 1).all()
 
 
+def test_a_latent_that_is_silent_on_all_held_out_images_is_not_surely_at_one_half(maxima_of):
+    dense, held_out = np.zeros((16, 1), np.float32), np.arange(16) >= 8
+    dense[0] = 1.0
+    column = LabelColumn.of_categories("kind", [*"aaaabbbb"] * 2)
+    maxima = maxima_of(dense)
+    found = label_statistics(maxima, by_value(maxima), column, held_out)
+    assert found.held_out_auroc[0, 0] == 0.5
+    reach = 1 - 0.025**0.25
+    interval = found.held_out_low[0, 0], found.held_out_high[0, 0]
+    assert interval == pytest.approx((max(0.5 - reach, 0), min(0.5 + reach, 1)))
+
+
 def test_best_class_is_the_first_of_equals(maxima_of):
     dense = np.array([[1], [1], [0], [0]], np.float32)
     maxima = maxima_of(dense)

@@ -94,9 +94,23 @@ def test_wrong_questions_are_answered_with_the_right_ones(features):
         (lambda: features.for_label("color"), "Labels: kind, size"),
         (lambda: features.for_label("kind", "c"), "Classes: a, b"),
         (lambda: features.similar(0, "taste"), "decoder or by coactivation"),
+        (lambda: features.for_label("kind", 7), "no class 7"),
+        (lambda: features.examples(0, "best"), "'best' of examples; there are top, interval"),
+        (lambda: features.top(0, "x"), "count: 'x'"),
+        (lambda: features.firing(0, -1), "count: -1"),
+        (lambda: features.similar(0, count=2.5), "count: 2.5"),
+        (lambda: features.for_label("kind", count=True), "count: True"),
+        (lambda: features.latent(True), "no latent True"),
+        (lambda: features.heat({}), "no heat maps"),
     ]:
         with pytest.raises(RequestError, match=words):
             ask()
+
+
+def test_a_slice_of_rows_is_a_list_of_them(features):
+    rows = features.top(0)
+    assert rows[:2] == list(rows)[:2]
+    assert rows[0] == next(iter(rows))
 
 
 def test_tables_print_and_escape(features):
