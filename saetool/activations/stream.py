@@ -36,11 +36,14 @@ class ShuffledStream:
         self.device = None if device is None or device.type == "cpu" else device
         self.d_in = d_in
         self.batch_size = batch_size
-        self.n_rows = int(shuffle.block_rows.sum())
+        self.n_rows, self.seed = int(shuffle.block_rows.sum()), shuffle.seed
         self._shuffle = shuffle
         self._position = Position()
         if self.n_rows == 0:
-            raise RequestError("No rows to train on: every image is held out. Lower training.held_out.")
+            raise RequestError(
+                "No rows to train on: every image is held out, and images that are equal, or of one group, are so "
+                "together. Give more of them, or lower training.held_out."
+            )
 
     def batches(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Yield shuffled batches of training rows without end, from the current position; every batch is full."""

@@ -145,6 +145,9 @@ class SparseAutoencoder(Autoencoder):
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         rows = self._rows_of(x)
+        if not rows.isfinite().all():  # no latent exceeds its threshold there: it would look like silence
+            wrong = int((~rows.isfinite()).any(1).sum())
+            raise RequestError(f"activations are not finite in {wrong:,} of {len(rows):,} rows: they have no codes")
         if not self._dense_only():
             z = self.encode_sparse(rows).dense()
         else:
@@ -374,6 +377,7 @@ class SparseAutoencoder(Autoencoder):
     def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Set normalization, dictionary and biases from training rows; decide how to start (sparse or dense)."""
         require_possible(self.settings.dead, training)
+        self.penalty_weight.require_possible(training)
         expected = initialize_sparse(self, stream, generator)
         self.mean_l0.fill_(expected)
         self._decide_density()

@@ -1,6 +1,9 @@
 """What is wrong with a trained autoencoder, as far as numbers tell: one line each, with what to change."""
 
+import math
 from typing import Any
+
+from saetool.autoencoders.sparse_settings import REVIVALS
 
 MOST_SILENT = 0.2
 """Share of the latents that may be silent on all held-out images."""
@@ -54,7 +57,11 @@ def _train_more(model: dict[str, Any]) -> str:
 
 
 def _worse_than_pca(model: dict[str, Any], evaluation: dict[str, Any], final: dict[str, Any]) -> str | None:
-    pca = next((row for row in evaluation.get("baselines") or [] if row["name"] == "PCA"), None)
+    sparse, settings = _settings(model).get("kind") == "sparse", _settings(model)
+    if settings.get("solver") == "closed_form" or (not sparse and model["n_latents"] >= model.get("d_in", math.inf)):
+        return None  # as good as it can be; or PCA with as many components leaves nothing
+    beside = "PCA" if sparse else "PCA, fixed"
+    pca = next((row for row in evaluation.get("baselines") or [] if row["name"] == beside), None)
     if pca is None or final.get("fvu") is None or pca["numbers"]["fvu"]["value"] is None:
         return None
     difference = pca["fvu_difference"]
@@ -63,11 +70,11 @@ def _worse_than_pca(model: dict[str, Any], evaluation: dict[str, Any], final: di
         return None
     above = difference["value"] if difference["high"] is None else difference["high"]
     how = "worse than" if above < 0 else "no better than" if difference["value"] <= 0 else "not surely better than"
-    sparse = _settings(model).get("kind") == "sparse"
     topk = ", or as TopK (autoencoder.activation)" if sparse and not _chooses_k(model) else ""
     more = _train_more(model) if sparse else "train on more tokens (training.tokens)"
     return (
-        f"FVU {final['fvu']:.3f} is {how} PCA's {pca['numbers']['fvu']['value']:.3f} with as many components a token: "
+        f"FVU {final['fvu']:.3f} is {how} PCA's {pca['numbers']['fvu']['value']:.3f} with as many "
+        f"{'components a token' if sparse else 'components'}: "
         f"{more}, or at a higher training.lr{topk}."
     )
 
@@ -90,8 +97,8 @@ def _silent(model: dict[str, Any], final: dict[str, Any]) -> str | None:
     if rows and l0 and rows * l0 < LEAST_CHANCES * model["n_latents"]:
         return None
     where = "training rows" if final.get("split") == "train" else "held-out images"
-    cure = "auxk" if _chooses_k(model) else "resample"
-    has_it = (_settings(model).get("dead") or {}).get("kind") == cure
+    cure = next(iter(REVIVALS.get((_settings(model).get("activation") or {}).get("kind", "relu"), ())), None)
+    has_it = cure in (None, (_settings(model).get("dead") or {}).get("kind"))
     ways = (
         "or a lower training.lr" if has_it else f"a lower training.lr, or a cure (autoencoder.dead: {{kind: {cure}}})"
     )

@@ -59,6 +59,12 @@ class Learner:
             Where(phase.name, start, stop)
             for phase, start, stop in zip(phases, [0, *borders[:-1]], borders, strict=True)
         ]
+        for where in self.phases:
+            if (steps := where.stop - where.start) > 0 and settings.warmup_steps >= max(steps, 2):
+                raise RequestError(
+                    f"training.warmup_steps: {settings.warmup_steps} leaves nothing of the {steps} steps of the phase "
+                    f"{where.name!r}: lower it, or raise training.tokens."
+                )
 
     def probe(self) -> Float[Tensor, "rows d_in"]:
         """Return the first rows of the latest batch."""

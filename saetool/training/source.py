@@ -18,6 +18,9 @@ from saetool.training.settings import TrainingSettings
 Part = TrainingSettings | AutoTraining
 """What says which site of a store is read, and how much of it is held out."""
 
+LISTED_ROWS = 4096
+"""Held-out rows that a stream is told apart by."""
+
 
 class Source(Protocol):
     """What a training stage needs to know of its rows: cheap facts now, the stream itself when work begins."""
@@ -160,10 +163,11 @@ class GivenStream(Source):
 
     @property
     def listing(self) -> str:
-        """The digest of the training rows' moments: other rows, other work."""
-        statistics = self.stream.statistics()
-        moments = statistics.mean.cpu().numpy().tobytes() + statistics.variance.cpu().numpy().tobytes()
-        return digest_bytes(moments + str(statistics.count).encode())
+        """The digest of the training rows' moments, of held-out rows, and of the order: others are other work."""
+        statistics, seed = self.stream.statistics(), getattr(self.stream, "seed", None)
+        tensors = [statistics.mean, statistics.variance, *self.stream.held_out(LISTED_ROWS)]
+        values = [tensor.float().cpu().contiguous().numpy().tobytes() for tensor in tensors]
+        return digest_bytes(*values, f"{statistics.count}, {seed}".encode())
 
     def check(self, settings: TrainingSettings) -> None:
         if self.stream.batch_size != settings.batch_size:

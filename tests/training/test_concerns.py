@@ -21,7 +21,10 @@ def evaluation(fvu=0.1, l0=45.0, dead=10, training=0.09, pca=0.12, difference=(0
     return {
         "held_out": {"fvu": number(fvu), "l0": number(l0), "dead": dead, "n_latents": 12_288},
         "training": {"fvu": number(training)},
-        "baselines": [{"name": "PCA", "numbers": {"fvu": number(pca)}, "fvu_difference": number(*difference)}],
+        "baselines": [
+            {"name": name, "numbers": {"fvu": number(pca)}, "fvu_difference": number(*difference)}
+            for name in ("PCA", "PCA, fixed")
+        ],
     }
 
 
@@ -87,3 +90,22 @@ def test_other_families_and_imported_models_are_not_asked_about_firings():
     assert concerns(model(family="dense", tokens=100, dead_share=0.9)) == []
     assert concerns(model(tokens=100) | {"origin": {}}) == []
     assert concerns({"family": "linear", "n_latents": 8, "tokens": 5, "final": None, "settings": {}}) == []
+
+
+def test_codes_that_choose_nothing_a_token_stand_beside_fixed_components():
+    worse = evaluation(pca=0.099, difference=(-0.001, -0.002, -0.0005))
+    worse["baselines"][0] |= {"fvu_difference": number(0.5, 0.4, 0.6)}  # PCA that chooses for each token
+    assert "worse than PCA's 0.099 with as many components: " in concerns(model(family="dense"), worse)[0]
+    closed = model(family="linear")
+    closed["settings"] |= {"solver": "closed_form"}
+    wide = model(family="denoising") | {"d_in": 384}
+    assert concerns(closed, worse) == concerns(wide, worse) == []
+
+
+@pytest.mark.parametrize(
+    ("activation", "cure"),
+    [("relu", "resample"), ("jump_relu", "pre_activation"), ("batch_topk", "auxk"), ("sigmoid", None)],
+)
+def test_the_cure_is_one_that_the_activation_takes(activation, cure):
+    (line,) = concerns(model(activation=activation, dead_share=0.5))
+    assert (f"{{kind: {cure}}}" in line) if cure else ("cure" not in line)

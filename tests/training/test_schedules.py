@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from saetool.autoencoders.base import Phase
+from saetool.errors import RequestError
 from saetool.training import TrainingSettings
 from saetool.training.schedules import lr_factor, phase_borders
 from saetool.training.trainer import learn
@@ -52,6 +53,12 @@ def test_the_optimizer_steps_with_the_scheduled_rate_in_every_phase(toy, make_ru
     expected += [lr_factor(step, 12, "linear", 3) for step in range(12)]
     assert [step for step, _ in seen] == list(range(20))
     assert [lr / 0.5e-3 for _, lr in seen] == pytest.approx(expected)
+
+
+def test_a_warm_up_that_swallows_a_phase_is_refused(toy, make_run):
+    settings = TrainingSettings(tokens=32 * 20, batch_size=32, warmup_steps=8)
+    with pytest.raises(RequestError, match=r"warmup_steps: 8 leaves nothing of the 8 steps of the phase"):
+        make_run(toy(), settings)
 
 
 def test_settings_refuse_a_warm_up_longer_than_training_and_pieces_that_do_not_divide_the_batch():

@@ -99,6 +99,14 @@ def test_other_rows_are_another_request(sparse, tmp_path):
         train(TensorStream(x[50:], batch_size=50), sparse, how(), tmp_path / "model")
 
 
+def test_a_stream_in_another_order_or_with_other_held_out_rows_is_other_work(sparse, tmp_path):
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    train(TensorStream(x[:300], x[300:350], batch_size=50, seed=1), sparse, how(), tmp_path / "model")
+    for other in (TensorStream(x[:300], x[300:350], 50, seed=2), TensorStream(x[:300], x[300:], 50, seed=1)):
+        with pytest.raises(RequestError, match="holds something else"):
+            train(other, sparse, how(), tmp_path / "model")
+
+
 def test_one_line_says_what_runs_where(stream, sparse, tmp_path, capfd):
     artifact = train(stream, sparse, how(), tmp_path / "model")
     line = artifact.notes["where"]
