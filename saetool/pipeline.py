@@ -5,6 +5,7 @@ runs/NAME/{activations, autoencoder, features, evaluation, report}/      one mod
 runs/NAME/activations  runs/NAME/MEMBER/{autoencoder, features, …}/     a sweep
 """
 
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,7 @@ from saetool.standing import (
     whole_was_begun,
 )
 from saetool.training import train_together, training_stage
+from saetool.training.concerns import concerns
 
 # Stages that need scikit-learn or scipy, seconds to import, are imported where they are used.
 
@@ -93,8 +95,10 @@ class Run:
         if distributed.is_main() and not kept.exists() and not any(out.exists() for _, out in members):
             keep_config(self.config, self.directory)
         together = len(members) > 1 or members[0][0].kind == "autoencoder"
+        stood = [found and found.manifest for found in (standing_at(out) for _, out in members)]
         made = train_together(members, force=force) if together else [run_stage(*members[0], force=force)]
-        if distributed.is_main():
+        # What only stood there already says nothing of a config that a later stage may refuse.
+        if distributed.is_main() and stood != [artifact.manifest for artifact in made]:
             keep_config(self.config, self.directory, None if self.live else _READS[members[0][0].kind])
         return made
 
@@ -224,6 +228,12 @@ class Run:
         """Raise RequestError, before any work, where what a later stage needs cannot be had."""
         if self.config.sweep and not all(member.config.training.held_out for member in self.members):
             raise RequestError("sweep: members are compared on held-out images: set training.held_out above 0.")
+        layers, training = self.config.backbone.layers, [member.config.training for member in self.members]
+        several = len(layers) > 1 or any("*" in str(layer) for layer in layers)
+        trained = isinstance(self.config.autoencoder, Trained)
+        if several and not self.config.activations and not trained and any(one.layer is None for one in training):
+            names = ", ".join(map(str, layers))
+            raise RequestError(f"training.layer: missing; backbone.layers are {names}: name the site to train on.")
         index, evaluation = self.config.index, self.config.evaluation
         if index.embeddings is not None:
             Artifact.open(index.embeddings, "activations")
@@ -360,10 +370,17 @@ class Member:
             for kind in ("features", "evaluation")
         )
         model = made_at(self.path("autoencoder"), "autoencoder")
-        report, command = self.config.report, self.run.command
-        source = None if StoredThumbnails.are_in(self.run.store) else self.run.source
+        report, command, place = self.config.report, self.run.command, self.path("report")
+        try:
+            source = None if StoredThumbnails.are_in(self.run.store) else self.run.source
+        except RequestError:
+            stage = report_stage(features, self.run.store, model, evaluation, None, report, command)
+            standing = standing_at(place)
+            if force is True or standing is None or standing.manifest["recipe"] != stage.recipe:
+                raise
+            say(f"{place}: done already; the images themselves are not at hand.")
+            return standing
         stage = report_stage(features, self.run.store, model, evaluation, source, report, command)
-        place = self.path("report")
         if not force and differs_only_in(stage, place, "evaluation", "features"):
             say(f"{place}: the evaluation or the index is newer; writing the page again.")
             force = True
@@ -375,11 +392,15 @@ class Member:
         Dead latents never fired on the whole store where there is an index, on the held-out images where there is not.
         """
         facts = made_at(self.path("autoencoder"), "autoencoder").content
-        final = facts.get("final") or self._evaluated()
+        evaluated = self._evaluated()
+        # A model from elsewhere was measured on another store, if at all.
+        elsewhere = isinstance(self.config.autoencoder, Trained) and evaluated
+        final = (evaluated if elsewhere else facts.get("final")) or evaluated
+        where = "the training rows" if final.get("split") == "train" else "held-out images"
         name = f"{self.name}: " if self.name else ""
         lines = [
             f"{name}{facts['family']} autoencoder, {facts['d_in']:,} → {facts['n_latents']:,} latents, "
-            f"{_training_of(facts)}; on held-out images:",
+            f"{_training_of(facts)}; on {where}:",
             f"  FVU {_number(final.get('fvu'), '.3f')}   L0 {_number(final.get('l0'), '.1f')}   "
             f"silent there {_number(final.get('dead_share'), '.1%')}",
         ]
@@ -388,6 +409,7 @@ class Member:
         if (self.path("features") / MANIFEST).is_file():
             dead = Artifact.open(self.path("features"), "features").content["counts"]["dead"]
             lines.append(f"  dead {dead / facts['n_latents']:.2%} ({dead:,} latents never fire on any image)")
+        lines += [f"  {concern}" for concern in self._concerns(facts)]
         page = self.path("report") / "index.html"
         if page.is_file():
             lines.append(f"  report: {page.resolve().as_uri()}")
@@ -399,6 +421,14 @@ class Member:
         """Return the numbers of the evaluation, for an autoencoder that nobody measured while it was trained."""
         place = self.path("evaluation")
         return Artifact.open(place, "evaluation").content if (place / MANIFEST).is_file() else {}
+
+    def _concerns(self, facts: dict[str, Any]) -> list[str]:
+        """Return what the evaluation gives to think of; what training does, it has said at its end."""
+        place = self.path("evaluation")
+        if not (place / MANIFEST).is_file():
+            return []
+        found = json.loads(Artifact.open(place, "evaluation").read_bytes("evaluation.json"))
+        return concerns(facts, found)
 
 
 def _training_of(facts: dict[str, Any]) -> str:

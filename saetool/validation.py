@@ -51,9 +51,14 @@ def request(
     """
     values = {name: _as_mapping(given) for name, given in sections.items()} | dict(others or {})
     for key, value in keywords.items():
-        section = next((name for name in sections if key in _keys_of(model, name)), None)
+        keys = {name: _keys_of(model, name) for name in sections}
+        section = next((name for name in keys if key in keys[name]), None)
+        if section is None and key not in (*model.model_fields, *OTHER_NAMES):
+            # `check` refuses it, and says what would be right where it seems to belong.
+            near = [name for name in keys if len(keys) == 1 or difflib.get_close_matches(key, keys[name], n=1)]
+            section = next(iter(near), None)
         if section is None:
-            values[key] = value  # which `check` refuses, and says what would be right
+            values[key] = value
         elif isinstance(values[section], dict):
             values[section][key] = value
     return check(model, values, call)

@@ -161,8 +161,45 @@ def test_a_refused_request_leaves_the_kept_config_as_it_is(copy):
     with pytest.raises(RequestError, match=r"training\.lr"):
         run(copy, "training.lr=0.5").make("autoencoder")
     assert (copy / "run" / "config.yaml").read_bytes() == before
+    with pytest.raises(RequestError, match=r"training\.lr"):  # the store stands and is not asked again
+        run(copy, "training.lr=0.5", "images.on_error=skip").make_all()
+    assert (copy / "run" / "config.yaml").read_bytes() == before
     with pytest.raises(RequestError, match="no run that was begun"):
         Run.load(str(copy))
+
+
+def test_a_site_to_train_on_is_asked_for_before_anything_is_cached(copy):
+    for layers in ("[2, 3]", "['blocks.*']"):
+        with pytest.raises(RequestError, match=r"training\.layer: missing; backbone\.layers are"):
+            run(copy, f"run={copy / 'new'}", f"backbone.layers={layers}", "training.layer=null").make_all()
+    assert not (copy / "new" / "activations").exists()
+
+
+def test_a_finished_page_needs_no_images(place, copy, capsys):
+    (place / "images").rename(place / "elsewhere")
+    try:
+        assert run(copy).make("report")[0].id == ids(copy)["report"]
+        assert "done already; the images themselves are not at hand" in capsys.readouterr().err
+        with pytest.raises(RequestError, match=r"images\.source"):
+            run(copy, "report.title=Other").make("report", force=True)
+    finally:
+        (place / "elsewhere").rename(place / "images")
+
+
+def test_numbers_of_training_rows_are_called_so(copy):
+    made = run(copy, f"run={copy / 'all'}", f"activations={copy / 'run/activations'}", "training.held_out=0").make_all()
+    assert "; on the training rows:\n  FVU" in made[0].result()
+    assert "training rows: FVU" in repr(Artifact.open(copy / "all/autoencoder"))
+    page = json.loads((copy / "all/report/manifest.json").read_text())
+    assert page["kind"] == "report"
+    assert "on the training rows" in (copy / "all/report/index.html").read_text()
+
+
+def test_what_an_evaluation_gives_to_think_of_stands_below_the_result(copy):
+    member = run(copy).members[0]
+    found = json.loads((copy / "run/evaluation/evaluation.json").read_text())["concerns"]
+    assert found
+    assert all(line in member.result() for line in found)
 
 
 @pytest.mark.parametrize("name", sorted(packaged_configs()))

@@ -245,7 +245,8 @@ def _what(kind: str, content: dict[str, Any]) -> str:
         known = {name: final.get(key) for key, name in (("fvu", "FVU"), ("l0", "L0"))}
         found = [f"{name} {value:.3g}" for name, value in known.items() if value is not None]
         of = f"{content['family']}, {content['d_in']:,} → {content['n_latents']:,} latents"
-        return "; ".join([of, *([f"held out: {', '.join(found)}"] if found else [])])
+        where = "training rows" if final.get("split") == "train" else "held out"
+        return "; ".join([of, *([f"{where}: {', '.join(found)}"] if found else [])])
     if kind == "features" and "n_latents" in content:
         counts = ", ".join(f"{count:,} {name}" for name, count in content["counts"].items())
         return f"{content['n_latents']:,} latents over {content['images']:,} images: {counts}"

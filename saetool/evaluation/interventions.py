@@ -4,9 +4,10 @@ The activation's part that the autoencoder does not explain is kept unless asked
 x + decode(z') − decode(z), for a linear decoder x + Σ_j (z'_j − z_j) W_dec,j with W_dec,j in raw units.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from numbers import Integral
 
 import torch
@@ -185,6 +186,9 @@ def _checked(changes: Mapping[int, Change | float], n_latents: int) -> dict[int,
             raise RequestError(
                 f"latent {latent}: {change!r} is no change; give Scale, Value or Delta, or a number to scale by"
             )
+        amount = astuple(change)[0] if isinstance(change, Scale | Value | Delta) else change
+        if not math.isfinite(amount):
+            raise RequestError(f"latent {latent}: {change!r} is not finite; give a number")
     return {int(k): c if isinstance(c, Scale | Value | Delta) else Scale(float(c)) for k, c in changes.items()}
 
 
@@ -201,6 +205,8 @@ def _mask(tokens: Chosen, count: int) -> Tensor | None:
         if given.ndim > 2:
             raise RequestError(f"tokens: a mask is [tokens] or [batch, tokens], not {list(given.shape)}")
         return given
+    if given.is_floating_point() and given.numel():
+        raise RequestError("tokens: indices are whole numbers, or a mask of booleans")
     outside = [int(index) for index in given.flatten() if not 0 <= int(index) < count]
     if outside:
         raise RequestError(f"tokens: there is no token {outside[0]}; an image has tokens 0 to {count - 1} here")

@@ -40,7 +40,9 @@ class Rows:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.table.to_pylist())
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, slice):
+            return self.table.to_pylist()[place]
         return self.table.slice(range(len(self))[place], 1).to_pylist()[0]
 
     def column(self, name: str) -> list:
@@ -129,9 +131,13 @@ class Features:
 
     def examples(self, latent: int, group: str = "top", count: int | None = None) -> Rows:
         """Return a latent's examples of one group (top, interval, random, held_out), with the images' paths."""
+        from saetool.features.ranking import GROUPS
+
+        if group not in GROUPS:
+            raise RequestError(f"There is no group {shown(group)} of examples; there are {', '.join(GROUPS)}.")
         filters = [("latent", "=", self._checked(latent)), ("group", "=", group)]
         table = self.artifact.read_table("examples.parquet", filters=filters)
-        table = table if count is None else table.slice(0, count)
+        table = table if count is None else table.slice(0, _count(count))
         paths = self.images["path"].take(table["image"])
         return Rows(table.add_column(table.schema.get_field_index("image") + 1, "path", paths))
 
@@ -158,7 +164,7 @@ class Features:
 
     def heat(self, row: dict[str, Any]) -> np.ndarray:
         """Return the heat map of one example as activations, float32 [rows, columns]; raises without a grid."""
-        if self.grid is None or row["heat"] is None:
+        if self.grid is None or row.get("heat") is None:
             raise RequestError(f"{self.artifact.path}: these tokens have no grid, so there are no heat maps.")
         return np.frombuffer(row["heat"], np.uint8).reshape(self.grid) * np.float32(row["heat_scale"] / 255)
 
@@ -171,12 +177,12 @@ class Features:
         with safe_open(self.artifact.file("patches.safetensors"), "np") as file:
             latents, values = (file.get_slice(name)[row] for name in ("latents", "values"))
         latent, value, patch, patches = latents_of_image(latents, values)
-        shown = np.lexsort((latent, -value))[:count]
+        strongest = np.lexsort((latent, -value))[: _count(count)]
         columns = {"latent": latent, "value": value, "patch": patch, "patches": patches}
-        table = pa.table({name: pa.array(values[shown]) for name, values in columns.items()})
+        table = pa.table({name: pa.array(values[strongest]) for name, values in columns.items()})
         return Rows(table if self.grid else table.drop_columns(["patch", "patches"]))
 
-    def for_label(self, label: str, class_: str | None = None, count: int = 20) -> Rows:
+    def for_label(self, label: str, class_: str | int | None = None, count: int = 20) -> Rows:
         """Return the latents with the largest AUROC for a class of a label column (None: for any of its classes).
 
         They are chosen on training images (`train_auroc`) and scored on held-out ones (`held_out_auroc`, with its 95 %
@@ -185,13 +191,13 @@ class Features:
         """
         table = self.label_statistics.filter(pc.field("label") == self._label(label))
         if class_ is not None:
-            table = table.filter(pc.field("class") == class_)
+            table = table.filter(pc.field("class") == str(class_))
             if table.num_rows == 0:
                 classes = next(info["classes"] for info in self.content["labels"] if info["name"] == label)
                 raise RequestError(f"{label!r} has no class {class_!r} here. Classes: {', '.join(classes)}.")
         known = "train_auroc" in table.column_names and table["train_auroc"].null_count < table.num_rows
         order = [("train_auroc" if known else "auroc", "descending"), ("latent", "ascending")]
-        return Rows(table.sort_by(order).slice(0, count))
+        return Rows(table.sort_by(order).slice(0, _count(count)))
 
     def similar(self, latent: int, by: str = "decoder", count: int | None = None) -> Rows:
         """Return a latent's neighbors, most similar first: `by` decoder (cosine) or coactivation (Jaccard).
@@ -203,8 +209,8 @@ class Features:
         with safe_open(self.artifact.file("tensors.safetensors"), "np") as file:
             latents = file.get_slice(f"neighbors_{by}")[self._checked(latent)]
             values = file.get_slice(f"neighbors_{by}_value")[latent]
-        known = latents >= 0
-        return Rows(pa.table({"latent": latents[known][:count], "similarity": values[known][:count]}))
+        kept = np.flatnonzero(latents >= 0)[: None if count is None else _count(count)]
+        return Rows(pa.table({"latent": latents[kept], "similarity": values[kept]}))
 
     def histogram(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (counts [bins], edges [bins + 1]) of a latent's positive activations."""
@@ -212,7 +218,7 @@ class Features:
             return file.get_slice("histogram")[self._checked(latent)], file.get_tensor("histogram_edges")
 
     def _checked(self, latent: int) -> int:
-        if not isinstance(latent, Integral) or not 0 <= latent < self.n_latents:
+        if isinstance(latent, bool) or not isinstance(latent, Integral) or not 0 <= latent < self.n_latents:
             raise RequestError(f"There is no latent {shown(latent)}; they go from 0 to {self.n_latents - 1}.")
         return int(latent)
 
@@ -237,6 +243,13 @@ class Features:
         counts = ", ".join(f"{n:,} {name}" for name, n in self.content["counts"].items())
         images = f"{self.content['images']:,} images"
         return f"Features({str(self.artifact.path)!r}): {self.n_latents:,} latents ({counts}), {images}"
+
+
+def _count(given: int) -> int:
+    """Return how many rows are asked for; RequestError where it is no such number."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
+        raise RequestError(f"count: {shown(given)} is no number of rows; give 0 or more.")
+    return int(given)
 
 
 def latents_of_image(latents: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -79,7 +79,8 @@ def labels_chunk(interest: Interest) -> bytes:
     latent = statistics["latent"].to_numpy()
     known = {name: numbers(statistics[name]).astype(np.float64) for name in SHOWN if name in statistics.column_names}
     low = known["auroc_low"]
-    sure = interest.alive[latent] & _sure(files.latents, statistics, latent) & ~np.isnan(low)
+    # A latent that is silent on a class tells it apart too, but stands for the others.
+    sure = interest.alive[latent] & _sure(files.latents, statistics, latent) & (known["auroc"] > 0.5) & ~np.isnan(low)
     counts = statistics["images"].to_numpy()
     totals = {column.name: int((column.classes >= 0).sum()) for column in interest.words.facts.columns}
     order = np.lexsort((latent, -low, codes))

@@ -44,10 +44,13 @@ def _read(evaluation: Artifact | None) -> dict[str, Any]:
 
 def verdict(content: dict, model: dict, evaluated: dict[str, Any]) -> str:
     """Return how good the autoencoder is, in one sentence: variance, latents a token, PCA beside it, the dead."""
-    final = model.get("final") or {}
+    final, held_out = model.get("final") or {}, evaluated.get("held_out")
+    if held_out:  # what baselines stand beside, and of this store
+        final = {key: held_out[key]["value"] for key in ("fvu", "l0")}
     parts = []
     if (fvu := final.get("fvu")) is not None:
-        parts.append(f"{_percent(1 - fvu)} of variance explained on held-out images")
+        where = "the training rows" if final.get("split") == "train" else "held-out images"
+        parts.append(f"{_percent(1 - fvu)} of variance explained on {where}")
         if (l0 := final.get("l0")) is not None:
             tokens = "patch" if content.get("grid") else "token"
             parts[0] += f" with {l0:.0f} latents a {tokens}"

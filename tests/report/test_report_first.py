@@ -153,6 +153,7 @@ def test_a_class_is_led_by_the_surest_of_its_latents(interest, run):
             and latents["status"][row["latent"]] in ("ok", "dense")
             and latents["image_count"][row["latent"]] >= 8
             and latents[f"{LABEL}.q_value"][row["latent"]] <= 0.05
+            and row["auroc"] > 0.5
         ]
         wanted = [row["latent"] for row in sorted(sure, key=lambda row: (-row["auroc_low"], row["latent"]))]
         assert found[k][found[k] >= 0].tolist() == wanted[: values["each"]]

@@ -35,7 +35,8 @@ def latents(run):
 def surest(run, latents, name):
     """The latents that tell a class apart best, by hand."""
     rows = pq.read_table(run.features.path / "label_statistics.parquet").to_pylist()
-    mine = [row for row in rows if row["class"] == name and latents["status"][row["latent"]] in ("ok", "dense")]
+    larger = [row for row in rows if row["class"] == name and row["auroc"] > 0.5]
+    mine = [row for row in larger if latents["status"][row["latent"]] in ("ok", "dense")]
     sure = [
         r for r in mine if latents["image_count"][r["latent"]] >= 8 and latents[f"{LABEL}.q_value"][r["latent"]] <= 0.05
     ]
