@@ -98,7 +98,7 @@ class Run:
         stood = [found and found.manifest for found in (standing_at(out) for _, out in members)]
         made = train_together(members, force=force) if together else [run_stage(*members[0], force=force)]
         # What only stood there already says nothing of a config that a later stage may refuse.
-        if distributed.is_main() and stood != [artifact.manifest for artifact in made]:
+        if distributed.is_main() and (stood != [artifact.manifest for artifact in made] or not kept.exists()):
             keep_config(self.config, self.directory, None if self.live else _READS[members[0][0].kind])
         return made
 

@@ -64,8 +64,8 @@ def _ablation_effect(
     x, slope = x.to(directions), slope.to(directions)
     dense = autoencoder.active_above > 0
     codes = Codes.from_dense(autoencoder.encode(x)) if dense else autoencoder.encode_sparse(x)
-    # A row's own units, where directions are in them: layer norm's deviation.
-    slope = autoencoder.complete(slope, x) - autoencoder.complete(torch.zeros_like(slope), x)
+    if not autoencoder.adds_input:  # directions may be in a row's own units: layer norm's deviation
+        slope = autoencoder.complete(slope, x) - autoencoder.complete(torch.zeros_like(slope), x)
     slopes = sampled_products(directions, slope, Support.of(codes))
     effects = -(codes.values * slopes).double().cpu()
     return torch.bincount(codes.latents.cpu(), effects, minlength=autoencoder.n_latents)
