@@ -409,7 +409,7 @@ class Member:
         if (self.path("features") / MANIFEST).is_file():
             dead = Artifact.open(self.path("features"), "features").content["counts"]["dead"]
             lines.append(f"  dead {dead / facts['n_latents']:.2%} ({dead:,} latents never fire on any image)")
-        lines += [f"  {concern}" for concern in self._concerns(facts)]
+        lines += [f"  note: {concern}" for concern in self._concerns(facts)]
         page = self.path("report") / "index.html"
         if page.is_file():
             lines.append(f"  report: {page.resolve().as_uri()}")

@@ -115,7 +115,7 @@ def alone(config) -> Path:
 
 def test_torchrun_makes_the_run_of_one_process(alone, config, tmp_path):
     output = made(2, "run", config, f"run={tmp_path / 'run'}")
-    assert output.count("FVU") == 1  # said once, not by every process
+    assert output.count("\n  FVU") == 1  # said once, not by every process
     kinds = ["activations", "autoencoder", "features", "evaluation", "report"]
     run = {kind: Artifact.open(tmp_path / "run" / kind, kind) for kind in kinds}
     for kind in kinds[:3]:

@@ -377,7 +377,6 @@ class SparseAutoencoder(Autoencoder):
     def initialize(self, stream: Stream, generator: torch.Generator, training: Training = UNKNOWN) -> None:
         """Set normalization, dictionary and biases from training rows; decide how to start (sparse or dense)."""
         require_possible(self.settings.dead, training)
-        self.penalty_weight.require_possible(training)
         expected = initialize_sparse(self, stream, generator)
         self.mean_l0.fill_(expected)
         self._decide_density()

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from saetool import distributed
 from saetool.autoencoders.base import Step, Training
 from saetool.autoencoders.sparse_settings import KlPenalty, NoPenalty, Penalty
-from saetool.errors import RequestError
 
 SMOOTHING = 1e-6
 """q becomes (1 − 2s) q + s: inside (0, 1) with a gradient everywhere, where a clamp would have none."""
@@ -67,14 +66,6 @@ class PenaltyWeight(nn.Module):
         if self.given_steps is not None:
             return self.given_steps
         return min(WARMUP_STEPS, round(WARMUP_SHARE * training.steps)) if training.steps else WARMUP_STEPS
-
-    def require_possible(self, training: Training) -> None:
-        """Raise RequestError where the weight would rise until the training ends: it would hardly act."""
-        if self.given_steps and training.steps and self.given_steps >= max(training.steps, 2):
-            raise RequestError(
-                f"autoencoder.penalty.warmup_steps: {self.given_steps:,} leaves nothing of the {training.steps:,} "
-                "steps. Lower it, leave it out (a tenth of the training), or raise training.tokens."
-            )
 
     def risen(self, step: Step) -> bool:
         """Say whether the warm-up is over at a step."""

@@ -31,7 +31,7 @@ def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) ->
     sparse = _settings(model).get("kind") == "sparse"
     found = [
         _worse_than_pca(model, evaluation, final),
-        _off_target(model, final),
+        _hardly_penalized(model) or _off_target(model, final),
         _silent(model, final) if sparse else None,
         _memorized(model, evaluation),
         _short(model, final) if sparse else None,
@@ -76,6 +76,16 @@ def _worse_than_pca(model: dict[str, Any], evaluation: dict[str, Any], final: di
         f"FVU {final['fvu']:.3f} is {how} PCA's {pca['numbers']['fvu']['value']:.3f} with as many "
         f"{'components a token' if sparse else 'components'}: "
         f"{more}, or at a higher training.lr{topk}."
+    )
+
+
+def _hardly_penalized(model: dict[str, Any]) -> str | None:
+    rising, steps = (_settings(model).get("penalty") or {}).get("warmup_steps"), model.get("steps")
+    if not rising or not steps or rising < steps:
+        return None
+    return (
+        f"The penalty rose until the {steps:,} steps were over (autoencoder.penalty.warmup_steps {rising:,}): train "
+        "longer (training.tokens), or lower it."
     )
 
 

@@ -425,14 +425,6 @@ def test_activations_that_are_not_finite_are_no_silence():
             ask(x)
 
 
-def test_a_penalty_that_would_rise_until_the_end_is_refused(rows_stream):
-    model = make(penalty={"kind": "l1", "weight": 0.2, "warmup_steps": 10})
-    stream, generator = rows_stream(torch.randn(64, model.d_in)), torch.Generator().manual_seed(0)
-    with pytest.raises(RequestError, match="warmup_steps: 10 leaves nothing of the 10 steps"):
-        model.initialize(stream, generator, Training(steps=10))
-    model.initialize(stream, generator, Training(steps=11))
-
-
 def test_resampling_ends_with_its_share_of_the_training():
     model, x = started(penalty=L1, dead={"kind": "resample", "after_tokens": 100, "every_steps": 1, "stop_share": 0.5})
     with torch.no_grad():

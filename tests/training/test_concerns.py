@@ -109,3 +109,11 @@ def test_codes_that_choose_nothing_a_token_stand_beside_fixed_components():
 def test_the_cure_is_one_that_the_activation_takes(activation, cure):
     (line,) = concerns(model(activation=activation, dead_share=0.5))
     assert (f"{{kind: {cure}}}" in line) if cure else ("cure" not in line)
+
+
+def test_a_penalty_that_rises_until_the_end_is_told_in_place_of_the_target_it_missed():
+    penalty = {"kind": "l1", "target_l0": 45, "warmup_steps": 100}
+    (line,) = concerns(model(penalty, l0=60.0) | {"steps": 100})
+    assert "rose until the 100 steps were over (autoencoder.penalty.warmup_steps 100)" in line
+    (line,) = concerns(model(penalty, l0=60.0) | {"steps": 101})
+    assert "L0 is 60.0" in line
