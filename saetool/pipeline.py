@@ -49,7 +49,7 @@ from saetool.standing import (
     whole_was_begun,
 )
 from saetool.training import train_together, training_stage
-from saetool.training.concerns import concerns
+from saetool.training.concerns import concerns, measured_on
 
 # Stages that need scikit-learn or scipy, seconds to import, are imported where they are used.
 
@@ -396,11 +396,10 @@ class Member:
         # A model from elsewhere was measured on another store, if at all.
         elsewhere = isinstance(self.config.autoencoder, Trained) and evaluated
         final = (evaluated if elsewhere else facts.get("final")) or evaluated
-        where = "the training rows" if final.get("split") == "train" else "held-out images"
         name = f"{self.name}: " if self.name else ""
         lines = [
             f"{name}{facts['family']} autoencoder, {facts['d_in']:,} → {facts['n_latents']:,} latents, "
-            f"{_training_of(facts)}; on {where}:",
+            f"{_training_of(facts)}; on {measured_on(final)}:",
             f"  FVU {_number(final.get('fvu'), '.3f')}   L0 {_number(final.get('l0'), '.1f')}   "
             f"silent there {_number(final.get('dead_share'), '.1%')}",
         ]

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from saetool.artifacts import Artifact
-from saetool.training.concerns import concerns
+from saetool.training.concerns import concerns, measured_on
 
 _POINT = ("name", "kind", "l0", "fvu", "fvu_interval", "frontier")
 """What the plane draws of a point; links are the overview's own."""
@@ -49,8 +49,7 @@ def verdict(content: dict, model: dict, evaluated: dict[str, Any]) -> str:
         final = {key: held_out[key]["value"] for key in ("fvu", "l0")}
     parts = []
     if (fvu := final.get("fvu")) is not None:
-        where = "the training rows" if final.get("split") == "train" else "held-out images"
-        parts.append(f"{_percent(1 - fvu)} of variance explained on {where}")
+        parts.append(f"{_percent(1 - fvu)} of variance explained on {measured_on(final)}")
         if (l0 := final.get("l0")) is not None:
             tokens = "patch" if content.get("grid") else "token"
             parts[0] += f" with {l0:.0f} latents a {tokens}"

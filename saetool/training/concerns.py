@@ -39,6 +39,11 @@ def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) ->
     return [line for line in found if line is not None]
 
 
+def measured_on(final: dict[str, Any]) -> str:
+    """Return what the numbers of a training's end are of; of training rows where nothing was held out."""
+    return "the training rows" if final.get("split") == "train" else "held-out images"
+
+
 def _settings(model: dict[str, Any]) -> dict[str, Any]:
     return model.get("settings") or {}
 
@@ -106,13 +111,12 @@ def _silent(model: dict[str, Any], final: dict[str, Any]) -> str | None:
         return None
     if rows and l0 and rows * l0 < LEAST_CHANCES * model["n_latents"]:
         return None
-    where = "training rows" if final.get("split") == "train" else "held-out images"
     cure = next(iter(REVIVALS.get((_settings(model).get("activation") or {}).get("kind", "relu"), ())), None)
     has_it = cure in (None, (_settings(model).get("dead") or {}).get("kind"))
     ways = (
         "or a lower training.lr" if has_it else f"a lower training.lr, or a cure (autoencoder.dead: {{kind: {cure}}})"
     )
-    return f"{share:.0%} of the latents never fire on {where}: {_fewer(model)}, {ways}."
+    return f"{share:.0%} of the latents never fire on {measured_on(final)}: {_fewer(model)}, {ways}."
 
 
 def _memorized(model: dict[str, Any], evaluation: dict[str, Any]) -> str | None:

@@ -79,7 +79,7 @@ def test_silence_on_fewer_tokens_than_latents_could_fire_on_says_nothing():
     few["held_out"]["tokens"] = 20
     assert concerns(model(), few) == []
     (line,) = concerns(model(rows=5_000, dead_share=0.99, split="train"))
-    assert "never fire on training rows" in line
+    assert "never fire on the training rows" in line
 
 
 def test_numbers_of_the_evaluation_count_more_than_those_of_the_trainings_end():
