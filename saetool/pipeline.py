@@ -43,6 +43,7 @@ from saetool.standing import (
     answers_cheap,
     differs_only_in,
     made_at,
+    shows_another,
     standing_at,
     store_answers,
     whole_stands,
@@ -185,7 +186,11 @@ class Run:
             return [self.cache(force)]
         if kind == "autoencoder":
             return self.train(force)
-        return [getattr(member, COMMANDS[kind])(force=force) for member in self.members]
+        made = [getattr(member, COMMANDS[kind])(force=force) for member in self.members]
+        for member, artifact in zip(self.members, made, strict=True):
+            if kind != "report" and shows_another(page := member.path("report"), artifact):
+                say(f"{page}: does not show it yet; `saetool report` writes the page again.")
+        return made
 
     def make_all(self, force: Force = False) -> list["Member"]:
         """Make everything, the cheap part of the evaluation included; return the members.

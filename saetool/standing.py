@@ -58,6 +58,12 @@ def whole_was_begun(place: Path) -> bool:
     return whole
 
 
+def shows_another(page: Path, artifact: Artifact) -> bool:
+    """Say whether the page at `page` was made with another artifact of this kind, or without one."""
+    found = standing_at(page)
+    return found is not None and {"kind": artifact.kind, "id": artifact.id} not in found.inputs
+
+
 def answers_cheap(found: Artifact, cheap: Stage) -> bool:
     """Say whether a full evaluation, whatever its own settings, has all that the cheap one would have."""
     if not is_whole(found.config):

@@ -55,8 +55,8 @@ def request(
         section = next((name for name in keys if key in keys[name]), None)
         if section is None and key not in (*model.model_fields, *OTHER_NAMES):
             # `check` refuses it, and says what would be right where it seems to belong.
-            near = [name for name in keys if len(keys) == 1 or difflib.get_close_matches(key, keys[name], n=1)]
-            section = next(iter(near), None)
+            near = difflib.get_close_matches(key, sorted(set().union(*keys.values())), n=1)
+            section = next((name for name in keys if len(keys) == 1 or (near and near[0] in keys[name])), None)
         if section is None:
             values[key] = value
         elif isinstance(values[section], dict):
@@ -127,8 +127,9 @@ class _Explainer:
         if kind in ("union_tag_invalid", "union_tag_not_found"):
             context = entry.get("ctx", {})
             given = "missing" if context.get("tag") is None else f"{context['tag']!r} is unknown"
+            kinds = context.get("expected_tags") or ", ".join(map(repr, self.kinds_at(entry["loc"])))
             own = ", or what a module registers (SAETOOL_FAMILIES=MODULE)" if key == "autoencoder" else ""
-            return f"{key}.kind: {given}; one of {context.get('expected_tags') or 'the kinds'}{own}."
+            return f"{key}.kind: {given}; one of {kinds}{own}."
         given = entry.get("input")
         hint = "" if isinstance(given, dict | BaseModel) else f" (given: {shown(given)})"
         return f"{key}: {_message(entry)}{hint}" if key else _message(entry)
@@ -142,7 +143,10 @@ class _Explainer:
         if word in OTHER_NAMES and self.knows(OTHER_NAMES[word].key):
             return f" {OTHER_NAMES[word].sentence()}"
         close = [parent + name for name in difflib.get_close_matches(given, valid, n=1, cutoff=0.6)]
-        close = self.places.get(word, [])[:_MOST_PLACES] or close
+        places = self.places.get(word, {})
+        if kinds := places.get(parent + word):
+            return f" It belongs to kind {', '.join(kinds)}. Valid here: {', '.join(valid)}."
+        close = list(places)[:_MOST_PLACES] or close
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         return f"{hint} Valid here: {', '.join(valid)}."
 
@@ -172,6 +176,13 @@ class _Explainer:
 
     def keys_at(self, location: tuple) -> list[str]:
         """Return the valid keys of the section that a location names; union tags choose among its classes."""
+        return sorted({name for model in self.models_at(location) for name in model.model_fields})
+
+    def kinds_at(self, location: tuple) -> list[str]:
+        """Return the kinds that the section at a location may be of."""
+        return [tag for model in self.models_at(location) if (tag := _tag_of(model))]
+
+    def models_at(self, location: tuple) -> list[type[BaseModel]]:
         models: list[type[BaseModel]] = [self.root]
         for part in location:
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
@@ -179,7 +190,7 @@ class _Explainer:
                 models = [m for f in fields for m in models_in(f.annotation)]
             else:
                 models = [m for m in models if part in (_tag_of(m), m.__name__)] or models
-        return sorted({name for model in models for name in model.model_fields})
+        return models
 
 
 def _message(entry: Any) -> str:
@@ -206,17 +217,18 @@ def _tag_of(model: type[BaseModel]) -> str | None:
     return values[0] if values else None
 
 
-def _survey(root: type[BaseModel]) -> tuple[set[str], dict[str, list[str]]]:
-    """Return every union tag and class name that pydantic may put into a location, and where each name is a key."""
+def _survey(root: type[BaseModel]) -> tuple[set[str], dict[str, dict[str, list[str]]]]:
+    """Return every union tag and class name that pydantic may put into a location, and where each name is a key, of
+    which kinds."""
     tags: set[str] = set()
-    places: dict[str, list[str]] = {}
+    places: dict[str, dict[str, list[str]]] = {}
     names: set[str] = set()
 
     def visit(model: type[BaseModel], prefix: str) -> None:
         for name, field in model.model_fields.items():
             names.add(name)
-            if f"{prefix}{name}" not in places.setdefault(name, []):
-                places[name].append(f"{prefix}{name}")
+            kinds = places.setdefault(name, {}).setdefault(f"{prefix}{name}", [])
+            kinds += [tag] if (tag := _tag_of(model)) and tag not in kinds else []
             for child in models_in(field.annotation):
                 tags.update({child.__name__, *([tag] if (tag := _tag_of(child)) else [])})
                 visit(child, f"{prefix}{name}.")

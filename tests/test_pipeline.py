@@ -102,6 +102,16 @@ def test_a_full_evaluation_takes_other_settings_than_the_cheap_one_had_and_is_ke
     assert {"effect", "probing"} <= set(again.content["sections"])
 
 
+def test_a_page_that_is_older_than_an_evaluation_is_named(copy, capsys):
+    run(copy).make("evaluation")
+    said = capsys.readouterr().err
+    assert f"{copy / 'run' / 'report'}: does not show it yet; `saetool report` writes the page again." in said
+    run(copy).make("report")
+    capsys.readouterr()
+    run(copy).make("evaluation")
+    assert "does not show it yet" not in capsys.readouterr().err
+
+
 def test_a_full_evaluation_that_was_damaged_is_made_again_in_full(copy):
     whole = run(copy).members[0].evaluate()
     (whole.path / "evaluation.md").write_text("damaged")

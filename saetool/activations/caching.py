@@ -102,7 +102,7 @@ class CachingJob:
         records = (partial.record_of(f"shards/{shard:05d}") for shard in range(plan.n_shards))
         changed = first_changed(self.source, [image for record in records if record for image in record["images"]])
         if changed:
-            raise RequestError(f"{partial.path}: {changed}. Give --force to begin anew.")
+            raise RequestError(f"{partial.path}: {changed}. Give --force (force=True) to begin anew.")
 
     def _fill(self, writer: StoreWriter, backbone: Backbone, mine: Sequence[int], missing: list[int]) -> None:
         plan, sites, waits = writer.plan, self.stored(backbone), Waits()
@@ -262,7 +262,7 @@ def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
     if begun is not None and begun != sites:
         raise RequestError(
             f"{partial.path}: begun with other weights or preprocessing than this model has now ({begun} there, "
-            f"{sites} now). Take the former, or give --force to begin anew."
+            f"{sites} now). Take the former, or give --force (force=True) to begin anew."
         )
 
 

@@ -10,9 +10,14 @@ from jaxtyping import Bool, Int
 from saetool import seeding
 from saetool.errors import RequestError
 from saetool.images.settings import Grouping
+from saetool.progress import say
 
 if TYPE_CHECKING:
     from saetool.activations.store import ActivationStore
+
+
+TOLD_FROM = 1.5
+"""Share that a rule of groups holds out over the share that was asked for, from which on it is told."""
 
 
 def is_held_out(key: str, seed: int, share: float) -> bool:
@@ -47,7 +52,10 @@ def held_out_images(store: "ActivationStore", held_out: Mapping[str, Any]) -> Bo
 
 
 def require_groups(store: "ActivationStore", held_out: Mapping[str, Any]) -> None:
-    """Raise RequestError where training on a store cannot hold out by the rule: it fits no image, or takes them all."""
+    """Raise RequestError where training on a store cannot hold out by the rule: it fits no image, or takes them all.
+
+    Where groups are so few that another share than the asked one is held out, it is told.
+    """
     rule = held_out.get("group")
     if rule is None:
         return
@@ -61,10 +69,17 @@ def require_groups(store: "ActivationStore", held_out: Mapping[str, Any]) -> Non
     if all(key is None for key in _named(store, grouping)):
         first = f"; the first is {store.images['path'][0].as_py()}" if "path" in store.images.column_names else ""
         raise RequestError(f"images.group {_said(rule)} fits no image of {store.artifact.path}{first}.")
-    if held_out["share"] and held_out_images(store, held_out).all():
+    share = float(held_out_images(store, held_out).mean())
+    if held_out["share"] and share == 1:
         raise RequestError(
             f"images.group {_said(rule)} holds out every image of {store.artifact.path}: there are too few groups. "
             "Choose a rule that makes more of them."
+        )
+    if share > TOLD_FROM * held_out["share"]:
+        groups = len(set(group_keys(store, grouping)))
+        say(
+            f"{store.artifact.path}: images.group {_said(rule)} makes {groups:,} groups, and holds out {share:.0%} of "
+            f"the images, not {held_out['share']:.0%}."
         )
 
 

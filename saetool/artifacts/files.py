@@ -77,12 +77,14 @@ def explain(error: BaseException, path: Path) -> SaetoolError | None:
         return WorkError(f"{where}: is not there, or cannot be made there ({words}).")
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         if _is_beside(Path(where), path):
-            return WorkError(f"{where}: cannot be written ({words}). Choose another place (run=…).")
+            return WorkError(f"{where}: cannot be written ({words}). Choose another place (run=…, out=…).")
         return WorkError(f"{where}: cannot be opened ({words}). See to its permissions.")
     if number in (errno.EEXIST, errno.ENOTDIR):
-        return RequestError(f"{where}: a file is where a folder should be; choose another (run=…).")
+        return RequestError(f"{where}: a file is where a folder should be; choose another (run=…, out=…).")
     if number == errno.ENAMETOOLONG:
-        return RequestError(f"{where[:80]}…: a name longer than the file system takes; choose a shorter one (run=…).")
+        return RequestError(
+            f"{where[:80]}…: a name longer than the file system takes; choose a shorter one (run=…, out=…)."
+        )
     if name is None:
         return None
     return WorkError(f"{where}: cannot be read or written ({words}). {_KEPT}; the same command resumes.")

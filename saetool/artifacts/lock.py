@@ -112,7 +112,8 @@ def _acquire(path: Path, out: Path) -> int:
             holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(file)
             raise RequestError(
-                f"{out}: another process (pid {holder}) is working on it. Wait for it, or choose another place (run=…)."
+                f"{out}: another process (pid {holder}) is working on it. Wait for it, or choose another place "
+                "(run=…, out=…)."
             ) from None
         # The former holder unlinks the file when it ends: a lock on an unlinked file protects nothing.
         if _stands(file, path):

@@ -51,7 +51,7 @@ class Partial:
         except FileNotFoundError:
             return None
         if digest != digest_bytes(data).encode():
-            raise DamagedRecord(f"{path}: damaged. Give --force to begin {self.out.name} anew.")
+            raise DamagedRecord(f"{path}: damaged. Give --force (force=True) to begin {self.out.name} anew.")
         return json.loads(data)
 
     def unit_of(self, key: str) -> Any:

@@ -114,7 +114,7 @@ def place_beside(out: str | os.PathLike) -> Path:
         raise RequestError(f"{out}: an artifact is made on a disk of this machine; push or copy it from there.")
     out = Path(out).expanduser()
     if printable(str(out)) != str(out):
-        raise RequestError(f"{printable(str(out))}: a name that no manifest can hold; choose another (run=…).")
+        raise RequestError(f"{printable(str(out))}: a name that no manifest can hold; choose another (run=…, out=…).")
     return Path(os.path.realpath(out)) if os.path.islink(out) else out
 
 
@@ -174,7 +174,7 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
             return False
         raise RequestError(
             f"{out}: has no {MANIFEST}: damaged, or not the work of saetool. Restore it from a copy, move it away, "
-            "or choose another place (run=…)."
+            "or choose another place (run=…, out=…)."
         )
     if force:
         _refuse_strangers(out)
@@ -187,7 +187,9 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
             changed = stage.changed(artifact) if stage.changed else None
             if not changed:
                 return True
-            raise RequestError(f"{out}: {changed}. Give --force to build it anew, or choose another place (run=…).")
+            raise RequestError(
+                f"{out}: {changed}. Give --force (force=True) to build it anew, or choose another place (run=…, out=…)."
+            )
     except RequestError:
         if not force:
             raise
@@ -196,7 +198,7 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
     told = differences(request_of(found), stage.request())
     raise RequestError(
         f"{out}: already holds something else than what is asked for now:\n{told}\n"
-        "Choose another place (run=…), or give --force to build the new one and then replace this one."
+        "Choose another place (run=…, out=…), or give --force (force=True) to build the new one and then replace this."
     )
 
 
@@ -209,7 +211,7 @@ def _refuse_strangers(out: Path) -> None:
         if b'"xxh3-128:' not in data:
             raise RequestError(
                 f"{out / MANIFEST}: {problem}, and may not be the work of saetool, so it is not replaced. Move {out} "
-                "away, or choose another place (run=…)."
+                "away, or choose another place (run=…, out=…)."
             ) from None
 
 
@@ -243,12 +245,14 @@ def _finish(stage: Stage, out: Path, force: Force) -> bool:
         found = parse_manifest(manifest_bytes(path))
     except ManifestProblem as problem:
         if not force:
-            raise RequestError(f"{path / MANIFEST}: {problem}. Give --force to begin {out.name} anew.") from None
+            raise RequestError(
+                f"{path / MANIFEST}: {problem}. Give --force (force=True) to begin {out.name} anew."
+            ) from None
         return False
     if found["recipe"] == stage.recipe:
         if damaged := check_files(path, found):
             if not force:
-                raise RequestError(f"{path}: {damaged[0]}. Give --force to begin {out.name} anew.")
+                raise RequestError(f"{path}: {damaged[0]}. Give --force (force=True) to begin {out.name} anew.")
             return False
         move_into_place(Partial(path, out))
         return True
@@ -267,7 +271,7 @@ def _can_resume(stage: Stage, partial: Partial, force: Force) -> bool:
     if begun is None:
         if partial.product_names():
             raise RequestError(
-                f"{partial.path}: not the work of saetool. Move it away, or choose another place (run=…)."
+                f"{partial.path}: not the work of saetool. Move it away, or choose another place (run=…, out=…)."
             )
         return False
     if begun["recipe"] != stage.recipe:
@@ -282,5 +286,5 @@ def _refuse_partial(path: Path, differences: str, force: Force) -> None:
     if not force:
         raise RequestError(
             f"{path}: unfinished work on something else than what is asked for now:\n{differences}\n"
-            "Choose another place (run=…), or give --force to throw it away."
+            "Choose another place (run=…, out=…), or give --force (force=True) to throw it away."
         )

@@ -207,6 +207,14 @@ class Normalizer(nn.Module):
         return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
 
 
+def of_width(given: Any, width: int, what: str) -> Tensor:
+    """Return what is given; RequestError unless it is a tensor [..., width]."""
+    if not isinstance(given, Tensor) or given.dim() == 0 or given.shape[-1] != width:
+        found = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise RequestError(f"{what} must be a tensor [..., {width}], got {found}")
+    return given
+
+
 class Autoencoder(nn.Module):
     """A map from raw activations [batch, d_in] to latents [batch, n_latents] and back.
 

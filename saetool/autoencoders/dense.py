@@ -23,6 +23,7 @@ from saetool.autoencoders.base import (
     Step,
     Stream,
     Training,
+    of_width,
 )
 from saetool.autoencoders.layers import (
     CHECKED_ROWS,
@@ -112,7 +113,7 @@ class Dense(Autoencoder):
         self.decoder.reset(generator)
 
     def _to_units(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return self.normalizer(x.to(self.normalizer.mean))
+        return self.normalizer(of_width(x, self.d_in, "activations").to(self.normalizer.mean))
 
     def _decoder_weights(self) -> list[Tensor]:
         """Return the decoder's own weights, or the encoder's transposed, last first."""
@@ -124,6 +125,7 @@ class Dense(Autoencoder):
         return self.encoder(self._to_units(x))
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
+        z = of_width(z, self.n_latents, "codes").to(self.normalizer.mean)
         return self.normalizer.inverse(self.decoder(z, self._decoder_weights()))
 
     def encode_levels(self, h: Float[Tensor, "*batch width"], levels: range) -> Float[Tensor, "*batch code"]:

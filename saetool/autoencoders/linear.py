@@ -23,6 +23,7 @@ from saetool.autoencoders.base import (
     Step,
     Stream,
     Training,
+    of_width,
 )
 from saetool.autoencoders.layers import squared_error
 from saetool.errors import RequestError
@@ -135,10 +136,10 @@ class Linear(Autoencoder):
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
         """Return W_enc x' + b_enc of raw activations."""
-        return self._encode(self.normalizer(x.to(self.spectrum)))
+        return self._encode(self.normalizer(of_width(x, self.d_in, "activations").to(self.spectrum)))
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
-        return self.normalizer.inverse(self._decode(z))
+        return self.normalizer.inverse(self._decode(of_width(z, self.n_latents, "codes").to(self.spectrum)))
 
     def loss(self, x: Float[Tensor, "batch d_in"], step: Step, generator: torch.Generator) -> Loss:
         """Return the squared error of a batch."""

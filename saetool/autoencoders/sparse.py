@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalizer, Step, Stream, Training
+from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalizer, Step, Stream, Training, of_width
 from saetool.autoencoders.sparse_activations import ACTIVATIONS, Gated, JumpRelu, Sigmoid
 from saetool.autoencoders.sparse_dead import (
     DeadLatentTracker,
@@ -156,7 +156,8 @@ class SparseAutoencoder(Autoencoder):
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units; under layer norm in each row's own (see `complete`)."""
-        return self.normalizer.inverse(z.to(self.W_dec) @ self.W_dec + self.b_dec)
+        z = of_width(z, self.n_latents, "codes").to(self.W_dec)
+        return self.normalizer.inverse(z @ self.W_dec + self.b_dec)
 
     def decode_sparse(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
         """Return the reconstruction of sparse codes, as `decode` does."""
@@ -184,10 +185,7 @@ class SparseAutoencoder(Autoencoder):
 
     def _rows_of(self, x: Any) -> Float[Tensor, "rows d_in"]:
         """Return activations of any axes as rows; RequestError where the last is not the model's width."""
-        if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[-1] != self.d_in:
-            given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise RequestError(f"activations must be a tensor [..., {self.d_in}], got {given}")
-        return x.reshape(-1, self.d_in)
+        return of_width(x, self.d_in, "activations").reshape(-1, self.d_in)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from saetool.autoencoders.base import (
     Step,
     Stream,
     Training,
+    of_width,
 )
 from saetool.autoencoders.layers import CHECKED_ROWS, Activation, Chain, require_unit_interval
 from saetool.autoencoders.linear import Spectrum, principal_components
@@ -100,7 +101,7 @@ class Variational(Autoencoder):
         self.encoder.weights[-1][self.n_latents :].zero_()
 
     def _to_units(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return self.normalizer(x.to(self.normalizer.mean))
+        return self.normalizer(of_width(x, self.d_in, "activations").to(self.normalizer.mean))
 
     def _posterior(
         self, x: Float[Tensor, "*batch d_in"]
@@ -122,7 +123,7 @@ class Variational(Autoencoder):
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the mean of p(x|z) in raw units."""
-        return self.normalizer.inverse(self.decoder(z))
+        return self.normalizer.inverse(self.decoder(of_width(z, self.n_latents, "codes").to(self.normalizer.mean)))
 
     def noise_variance(self) -> Float[Tensor, ""]:
         """Return the gaussian likelihood's variance, in the model's units."""

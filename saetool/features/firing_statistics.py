@@ -132,7 +132,7 @@ class FiringStatistics:
         if self.largest / self.unit * max(self.images, 1) > _INT64_ROOM:
             raise WorkError(
                 f"An activation of {self.largest:g} is too large beside that of other images for exact sums. "
-                "Is an image corrupt? Look at the activations' statistics with `saetool info`."
+                "Is an image corrupt, or a file? `saetool verify` checks what is kept."
             )
 
 

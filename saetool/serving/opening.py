@@ -56,7 +56,10 @@ def open_site(run: Run, name: str | None = None, label: str | None = None) -> "S
 
 def _member(run: Run, name: str | None) -> Member:
     found = [member for member in run.members if name in (None, member.name)]
-    if len(found) != 1:
-        names = ", ".join(member.name for member in run.members if member.name) or "none: it is no sweep"
-        raise RequestError(f"--member: {name!r} names no single model of {run.directory}; its members are {names}.")
-    return found[0]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(member.name for member in run.members if member.name)
+    if not names:
+        raise RequestError(f"--member: {run.directory} is no sweep and holds one model: leave it out.")
+    which = "name one" if name is None else f"{name!r} is none"
+    raise RequestError(f"--member: {which} of the models of {run.directory}: {names}.")

@@ -51,5 +51,6 @@ def load(partial: Partial) -> tuple[dict[str, Tensor], dict] | None:
     except (OSError, SafetensorError) as error:
         problem = str(error)
     raise WorkError(
-        f"{path}: the checkpoint is damaged ({problem}). Give --force to train {partial.out.name} from the start."
+        f"{path}: the checkpoint is damaged ({problem}). Give --force (force=True) to train "
+        f"{partial.out.name} from the start."
     )

@@ -205,7 +205,7 @@ class Learner:
         if began != self.device.type:
             raise RequestError(
                 f"this training began on {began} and cannot go on on {self.device.type}: its random numbers and sums "
-                f"are others there. Resume it on {began}, or begin anew with --force."
+                f"are others there. Resume it on {began}, or begin anew with --force (force=True)."
             )
         self.done = rest["done"]
         model = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}

@@ -34,7 +34,8 @@ class TrainingSettings(Settings):
     """Largest norm of the whole gradient, of W_enc, b_enc and W_dec with `initial_gain` too; None does not clip."""
     batch_size: int = Field(default=2048, gt=0)
     accumulate: int = Field(default=1, gt=0)
-    """Pieces that a batch is cut into to save memory; their gradients are averaged before the one update."""
+    """Pieces that a batch is cut into to save memory; their gradients are averaged before the one update. What a
+    formula takes over the batch (KL's q, BatchTopK's cut) is then taken over a piece."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs `loss` under autocast. Weights, moments and evaluation stay fp32. Of sparse models it changes the dense
     step alone (sigmoid, or many active latents); their sparse step has its own, exact use of bf16."""

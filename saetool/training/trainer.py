@@ -201,9 +201,8 @@ def _diverged(label: str, learner: Learner, losses: list[float], probe: Measures
         advice.append("training.warmup_steps")
     return (
         f"{label}: training diverged at step {step}: loss {losses[at]:.6g}{before}, "
-        f"FVU {'undefined' if probe.fvu is None else format(probe.fvu, '.3g')}. Try {', '.join(advice)}; "
-        "check the activations for non-finite values with `saetool info`. The last good checkpoint is kept in the "
-        "partial directory; --force starts anew."
+        f"FVU {'undefined' if probe.fvu is None else format(probe.fvu, '.3g')}. Try {', '.join(advice)}. "
+        "The last good checkpoint is kept in the partial directory; --force (force=True) starts anew."
     )
 
 

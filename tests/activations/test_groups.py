@@ -101,6 +101,14 @@ def test_a_rule_that_does_not_fit_is_refused_in_words(tmp_path, rule, words):
         require_groups(store_of(tmp_path / "store"), {"seed": 0, "share": 0.3, "group": rule})
 
 
+def test_a_rule_that_holds_out_far_more_than_asked_for_says_so(tmp_path, capsys):
+    store = store_of(tmp_path / "store")
+    require_groups(store, {"seed": 0, "share": 0.05, "group": {"pattern": "set([01])"}})
+    assert "makes 2 groups, and holds out 50% of the images, not 5%" in capsys.readouterr().err
+    require_groups(store, {"seed": 0, "share": 0.4, "group": {"column": "video"}})
+    assert capsys.readouterr().err == ""
+
+
 def test_a_store_that_the_rule_says_nothing_of_is_split_image_by_image(tmp_path):
     """Other images at the same site are welcome to what was trained by groups."""
     store = write_store(tmp_path / "store", torch.randn(50, 1, 3))

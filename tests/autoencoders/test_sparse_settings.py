@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from saetool.autoencoders.base import Step
-from saetool.autoencoders.families import build
+from saetool.autoencoders.families import AutoencoderSettings, build
 from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
 
@@ -121,6 +121,15 @@ def test_what_is_no_batch_of_activations_is_refused(x):
     for encode in (model.encode, model.encode_sparse):
         with pytest.raises(RequestError, match=r"must be a tensor \[\.\.\., 4\], got"):
             encode(x)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "linear", "dense", "variational"])
+def test_a_wrong_width_is_refused_by_every_family(kind):
+    model = build(TypeAdapter(AutoencoderSettings).validate_python({"kind": kind, "n_latents": 3}), 4)
+    for map_, width, what in ((model.encode, 4, "activations"), (model.decode, 3, "codes")):
+        with pytest.raises(RequestError, match=rf"{what} must be a tensor \[\.\.\., {width}\], got \[2, 5\]"):
+            map_(torch.zeros(2, 5))
+        map_(torch.zeros(2, width, dtype=torch.float64))
 
 
 def test_an_empty_batch_has_an_empty_code():

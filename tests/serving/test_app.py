@@ -171,7 +171,10 @@ def test_what_is_not_made_yet_is_said(place, command_line, tmp_path):
     assert "report: not made yet" in ended.said
     ended = command_line("serve", place / "run", "--port", 0, "--member", "k=4")
     assert ended.code == 2
-    assert "--member: 'k=4' names no single model" in ended.said
+    assert "is no sweep and holds one model: leave it out." in ended.said
+    sweep = ("serve", place / "a.yaml", f"run={tmp_path}/none", "sweep={autoencoder.activation.k: [2, 4]}", "--port", 0)
+    assert "--member: name one of the models of " in command_line(*sweep).said
+    assert "--member: 'k=3' is none of the models of " in command_line(*sweep, "--member", "k=3").said
     ended = command_line("serve", place / "run", "--port", 0, "--label", "color")
     assert (ended.code, "--label: 'color' is no label" in ended.said) == (2, True)
 

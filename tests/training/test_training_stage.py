@@ -279,6 +279,15 @@ def test_a_sweep_keeps_the_kind_of_settings():
         ({"k": -1}, "train: autoencoder.activation.k: Input should be greater than 0 (given: -1)"),
         ({"kind": "topkk"}, "train: autoencoder.kind: 'topkk' is unknown; one of"),
         ({"tokens": None}, "train: training.tokens: Input should be a valid integer (given: None)"),
+        ({"expension": 4}, "train: autoencoder.expension: unknown key. Did you mean autoencoder.expansion?"),
+        (
+            {"autoencoder": {"solver": "gradient"}},
+            "train: autoencoder.solver: unknown key. It belongs to kind linear, variational.",
+        ),
+        (
+            {"autoencoder": {"penalty": {"weight": 3}}},
+            "train: autoencoder.penalty.kind: missing; one of 'l1', 'l0', 'kl', 'none'.",
+        ),
         ({"training": 3}, "train: training: Input should be a section, keys with their values (given: 3)"),
     ],
 )
