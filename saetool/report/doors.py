@@ -48,6 +48,8 @@ def junk(interest: Interest) -> list[dict[str, Any]]:
         values = numbers(latents[name]).astype(np.float64)
         return living & (values >= low) & (values <= high)
 
+    # Where most latents are dense, they are meant to be: a code that is no sparse one.
+    dense = (status == "dense") & ((status == "dense").mean() <= 0.5)
     often = of("image_count", MIN_IMAGES, np.inf)
     kinds = [
         ("Near copies", of("neighbor_similarity", NEAR_COPY, np.inf), "status=ok,dense", "-neighbor_similarity",
@@ -57,7 +59,7 @@ def junk(interest: Interest) -> list[dict[str, Any]]:
         ("Rare", status == "rare", "status=rare", "-max", [], "fire too seldom to be judged"),
         ("Silent on held-out images", of("silent_on_held_out", 1, 1), "status=ok,dense", "-token_frequency",
          ["silent_on_held_out:1:1"], "never fire on images that training did not see"),
-        ("Dense", status == "dense", "status=dense", "-token_frequency", [], "fire on a large share of all tokens"),
+        ("Dense", dense, "status=dense", "-token_frequency", [], "fire on a large share of all tokens"),
         ("Dead", status == "dead", "status=dead", "latent", [], "never fire on any image"),
     ]  # fmt: skip
     return [

@@ -54,7 +54,10 @@ def verdict(content: dict, model: dict, evaluated: dict[str, Any]) -> str:
             tokens = "patch" if content.get("grid") else "token"
             parts[0] += f" with {l0:.0f} latents a {tokens}"
     if parts:
-        for name, words in (("PCA", "PCA, as sparse: {}"), ("PCA, fixed", "PCA, as many fixed components: {}")):
+        beside = [("PCA", "PCA, as sparse: {}"), ("PCA, fixed", "PCA, as many fixed components: {}")]
+        # Codes of other families are not sparse, as fixed components are not.
+        sparse = model.get("family") in (None, "sparse")
+        for name, words in beside if sparse else beside[1:]:
             found = evaluated.get("baselines") or []
             known = [one["numbers"].get("explained_variance") for one in found if one.get("name") == name]
             if known and known[0] is not None:
@@ -95,6 +98,8 @@ def family_words(settings: dict) -> str:
     """Return an autoencoder's family in a few words, such as "sparse · relu + l1"."""
     parts = [_kind(settings.get(key)) for key in ("activation", "penalty")]
     details = " + ".join(part for part in parts if part and part != "none")
+    if settings.get("solver") == "closed_form":  # it takes no step through an activation
+        details = "closed form"
     kind = str(settings.get("kind", "autoencoder"))
     return f"{kind} · {details}" if details else kind
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from saetool.report.facts import ImageFacts
 from saetool.report.first import Interest
 from saetool.report.places import Places
 from saetool.report.source import FeatureFiles
+from saetool.report.summary import verdict
 from saetool.report.words import Words, percent
 
 LABEL = "kind.of <thing>"
@@ -173,6 +175,25 @@ def test_junk_is_counted_as_the_table_counts_it(interest, run):
         "Dead": latents["status"].count("dead"),
     }
     assert {kind["name"]: kind["count"] for kind in junk(interest)} == wanted
+
+
+def test_where_most_codes_are_dense_that_is_no_junk(interest):
+    latents = interest.files.latents
+    dense = latents.set_column(latents.column_names.index("status"), "status", pa.array(["dense"] * latents.num_rows))
+    of_all = SimpleNamespace(files=SimpleNamespace(latents=dense))
+    assert {kind["name"]: kind["count"] for kind in junk(of_all)}["Dense"] == 0
+
+
+@pytest.mark.parametrize(("family", "said"), [("sparse", "PCA, as sparse: 80%; "), ("variational", "")])
+def test_pca_beside_the_verdict_is_the_one_that_compares(family, said):
+    number = {"fvu": {"value": 0.1}, "l0": {"value": 9.0}}
+    baselines = [
+        {"name": name, "numbers": {"explained_variance": {"value": value}}}
+        for name, value in (("PCA", 0.8), ("PCA, fixed", 0.7))
+    ]
+    told = verdict({"grid": None}, {"family": family}, {"held_out": number, "baselines": baselines})
+    wanted = "90% of variance explained on held-out images with 9 latents a token; "
+    assert told == f"{wanted}{said}PCA, as many fixed components: 70%."
 
 
 def test_the_least_interesting_latents_lose_their_page_first(interest, run, tmp_path):
