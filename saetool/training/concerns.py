@@ -28,13 +28,15 @@ def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) ->
     final = {key: held_out[key]["value"] for key in ("fvu", "l0")} if held_out else model.get("final") or {}
     if held_out:
         final |= {"dead_share": held_out["dead"] / held_out["n_latents"], "rows": held_out.get("tokens")}
-    sparse = _settings(model).get("kind") == "sparse"
+    sparse, memorized = _settings(model).get("kind") == "sparse", _memorized(model, evaluation)
+    # Where images are learned by heart, more passes over the same ones are no way out.
+    more = "train on more images" if memorized else "train on more tokens (training.tokens)"
     found = [
-        _worse_than_pca(model, evaluation, final),
+        _worse_than_pca(model, evaluation, final, more),
         _hardly_penalized(model) or _off_target(model, final),
         _silent(model, final) if sparse else None,
-        _memorized(model, evaluation),
-        _short(model, final) if sparse else None,
+        memorized,
+        _short(model, final, more) if sparse else None,
     ]
     return [line for line in found if line is not None]
 
@@ -57,11 +59,7 @@ def _fewer(model: dict[str, Any]) -> str:
     return f"fewer latents (autoencoder.{'expansion' if _settings(model).get('expansion') else 'n_latents'})"
 
 
-def _train_more(model: dict[str, Any]) -> str:
-    return f"train on more tokens (training.tokens), or with {_fewer(model)}"
-
-
-def _worse_than_pca(model: dict[str, Any], evaluation: dict[str, Any], final: dict[str, Any]) -> str | None:
+def _worse_than_pca(model: dict[str, Any], evaluation: dict[str, Any], final: dict[str, Any], more: str) -> str | None:
     sparse, settings = _settings(model).get("kind") == "sparse", _settings(model)
     if settings.get("solver") == "closed_form" or (not sparse and model["n_latents"] >= model.get("d_in", math.inf)):
         return None  # as good as it can be; or PCA with as many components leaves nothing
@@ -76,11 +74,11 @@ def _worse_than_pca(model: dict[str, Any], evaluation: dict[str, Any], final: di
     above = difference["value"] if difference["high"] is None else difference["high"]
     how = "worse than" if above < 0 else "no better than" if difference["value"] <= 0 else "not surely better than"
     topk = ", or as TopK (autoencoder.activation)" if sparse and not _chooses_k(model) else ""
-    more = _train_more(model) if sparse else "train on more tokens (training.tokens)"
+    fewer = f", or with {_fewer(model)}" if sparse else ""
     return (
         f"FVU {final['fvu']:.3f} is {how} PCA's {pca['numbers']['fvu']['value']:.3f} with as many "
         f"{'components a token' if sparse else 'components'}: "
-        f"{more}, or at a higher training.lr{topk}."
+        f"{more}{fewer}, or at a higher training.lr{topk}."
     )
 
 
@@ -131,7 +129,7 @@ def _memorized(model: dict[str, Any], evaluation: dict[str, Any]) -> str | None:
     )
 
 
-def _short(model: dict[str, Any], final: dict[str, Any]) -> str | None:
+def _short(model: dict[str, Any], final: dict[str, Any], more: str) -> str | None:
     tokens, l0 = model.get("tokens"), final.get("l0")
     if not tokens or not l0 or "origin" in model:
         return None
@@ -140,5 +138,5 @@ def _short(model: dict[str, Any], final: dict[str, Any]) -> str | None:
         return None
     return (
         f"{tokens:,} tokens of training let each of {model['n_latents']:,} latents fire {firings:,.0f} times, of "
-        f"{LEAST_FIRINGS:,} that it takes: {_train_more(model)}."
+        f"{LEAST_FIRINGS:,} that it takes: {more}, or with {_fewer(model)}."
     )

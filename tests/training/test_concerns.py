@@ -72,6 +72,13 @@ def test_what_to_change_is_a_key_that_the_model_has_and_not_what_it_is_already()
     assert "or as TopK" in concerns(model(), worse)[0]
 
 
+def test_where_images_are_learned_by_heart_nothing_advises_more_passes_over_them():
+    by_heart = evaluation(fvu=0.1, training=0.05, pca=0.099, difference=(-0.001, -0.002, -0.0005))
+    lines = concerns(model(tokens=100_000), by_heart)
+    assert ["train on more images" in line for line in lines] == [True, False, True]
+    assert "more tokens" not in "".join(lines)
+
+
 def test_silence_on_fewer_tokens_than_latents_could_fire_on_says_nothing():
     assert concerns(model(rows=1, l0=45.0, dead_share=0.99)) == []
     assert len(concerns(model(rows=5_000, l0=45.0, dead_share=0.99))) == 1
