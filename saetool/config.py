@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from saetool.activations import CacheSettings
 from saetool.artifacts.files import write_atomic
 from saetool.artifacts.verification import KINDS
-from saetool.autoencoders.families import AnyFamily, AutoencoderSettings
+from saetool.autoencoders.families import AnyFamily, AutoencoderSettings, is_kind, with_later
 from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings
 from saetool.features import IndexSettings
@@ -79,7 +79,9 @@ class RunConfig(Settings):
     @classmethod
     def _is_a_path(cls, given: Any) -> Any:
         given = written_out("autoencoder", given)
-        return {"kind": "trained", "path": given} if isinstance(given, str) else given
+        if not isinstance(given, str):
+            return given
+        return {"kind": given} if is_kind(given) else {"kind": "trained", "path": given}
 
     @field_validator("training", mode="before")
     @classmethod
@@ -213,7 +215,7 @@ def _member(config: RunConfig, choice: dict[str, Any]) -> tuple[str, RunConfig]:
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested dictionaries, making those on the way."""
+    """Set a dotted key in nested dictionaries, making those on the way; of two activations, the later one stays."""
     *folders, last = key.split(".")
     here = values
     for folder in folders:
@@ -222,6 +224,8 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
             here[folder] = whole if isinstance(whole, dict) else {}
         here = here[folder]
     here[last] = value
+    if folders[:1] == ["autoencoder"]:
+        values["autoencoder"] = with_later(values["autoencoder"], folders[1] if folders[1:] else last)
 
 
 def find_config(source: str) -> Path:

@@ -72,7 +72,7 @@ OTHER_NAMES: dict[str, OtherName] = {
     **dict.fromkeys(("model", "model_name", "model_id", "model_class_name", "arch", "vit", "encoder"), _MODEL),
     **dict.fromkeys(("layer", "layers", "hook_layer", "hook_point", "hook_name", "block", "hookpoints"), _LAYERS),
     **dict.fromkeys(("dataset", "dataset_path", "dataset_name", "data", "data_dir", "data_path"), _IMAGES),
-    **dict.fromkeys(("image_dir", "image_folder", "image_path", "img_dir", "root"), _IMAGES),
+    **dict.fromkeys(("image_dir", "image_folder", "image_path", "img_dir", "root", "path"), _IMAGES),
     **dict.fromkeys(("limit", "max_images", "n_images", "num_images", "max_samples", "n_samples"), _LIMIT),
     **dict.fromkeys(("out", "out_dir", "output", "output_dir", "save_dir", "save_path"), _OUT),
     **dict.fromkeys(("checkpoint_path", "checkpoint_dir", "log_dir", "run_name"), _OUT),

@@ -126,10 +126,14 @@ class _Explainer:
             return f"{key}: missing; it has no default."
         if kind in ("union_tag_invalid", "union_tag_not_found"):
             context = entry.get("ctx", {})
-            given = "missing" if context.get("tag") is None else f"{context['tag']!r} is unknown"
-            kinds = context.get("expected_tags") or ", ".join(map(repr, self.kinds_at(entry["loc"])))
+            tag, kinds = context.get("tag"), self.kinds_at(entry["loc"])
+            if key == "autoencoder":
+                kinds += [kind for kind in self.kinds_at((*entry["loc"], "sparse", "activation")) if kind not in kinds]
+            close = difflib.get_close_matches(str(tag).lower().replace("-", "_"), kinds, n=1)
+            given = "missing" if tag is None else f"{tag!r} is unknown"
+            hint = f" Did you mean {close[0]}?" if close and tag is not None else ""
             own = ", or what a module registers (SAETOOL_FAMILIES=MODULE)" if key == "autoencoder" else ""
-            return f"{key}.kind: {given}; one of {kinds}{own}."
+            return f"{key}.kind: {given}.{hint} One of {', '.join(kinds)}{own}."
         given = entry.get("input")
         hint = "" if isinstance(given, dict | BaseModel) else f" (given: {shown(given)})"
         return f"{key}: {_message(entry)}{hint}" if key else _message(entry)
@@ -140,14 +144,18 @@ class _Explainer:
         word = given.lower().replace("-", "_")
         parent = "".join(f"{part}." for part in location[:-1])
         valid = self.keys_at(place[:-1])
-        if word in OTHER_NAMES and self.knows(OTHER_NAMES[word].key):
-            return f" {OTHER_NAMES[word].sentence()}"
         close = [parent + name for name in difflib.get_close_matches(given, valid, n=1, cutoff=0.6)]
-        places = self.places.get(word, {})
-        if kinds := places.get(parent + word):
-            return f" It belongs to kind {', '.join(kinds)}. Valid here: {', '.join(valid)}."
-        close = list(places)[:_MOST_PLACES] or close
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        places, other = self.places.get(word, {}), OTHER_NAMES.get(word)
+        if other is not None and self.knows(other.key):
+            # In a section of another kind, a near key of its own is likelier to be meant.
+            if other.key.startswith(parent) or not other.key:
+                return f" {other.sentence()}"
+            hint = f" Did you mean {close[0]}?" if close else f" {other.sentence()}"
+        elif kinds := places.get(parent + word):
+            hint = f" It belongs to kind {', '.join(kinds)}."
+        else:
+            close = list(places)[:_MOST_PLACES] or close
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
         return f"{hint} Valid here: {', '.join(valid)}."
 
     def knows(self, key: str) -> bool:

@@ -76,7 +76,7 @@ def test_a_process_that_is_not_told_says_what_it_lacks(read, monkeypatch):
     monkeypatch.setattr(families.REGISTERED, "known", {})
     lacking = CliRunner().invoke(app, ["index", "runs/own"])
     assert isinstance(lacking.exception, RequestError)
-    assert re.search(r"'mixture' is unknown; one of .* \(SAETOOL_FAMILIES=MODULE\)", str(lacking.exception))
+    assert re.search(r"'mixture' is unknown\. One of .* \(SAETOOL_FAMILIES=MODULE\)", str(lacking.exception))
     described = CliRunner().invoke(app, ["info", "runs/own/autoencoder"])  # describes what it does not know
     assert described.exit_code == 0
     assert "mixture" in described.output

@@ -1,7 +1,7 @@
 """Every family of autoencoders, saetool's own and those that users register: settings, building one, loading one."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
@@ -154,18 +154,51 @@ def spelled_out(given: Any) -> Any:
     """
     if not isinstance(given, Mapping):
         return given
-    settings = {key: value for key, value in given.items() if key != "activation"}
-    activation = given.get("activation")
-    if isinstance(activation, Mapping | BaseModel):
-        activation = dict(activation)
-    kind = settings.get("kind", "topk" if "k" in settings else None)
-    if isinstance(kind, str) and kind in _ACTIVATIONS:
-        kept = activation if isinstance(activation, dict) and activation.get("kind") in (None, kind) else {}
-        settings["kind"], activation = "sparse", {"kind": kind, **kept}
+    settings, activation = dict(given), given.get("activation")
+    kind = given.get("kind", "topk" if "k" in given else None)
+    shorthand = _is_activation(kind)
+    if shorthand or kind == "sparse" or isinstance(activation, Mapping | BaseModel):
+        activation = _section(activation)
+    if shorthand:
+        if isinstance(activation, dict) and activation.setdefault("kind", kind) != kind:
+            other = shown(activation["kind"])
+            raise ValueError(f"kind {kind} and an activation of kind {other} contradict each other: leave one out")
+        settings["kind"], activation = "sparse", {"kind": kind} if activation is None else activation
     ours = settings.get("kind") == "sparse" and "k" in settings  # another family may have a k of its own
-    if ours and isinstance(activation, dict) and activation.get("kind") in _WITH_K:
+    if ours and isinstance(activation, dict) and _is_activation(activation.get("kind"), _WITH_K):
         activation["k"] = settings.pop("k")
     return settings if activation is None else {**settings, "activation": activation}
+
+
+def with_later(given: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return settings whose `key` was given after the others: of two activations, one as their kind, it chooses.
+
+    >>> with_later({"kind": "topk", "k": 32, "activation": {"kind": "relu"}}, "activation")
+    {'kind': 'sparse', 'activation': {'kind': 'relu'}}
+    """
+    kind, activation = given.get("kind"), _section(given.get("activation"))
+    if not _is_activation(kind) or not isinstance(activation, dict) or activation.get("kind", kind) == kind:
+        return given
+    if key == "kind":
+        return {name: value for name, value in given.items() if name != "activation"}
+    takes_k = _is_activation(activation["kind"], _WITH_K) and "k" not in activation
+    return {name: value for name, value in given.items() if name != "k" or takes_k} | {"kind": "sparse"}
+
+
+def _is_activation(kind: Any, among: Container[str] = _ACTIVATIONS) -> bool:
+    return isinstance(kind, str) and kind in among
+
+
+def _section(activation: Any) -> Any:
+    """Return an activation as a dictionary of its own, one given by its name alone too."""
+    if isinstance(activation, str):
+        return {"kind": activation}
+    return dict(activation) if isinstance(activation, Mapping | BaseModel) else activation
+
+
+def is_kind(word: str) -> bool:
+    """Say whether a word is a family, or an activation that stands for its sparse one."""
+    return word in _ACTIVATIONS or find_family(word) is not None
 
 
 def build(settings: FamilySettings, d_in: int) -> Autoencoder:

@@ -105,12 +105,44 @@ def test_a_config_takes_it_and_names_it_among_the_kinds():
     config = load_config("demo", ["autoencoder={kind: pair, expansion: 2, gain: 3}"])
     assert config.autoencoder == PairSettings(expansion=2, gain=3)
     assert config.model_dump(mode="json")["autoencoder"]["gain"] == 3
-    with pytest.raises(RequestError, match=r"autoencoder\.kind: 'pear' is unknown; .*'variational', 'pair', 't"):
+    with pytest.raises(
+        RequestError, match=r"autoencoder\.kind: 'pear' is unknown\. Did you mean pair\? .*variational, pair, t"
+    ):
         load_config("demo", ["autoencoder={kind: pear, expansion: 2}"])
     with pytest.raises(RequestError, match=r"gian: unknown key\. Did you mean .*gain.*Valid here: ex"):
         load_config("demo", ["autoencoder={kind: pair, expansion: 2, gian: 3}"])
     with pytest.raises(RequestError, match=r"autoencoder.*exactly one of n_latents and expansion"):
         load_config("demo", ["autoencoder={kind: pair}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "activation"),
+    [
+        (["autoencoder={kind: topk, k: 3, expansion: 2}", "autoencoder.activation={kind: relu}"], {"kind": "relu"}),
+        (["autoencoder={kind: topk, k: 3, expansion: 2}", "autoencoder.activation=relu"], {"kind": "relu"}),
+        (
+            ["autoencoder={kind: relu, expansion: 2}", "autoencoder.activation={kind: topk, k: 4}"],
+            {"kind": "topk", "k": 4},
+        ),
+        (["autoencoder.kind=topk", "autoencoder.k=5", "autoencoder.penalty={kind: none}"], {"kind": "topk", "k": 5}),
+    ],
+)
+def test_of_two_activations_the_one_given_later_is_trained(overrides, activation):
+    found = load_config("demo", overrides).autoencoder
+    assert (found.kind, found.activation.model_dump(exclude_unset=True)) == ("sparse", activation)
+
+
+def test_two_activations_given_at_once_are_refused(tmp_path):
+    for given in ({"kind": "topk", "k": 3}, "topk"):
+        with pytest.raises(RequestError, match=r"kind relu and an activation of kind 'topk' contradict each other"):
+            saetool.train(ROWS, kind="relu", activation=given, n_latents=8, **SHORT, out=tmp_path / "model")
+
+
+def test_a_kind_is_named_by_its_word_alone_and_a_near_one_is_suggested():
+    with pytest.raises(RequestError, match=r"autoencoder\.activation\.k: missing"):
+        load_config("demo", ["autoencoder=topk"])
+    with pytest.raises(RequestError, match=r"'TopK' is unknown\. Did you mean topk\? One of sparse, .*jump_relu"):
+        load_config("demo", ["autoencoder.kind=TopK"])
 
 
 def test_a_familys_own_activation_and_k_stay_where_they_are():

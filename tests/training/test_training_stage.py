@@ -277,7 +277,7 @@ def test_a_sweep_keeps_the_kind_of_settings():
         ({"d_sae": 64}, "train: d_sae: unknown key. Did you mean autoencoder.n_latents?"),
         ({"lr": "fast"}, "train: training.lr: Input should be a valid number"),
         ({"k": -1}, "train: autoencoder.activation.k: Input should be greater than 0 (given: -1)"),
-        ({"kind": "topkk"}, "train: autoencoder.kind: 'topkk' is unknown; one of"),
+        ({"kind": "topkk"}, "train: autoencoder.kind: 'topkk' is unknown. Did you mean topk? One of"),
         ({"tokens": None}, "train: training.tokens: Input should be a valid integer (given: None)"),
         ({"expension": 4}, "train: autoencoder.expension: unknown key. Did you mean autoencoder.expansion?"),
         (
@@ -286,7 +286,7 @@ def test_a_sweep_keeps_the_kind_of_settings():
         ),
         (
             {"autoencoder": {"penalty": {"weight": 3}}},
-            "train: autoencoder.penalty.kind: missing; one of 'l1', 'l0', 'kl', 'none'.",
+            "train: autoencoder.penalty.kind: missing. One of l1, l0, kl, none.",
         ),
         ({"training": 3}, "train: training: Input should be a section, keys with their values (given: 3)"),
     ],
