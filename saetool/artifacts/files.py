@@ -3,7 +3,10 @@
 import errno
 import os
 import re
-from collections.abc import Iterable
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
@@ -28,6 +31,18 @@ def write_atomic(path: Path, pieces: Iterable[bytes | memoryview], temporary: Pa
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextmanager
+def built_aside(out: Path) -> Iterator[Path]:
+    """Give a new folder of a name of its own, beside `out`: it becomes `out` in one step, or is thrown away."""
+    building = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    building.mkdir(parents=True)
+    try:
+        yield building
+        os.replace(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:

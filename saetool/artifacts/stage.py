@@ -19,6 +19,7 @@ from saetool.artifacts.lock import held, locked, sweep
 from saetool.artifacts.manifest import (
     MANIFEST,
     ManifestProblem,
+    is_sealed,
     manifest_bytes,
     parse_manifest,
     read_manifest,
@@ -115,7 +116,11 @@ def place_beside(out: str | os.PathLike) -> Path:
     out = Path(out).expanduser()
     if printable(str(out)) != str(out):
         raise RequestError(f"{printable(str(out))}: a name that no manifest can hold; choose another (run=…, out=…).")
-    return Path(os.path.realpath(out)) if os.path.islink(out) else out
+    out = Path(os.path.realpath(out)) if os.path.islink(out) else out
+    within = next((parent for parent in out.absolute().parents if is_sealed(parent)), None)
+    if within is not None:
+        raise RequestError(f"{out}: lies within {within}, which is finished: choose another place (run=…, out=…).")
+    return out
 
 
 def _build(build_all: Callable[[list[Partial]], list[dict[str, Any]]], partials: list[Partial]) -> list[dict[str, Any]]:
@@ -204,11 +209,10 @@ def _can_skip(stage: Stage, out: Path, force: Force) -> bool:
 
 def _refuse_strangers(out: Path) -> None:
     """Raise RequestError where a manifest cannot be read and nothing in it says that it was one of ours."""
-    data = manifest_bytes(out)
     try:
-        parse_manifest(data)
+        parse_manifest(manifest_bytes(out))
     except ManifestProblem as problem:
-        if b'"xxh3-128:' not in data:
+        if not is_sealed(out):
             raise RequestError(
                 f"{out / MANIFEST}: {problem}, and may not be the work of saetool, so it is not replaced. Move {out} "
                 "away, or choose another place (run=…, out=…)."

@@ -2,13 +2,14 @@
 
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from saetool.activations.sites import name_site
 from saetool.artifacts import Artifact, artifact_of
+from saetool.artifacts.files import built_aside
+from saetool.artifacts.sealing import partial_path
 from saetool.artifacts.stage import place_beside
 from saetool.autoencoders import families
 from saetool.errors import RequestError, shown
@@ -38,6 +39,10 @@ def export_autoencoder(
     out = place_beside(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out}: is there already; choose another place (--out).")
+    if partial_path(out).exists():
+        raise RequestError(
+            f"{partial_path(out)}: unfinished work on what is to stand there; choose another place (--out)."
+        )
     plain = from_model(families.load(artifact), str(artifact.path))
     if (site := artifact.content["site"]) is not None:
         claim = Claim(site["backbone"], site["layer"] or site["module"], site["tokens"], site["module"])
@@ -64,18 +69,10 @@ def _write(out: Path, files: dict[str, dict[str, Any]]) -> None:
     """Write all files, or none: they become `out` in one step."""
     from safetensors.torch import save
 
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with built_aside(out) as building:
         for name, content in files.items():
             if name.endswith(".safetensors"):
                 data = save({key: tensor.contiguous() for key, tensor in content.items()})
             else:
                 data = (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
-            (partial / name).write_bytes(data)
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            (building / name).write_bytes(data)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from saetool.artifacts import Artifact
+from saetool.artifacts.files import built_aside
 from saetool.artifacts.manifest import MANIFEST
 from saetool.errors import RequestError
 from saetool.report.chunks import pack
@@ -32,24 +33,22 @@ def write_overview(runs: Path) -> Path:
     rows = _lettered([_row(path, runs) for path in _models(runs)])
     if not rows:
         raise RequestError(f"{runs}: no finished run below it (looked for */autoencoder/{MANIFEST}).")
-    building = runs / f"{FOLDER}.partial"
-    shutil.rmtree(building, ignore_errors=True)
-
-    def write(name: str, data: bytes) -> None:
-        path = building / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-    write_assets(write)
-    groups = list({row["group"]: row for row in rows}.values())
-    sweeps = _sweeps(runs)
-    facts = {"runs": rows, "groups": groups, "sweeps": sweeps, "title": "Runs", "run": {"attribution": ""}}
-    write("data/runs.js", pack("runs", {}, {"runs": rows, "sweeps": sweeps}))
-    write_page(write, "index.html", facts, "overview.html")
     place = runs / FOLDER
-    if place.exists():
-        _remove_overview(place)
-    os.rename(building, place)
+    with built_aside(place) as building:
+
+        def write(name: str, data: bytes) -> None:
+            path = building / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+        write_assets(write)
+        groups = list({row["group"]: row for row in rows}.values())
+        sweeps = _sweeps(runs)
+        facts = {"runs": rows, "groups": groups, "sweeps": sweeps, "title": "Runs", "run": {"attribution": ""}}
+        write("data/runs.js", pack("runs", {}, {"runs": rows, "sweeps": sweeps}))
+        write_page(write, "index.html", facts, "overview.html")
+        if place.exists():
+            _remove_overview(place)
     return place / "index.html"
 
 

@@ -153,3 +153,16 @@ def test_a_topk_that_a_target_would_compute_otherwise_is_refused(tmp_path, forma
     plain = replace(from_model(random_model("topk"), "model"), **changed)
     with pytest.raises(RequestError, match=reason):
         formats.WRITERS[format].write(plain, {})
+
+
+def test_unfinished_work_and_finished_artifacts_are_left_alone(tmp_path):
+    sealed(random_model("topk"), tmp_path / "autoencoder")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/step-1.safetensors").write_text("a checkpoint")
+    with pytest.raises(RequestError, match=r"out\.partial: unfinished work"):
+        saetool.export_autoencoder(tmp_path / "autoencoder", tmp_path / "out", "safetensors")
+    assert (tmp_path / "out.partial/step-1.safetensors").read_text() == "a checkpoint"
+    with pytest.raises(RequestError, match=r"lies within .*autoencoder, which is finished"):
+        saetool.export_autoencoder(tmp_path / "autoencoder", tmp_path / "autoencoder/plain", "safetensors")
+    saetool.export_autoencoder(tmp_path / "autoencoder", tmp_path / "new/out", "safetensors")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
