@@ -25,7 +25,7 @@ from saetool.artifacts import Artifact, Partial, Stage, run_stage
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, ImageSource, open_source
 from saetool.images.registry import registered_in
-from saetool.images.settings import is_named
+from saetool.images.settings import is_named, is_section
 from saetool.progress import bar, say
 from saetool.vision import Backbone, BackboneSettings, Site, load_backbone
 from saetool.vision.weights import digest_weights_file, resolve_precision
@@ -89,11 +89,17 @@ class CachingJob:
         partial.note("images_root", self.source.root)
         partial.note("images_registered", registered_in(self.source.name))
         partial.note("times", times_of(self.source))
+        partial.note("labels", labels_of(self.source))
         decoded = partial.record_of("decoded")
         return writer.finish(self._facts(backbone) | ({"decoded": decoded} if decoded else {}))
 
     def _refuse_other_images(self, partial: Partial, plan: Plan) -> None:
-        """Raise RequestError where an image that is done already was replaced since the work began."""
+        """Raise RequestError where an image that is done already, or a label, was replaced since the work began."""
+        labels, begun = labels_of(self.source), partial.record_of("labels")
+        if begun is None and distributed.is_main():
+            partial.record("labels", labels)
+        if begun is not None and labels != begun:
+            raise RequestError(f"{partial.path}: {OTHER_LABELS}. Give --force (force=True) to begin anew.")
         times, begun = times_of(self.source), partial.record_of("times")
         if begun is None and distributed.is_main():
             partial.record("times", times)
@@ -210,7 +216,7 @@ def cache(
     >>> store.content["images"]
     20
     """
-    if on_error is not None and not hasattr(images, "listing"):  # of an opened source it is not the source's own
+    if on_error is not None and (isinstance(images, str | os.PathLike) or is_section(images)):
         keywords = {**keywords, "on_error": on_error}
     backbone, images, settings, seed = asked_of("cache", backbone, images, sites, settings, seed, keywords)
     if isinstance(images, ImageSettings):
@@ -221,15 +227,14 @@ def cache(
     if not isinstance(loaded, Backbone):
         raise no_backbone(loaded, "cache")
     source = open_source(images)
+    skips: Literal["fail", "skip"] = on_error or getattr(source, "on_error", None) or "fail"
     if getattr(source, "in_memory", False) and not is_named(source.name):
         settings = settings.model_copy(update={"thumbnails": True})
     named = [sites] if isinstance(sites, int | str) else sites
     wanted = loaded.sites if named is None or isinstance(backbone, BackboneSettings) else loaded.sites_of(named)
     decode = images.decode if isinstance(images, ImageSettings) else "pillow"
     identity = {"source": source.name} | ({} if decode == "pillow" else {"decode": decode})
-    job = CachingJob(
-        lambda: loaded, lambda _: wanted, source, settings, on_error or "fail", identity=identity, decode=decode
-    )
+    job = CachingJob(lambda: loaded, lambda _: wanted, source, settings, skips, identity=identity, decode=decode)
     config = {
         "backbone": loaded.describe(),
         "sites": [loaded.describe_site(site) for site in wanted],
@@ -266,6 +271,15 @@ def _refuse_other_weights(partial: Partial, plan: Plan) -> None:
         )
 
 
+OTHER_LABELS = "the images have other labels than those that were cached"
+
+
+def labels_of(source: ImageSource) -> str | None:
+    """Return a digest over the images' labels; None where that is not known without reading every image."""
+    ask = getattr(source, "labels_digest", None)  # a source of one's own need not know
+    return ask() if ask else None
+
+
 def times_of(source: ImageSource) -> str | None:
     """Return when the source's files were last written; None where that is not known."""
     ask = getattr(source, "times", None)  # a source of one's own need not know
@@ -273,10 +287,14 @@ def times_of(source: ImageSource) -> str | None:
 
 
 def changed_since(source: ImageSource, store: Artifact) -> str | None:
-    """Return a sentence that names the first image whose content is not the cached one; None where all are.
+    """Return a sentence that names the first image whose content is not the cached one, or says that labels are others;
+    None where all are the same.
 
     Files that were not written since are believed; where any was, all are read.
     """
+    noted, now = store.notes.get("labels"), labels_of(source)
+    if noted is not None and now is not None and noted != now:
+        return OTHER_LABELS
     noted, now = store.notes.get("times"), times_of(source)
     if noted is None or now is None or noted == now:
         return None

@@ -14,7 +14,15 @@ from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images.folder import read_regular, refuse_folder
 from saetool.images.picture import Picture, read_picture
 from saetool.images.settings import HUB_PREFIX, STREAM_HAS_NO_SAMPLE, ImageSettings
-from saetool.images.source import ImageSource, Label, LabelColumn, digest_listing, known_label, split_named
+from saetool.images.source import (
+    ImageSource,
+    Label,
+    LabelColumn,
+    digest_labels,
+    digest_listing,
+    known_label,
+    split_named,
+)
 from saetool.images.stream import RowStream
 from saetool.progress import say
 
@@ -58,6 +66,7 @@ class DatasetSource(ImageSource):
 
         self.name = name
         self.root = root
+        rows = _plain(rows, name)
         self._image_column = _image_column(rows.features, settings.image_column, name)
         self._features = {column: rows.features[column] for column in _label_columns(rows.features, settings, name)}
         # Undecoded: the file's bytes are wanted for its digest, and decoding is ours.
@@ -96,6 +105,13 @@ class DatasetSource(ImageSource):
 
     def times(self) -> str | None:
         return self._times
+
+    def labels_digest(self) -> str | None:
+        if not isinstance(self._rows, _Table) or not self._features:
+            return None
+        names = {column: getattr(feature, "names", None) for column, feature in self._features.items()}
+        columns = self._rows.columns(list(self._features))
+        return digest_labels({c: [names[c], [values[i] for i in self._chosen]] for c, values in columns.items()})
 
     def _content(self, i: int) -> bytes:
         row = self._chosen[i]
@@ -140,6 +156,16 @@ class DatasetSource(ImageSource):
         return known_label(float(value)) if isinstance(value, float) else str(value)
 
 
+def _plain(rows: Any, name: str) -> Any:
+    """Return rows as Python's own values, whatever format they were given; RequestError where they are made anew."""
+    if (getattr(rows, "format", None) or {}).get("type") == "custom":
+        raise RequestError(
+            f"images: {name} has a transform of its own (with_transform), which would not be kept: give the data set "
+            "without it, or a list of what it makes"
+        )
+    return rows.with_format(None)
+
+
 class _Table:
     """Rows that can be read in any order."""
 
@@ -149,6 +175,9 @@ class _Table:
 
     def row(self, i: int) -> dict:
         return self._rows[i]
+
+    def columns(self, columns: list[str]) -> dict[str, list]:
+        return self._rows.select_columns(columns)[:]
 
     def labels(self, i: int, columns: list[str]) -> dict:
         if not columns:

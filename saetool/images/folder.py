@@ -12,7 +12,7 @@ from saetool.errors import RequestError, WorkError
 from saetool.images.labels import Labels, read_labels
 from saetool.images.picture import MAX_PIXELS, Picture, read_picture
 from saetool.images.sampling import ALL, Sample
-from saetool.images.source import ImageSource, Label, LabelColumn, digest_listing, split_named
+from saetool.images.source import ImageSource, Label, LabelColumn, digest_labels, digest_listing, split_named
 from saetool.progress import say
 
 SUFFIXES = frozenset({
@@ -126,6 +126,9 @@ class FolderSource(ImageSource):
 
     def times(self) -> str | None:
         return digest_listing((entry.path, entry.written) for entry in self._entries)
+
+    def labels_digest(self) -> str | None:
+        return digest_labels(self._labels.values)
 
     def _locate(self, root: str) -> tuple[str, str]:
         """Return where the images are, and a name for them."""

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +12,20 @@ import numpy as np
 from PIL import Image
 
 from saetool.artifacts import digest_bytes
+from saetool.artifacts.manifest import digest_json
 from saetool.errors import RequestError, SaetoolError, WorkError, first_line
 from saetool.images.folder import read_regular
 from saetool.images.labels import TAKEN
 from saetool.images.picture import MAX_PIXELS, Picture, picture_of, picture_of_array, read_picture
 from saetool.images.sampling import ALL, Sample
-from saetool.images.source import ImageSource, Label, LabelColumn, digest_listing
+from saetool.images.source import ImageSource, Label, LabelColumn, digest_labels, digest_listing, known_label
 
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 """What an item that is a mapping calls its picture, where not exactly one of its values is one."""
 PATH_KEYS = ("path", "file_name", "__key__")
 """What it calls the picture's name."""
 PROBED = 8
-"""Items, spread over the whole, that show what the labels are and stand for the content in the listing's digest."""
+"""Items of a data set, spread over the whole, that show what labels are and stand for all in the listing's digest."""
 _KEPT = 32
 """Items kept after they were read: an image's picture, labels and path are asked for one after another."""
 _ROUNDING = 1e-3
@@ -60,7 +61,7 @@ class ItemReader(ImageSource):
         return self._item(i).picture
 
     def listing(self) -> str:
-        """Return a digest over the number of items and the content of some of them."""
+        """Return a digest over the content of a list's items; of a data set's over their number and some of them."""
         return self._listing
 
 
@@ -81,9 +82,10 @@ class ItemsSource(ItemReader):
             raise RequestError(f"images: {name} holds no pictures")
         shown = self._shown()
         names = getattr(items, "classes", None)
-        self._columns = LabelKinds(shown, names if _are_names(names) else None)
+        of_all = self._opened() if isinstance(items, list | tuple) else None
+        self._columns = LabelKinds(of_all or shown, names if _are_names(names) else None)
         self.label_columns = self._columns.columns
-        self._listing = self._digest(shown)
+        self._listing = self._digest(shown) if of_all is None else digest_json([item.facts() for item in of_all])
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -104,6 +106,24 @@ class ItemsSource(ItemReader):
         if problem is not None and not found:
             raise RequestError(str(problem))
         return found
+
+    def _opened(self) -> "list[Opened]":
+        """Return what each item of a list holds, no picture decoded; RequestError where two have one name."""
+        found = []
+        for place in self._chosen:
+            try:
+                found.append(opened(self._items[place], f"{self.name}, item {place}"))
+            except WorkError:  # `on_error` says what is done about it
+                found.append(Opened(None, {}, None))
+        counted = Counter(item.path for item in found if item.path is not None)
+        twice = next((path for path, count in counted.items() if count > 1), None)
+        if twice is not None and all(item.path is not None for item in found):
+            raise RequestError(f"images: {self.name} names {twice!r} twice; an image is known by its path")
+        return found
+
+    def labels_digest(self) -> str | None:
+        known = _classes_of(self._items)
+        return digest_labels({"label": known}) if any(label is not None for label in known) else None
 
     def _digest(self, shown: Sequence[Item]) -> str:
         if hasattr(self._items, "__array__"):
@@ -140,7 +160,7 @@ class ItemsSource(ItemReader):
 class LabelKinds:
     """What the labels of items are, as some of them show: names, kinds, and the names of classes where known."""
 
-    def __init__(self, shown: Sequence[Item], class_names: Sequence[str] | None):
+    def __init__(self, shown: "Sequence[Item | Opened]", class_names: Sequence[str] | None):
         self._class_names = class_names
         self.named = all(item.path is not None for item in shown)
         # Items of detection sets have an id, a width and a height of their own, which are no labels.
@@ -172,8 +192,55 @@ class LabelKinds:
         return str(value) if isinstance(value, int) else value
 
 
+@dataclass(frozen=True)
+class Opened:
+    """An item's parts: what stands for its picture, as it was given, and what else the item says."""
+
+    picture: Any
+    labels: dict[str, Any]
+    path: str | None
+
+    def facts(self) -> list[Any]:
+        """Return what tells this item from another one, as JSON types; of a file its name and size."""
+        return [_content_of(self.picture), {key: known_label(value) for key, value in self.labels.items()}, self.path]
+
+
+def _content_of(picture: Any) -> Any:
+    try:
+        return _digest_of(picture)
+    except (OSError, SyntaxError, TypeError, ValueError, RuntimeError):  # reading it says so, with its name
+        return type(picture).__name__
+
+
+def _digest_of(picture: Any) -> Any:
+    if isinstance(picture, Picture):
+        return picture.digest
+    if isinstance(picture, str | Path):
+        file = Path(picture).expanduser()
+        return [str(picture), file.stat().st_size if file.is_file() else None]
+    if isinstance(picture, bytes):
+        return digest_bytes(picture)
+    if isinstance(picture, Image.Image):
+        return digest_of_pixels(picture)
+    if not hasattr(picture, "__array__"):
+        return type(picture).__name__
+    array = np.ascontiguousarray(picture.detach().cpu() if hasattr(picture, "detach") else picture)
+    return [str(array.dtype), list(array.shape), digest_bytes(array.reshape(-1).view(np.uint8).data)]
+
+
+def digest_of_pixels(image: Image.Image) -> str:
+    """Return the digest of a PIL image's pixels."""
+    return digest_bytes(f"{image.mode} {image.size} ".encode() + image.tobytes())
+
+
 def read_item(given: Any, name: str, max_pixels: int | None = MAX_PIXELS) -> Item:
     """Return what an item holds; WorkError says what was found where there is no picture in it."""
+    parts = opened(given, name)
+    return Item(to_picture(parts.picture, name, max_pixels), parts.labels, parts.path)
+
+
+def opened(given: Any, name: str) -> Opened:
+    """Return an item's parts; WorkError where nothing of a mapping is a picture, or several things are."""
     labels: dict[str, Any] = {}
     path = None
     if isinstance(given, Mapping):
@@ -189,7 +256,7 @@ def read_item(given: Any, name: str, max_pixels: int | None = MAX_PIXELS) -> Ite
     else:
         found = given
     known = {key: scalar for key, value in labels.items() if (scalar := _scalar(value)) is not _NONE}
-    return Item(to_picture(found, name, max_pixels), known, path)
+    return Opened(found, known, path)
 
 
 def to_picture(value: Any, name: str, max_pixels: int | None = MAX_PIXELS) -> Picture:
@@ -205,7 +272,7 @@ def to_picture(value: Any, name: str, max_pixels: int | None = MAX_PIXELS) -> Pi
     if isinstance(value, bytes):
         return read_picture(value, name, max_pixels)
     if isinstance(value, Image.Image):
-        return picture_of(value, digest_bytes(f"{value.mode} {value.size} ".encode() + value.tobytes()))
+        return picture_of(value, digest_of_pixels(value))
     if not hasattr(value, "__array__"):
         raise WorkError(
             f"{name} holds no picture but {type(value).__name__}: give a PIL image, an array or tensor, a file's bytes "

@@ -41,9 +41,15 @@ def open_source(images: Any, root: str | None = None, **keywords: Any) -> ImageS
     if isinstance(images, str | os.PathLike):
         images = {"source": os.fspath(images)}
     if is_section(images):
-        return _open_named(request(_Request, "open_source", {"images": images}, keywords).images, root)
+        asked = request(_Request, "open_source", {"images": images}, keywords).images
+        source = _open_named(asked, root)
+        source.on_error = asked.on_error
+        return source
     settings = request(_Request, "open_source", {"images": {}}, keywords).images
-    return _open_object(images, settings, type(images).__name__.lower())
+    source = _open_object(images, settings, type(images).__name__.lower())
+    if "on_error" in keywords:
+        source.on_error = settings.on_error
+    return source
 
 
 def _open_named(settings: ImageSettings, root: str | None) -> ImageSource:
@@ -69,9 +75,9 @@ def _open(settings: ImageSettings, root: str | None) -> ImageSource:
 
         return ElpvSource(root, sample)
     if name in NAMED:
-        from saetool.images.arrays import digits, mnist
+        from saetool.images import arrays
 
-        return (digits if name == "digits" else mnist)(sample)
+        return {"digits": arrays.digits, "mnist": arrays.mnist}[name](sample)
     if "://" in (address := root or name):
         from saetool.images.remote import RemoteFolderSource
 

@@ -96,6 +96,10 @@ class Subset(ImageSource):
     def digest(self, i: int) -> str:
         return self._source.digest(self._chosen[i])
 
+    def labels_digest(self) -> str | None:
+        ask = getattr(self._source, "labels_digest", None)
+        return ask() if ask else None
+
     def times(self) -> str | None:
         ask = getattr(self._source, "times", None)
         return ask() if ask else None

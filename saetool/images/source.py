@@ -1,8 +1,9 @@
 """What every source of images answers."""
 
+import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol
@@ -80,6 +81,8 @@ class ImageSource(Protocol):
     """Where the images are; it says nothing about what they are."""
     sequential: bool = False
     """Whether images come in order and going back costs reading again from the first: a stream."""
+    on_error: Literal["fail", "skip"] | None = None
+    """What was asked for at an image that cannot be read; None: what whoever reads it asks for."""
     attribution: str | None = None
     """What must stand beside a picture that is shown, where its license asks for it."""
 
@@ -109,9 +112,18 @@ class ImageSource(Protocol):
         """Return a digest over when each was last written; None where that is not known."""
         return None
 
+    def labels_digest(self) -> str | None:
+        """Return a digest over all labels; None where only reading every image tells them."""
+        return None
+
     def digest(self, i: int) -> str:
         """Return image `i`'s digest as `read` gives it, perhaps without decoding; WorkError where it cannot be read."""
         return self.read(i).digest
+
+
+def digest_labels(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Return a digest over columns of labels and their names."""
+    return "xxh3-128:" + xxhash.xxh3_128(json.dumps(columns, default=str).encode()).hexdigest()
 
 
 def digest_listing(entries: Iterable[tuple[str, int | str]]) -> str:

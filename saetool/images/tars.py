@@ -45,6 +45,12 @@ class TarSource(FolderSource):
         columns: list[str] | None = None,
     ):
         self._tars = sorted(files)
+        folders = {file.absolute().parent for file in files}
+        if len(folders) > 1:
+            shown = ", ".join(sorted(map(str, folders))[:3])
+            raise RequestError(
+                f"images: tar files of several folders ({shown}): put them into one, where names tell them apart"
+            )
         self._wanted = None if table else columns  # of the table, where there is one
         super().__init__(files[0] if len(files) == 1 else files[0].parent, sample, max_pixels, table)
 
@@ -60,7 +66,10 @@ class TarSource(FolderSource):
                 if member is not None and not is_hidden(member.name.removeprefix("./")):
                     path = member.name.removeprefix("./")
                     # The same name in two files: it takes the file's to tell them apart.
-                    self._samples[path if path not in self._samples else f"{tar.stem}:{path}"] = sample
+                    path = path if path not in self._samples else f"{tar.stem}:{path}"
+                    if path in self._samples:
+                        raise RequestError(f"images.source: {tar} has two samples called {path!r}: rename one")
+                    self._samples[path] = sample
         return [
             Entry(path, sample.picture.size if sample.picture else 0, sample.written)
             for path, sample in self._samples.items()

@@ -1,15 +1,19 @@
 """Images that change behind a store: named, whatever their size; touched or copied ones are the same."""
 
+import io
 import os
 import shutil
+import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from saetool.activations import cache
 from saetool.activations.settings import CacheSettings
 from saetool.errors import RequestError, WorkError
-from saetool.images import ImageSettings
+from saetool.images import ImageSettings, open_source
 from saetool.images.folder import FolderSource
 from saetool.vision import BackboneSettings
 
@@ -59,6 +63,85 @@ def test_touched_and_copied_files_are_the_same(tmp_path, capsys):
     assert "comparing their contents" in " ".join(capsys.readouterr().err.split())
     shutil.copytree(root, tmp_path / "moved", copy_function=shutil.copy)
     assert store(tmp_path / "moved", tmp_path / "store").id == first.id
+
+
+def labeled_tar(path, word, images=12):
+    with tarfile.open(path, "w") as tar:
+        for i in range(images):
+            picture = io.BytesIO()
+            Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(picture, "png")
+            for ending, data in (("cls", word(i).encode()), ("png", picture.getvalue())):
+                entry = tarfile.TarInfo(f"{i:04d}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def labeled_rows(path, word, images=12):
+    rows = [{"image": {"bytes": png(i), "path": None}, "label": word(i)} for i in range(images)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def png(i):
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(picture, "png")
+    return picture.getvalue()
+
+
+@pytest.mark.parametrize(("make", "name"), [(labeled_tar, "a.tar"), (labeled_rows, "a.parquet")])
+def test_corrected_labels_are_not_taken_for_the_cached_ones(tmp_path, make, name):
+    """Labels inside the data: the pictures are the same, and so is every size."""
+    images = make(tmp_path / name, lambda i: "ab"[i % 2])
+    first = store(images, tmp_path / "store")
+    assert store(images, tmp_path / "store").id == first.id
+    make(images, lambda i: "ba"[i % 2])
+    with pytest.raises(RequestError, match=r"the images have other labels than those that were cached.*--force"):
+        store(images, tmp_path / "store")
+    again = store(images, tmp_path / "store", force=True)
+    column = "cls" if name == "a.tar" else "label"
+    assert again.read_table("images.parquet")[column].to_pylist() == ["b", "a"] * 6
+
+
+def test_a_table_of_labels_that_an_opened_source_has_counts_too(tmp_path):
+    root, table = put(tmp_path / "images"), tmp_path / "labels.csv"
+    for text, refused in (("x", False), ("x", False), ("y", True)):
+        table.write_text("file,kind\n" + "".join(f"{i}.bmp,{text}\n" for i in range(6)))
+        source = open_source(str(root), labels=str(table))
+        if refused:
+            with pytest.raises(RequestError, match="other labels"):
+                cache(BACKBONE, source, None, tmp_path / "store", SETTINGS)
+        else:
+            cache(BACKBONE, source, None, tmp_path / "store", SETTINGS)
+
+
+def test_labels_corrected_while_the_work_stood_still_are_not_mixed(tmp_path, monkeypatch):
+    images = labeled_tar(tmp_path / "a.tar", lambda i: "old")
+    read = FolderSource.read
+
+    def broken(source, i):
+        if i == 9:
+            raise WorkError("gone")
+        return read(source, i)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "read", broken)
+        patch.setattr("saetool.activations.caching.decoding_processes", lambda source: 0)
+        with pytest.raises(WorkError, match="gone"):
+            store(images, tmp_path / "store")
+    labeled_tar(images, lambda i: "new")
+    with pytest.raises(RequestError, match=r"store\.partial: the images have other labels.*--force"):
+        store(images, tmp_path / "store")
+
+
+def test_another_picture_or_label_in_a_list_is_another_store(tmp_path):
+    pictures = [Image.new("RGB", (16, 16), (5 * i, 0, 0)) for i in range(40)]
+    items = [{"image": picture, "label": "ab"[i % 2]} for i, picture in enumerate(pictures)]
+    first = cache(BACKBONE, items, None, tmp_path / "store", SETTINGS)
+    assert cache(BACKBONE, list(items), None, tmp_path / "store", SETTINGS).id == first.id
+    for other in ({"image": Image.new("RGB", (16, 16), (7, 7, 7)), "label": "b"}, items[3] | {"label": "a"}):
+        with pytest.raises(RequestError, match="already holds something else"):
+            cache(BACKBONE, [*items[:3], other, *items[4:]], None, tmp_path / "store", SETTINGS)
 
 
 def test_a_file_replaced_while_the_work_stood_still_is_named(tmp_path):

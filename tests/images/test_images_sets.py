@@ -102,6 +102,18 @@ def test_local_datasets_are_read_alike(form, streaming, rows, tmp_path):
         assert source.labels(i) == {"kind": [*["cat", "dog"], None][[0, 1, -1, 0, 1, 0, 1][i]]}
 
 
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
+def test_a_format_that_rows_are_given_in_changes_nothing(rows, form):
+    given, contents = rows
+    if form == "pandas":
+        pytest.importorskip("pandas")
+    source = open_source(given.with_format(form), label_columns=["kind", "weight", "place"])
+    assert source.labels(1) == {"kind": "dog", "weight": 1.5, "place": "b"}
+    assert source.digest(2) == digest_bytes(contents[2])
+    with pytest.raises(RequestError, match="has a transform of its own"):
+        open_source(given.with_transform(lambda batch: batch))
+
+
 def test_named_columns(rows, tmp_path):
     rows[0].to_parquet(str(tmp_path / "a.parquet"))
     source = local(tmp_path, label_columns=["weight", "place"], image_column="picture")

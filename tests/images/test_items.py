@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import saetool
 from saetool.errors import RequestError, WorkError
 from saetool.images import ImageSettings, open_source
 from saetool.images.items import read_item
@@ -230,6 +231,54 @@ def test_a_table_labels_the_samples_of_tars_too(shards, tmp_path):
     assert source.labels(3)["age"] == 23.5
     only = open_source(shards, labels=str(tmp_path / "more.csv"), label_columns=["side"])
     assert only.labels(3)["side"] == "right"
+
+
+def test_samples_of_one_name_in_several_tars_are_all_there(shards):
+    for shard in (2, 3):
+        tar(shards / f"set-{shard:03d}.tar", {"s/0000.png": png(PIXELS[shard])})
+    source = open_source(shards)
+    again = [f"set-{shard:03d}:s/0000.png" for shard in (2, 3)]
+    assert [source.path(i) for i in range(len(source))] == [*(f"s/{i:04d}.png" for i in range(5)), *again]
+    for i in (5, 6):
+        np.testing.assert_array_equal(np.asarray(source.read(i).image), PIXELS[i - 3])
+
+
+def test_tars_of_several_folders_and_a_name_twice_in_one_are_refused(shards, tmp_path):
+    elsewhere = tar(tmp_path / "set-000.tar", {"0.png": png(PIXELS[0])})
+    with pytest.raises(RequestError, match=r"tar files of several folders .*: put them into one"):
+        open_source([shards / "set-000.tar", elsewhere])
+    with tarfile.open(elsewhere, "w") as archive:
+        for stem in ("0", "1", "0", "1", "0"):
+            info = tarfile.TarInfo(f"{stem}.png")
+            info.size = len(png(PIXELS[0]))
+            archive.addfile(info, io.BytesIO(png(PIXELS[0])))
+    (shards / "set-001.tar").unlink()
+    elsewhere.rename(shards / "set-000.tar")
+    with pytest.raises(RequestError, match=r"has two samples called 'set-000:0\.png'"):
+        open_source(shards)
+
+
+def test_a_list_says_its_labels_and_names_whole():
+    items = [{"image": PIXELS[i % 5], "path": f"{i}"} | ({"rare": "x"} if i == 3 else {}) for i in range(40)]
+    source = open_source(items)
+    assert [column.name for column in source.label_columns] == ["rare"]
+    assert [source.labels(i)["rare"] for i in (2, 3)] == [None, "x"]
+    with pytest.raises(RequestError, match=r"names '5' twice; an image is known by its path"):
+        open_source([*items, {"image": PIXELS[0], "path": "5"}])
+
+
+def test_what_is_done_at_a_picture_that_cannot_be_read_is_said_where_it_is_opened_or_cached(tmp_path):
+    items = [Image.fromarray(PIXELS[0]), b"no picture", Image.fromarray(PIXELS[1])]
+    backbone = {"name": "pixels", "image_size": 8, "layers": [1]}
+    for name, given, keywords in (
+        ("a", items, {"on_error": "skip"}),
+        ("b", open_source(items, on_error="skip"), {}),
+        ("c", open_source(items), {"on_error": "skip"}),
+    ):
+        made = saetool.cache(backbone, given, out=tmp_path / name, **keywords)
+        assert made.content["images"] == 2
+    with pytest.raises(WorkError, match="item 1"):
+        saetool.cache(backbone, open_source(items), out=tmp_path / "d")
 
 
 def test_tars_that_cannot_be_read_end_in_a_sentence(shards):

@@ -106,9 +106,39 @@ def test_numbers_of_many_values_are_numbers_and_free_text_is_no_label(tmp_path, 
     assert "caption are no labels (free text" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_cell_is_what_its_file_says(images, capsys):
+    """Whole numbers that a float merges, codes with zeros before them, a word for nothing, other encodings."""
+    ids = [1234567890123456000 + n for n in range(3)] + [10**20]
+    codes, countries, dates = ["01", "1", "02", "1"], ["DE", "NA", "DE", "café"], ["2024-01-01"] * 3 + ["2024-02-01"]
+    oks, numbers = ["True", "false", "", "true"], ["1e3", ".5", "NA", "7"]
+    rows = [("file", "patient", "code", "land", "day", "ok", "x")]
+    rows += zip(NAMES, ids, codes, countries, dates, oks, numbers, strict=True)
+    text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (images.parent / "t.csv").write_bytes(text.encode(encoding))
+        source = open_source(ImageSettings(source=str(images), labels=str(images.parent / "t.csv")))
+        found = {name: [labels[name] for labels in all_labels(source)] for name in source.labels(0)}
+        assert found["patient"] == [str(number) for number in ids]
+        assert found["code"] == codes
+        assert found["land"] == ["DE", None, "DE", "café"]
+        assert (found["day"], found["ok"]) == (dates, ["yes", "no", None, "yes"])
+        assert found["x"] == [1000.0, 0.5, None, 7.0]
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("1 cells of land say NA and are no label") == 3
+    assert "cells of x" not in said
+
+
+def test_numbers_that_a_float_merges_are_classes_in_a_parquet_table_too(images):
+    numbers = [2**60 + n for n in range(4)]
+    source = labeled(images, {"name": NAMES, "patient": numbers, "picture": [b""] * 4}, ".parquet")
+    assert [labels["patient"] for labels in all_labels(source)] == [str(number) for number in numbers]
+    assert [c.name for c in source.label_columns] == ["class", "patient"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("file,kind,kind\n1.png,1,2\n", "two columns of .* are called 'kind'"),
         ("file,kind\nx.png,1\n", r"no row of .*labels\.csv names an image: its first cell is 'x\.png', an image is"),
         ("file,kind\n1.png,1\na/1.png,2\n", "several rows of .* name 'a/1.png'"),
         ("file,kind\n1.png\n", "cannot be read as a table"),
@@ -118,6 +148,12 @@ def test_numbers_of_many_values_are_numbers_and_free_text_is_no_label(tmp_path, 
 def test_a_table_that_does_not_fit_is_refused_in_a_sentence(images, text, message):
     with pytest.raises(RequestError, match=message):
         labeled(images, text)
+
+
+def test_a_table_of_another_encoding_is_refused_in_a_sentence(images):
+    (images.parent / "labels.csv").write_bytes("file,kind\n1.png,café\n".encode("latin-1"))
+    with pytest.raises(RequestError, match=r"labels\.csv is not UTF-8 text: save it as UTF-8"):
+        open_source(str(images), labels=str(images.parent / "labels.csv"))
 
 
 def test_a_missing_table_and_a_source_without_names_are_refused(images):
