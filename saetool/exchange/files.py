@@ -49,6 +49,8 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_safetensors(read_bytes(path))
+    except KeyError as error:
+        raise RequestError(f"{path}: holds tensors of type {error}, which torch does not have here.") from None
     except SafetensorError as error:
         raise RequestError(f"{path}: truncated, or not safetensors ({first_line(error)}).") from None
 
@@ -108,12 +110,15 @@ def take(tensors: Mapping[str, Any], keys: Mapping[str, str], name: str, ignored
 def agree(name: str, **pairs: tuple[Any, Any]) -> None:
     """Raise RequestError where a config contradicts the weights: each pair is (what it says, what they have)."""
     for key, (said, found) in pairs.items():
+        said = int(said) if isinstance(said, str) and said.isdecimal() else said
         if said is not None and said != found:
             raise RequestError(f"{name}: its config says {key} {said}, its weights have {found}.")
 
 
 def float32(tensor: Tensor, key: str) -> Tensor:
-    """Return a weight in float32; raises RequestError where that would round it."""
+    """Return a weight in float32; raises RequestError where that would round it, or it is no floating-point number."""
+    if not tensor.is_floating_point():
+        raise RequestError(f"{key} is {tensor.dtype}: weights are floating-point numbers.")
     narrow = tensor.detach().float().contiguous()
     if tensor.dtype == torch.float64 and not torch.equal(narrow.double(), tensor):
         raise RequestError(f"{key} is float64 and would be rounded: save it in float32 first.")

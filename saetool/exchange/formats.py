@@ -8,6 +8,7 @@ from typing import Any
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError, first_line, shown
 from saetool.exchange import dictionary_learning, openai, overcomplete, plain_file, prisma, sae_lens, saev, sparsify
+from saetool.exchange.files import read_torch
 from saetool.exchange.model import to_model
 from saetool.exchange.plain import Plain
 
@@ -22,7 +23,10 @@ READERS: dict[str, ModuleType] = {
     "safetensors": plain_file,
 }
 WRITERS: dict[str, ModuleType] = {"sae_lens": sae_lens, "sparsify": sparsify, "safetensors": plain_file}
-_FILES = (".pt", ".pth", ".safetensors")
+_OF_TORCH = (".pt", ".pth")
+_FILES = (*_OF_TORCH, ".safetensors")
+_AS_IT_IS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+"""What a config raises that is anybody's JSON: what it lacks, or has in another type, is its own."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,7 @@ def read(path: Path, format: str | None = None, given: dict[str, Any] | None = N
         plain: Plain = READERS[format].read(path, given).check(name)
         plain = plain.saying(activation=plain.says_activation())
         return Found(path, format, plain, to_model(plain))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        # A config is anybody's JSON: what it lacks, or has in another type, is its own.
+    except _AS_IT_IS as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise RequestError(f"{name}: not {format} as it is written ({reason}).") from None
 
@@ -72,6 +75,9 @@ def recognize(path: Path, format: str | None = None) -> tuple[Path, str]:
     if len(found) > 1:
         raise RequestError(f"{path}: could be {' or '.join(found)}: say which with --format.")
     if not found:
+        for place in places:
+            if place.is_file() and place.suffix in _OF_TORCH:
+                read_torch(place, str(place))  # says why it is not opened, if it is not
         raise RequestError(
             f"{path}: in none of the formats {', '.join(READERS)}, or damaged: --format NAME says what is amiss."
         )
@@ -83,7 +89,7 @@ def _recognizes(reader: ModuleType, place: Path) -> bool:
     """Say whether a file or a folder is in a reader's format; what cannot be read is in none."""
     try:
         return reader.recognizes(place)
-    except (RequestError, OSError):
+    except (RequestError, OSError, *_AS_IT_IS):
         return False
 
 

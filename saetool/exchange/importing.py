@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -172,7 +172,7 @@ def _read(source: str | os.PathLike, format: str | None, given: dict[str, Any]) 
     plain, model = found.plain, found.model
     origin |= {
         "format": found.format,
-        "digest": _digest(found.path),
+        "digest": _digest(found.path, getattr(formats.READERS[found.format], "BESIDE", ())),
         "converted": plain.converted,
         "claim": _writable(plain.claim.as_json()),
         "facts": _writable(plain.facts),
@@ -210,10 +210,12 @@ def _read_own(place: Path, origin: dict[str, Any]) -> Source:
     return Source(families.load(artifact), dict(artifact.content), claim, origin)
 
 
-def _digest(path: Path) -> str:
-    """Return the digest of a source: of its file, or of the files of its folder that a reader may look at."""
+def _digest(path: Path, beside: Sequence[str]) -> str:
+    """Return the digest of a source: of its file and what counts beside it, or of the files of its folder that a reader
+    may look at."""
     if path.is_file():
-        return digest_file(path)
+        files = [path, *(file for name in beside if (file := path.parent / name).is_file())]
+        return digest_file(path) if len(files) == 1 else digest_json({file.name: digest_file(file) for file in files})
     files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix in _READ)
     return digest_json({file.name: digest_file(file) for file in files})
 

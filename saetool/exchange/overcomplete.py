@@ -40,9 +40,12 @@ def _state(path: Path) -> dict[str, Any]:
 
 def read(path: Path, given: dict[str, Any]) -> Plain:
     """Read an autoencoder; raises RequestError for encoders that are not linear, and where `top_k` is not given."""
-    tensors = _state(path)
-    if not _is_state(tensors):
+    held = _state(path)
+    if not _is_state(held):
         raise RequestError(f"{path}: holds no dictionary of overcomplete (dictionary._weights, dictionary.C).")
+    # Before anything is computed: in a half type its own arithmetic would round.
+    floats = {key: value for key, value in held.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    tensors = held | {key: float32(value, key) for key, value in floats.items()}
     W_dec = _dictionary(tensors, given, str(path))
     n, d = W_dec.shape
     W_enc, b_enc = _encoder(tensors, W_dec, str(path))

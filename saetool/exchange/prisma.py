@@ -17,6 +17,8 @@ from saetool.exchange.sites import claim_of_hook
 from saetool.vision.settings import Tokens
 
 CONFIG = "config.json"
+BESIDE = (CONFIG,)
+"""Files beside the one of weights that count too."""
 _KEYS = {"standard": FLAT, "gated": GATED}
 _CLASSES = ("sae.config.VisionModelSAERunnerConfig", "configs.HookedViTConfig.HookedViTConfig")
 """Of the config that an older file holds, below `vit_prisma`."""

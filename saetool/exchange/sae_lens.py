@@ -69,13 +69,17 @@ def _config(path: Path) -> dict[str, Any]:
     """Return the config in the names of version 6, its metadata beside the rest."""
     there = read_json(path / CONFIG)
     old = {"hook_point": "hook_name", "activation_fn": "activation_fn_str"}
-    config = {old.get(str(key), str(key)): value for key, value in {**there.get("metadata", {}), **there}.items()}
+    config = {old.get(str(key), str(key)): value for key, value in {**(there.get("metadata") or {}), **there}.items()}
     config.setdefault("architecture", "standard")
     function = config.get("activation_fn_str", "relu")
-    if function == "topk" and config["architecture"] == "standard":
+    if function == "topk" and config["architecture"] in ("standard", "topk"):
         config["architecture"] = "topk"
-        config["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
+        config.setdefault("k", (config.get("activation_fn_kwargs") or {}).get("k"))
         config["rescale_acts_by_decoder_norm"] = False
+    elif function == "topk" and config["architecture"] in ("jumprelu", "gated"):
+        raise RequestError(
+            f"{path / CONFIG}: {config['architecture']} with a top-k for its ReLU is none of the sparse family's."
+        )
     elif function not in ("relu", "topk"):
         raise RequestError(f"{path / CONFIG}: activation {function!r} is not one of the sparse family's.")
     if config["architecture"] in ("topk", "batchtopk", "matryoshka_batchtopk"):
@@ -90,7 +94,7 @@ def _config(path: Path) -> dict[str, Any]:
 def _k(config: dict[str, Any]) -> int | None:
     k = config.get("k")
     # One that is not whole only says how it was trained: a threshold decides at inference.
-    return None if k is None else int(k) if int(k) == k else max(1, round(k))
+    return None if k is None else max(1, round(float(k)))
 
 
 def _normalized(plain: Plain, config: dict[str, Any], path: Path) -> Plain:

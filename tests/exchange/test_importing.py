@@ -460,3 +460,70 @@ def test_an_imported_autoencoder_is_an_artifact_like_any_other(tmp_path):
     assert saetool.import_autoencoder(LENS, tmp_path / "autoencoder").id == artifact.id  # done already
     with pytest.raises(RequestError, match="already holds something else"):
         saetool.import_autoencoder(DATA / "sae_lens/gated", tmp_path / "autoencoder")
+
+
+def test_a_topk_of_sae_lens_5_is_one_under_either_name(copy):
+    named, standard = copy("sae_lens_5/standard_topk"), formats.read(DATA / "sae_lens_5/standard_topk").plain
+    change(named, architecture="topk")
+    found = formats.read(named).plain
+    assert (found.activation, found.k) == (standard.activation, standard.k)
+    assert torch.equal(found.W_enc, standard.W_enc)
+
+
+@pytest.mark.parametrize("name", ["gated", "jumprelu_layer_norm"])
+def test_a_top_k_in_the_place_of_another_encoders_relu_is_refused(copy, name):
+    place = copy(f"sae_lens_5/{name}")
+    change(place, activation_fn_str="topk", activation_fn_kwargs={"k": 4})
+    with pytest.raises(RequestError, match=r"with a top-k for its ReLU is none of the sparse family's"):
+        formats.read(place)
+
+
+def test_numbers_and_metadata_in_other_words_are_read(copy):
+    place = copy("sae_lens/topk")
+    change(place, d_in="6", k="4", metadata=None)
+    assert formats.read(place).plain.k == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_dictionary_in_half_is_widened_before_it_is_normalized(tmp_path, dtype):
+    state = torch.load(DATA / "overcomplete/topk.pth", weights_only=True)
+    halved = {key: value.to(dtype) for key, value in state.items()}
+    torch.save(halved, tmp_path / "half.pth")
+    plain = formats.read(tmp_path / "half.pth", None, {"class": "TopKSAE", "top_k": 4}).plain
+    weights = halved["dictionary._weights"].double()
+    wanted = weights / (weights.norm(dim=1, keepdim=True) + 1e-8)
+    torch.testing.assert_close(plain.W_dec.double(), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(copy, dtype):
+    place = copy("sae_lens/topk")
+    state = load_file(place / "sae_weights.safetensors")
+    save_file(state | {"W_dec": state["W_dec"].to(dtype)}, place / "sae_weights.safetensors")
+    with pytest.raises(RequestError, match=f"W_dec is {dtype}: weights are floating-point numbers"):
+        formats.read(place)
+
+
+def test_files_that_no_reader_can_open_end_in_a_sentence(tmp_path):
+    header = json.dumps({"W": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "four.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({"state_dict": torch.zeros(3)}, tmp_path / "odd.pt")
+    for name in ("four.safetensors", "odd.pt"):
+        with pytest.raises(RequestError, match=rf"{name}: in none of the formats|does not have here"):
+            saetool.load(tmp_path / name)
+    a_torch_file_that_runs_code(tmp_path)
+    with pytest.raises(RequestError, match="print, which could run code"):
+        saetool.load(tmp_path / "ae.pt")
+
+
+def test_a_config_beside_the_file_of_weights_is_part_of_the_source(tmp_path):
+    shape = {"W_enc": (6, 16), "b_enc": (16,), "W_dec": (16, 6), "b_dec": (6,)}
+    torch.save({key: torch.randn(size) for key, size in shape.items()}, tmp_path / "weights.pt")
+    config = {"hook_point_layer": 2, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    first = saetool.import_autoencoder(tmp_path / "weights.pt", tmp_path / "a")
+    change(tmp_path, "config.json", activation_fn_kwargs={"k": 4})
+    with pytest.raises(RequestError, match="already holds something else"):
+        saetool.import_autoencoder(tmp_path / "weights.pt", tmp_path / "a")
+    assert first.content["settings"]["activation"]["k"] == 8
