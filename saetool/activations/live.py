@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool import distributed, seeding
-from saetool.activations.caching import caching_stage
+from saetool.activations.caching import caching_stage, times_of
 from saetool.activations.decoding import Decoder
 from saetool.activations.settings import CacheSettings
 from saetool.activations.shard import DTYPES
@@ -261,6 +261,10 @@ class LiveSource:
     def listing(self) -> str:
         """The digest of the source's list of files."""
         return self.source.listing()
+
+    def times(self) -> str | None:
+        """Return when the images' files were last written."""
+        return times_of(self.source)
 
     def config(self) -> dict[str, Any]:
         """Return what determines the rows: what a store of them would be asked for."""

@@ -35,6 +35,10 @@ class Source(Protocol):
         """Digest that names the rows where no input artifact does."""
         return None
 
+    def times(self) -> str | None:
+        """Return a digest over when what is read was last written, where no input artifact says what it was."""
+        return None
+
     def check(self, settings: TrainingSettings) -> None:
         """Raise RequestError where these rows cannot be had; cheap."""
         ...

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -78,6 +79,7 @@ def training_stage(
         build=lambda partial: _train([plan], [partial])[0],
         inputs=plan.source.inputs,
         listing=plan.source.listing,
+        changed=lambda made: _tell_written(plan.source, made.notes.get("times"), made.path),
         estimate=lambda place: estimate(plan),
         plan=plan,
     )
@@ -186,6 +188,7 @@ def _train(plans: list[Plan], partials: list[Partial]) -> list[dict[str, Any]]:
     stream = source.open(settings, plans[0].seed, device)
     runs = []
     for plan, partial in zip(plans, partials, strict=True):
+        _note_times(source, partial)
         learner = Learner(plan.model(stream.d_in), plan.settings, plan.model_seed, device)
         log = MetricLog(partial, open_trackers(plan.settings, partial.out, plan.config()))
         runs.append(Run(learner, partial, log))
@@ -225,6 +228,24 @@ def _finish(plan: Plan, run: Run, stream: Stream) -> dict[str, Any]:
     for concern in concerns(content):
         say(f"{run.partial.out}: {concern}")
     return content
+
+
+def _note_times(source: Source, partial: Partial) -> None:
+    """Note when what is read was last written, and say where that is not as it was when the work began."""
+    if not distributed.is_main() or (times := source.times()) is None:
+        return
+    _tell_written(source, partial.record_of("times"), partial.out)
+    partial.record("times", times)
+    partial.note("times", times)
+
+
+def _tell_written(source: Source, noted: str | None, place: Path) -> None:
+    """Say where files were written since: a model that is trained live keeps no digest of what it saw."""
+    if noted is not None and noted != source.times():
+        say(
+            f"{place}: files of images were written since, and live training does not know whether they are the same. "
+            "--force (force=True) trains anew."
+        )
 
 
 def _say_where(plan: Plan, learner: Learner, partial: Partial) -> None:

@@ -1,6 +1,9 @@
 """Training straight from a model: the same quality as from a store, and the same after a kill."""
 
+import os
+
 import pytest
+from PIL import Image
 from pydantic import TypeAdapter
 
 from saetool.activations import CacheSettings, caching_stage
@@ -57,3 +60,17 @@ def test_live_training_resumes_bit_for_bit(source, autoencoder, tmp_path, monkey
         train(source, autoencoder, how, tmp_path / "killed")
     monkeypatch.undo()
     assert train(source, autoencoder, how, tmp_path / "killed").id == whole.id
+
+
+def test_images_that_were_written_since_are_told(autoencoder, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for i in range(24):
+        Image.new("L", (8, 8), 10 * i).save(tmp_path / "images" / f"{i}.bmp")
+    images = ImageSettings(source=str(tmp_path / "images"))
+    backbone = PIXELS.model_copy(update={"image_size": 8})
+    how = HOW.model_copy(update={"tokens": 64 * 4})
+    for written, told in ((None, 0), (None, 0), (1, 1)):
+        if written:
+            os.utime(tmp_path / "images/3.bmp", (written, written))
+        train(LiveSource(backbone, open_source(images), images, CACHE), autoencoder, how, tmp_path / "model")
+        assert capsys.readouterr().err.count("files of images were written since") == told
