@@ -18,7 +18,10 @@ from pydantic import Field, field_validator, model_validator
 from saetool.activations import CacheSettings
 from saetool.artifacts.files import write_atomic
 from saetool.artifacts.verification import KINDS
+from saetool.autoencoders.base import Training
 from saetool.autoencoders.families import AnyFamily, AutoencoderSettings, is_kind, with_later
+from saetool.autoencoders.sparse_dead import require_possible
+from saetool.autoencoders.sparse_settings import SparseSettings
 from saetool.errors import RequestError
 from saetool.evaluation import EvaluationSettings
 from saetool.features import IndexSettings
@@ -27,6 +30,7 @@ from saetool.other_names import OTHER_NAMES
 from saetool.report import ReportSettings
 from saetool.settings import Settings
 from saetool.training.advice import AutoAutoencoder, TrainingOrAuto, written_out
+from saetool.training.settings import TrainingSettings
 from saetool.validation import check
 from saetool.vision import BackboneSettings
 
@@ -94,6 +98,13 @@ class RunConfig(Settings):
         if not isinstance(given, dict):
             return given
         return {key: values if isinstance(values, list | tuple) else [values] for key, values in given.items()}
+
+    @model_validator(mode="after")
+    def _cure_can_act(self) -> "RunConfig":
+        training = self.training
+        if isinstance(self.autoencoder, SparseSettings) and isinstance(training, TrainingSettings):
+            require_possible(self.autoencoder.dead, Training(training.steps, training.steps * training.batch_size))
+        return self
 
     @model_validator(mode="after")
     def _layer_is_cached(self) -> "RunConfig":

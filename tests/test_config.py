@@ -277,3 +277,19 @@ def test_an_autoencoder_may_be_the_path_of_a_trained_one():
     assert (config.autoencoder.kind, config.autoencoder.path) == ("trained", "runs/theirs/autoencoder")
     with pytest.raises(RequestError, match="autoencoder"):
         load_config("demo", ["autoencoder=''"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["autoencoder={kind: topk, k: 64, n_latents: 32}"], "k 64 exceeds the 32 latents"),
+        (
+            ["autoencoder.dead={kind: resample, after_tokens: 9_000_000}"],
+            r"autoencoder\.dead\.after_tokens 9,000,000 is",
+        ),
+        (["autoencoder.dead={kind: resample}", "training.tokens=2048"], r"autoencoder\.dead\.every_steps 1 is never"),
+    ],
+)
+def test_what_the_config_alone_shows_to_be_impossible_is_refused_before_any_work(overrides, said):
+    with pytest.raises(RequestError, match=said):
+        load_config("demo", overrides)

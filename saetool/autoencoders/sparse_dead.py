@@ -139,15 +139,16 @@ def require_possible(settings: Dead, training: Training) -> None:
     if isinstance(settings, NoRevival) or not total_steps:
         return
     share = settings.stop_share if isinstance(settings, Resample) else 1.0
-    if isinstance(settings, Resample) and resample_every(settings, training) > share * total_steps:
+    if isinstance(settings, Resample) and (every := resample_every(settings, training)) > share * total_steps:
+        ways = "" if settings.every_steps is None else "lower it, leave it out (a tenth of the training), or "
         raise RequestError(
-            f"dead.every_steps {settings.every_steps} is never reached: resampling ends with {share:.0%} of "
-            f"{total_steps} steps. Lower it, leave it out (a tenth of the training), or raise training.tokens."
+            f"autoencoder.dead.every_steps {every} is never reached: resampling ends with {share:.0%} of {total_steps} "
+            f"steps: {ways}raise training.tokens."
         )
     if settings.after_tokens is not None and settings.after_tokens > share * total_tokens:
         raise RequestError(
-            f"dead.after_tokens {settings.after_tokens:,} is more than the {share * total_tokens:,.0f} tokens in which "
-            f"{settings.kind} could act: no latent would ever count as dead. Lower it or leave it out."
+            f"autoencoder.dead.after_tokens {settings.after_tokens:,} is more than the {share * total_tokens:,.0f} "
+            f"tokens in which {settings.kind} could act: no latent would ever count as dead. Lower it or leave it out."
         )
 
 

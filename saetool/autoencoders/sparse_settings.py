@@ -138,7 +138,7 @@ class KlPenalty(Settings):
 
 
 class NoPenalty(Settings):
-    """The activation alone makes the code sparse."""
+    """Nothing but the activation makes the code sparse: for topk, batch_topk and signed_topk."""
 
     kind: Literal["none"] = "none"
 
@@ -243,7 +243,7 @@ class SparseSettings(FamilySettings):
 
     @model_validator(mode="after")
     def _legal(self):
-        for ask in (_penalty_complaint, _revival_complaint, _matryoshka_complaint, _gain_complaint):
+        for ask in (_penalty_complaint, _revival_complaint, _k_complaint, _matryoshka_complaint, _gain_complaint):
             if complaint := ask(self):
                 raise ValueError(complaint)
         return self
@@ -284,12 +284,9 @@ def _revival_complaint(settings: SparseSettings) -> str | None:
     revivals = REVIVALS.get(activation, ())
     if revival == "none" or revival in revivals:
         return None
-    reason = {
-        "auxk": "auxk revives what a top-k left out; a dead ReLU passes no gradient to it",
-        "resample": "resampling sets a bias and an encoder row, which does not bring back a latent of this activation",
-        "pre_activation": "the pre-activation loss pulls dead latents towards JumpReLU's thresholds",
-    }[revival]
-    return f"{reason}: with {activation} use dead {' or '.join((*revivals, 'none'))}"
+    helped = [kind for kind, cures in REVIVALS.items() if revival in cures]
+    use = " or ".join((*revivals, "none"))
+    return f"dead {revival} brings latents of {' and '.join(helped)} back: with {activation} use dead {use}"
 
 
 def _matryoshka_complaint(settings: SparseSettings) -> str | None:
@@ -301,8 +298,15 @@ def _matryoshka_complaint(settings: SparseSettings) -> str | None:
     if settings.n_latents is not None and prefixes[-1] > settings.n_latents:
         return f"matryoshka prefix {prefixes[-1]} exceeds n_latents {settings.n_latents}"
     if settings.activation.kind in ("gated", *UNIT_INTERVAL):
-        return f"matryoshka prefixes go with relu, topk, batch_topk and jump_relu, not with {settings.activation.kind}"
+        return f"matryoshka prefixes do not go with {settings.activation.kind}: use relu, topk, batch_topk or jump_relu"
     return None
+
+
+def _k_complaint(settings: SparseSettings) -> str | None:
+    k, n_latents = getattr(settings.activation, "k", 0), settings.n_latents
+    if n_latents is None or k <= n_latents:
+        return None
+    return f"activation.k {k} exceeds the {n_latents} latents: lower it"
 
 
 def _gain_complaint(settings: SparseSettings) -> str | None:

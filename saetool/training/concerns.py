@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from saetool.autoencoders.sparse_settings import REVIVALS
+from saetool.autoencoders.sparse_settings import REVIVALS, SELECTING
 
 MOST_SILENT = 0.2
 """Share of the latents that may be silent on all held-out images."""
@@ -33,7 +33,7 @@ def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) ->
     more = "train on more images" if memorized else "train on more tokens (training.tokens)"
     found = [
         _worse_than_pca(model, evaluation, final, more),
-        _hardly_penalized(model) or _off_target(model, final),
+        _unpenalized(model) or _hardly_penalized(model) or _off_target(model, final),
         _silent(model, final) if sparse else None,
         memorized,
         _short(model, final, more) if sparse else None,
@@ -79,6 +79,19 @@ def _worse_than_pca(model: dict[str, Any], evaluation: dict[str, Any], final: di
         f"FVU {final['fvu']:.3f} is {how} PCA's {pca['numbers']['fvu']['value']:.3f} with as many "
         f"{'components a token' if sparse else 'components'}: "
         f"{more}{fewer}, or at a higher training.lr{topk}."
+    )
+
+
+def _unpenalized(model: dict[str, Any]) -> str | None:
+    settings = _settings(model)
+    if settings.get("kind") != "sparse" or "origin" in model or (settings.get("penalty") or {}).get("kind") != "none":
+        return None
+    activation = (settings.get("activation") or {}).get("kind")
+    if activation in SELECTING:
+        return None
+    return (
+        f"Nothing makes the code sparse: {activation} has no number of active latents, and the penalty is none. Give "
+        "autoencoder.penalty ({kind: l1, target_l0: 45}), or a topk."
     )
 
 

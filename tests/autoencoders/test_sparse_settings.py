@@ -111,8 +111,10 @@ def test_expansion_multiplies_the_input_width():
 
 
 def test_more_active_latents_than_latents_are_refused():
+    with pytest.raises(ValidationError, match="k 9 exceeds the 8 latents"):
+        SparseSettings(kind="sparse", n_latents=8, activation={"kind": "topk", "k": 9})
     with pytest.raises(RequestError, match="k 9 exceeds the 8 latents"):
-        build(SparseSettings(kind="sparse", n_latents=8, activation={"kind": "topk", "k": 9}), 4)
+        build(SparseSettings(kind="sparse", expansion=2, activation={"kind": "topk", "k": 9}), 4)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(5), torch.zeros(()), torch.zeros(2, 5), [[0.0] * 4]])

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from saetool.autoencoders.sparse_settings import SELECTING
 from saetool.training.concerns import LEAST_FIRINGS, MEMORY, MOST_SILENT, concerns
 
 
@@ -12,7 +13,8 @@ def number(value, low=None, high=None):
 
 
 def model(penalty=None, activation="relu", tokens=10_000_000, family="sparse", **final):
-    settings = {"kind": family, "activation": {"kind": activation}, "penalty": penalty or {"kind": "none"}}
+    penalty = penalty or {"kind": "none" if activation in SELECTING else "l1"}
+    settings = {"kind": family, "activation": {"kind": activation}, "penalty": penalty}
     ended = {"fvu": 0.1, "l0": 45.0, "dead_share": 0.01} | final
     return {"family": family, "settings": settings, "n_latents": 12_288, "tokens": tokens, "final": ended}
 
@@ -116,6 +118,12 @@ def test_codes_that_choose_nothing_a_token_stand_beside_fixed_components():
 def test_the_cure_is_one_that_the_activation_takes(activation, cure):
     (line,) = concerns(model(activation=activation, dead_share=0.5))
     assert (f"{{kind: {cure}}}" in line) if cure else ("cure" not in line)
+
+
+def test_a_code_that_nothing_makes_sparse_is_told():
+    (line,) = concerns(model({"kind": "none"}))
+    assert "relu has no number of active latents, and the penalty is none" in line
+    assert concerns(model({"kind": "none"}) | {"origin": {}}) == concerns(model(activation="topk")) == []
 
 
 def test_a_penalty_that_rises_until_the_end_is_told_in_place_of_the_target_it_missed():
