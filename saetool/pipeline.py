@@ -394,7 +394,7 @@ class Member:
     def result(self) -> str:
         """Return the result in a few lines: quality on held-out images, dead latents, where the report is.
 
-        Dead latents never fired on the whole store where there is an index, on the held-out images where there is not.
+        Dead latents, said where there is an index, never fired on the whole store.
         """
         facts = made_at(self.path("autoencoder"), "autoencoder").content
         evaluated = self._evaluated()
@@ -427,12 +427,12 @@ class Member:
         return Artifact.open(place, "evaluation").content if (place / MANIFEST).is_file() else {}
 
     def _concerns(self, facts: dict[str, Any]) -> list[str]:
-        """Return what the evaluation gives to think of; what training does, it has said at its end."""
+        """Return what the evaluation gives to think of; where there is none, the training's end."""
         place = self.path("evaluation")
-        if not (place / MANIFEST).is_file():
-            return []
-        found = json.loads(Artifact.open(place, "evaluation").read_bytes("evaluation.json"))
-        return concerns(facts, found)
+        made = (place / MANIFEST).is_file()
+        return concerns(
+            facts, json.loads(Artifact.open(place, "evaluation").read_bytes("evaluation.json")) if made else None
+        )
 
 
 def _training_of(facts: dict[str, Any]) -> str:

@@ -112,11 +112,12 @@ def _tiles(content: dict, model: dict) -> list[dict]:
     """Return the headline numbers: [{name, text, help}]."""
     final, counts, n = model.get("final") or {}, content.get("counts") or {}, content["n_latents"]
     share = {name: count / n for name, count in counts.items()} if n else {}
+    where = measured_on(final)
     numbers = [
-        ("FVU", final.get("fvu"), "unit", "Fraction of variance unexplained on held-out images: 0 is perfect"),
+        ("FVU", final.get("fvu"), "unit", f"Fraction of variance unexplained on {where}: 0 is perfect"),
         ("L0", final.get("l0"), "value", "Latents active on an average token"),
-        ("ELBO", final.get("elbo"), "value", "Evidence lower bound on held-out rows, nats a row, at β = 1"),
-        ("Active units", final.get("active_units"), "count", "Latents whose posterior mean varies over held-out rows"),
+        ("ELBO", final.get("elbo"), "value", f"Evidence lower bound on {where}, nats a row, at β = 1"),
+        ("Active units", final.get("active_units"), "count", f"Latents whose posterior mean varies over {where}"),
         ("Dead", share.get("dead"), "share", "Latents that never fire on any image"),
         ("Dense", share.get("dense"), "share", "Latents that fire on a large share of tokens"),
         ("Latents", n, "count", "Width of the autoencoder"),

@@ -120,6 +120,22 @@ def test_the_cure_is_one_that_the_activation_takes(activation, cure):
     assert (f"{{kind: {cure}}}" in line) if cure else ("cure" not in line)
 
 
+def test_a_family_of_ones_own_is_judged_by_its_code():
+    worse = evaluation(pca=0.099, difference=(-0.001, -0.002, -0.0005), dead=12_000)
+    own = model(family="mixture", activation="relu")
+    lines = concerns(own, worse)
+    assert "PCA's 0.099 with as many components a token" in lines[0]
+    assert "as TopK" not in lines[0]
+    assert "98% of the latents never fire" in lines[1]
+    worse["held_out"]["l0"] = number(6_000.0)
+    assert len(concerns(own, worse)) == 1
+
+
+def test_worse_than_the_mean_is_said_before_all_else():
+    (line,) = concerns(model(fvu=1.18))
+    assert "FVU is 1.180 on held-out images: worse than answering every time with the mean" in line
+
+
 def test_a_code_that_nothing_makes_sparse_is_told():
     (line,) = concerns(model({"kind": "none"}))
     assert "relu has no number of active latents, and the penalty is none" in line
