@@ -280,7 +280,7 @@ def push(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="A new repository is public (else private).")] = False,
     license: Annotated[str | None, typer.Option("--license", help="Of the weights, for the model card.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Make it public without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Answer yes where a public repository is asked about.")] = False,
 ) -> None:
     """Upload sealed artifacts to the Hugging Face hub, with a model card."""
     from saetool.exchange import pushing

@@ -67,6 +67,7 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
     sweep: dict[str, list[Any]] | list[dict[str, Any]] | None = None
+    """Several models on the same rows: keys with values, every combination a member, or each member's keys."""
 
     @field_validator("run", "activations")
     @classmethod

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from saetool.config import RunConfig
+from saetool.training.advice import AutoTraining
 from saetool.validation import models_in
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
@@ -54,6 +55,8 @@ def type_of(annotation: Any) -> str:
         return f"{'a mapping' if origin is dict else 'a list'} of {inner}"
     if origin is Union or str(origin) == "<class 'types.UnionType'>":
         return " or ".join(dict.fromkeys(type_of(one) for one in arguments))
+    if annotation is Any:
+        return "any value"
     return {type(None): "null", str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(
         annotation, getattr(annotation, "__name__", str(annotation))
     )
@@ -88,6 +91,7 @@ def sections(model: type[BaseModel], path: str, depth: int) -> list[str]:
     """Return the headings and tables of a section and of what is in it."""
     kind = model.model_fields.get("kind")
     title = f"{path} (kind: {', '.join(get_args(kind.annotation))})" if kind and get_args(kind.annotation) else path
+    title = f"{title} (auto)" if model is AutoTraining else title
     about = " ".join((inspect.cleandoc(model.__doc__ or "")).split())
     parts = [f"{'#' * min(depth, 4)} {title}", about, "\n".join(table(model))]
     for name, field in model.model_fields.items():

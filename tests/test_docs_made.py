@@ -1,6 +1,7 @@
 """The pages that are made from the code are what it says now; tables that speak of the same columns agree."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def test_the_page_is_what_its_script_writes(page):
 
 def test_the_page_of_keys_names_keys_of_every_room():
     page = (ROOT / "docs" / "config.md").read_text()
+    assert not re.search(r"\bNone\b", page), "what YAML calls null"
     assert all(f"`{key}`" in page for key in ("held_out", "target_l0", "minutes", "thumbnails", "max_mb"))
 
 

@@ -58,7 +58,7 @@ class Artifact:
 
     @property
     def kind(self) -> str:
-        """What it is: activations, autoencoder, features, evaluation or report."""
+        """What it is: activations, autoencoder, features, evaluation, report or sweep."""
         return self.manifest["kind"]
 
     @property

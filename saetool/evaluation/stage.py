@@ -55,8 +55,9 @@ def evaluate(
     """Measure an autoencoder on a store's held-out images; return the sealed evaluation artifact.
 
     Args:
-        settings: of a config's `evaluation` section, or single keys of it as keywords. Held-out numbers and baselines
-            are measured always; `probing`, `effect`, `refit` and `references` where they are asked for.
+        settings: of a config's `evaluation` section, or single keys of it as keywords. Held-out numbers
+            are measured always, `baselines` unless they are switched off, `probing`, `effect`, `refit` and `references`
+            where they are asked for.
         features: an index of the autoencoder, for the monosemanticity of its latents.
         backbone, images: what `effect` runs again; by default the model and the pictures that the store was made from.
         seed: of bootstraps and baselines; by default the one that decided what is held out.

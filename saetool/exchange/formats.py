@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from saetool.autoencoders.sparse import SparseAutoencoder
 from saetool.errors import RequestError, first_line, shown
@@ -12,7 +12,22 @@ from saetool.exchange.files import read_torch
 from saetool.exchange.model import to_model
 from saetool.exchange.plain import Plain
 
-READERS: dict[str, ModuleType] = {
+
+class Reader(Protocol):
+    """What a format's module answers. It may have `KEYS` too (what can be given beside the file), `BESIDE` (names of
+    files beside it that count) and, to be exported to, `write(plain, facts) -> {file name: content}`.
+    """
+
+    def recognizes(self, path: Path, /) -> bool:
+        """Say whether a file or a folder is in this format; RequestError and OSError mean that it is not."""
+        ...
+
+    def read(self, path: Path, given: dict[str, Any], /) -> Plain:
+        """Return what it holds; RequestError where the sparse family cannot compute the same."""
+        ...
+
+
+READERS: dict[str, Reader] = {
     "sae_lens": sae_lens,
     "sparsify": sparsify,
     "saev": saev,
@@ -85,7 +100,7 @@ def recognize(path: Path, format: str | None = None) -> tuple[Path, str]:
     return place, name
 
 
-def _recognizes(reader: ModuleType, place: Path) -> bool:
+def _recognizes(reader: Reader, place: Path) -> bool:
     """Say whether a file or a folder is in a reader's format; what cannot be read is in none."""
     try:
         return reader.recognizes(place)

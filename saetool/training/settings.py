@@ -27,18 +27,18 @@ class TrainingSettings(Settings):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly to `lr`, in every phase."""
     seed: int | None = None
-    """Seed of weights and noise; None: the run's seed. Sweep this one for several seeds on one stream."""
+    """Seed of weights and noise; null: the run's seed. Sweep this one for several seeds on one stream."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of the whole gradient, of W_enc, b_enc and W_dec with `initial_gain` too; None does not clip."""
+    """Largest norm of the whole gradient, of W_enc, b_enc and W_dec with `initial_gain` too; null does not clip."""
     batch_size: int = Field(default=2048, gt=0)
     accumulate: int = Field(default=1, gt=0)
     """Pieces that a batch is cut into to save memory; their gradients are averaged before the one update. What a
     formula takes over the batch (KL's q, BatchTopK's cut) is then taken over a piece."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs `loss` under autocast. Weights, moments and evaluation stay fp32. Of sparse models it changes the dense
-    step alone (sigmoid, or many active latents); their sparse step has its own, exact use of bf16."""
+    step alone (sigmoid, or many active latents); what their sparse step does stands at `codes`."""
     pool_rows: int = Field(default=262_144, gt=0)
     """Rows mixed at a time by the loader."""
     layer: int | str | None = None
@@ -48,9 +48,9 @@ class TrainingSettings(Settings):
     log_every: int = Field(default=50, gt=0)
     """Steps between two lines of metrics.jsonl; also how often loss is checked and a checkpoint can be written."""
     evaluate_every: int | None = Field(default=None, gt=0)
-    """Steps between two held-out evaluations; None: four times, evenly. The last one is always made."""
+    """Steps between two held-out evaluations; null: four times, evenly. The last one is always made."""
     evaluate_rows: int | None = Field(default=32_768, gt=0)
-    """Held-out rows, evenly over the images, used by evaluations along the way; None: all. The last one uses all."""
+    """Held-out rows, evenly over the images, used by evaluations along the way; null: all. The last one uses all."""
     checkpoint_minutes: float = Field(default=2.0, ge=0)
     """Least time between two checkpoints; 0 writes one at every log step."""
     tensorboard: bool = False

@@ -182,5 +182,5 @@ saetool.charts = (() => {
     return svg;
   }
 
-  return { ticks, logTicks, short, axes, lines, saved, bars, shareBar, powerText, percentPower };
+  return { logTicks, short, axes, lines, saved, bars, shareBar, percentPower };
 })();

@@ -178,5 +178,5 @@ saetool.model = (() => {
     ].filter(Boolean);
   }
 
-  return { Model, presets, MIN_IMAGES, MAX_Q };
+  return { Model, presets };
 })();

@@ -132,7 +132,7 @@ saetool.classes = (() => {
     }
     const listed = `index.html#${new URLSearchParams([["q", `"${name}"`], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`]])}`;
     return h("section.answer.class", { "data-class": name.slice(0, 200) },
-      h("h2", {}, h("span.class-name", { dir: "auto" }, name.slice(0, 200)), h("span.muted", { dir: "auto" }, ` ${label.slice(0, 60)} · ${format("count", images)} images, base rate ${format("share", share)}`)),
+      h("h2", {}, h("span", { dir: "auto" }, name.slice(0, 200)), h("span.muted", { dir: "auto" }, ` ${label.slice(0, 60)} · ${format("count", images)} images, base rate ${format("share", share)}`)),
       found.length ? h("div.class-latents", {}, ...found) : h("p.muted", {}, "No latent is surely associated with it."),
       total ? h("a", { href: listed }, `All latents that tell it apart best, in the table`) : null);
   }
