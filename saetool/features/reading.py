@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -164,6 +164,8 @@ class Features:
 
     def heat(self, row: dict[str, Any]) -> np.ndarray:
         """Return the heat map of one example as activations, float32 [rows, columns]; raises without a grid."""
+        if not isinstance(row, Mapping):
+            raise RequestError(f"heat: {shown(row)} is no example; give a row of Features.examples().")
         if self.grid is None or row.get("heat") is None:
             raise RequestError(f"{self.artifact.path}: these tokens have no grid, so there are no heat maps.")
         return np.frombuffer(row["heat"], np.uint8).reshape(self.grid) * np.float32(row["heat_scale"] / 255)
@@ -235,7 +237,7 @@ class Features:
             if row < 0:
                 raise RequestError(f"There is no image {image!r} in this index; see Features.images['path'].")
             return row
-        if not isinstance(image, Integral) or not 0 <= image < self.images.num_rows:
+        if isinstance(image, bool) or not isinstance(image, Integral) or not 0 <= image < self.images.num_rows:
             raise RequestError(f"There is no image {shown(image)}; rows go from 0 to {self.images.num_rows - 1}.")
         return int(image)
 

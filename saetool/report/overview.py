@@ -15,6 +15,7 @@ from saetool.artifacts import Artifact
 from saetool.artifacts.files import built_aside
 from saetool.artifacts.manifest import MANIFEST
 from saetool.errors import RequestError
+from saetool.progress import say
 from saetool.report.chunks import pack
 from saetool.report.site import write_assets, write_page
 from saetool.report.summary import family_words, site_words
@@ -30,7 +31,7 @@ def write_overview(runs: Path) -> Path:
     Raises RequestError when no finished autoencoder lies below `runs`.
     """
     runs = Path(runs)
-    rows = _lettered([_row(path, runs) for path in _models(runs)])
+    rows = _lettered([row for path in _models(runs) if (row := _row_or_none(path, runs)) is not None])
     if not rows:
         raise RequestError(f"{runs}: no finished run below it (looked for */autoencoder/{MANIFEST}).")
     place = runs / FOLDER
@@ -65,6 +66,14 @@ def _models(runs: Path) -> list[Path]:
     for depth in range(1, DEPTH + 1):
         found += runs.glob("/".join(["*"] * (depth - 1) + ["autoencoder", MANIFEST]))
     return sorted(path.parent for path in found if not any(part.endswith((".partial", ".old")) for part in path.parts))
+
+
+def _row_or_none(path: Path, runs: Path) -> dict[str, Any] | None:
+    try:
+        return _row(path, runs)
+    except RequestError as problem:  # one that is damaged is no reason to show none
+        say(f"{path}: left out. {problem}")
+        return None
 
 
 def _row(path: Path, runs: Path) -> dict[str, Any]:
@@ -113,7 +122,11 @@ def _sweeps(runs: Path) -> list[dict[str, Any]]:
     for place in sorted([runs / "sweep", *runs.glob("*/sweep")]):
         if not (place / MANIFEST).is_file():
             continue
-        summary = json.loads(Artifact.open(place, "sweep").read_bytes("sweep.json"))
+        try:
+            summary = json.loads(Artifact.open(place, "sweep").read_bytes("sweep.json"))
+        except RequestError as problem:
+            say(f"{place}: left out. {problem}")
+            continue
         run = place.parent
         points = [{**point, "link": _link(run / point["name"], runs)} for point in summary["points"]]
         sites = list(dict.fromkeys(point.get("site") for point in points))

@@ -102,6 +102,8 @@ def test_wrong_questions_are_answered_with_the_right_ones(features):
         (lambda: features.for_label("kind", count=True), "count: True"),
         (lambda: features.latent(True), "no latent True"),
         (lambda: features.heat({}), "no heat maps"),
+        (lambda: features.heat(None), "None is no example"),
+        (lambda: features.firing(True), "no image True"),
     ]:
         with pytest.raises(RequestError, match=words):
             ask()

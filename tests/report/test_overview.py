@@ -88,3 +88,11 @@ def test_a_folder_of_that_name_that_is_something_else_is_kept(tmp_path):
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(RequestError, match="no finished run"):
         write_overview(tmp_path)
+
+
+def test_a_damaged_run_is_left_out_and_named(tmp_path, capsys):
+    for name in ("whole", "damaged"):
+        make(tmp_path / name, 0.2, 10.0)
+    (tmp_path / "damaged/autoencoder/manifest.json").write_text("{")
+    assert [row["name"] for row in rows(write_overview(tmp_path))] == ["whole"]
+    assert "damaged/autoencoder: left out. " in " ".join(capsys.readouterr().err.split())
