@@ -24,8 +24,9 @@ class Standardizer:
     """Features minus their training mean, over their training standard deviation; constant features become 0."""
 
     def __init__(self, train: np.ndarray):
-        self.mean = train.mean(0, dtype=np.float64)
-        deviation = train.std(0, dtype=np.float64)
+        moments = train if len(train) else np.zeros((1, train.shape[1]))  # no training image has the label
+        self.mean = moments.mean(0, dtype=np.float64)
+        deviation = moments.std(0, dtype=np.float64)
         self.factor = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:

@@ -249,3 +249,10 @@ def test_a_class_that_is_everything_is_left_out():
     everything = np.array(["a"] * 50)
     (found,) = probe_labels(Prepared(train, train), [Split(["a"], everything, everything)])
     assert found["full"] == {"balanced_accuracy": None, "auroc": None}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_label_that_no_training_image_has_is_null_and_warns_of_nothing():
+    prepared = Prepared(np.zeros((0, 5), np.float32), np.ones((3, 5), np.float32))
+    (found,) = probe_labels(prepared, [Split(["a", "b"], np.array([], dtype=str), np.array(["a", "b", "a"]))])
+    assert found["full"] == found["1"] == {"balanced_accuracy": None, "auroc": None}
