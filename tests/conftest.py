@@ -14,9 +14,11 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import jaxtyping
 import pytest
+import torch
 from beartype import beartype
 from hypothesis import HealthCheck, settings
 from jaxtyping import AbstractArray, install_import_hook, jaxtyped
+from threadpoolctl import threadpool_limits
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # decided when Triton is imported
 
@@ -144,3 +146,13 @@ def browser():
         chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny tensors gain nothing from threads, and several test runs on one machine lose much by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)

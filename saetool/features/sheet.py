@@ -3,7 +3,6 @@
 Heat maps are laid over the pictures where the model's patches lie.
 """
 
-import base64
 import html
 import io
 import os
@@ -19,7 +18,7 @@ from saetool.activations.thumbnails import StoredThumbnails
 from saetool.errors import RequestError
 from saetool.images import ImageSource
 from saetool.images.opening import open_moved
-from saetool.images.picture import THUMBNAIL_PX
+from saetool.images.picture import THUMBNAIL_PX, as_address
 from saetool.vision.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -129,7 +128,8 @@ class Strip:
 
     def _repr_html_(self) -> str:
         figures = "".join(
-            f'<figure style="margin:0"><img src="{_data(image)}" height="140" alt="{html.escape(caption)}">'
+            f'<figure style="margin:0"><img src="{as_address(image, THUMBNAIL_PX, 80)}" height="140" '
+            f'alt="{html.escape(caption)}">'
             f'<figcaption style="font-size:small">{html.escape(caption)}</figcaption></figure>'
             for image, caption in zip(self.images, self.captions, strict=True)
         )
@@ -155,11 +155,3 @@ def reader(features: "Features", images: "ImageSource | str | os.PathLike | None
         thumbnails = StoredThumbnails(store)
         return lambda row: Image.open(io.BytesIO(thumbnails.read(row))).convert("RGB")
     return Originals(features.images, open_moved(store, images)).read
-
-
-def _data(image: Image.Image) -> str:
-    """Return a small copy of a picture as an address that holds it."""
-    small, file = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    small.save(file, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,5 +1,6 @@
 """From the bytes of an image file to an upright picture, RGB or gray."""
 
+import base64
 import io
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -185,3 +186,11 @@ def thumbnail_of(image: Image.Image) -> bytes:
     file = io.BytesIO()
     small.save(file, "WEBP", quality=_THUMBNAIL_QUALITY, method=2)
     return file.getvalue()
+
+
+def as_address(image: Image.Image, most_px: int, quality: int) -> str:
+    """Return a small copy of a picture, a JPEG of at most `most_px` a side, as an address that holds it."""
+    small, file = image.convert("RGB"), io.BytesIO()
+    small.thumbnail((most_px, most_px))
+    small.save(file, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

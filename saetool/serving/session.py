@@ -1,7 +1,5 @@
 """A model and its autoencoder, ready for pictures: what fires where on each, and what the model says without it."""
 
-import base64
-import io
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ from saetool.errors import RequestError
 from saetool.evaluation.interventions import intervene, rows_for
 from saetool.features.sheet import Originals
 from saetool.images import ImageSource
-from saetool.images.picture import read_picture
+from saetool.images.picture import as_address, read_picture
 from saetool.serving.answers import Answers, Said, open_answers
 from saetool.sparse.codes import Codes
 from saetool.training.heldout import reconstruct
@@ -129,7 +127,7 @@ class Session:
             "name": name,
             "width": image.width,
             "height": image.height,
-            "shown": _address(image),
+            "shown": as_address(image, SHOWN_PX, 88),
             "grid": self._grid(len(tokens)),
             "box": self._box(image.width, image.height, len(tokens)),
             "unexplained": self._unexplained(rows, x_hat),
@@ -247,11 +245,3 @@ def _strongest(codes: Codes, tokens: int) -> dict[str, list]:
         "latents": latent[kept].tolist(),
         "values": [float(f"{one:.6g}") for one in value[kept]],
     }
-
-
-def _address(image: Image.Image) -> str:
-    """Return a small copy of a picture as an address that holds it."""
-    small, file = image.copy(), io.BytesIO()
-    small.thumbnail((SHOWN_PX, SHOWN_PX))
-    small.save(file, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

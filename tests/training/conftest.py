@@ -17,12 +17,8 @@ from saetool.training.trainer import Run, learn
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny tensors gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """Of every test in this room."""
 
 
 class Toy(Autoencoder):
