@@ -94,7 +94,7 @@ class Contractive(Dense):
         self, optimizer: torch.optim.Optimizer, step: Step, generator: torch.Generator, losses: Sequence[Loss]
     ) -> None:
         """Shorten the columns of an untied decoder to `decoder_norm`."""
-        for weight in self.decoder.weights:
+        for weight in (weight for weight in self.decoder.weights if weight.requires_grad):
             weight.copy_(torch.renorm(weight, 2, 1, self.settings.decoder_norm))
 
 

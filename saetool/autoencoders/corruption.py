@@ -69,11 +69,22 @@ Corruption = Annotated[GaussianNoise | Masking | SaltAndPepper | PatchMasking, F
 
 
 def require_grid(corruption: Corruption, d_in: int) -> None:
-    """Raise RequestError where rows of width `d_in` are not such a grid."""
+    """Raise RequestError where rows of width `d_in` are not such a grid, or an exact share of them is none or all."""
     if corruption.kind == "patches" and d_in % (corruption.grid[0] * corruption.grid[1]):
         raise RequestError(
             f"corruption.grid: {corruption.grid[0]} × {corruption.grid[1]} cells do not divide inputs of width {d_in}: "
             "give the grid of the flattened pixels or tokens"
+        )
+    if corruption.kind == "patches":
+        parts, what = (corruption.grid[0] // corruption.side) * (corruption.grid[1] // corruption.side), "squares"
+    elif corruption.kind == "masking" and corruption.exact:
+        parts, what = d_in, "entries"
+    else:
+        return
+    if not 0 < (chosen := round(corruption.share * parts)) < parts:
+        raise RequestError(
+            f"corruption.share: {corruption.share:g} of {parts} {what} is {'none' if chosen == 0 else 'all'} of them: "
+            f"give between {1 / parts:.3g} and {1 - 1 / parts:.3g}"
         )
 
 

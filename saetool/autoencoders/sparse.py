@@ -88,6 +88,8 @@ class SparseAutoencoder(Autoencoder):
         self.register_buffer("mean_l0", torch.zeros(()))
         if isinstance(self.activation, Sigmoid):
             self.active_above = SIGMOID_ACTIVE
+        if settings.normalize == "layer_norm" and d_in < 2:
+            raise RequestError("autoencoder.normalize: layer_norm divides by a row's deviation, and d_in is 1")
         k = self.activation.k
         if k > self.n_latents:
             raise RequestError(f"autoencoder.activation.k {k} exceeds the {self.n_latents} latents: lower it")
@@ -107,7 +109,12 @@ class SparseAutoencoder(Autoencoder):
         """Forget what was read off buffers that have changed since."""
         self._dense = None
         self.silence.forget_count()
-        self._W_enc.tensor, self._W_dec.tensor = self.W_enc, self.W_dec  # they may have been exchanged
+        self._follow()
+
+    def _follow(self) -> None:
+        """Take the weights as the module has them now: they may have been exchanged."""
+        self._W_enc.follow(self.W_enc)
+        self._W_dec.follow(self.W_dec)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was compiled for this model alone: a copy compiles its own."""
@@ -123,11 +130,12 @@ class SparseAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
-        x = self._rows_of(x)
+        x = self._finite_rows(x)
         if len(x) == 0:
             return Codes.from_dense(self.W_enc.new_zeros(0, self.n_latents))
         if self._dense_only():
-            return Codes.from_dense(self.encode(x), self.active_above)
+            return Codes.from_dense(self._encode_dense(x), self.active_above)
+        self._follow()
         _, centered = self._in_units(x)
         support, a = finish(self.activation.search(self._W_enc, centered, self.b_enc, "exact"))
         view = SparseView(a, support)
@@ -144,15 +152,11 @@ class SparseAutoencoder(Autoencoder):
         return support.codes(self.activation.values(a, lambda parameter: parameter[chosen], self.b_enc, training=False))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        rows = self._rows_of(x)
-        if not rows.isfinite().all():  # no latent exceeds its threshold there: it would look like silence
-            wrong = int((~rows.isfinite()).any(1).sum())
-            raise RequestError(f"activations are not finite in {wrong:,} of {len(rows):,} rows: they have no codes")
-        if not self._dense_only():
-            z = self.encode_sparse(rows).dense()
-        else:
-            _, z, _ = self._dense_codes(self.normalizer(rows.to(self.W_enc)), training=False)
+        z = self._encode_dense(self._finite_rows(x)) if self._dense_only() else self.encode_sparse(x).dense()
         return z.reshape(*x.shape[:-1], self.n_latents)
+
+    def _encode_dense(self, rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows n_latents"]:
+        return self._dense_codes(self.normalizer(rows.to(self.W_enc)), training=False)[1]
 
     def decode(self, z: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction in raw units; under layer norm in each row's own (see `complete`)."""
@@ -163,6 +167,7 @@ class SparseAutoencoder(Autoencoder):
         """Return the reconstruction of sparse codes, as `decode` does."""
         if self._dense_only():
             return self.decode(codes.dense())
+        self._follow()
         support = Support.of(codes)
         x_hat = decode(codes.values.to(self.W_dec), self._W_dec, support) + self.b_dec
         return self.normalizer.inverse(x_hat)
@@ -186,6 +191,15 @@ class SparseAutoencoder(Autoencoder):
     def _rows_of(self, x: Any) -> Float[Tensor, "rows d_in"]:
         """Return activations of any axes as rows; RequestError where the last is not the model's width."""
         return of_width(x, self.d_in, "activations").reshape(-1, self.d_in)
+
+    def _finite_rows(self, x: Any) -> Float[Tensor, "rows d_in"]:
+        """Return activations as rows; RequestError where one is not finite: no latent exceeds its threshold there, and
+        that would look like silence."""
+        rows = self._rows_of(x)
+        if not rows.isfinite().all():
+            wrong = int((~rows.isfinite()).any(1).sum())
+            raise RequestError(f"activations are not finite in {wrong:,} of {len(rows):,} rows: they have no codes")
+        return rows
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 

@@ -102,8 +102,14 @@ class TopK(SparseActivation):
         return backend_for(W_enc.tensor).search(x, W_enc, b_enc, precision, k=self.k)
 
     def selected(self, a: Tensor, training: bool) -> tuple[Tensor, None]:
-        places = a.topk(min(self.k, a.shape[1]), dim=1, sorted=False).indices
-        return torch.zeros_like(a, dtype=torch.bool).scatter_(1, places, True), None
+        found = a.topk(min(self.k, a.shape[1]), dim=1)
+        if training:
+            return torch.zeros_like(a, dtype=torch.bool).scatter_(1, found.indices, True), None
+        # Of equals the lowest latents, as the search has them.
+        least = found.values[:, -1:]
+        above, equal = a > least, a == least
+        room = self.k - above.sum(1, keepdim=True)
+        return above | (equal & (equal.cumsum(1) <= room)), None
 
 
 class SignedTopK(TopK):

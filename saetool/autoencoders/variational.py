@@ -190,6 +190,7 @@ class Variational(Autoencoder):
         self, x: Float[Tensor, "batch d_in"], generator: torch.Generator
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch n_latents"]]:
         """Return each row's ELBO and its posterior mean."""
+        self._check(x)
         x = self._to_units(x)
         mean, log_variance = self._posterior(x)
         expected = self._expected_log_likelihood(x, mean, log_variance, lambda like: _normal(like, generator))
@@ -202,6 +203,9 @@ class Variational(Autoencoder):
 
         In nats, as densities of raw activations: mean and log-mean-exp of ln w = ln p(x, z) − ln q(z|x).
         """
+        if samples < 1:
+            raise RequestError(f"importance_bound: samples {samples}: at least one")
+        self._check(x)
         x = self._to_units(x)
         mean, log_variance = self._posterior(x)
         weights = []
@@ -278,6 +282,8 @@ class Variational(Autoencoder):
     def _set_probabilistic_pca(self, spectrum: Spectrum) -> None:
         """W = U (Λ − σ²)^½, q(z|x) = N(M⁻¹Wᵀ(x − mean), σ² M⁻¹), M = WᵀW + σ², which is diagonal for this W."""
         k = self.n_latents
+        if k > self.d_in:
+            raise RequestError(f"n_latents: {k} exceeds d_in {self.d_in}, which has no more components: choose fewer")
         noise = self.settings.noise**2 if self.settings.noise else float(spectrum.values[k:].mean())
         if not noise > math.exp(-LOG_VARIANCE_BOUND):
             raise RequestError(

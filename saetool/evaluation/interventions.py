@@ -4,11 +4,10 @@ The activation's part that the autoencoder does not explain is kept unless asked
 x + decode(z') − decode(z), for a linear decoder x + Σ_j (z'_j − z_j) W_dec,j with W_dec,j in raw units.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from saetool.activations.sites import refuse_other_site
 from saetool.autoencoders.base import Autoencoder
-from saetool.errors import RequestError, type_name
+from saetool.errors import RequestError, shown, type_name
 from saetool.training.heldout import reconstruct
 from saetool.vision.backbone import Backbone, Site
 from saetool.vision.hooks import Replacement
@@ -52,6 +51,8 @@ class Delta:
         return z + self.amount
 
 
+LARGEST = torch.finfo(torch.float32).max
+"""Of what a latent is changed by: activations are float32 or less."""
 Change = Scale | Value | Delta
 Chosen = Sequence[int] | Tensor | None
 """Which of an image's selected tokens change: all, some by index (patches are row-major), or a mask of booleans
@@ -187,8 +188,10 @@ def _checked(changes: Mapping[int, Change | float], n_latents: int) -> dict[int,
                 f"latent {latent}: {change!r} is no change; give Scale, Value or Delta, or a number to scale by"
             )
         amount = astuple(change)[0] if isinstance(change, Scale | Value | Delta) else change
-        if not math.isfinite(amount):
-            raise RequestError(f"latent {latent}: {change!r} is not finite; give a number")
+        if not isinstance(amount, Real) or isinstance(amount, bool):
+            raise RequestError(f"latent {latent}: {shown(amount)} is no number")
+        if not abs(amount) <= LARGEST:  # pyright: ignore[reportOperatorIssue]
+            raise RequestError(f"latent {latent}: {shown(change)} is not finite in float32; give a smaller number")
     return {int(k): c if isinstance(c, Scale | Value | Delta) else Scale(float(c)) for k, c in changes.items()}
 
 
@@ -199,12 +202,16 @@ def _mask(tokens: Chosen, count: int) -> Tensor | None:
         given = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError):
         raise RequestError(f"tokens: indices or a mask of booleans, not {type_name(tokens)}") from None
+    if given.ndim == 0:
+        raise RequestError(f"tokens: a list of indices, or a mask of booleans, not {shown(tokens)}")
     if given.dtype == torch.bool:
         if given.shape[-1] != count:
             raise RequestError(f"tokens: a mask over {given.shape[-1]} tokens, but an image has {count} here")
         if given.ndim > 2:
             raise RequestError(f"tokens: a mask is [tokens] or [batch, tokens], not {list(given.shape)}")
         return given
+    if given.ndim > 1:
+        raise RequestError("tokens: indices are of every image; for other tokens of each give a mask [batch, tokens]")
     if given.is_floating_point() and given.numel():
         raise RequestError("tokens: indices are whole numbers, or a mask of booleans")
     outside = [int(index) for index in given.flatten() if not 0 <= int(index) < count]

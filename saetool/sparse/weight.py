@@ -42,6 +42,12 @@ class Weight:
         self._copies: dict[type, Copy] = {}
         self._copied: dict[type, tuple[int, int]] = {}
 
+    def follow(self, tensor: Tensor) -> None:
+        """Take another tensor in the weight's place, where it is another one."""
+        if tensor is not self.tensor:
+            self.tensor = tensor
+            self._copied.clear()
+
     def copied(self, kind: type[C]) -> C:
         """Return the copy of this kind, as the weight is now."""
         copy, values = self._copies.get(kind), self.tensor.detach()

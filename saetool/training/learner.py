@@ -60,6 +60,11 @@ class Learner:
             for phase, start, stop in zip(phases, [0, *borders[:-1]], borders, strict=True)
         ]
         for where in self.phases:
+            if where.stop == where.start and settings.steps > 0:
+                raise RequestError(
+                    f"training.tokens: {settings.steps} steps leave none for the phase {where.name!r}: train longer, "
+                    "or without pretraining."
+                )
             if (steps := where.stop - where.start) > 0 and settings.warmup_steps >= max(steps, 2):
                 raise RequestError(
                     f"training.warmup_steps: {settings.warmup_steps} leaves nothing of the {steps} steps of the phase "

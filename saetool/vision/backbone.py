@@ -195,7 +195,7 @@ class Backbone:
         if "mean" in (site.tokens, self.tokens):
             raise RequestError("tokens: mean cannot be replaced in the model; use patches, cls or all")
         layout = self._layout_of(site.module)
-        chosen = {"patches": layout.patches, "cls": slice(0, 1)}.get(self.tokens, slice(None))
+        chosen = {"patches": layout.patches, "cls": slice(0, 1)}.get(site.tokens or self.tokens, slice(None))
 
         looked = self._output(site.module)
 

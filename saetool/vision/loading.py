@@ -78,7 +78,8 @@ def wrap(
         declared=None if grid is None else TokenLayout(prefix_tokens, grid),
         believed=grid is not None,
     )
-    return Backbone(parts, asked.layers, asked.tokens, "bf16" if parameter.dtype == torch.bfloat16 else "fp32")
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+    return Backbone(parts, asked.layers, asked.tokens, names.get(parameter.dtype, "fp32"))
 
 
 def _loader(name: str) -> Callable[[BackboneSettings, str, torch.device], Parts]:

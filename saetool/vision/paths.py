@@ -90,7 +90,9 @@ def _heads(model: nn.Module, path: str) -> tuple[int, nn.Linear]:
     attention = submodule(model, path)
     owners = [attention, *attention.children()]
     counts = [count for m in owners for name in _HEAD_COUNTS if isinstance(count := getattr(m, name, None), int)]
-    named = (find_module(attention, name) for name in _PROJECTIONS)
+    # A projection of a block itself (one that changes the width) is not that of the attention in it.
+    own = any(isinstance(getattr(attention, name, None), int) for name in _HEAD_COUNTS)
+    named = (find_module(attention, name) for name in _PROJECTIONS if own or "." in name)
     projection = next((module for module in named if isinstance(module, nn.Linear)), None)
     if isinstance(attention, nn.MultiheadAttention):
         projection = None  # it multiplies by the projection's weight and never calls it

@@ -97,8 +97,15 @@ def look(
             for place, (two, one) in enumerate(zip(together[path], alone[path], strict=False))
             if _belongs_to_images(two, one)
         ]
-        if found:
-            seen.outputs[path] = min(found, key=_rank)
+        best = min(found, key=_rank, default=None)
+        twins = [output for output in found if best and output.shape == best.shape]
+        if best and len(twins) > 1 and len(best.shape) == 2 and best.shape[0] == best.shape[1]:
+            seen.refused[path] = (
+                f"module {path!r} gives {len(twins)} outputs of shape {list(best.shape)}, of which one may be "
+                "attention weights: name one of its parts"
+            )
+        elif best:
+            seen.outputs[path] = best
         else:
             seen.refused[path] = _why(path, together[path], alone[path])
     return seen

@@ -102,3 +102,17 @@ def test_bad_requests_are_named():
             of(**wrong)
     with pytest.raises(RequestError, match=r"7 × 7 cells do not divide inputs of width 64"):
         require_grid(of(kind="patches", share=0.1, grid=(7, 7)), 64)
+
+
+@pytest.mark.parametrize(
+    ("corruption", "said"),
+    [
+        ({"kind": "masking", "share": 0.05, "exact": True}, "0.05 of 8 entries is none of them"),
+        ({"kind": "masking", "share": 0.95, "exact": True}, "0.95 of 8 entries is all of them"),
+        ({"kind": "patches", "share": 0.25, "grid": [2, 4], "side": 2}, "0.25 of 2 squares is none of them"),
+        ({"kind": "patches", "share": 0.75, "grid": [2, 4], "side": 2}, "0.75 of 2 squares is all of them"),
+    ],
+)
+def test_a_share_that_rounds_to_nothing_or_all_is_refused(corruption, said):
+    with pytest.raises(RequestError, match=said):
+        require_grid(of(**corruption), 8)

@@ -244,3 +244,22 @@ def test_bad_requests_are_named(rows, rows_stream):
 @pytest.mark.parametrize("noise", [1500.0, 6e-4])
 def test_a_noise_within_the_bounds_is_kept(noise):
     assert float(model_of(3, n_latents=2, noise=noise).double().noise_variance()) == pytest.approx(noise**2, rel=1e-4)
+
+
+def test_the_closed_form_has_no_more_latents_than_the_rows_have_components(rows, rows_stream):
+    model = model_of(6, n_latents=8, solver="closed_form", noise=0.1)
+    with pytest.raises(RequestError, match="n_latents: 8 exceeds d_in 6"):
+        model.fit(rows_stream(rows))
+
+
+def test_a_bernoulli_bound_of_values_that_are_no_probabilities_is_refused():
+    model, rows = model_of(5, n_latents=2, likelihood="bernoulli"), torch.full((2, 5), 3.0)
+    for ask in (
+        lambda: model.elbo(rows, torch.Generator()),
+        lambda: model.importance_bound(rows, 2, torch.Generator()),
+        lambda: model.summarize([rows], 0),
+    ):
+        with pytest.raises(RequestError, match="likelihood: bernoulli"):
+            ask()
+    with pytest.raises(RequestError, match="samples 0: at least one"):
+        model.importance_bound(rows / 3, 0, torch.Generator())

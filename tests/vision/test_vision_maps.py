@@ -1,5 +1,7 @@
 """Convolutional maps and vectors are tokens; stages are layers; heads and inputs have paths."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -191,3 +193,67 @@ def test_the_readout_finds_the_head_of_a_hierarchy():
     images = torch.randn(2, 3, 160, 160)
     embedding, logits = Readout(backbone, "head.fc")(images)
     torch.testing.assert_close(backbone.model.head.fc(embedding), logits)
+
+
+class Attention(nn.Module):
+    num_heads = 2
+
+    def __init__(self, d):
+        super().__init__()
+        self.proj = nn.Linear(d, d)
+
+    def forward(self, h):
+        return self.proj(h)
+
+
+class Widening(nn.Module):
+    """A block with a projection of its own, to another width, beside the attention in it."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.attn, self.proj = Attention(d), nn.Linear(d, d)
+
+    def forward(self, h):
+        return self.proj(h) + self.attn(h)
+
+
+class Seeing(nn.Module):
+    """Sixteen patches of width `d`; its blocks give (weights, tokens), or tokens alone."""
+
+    def __init__(self, d, block=None):
+        super().__init__()
+        self.embed, self.b = nn.Conv2d(3, d, 4, 4), nn.ModuleList([block or nn.Identity()])
+        self.weights = block is None
+
+    def forward(self, pictures):
+        h = self.embed(pictures).flatten(2).transpose(1, 2)
+        for block in self.b:
+            h = block((torch.softmax(h @ h.mT, -1), h))[1] if self.weights else block(h)
+        return h.mean(1)
+
+
+def test_a_projection_of_the_block_itself_is_not_its_attentions():
+    model = Seeing(8, Widening(8))
+    with pytest.raises(RequestError, match="does not show its heads"):
+        wrap(model, ["b.0.heads"], image_size=16)
+    assert wrap(model, ["b.0.attn.heads"], image_size=16).forward_to(torch.rand(1, 3, 16, 16))[0].shape == (1, 16, 8)
+
+
+def test_tokens_that_cannot_be_told_from_attention_weights_are_refused():
+    assert wrap(Seeing(24), ["b.0"], image_size=16).forward_to(torch.rand(1, 3, 16, 16))[0].shape == (1, 16, 24)
+    with pytest.raises(RequestError, match=r"2 outputs of shape \[16, 16\], of which one may be attention weights"):
+        wrap(Seeing(16), ["b.0"], image_size=16)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "fp16"), (torch.float64, "fp64"), (torch.float32, "fp32")])
+def test_the_precision_is_that_of_the_module(dtype, name):
+    assert wrap(Seeing(8, Widening(8)).to(dtype), ["b.0"], image_size=16).describe()["precision"] == name
+
+
+def test_a_site_of_other_tokens_is_replaced_at_those():
+    backbone = load("timm/test_vit", 2)
+    site = dataclasses.replace(backbone.site(2), tokens="cls")
+    seen = []
+    with backbone.replacing(site, lambda tokens: seen.append(tokens.shape) or tokens):
+        backbone.output(torch.randn(3, 3, 160, 160))
+    assert seen == [(3, 1, 64)]
