@@ -242,6 +242,7 @@ def _strongest(codes: Codes, tokens: int) -> dict[str, list]:
     kept = place < STRONGEST
     return {
         "counts": np.minimum(counts, STRONGEST).tolist(),
+        "most": STRONGEST,
         "latents": latent[kept].tolist(),
         "values": [float(f"{one:.6g}") for one in value[kept]],
     }

@@ -65,7 +65,7 @@ saetool.charts = (() => {
     const yHigh = bound(ys);
     const yLow = Math.min(0, ...ys);
     const xRange = [Math.min(...xs), Math.max(...xs)];
-    const percent = (v) => format("share", v).replace(/\.?0+%/, "%");
+    const percent = (v) => format("tick", v);
     const area = axes({ width, height, x: xRange, y: [yLow, yHigh], label: `${chart.title} during training`, yText: chart.share ? percent : short, xTitle: chart.clock === "step" ? "steps" : "activations seen" });
     const hues = colors(chart);
     chart.series.forEach((one, k) => {
@@ -170,7 +170,7 @@ saetool.charts = (() => {
   const powerText = (v) => `10${v < 0 ? "⁻" : ""}${String(Math.abs(v)).replace(/\d/g, (d) => SUPERSCRIPT[d])}`;
 
   /** Return a power of ten as a percentage: −2 is 1%. */
-  const percentPower = (v) => format("share", 10 ** v).replace(/\.?0+%/, "%");
+  const percentPower = (v) => format("tick", 10 ** v);
 
   /** Return a bar of a share with a tick at its base rate, for a cell of a table. */
   function shareBar(share, base, note) {

@@ -183,7 +183,9 @@ saetool.format = (() => {
     share,
     value,
     unit: (number) => digits(number, 3),
-    signed: (number) => (number < 0 ? "−" : "+") + digits(Math.abs(number), 3),
+    signed: (number) => `${Math.abs(number) < 0.0005 ? "" : number < 0 ? "−" : "+"}${digits(Math.abs(number), 3)}`,
+    // A tick of an axis: a share without zeros behind it.
+    tick: (number) => share(number).replace(/(\.\d*?)0+%$/, "$1%").replace(".%", "%"),
     probability: (number) => (number === 0 ? "< 10⁻³⁰⁰" : number < 0.001 ? scientific(number) : digits(number, 3)),
     flag: (number) => (number ? "yes" : "no"),
   };

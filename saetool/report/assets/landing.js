@@ -83,7 +83,7 @@
     const label = by("label");
     by("label-field").hidden = model.labels.length < 2;
     label.replaceChildren(...model.labels.map((name) => option(name, name.slice(0, 60), name === model.filters.label)));
-    label.addEventListener("change", () => model.set({ label: label.value }));
+    label.addEventListener("change", () => model.setLabel(label.value));
     by("clear").addEventListener("click", () => model.set(presets[0].filters()));
     by("csv").addEventListener("click", () => saetool.download.csv(model));
     by("svg").addEventListener("click", () => saetool.download.svg(by("frequencies").querySelector("svg"), "frequencies.svg"));

@@ -82,6 +82,14 @@ saetool.model = (() => {
       this.set({ ranges: none ? others : [...others, { key, low, high }] });
     }
 
+    /** Choose a label; filters and order by a statistic of the one before are of this one now. */
+    setLabel(label) {
+      const { label: before, ranges, sort } = this.filters, [, down, key] = sort.match(/^(-?)(.*)$/);
+      const moved = (from) => (from.startsWith(`${before}.`) ? `${label}${from.slice(before.length)}` : from);
+      const kept = ranges.map((range) => ({ ...range, key: moved(range.key) })).filter((range) => this.byKey.has(range.key));
+      this.set({ label, ranges: kept, sort: this.sortable(moved(key)) ? `${down}${moved(key)}` : "latent" });
+    }
+
     range(key) {
       return this.filters.ranges.find((range) => range.key === key) ?? { key, low: -Infinity, high: Infinity };
     }

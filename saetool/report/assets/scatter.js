@@ -75,7 +75,7 @@ saetool.scatter = (() => {
       context.textAlign = "center";
       for (const v of charts.logTicks(...this.rangeX)) {
         this.line(context, this.across(v), MARGIN.top, this.across(v), this.height - MARGIN.bottom);
-        context.fillText(format("share", 10 ** v).replace(/\.?0+%/, "%"), this.across(v), this.height - MARGIN.bottom + 14);
+        context.fillText(format("tick", 10 ** v), this.across(v), this.height - MARGIN.bottom + 14);
       }
       context.textAlign = "right";
       for (const v of charts.logTicks(...this.rangeY)) {
@@ -103,7 +103,7 @@ saetool.scatter = (() => {
       const color = this.coloring(style);
       const radius = this.members.length > 4000 ? 1.6 : 2.4;
       for (const pass of [0, 1]) {
-        context.globalAlpha = pass ? 0.8 : 0.28;
+        context.globalAlpha = pass ? 0.8 : 0.1;
         context.fillStyle = style.getPropertyValue("--muted");
         for (const i of this.members) {
           if (this.model.mask[i] !== pass) continue;
@@ -219,7 +219,7 @@ saetool.scatter = (() => {
       this.tip.hidden = false;
       const left = this.across(this.x[latent]), top = this.down(this.y[latent]);
       this.tip.style.setProperty("left", `${Math.min(Math.max(left - 150, 0), Math.max(this.width - 300, 0))}px`);
-      this.tip.style.setProperty("top", `${top > 150 ? top - 130 : top + 14}px`);
+      this.tip.style.setProperty("top", `${top > 150 ? top - 145 : top + 14}px`);
       const found = await crops.glimpse(latent);
       if (this.tipped === latent) stamps.replaceChildren(...found);
     }

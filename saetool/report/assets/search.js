@@ -130,11 +130,11 @@ saetool.classes = (() => {
       found.push(h("a.class-latent", { href: `latent.html#latent=${latent}`, title: words, "data-latent": latent },
         crops.crop(facts, crops.at(facts, chunk, i), { alt: "" }), h("span", {}, String(latent)), h("span.muted.number", {}, format("unit", Number.isNaN(unseen) ? chunk.auroc[i] : unseen))));
     }
-    const listed = `index.html#${new URLSearchParams([["q", `"${name}"`], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`]])}`;
+    const listed = `index.html#${new URLSearchParams([["q", `"${name}"`], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`], ["range", `${label}.q_value::0.05`], ["range", "image_count:8:"]])}`;
     return h("section.answer.class", { "data-class": name.slice(0, 200) },
       h("h2", {}, h("span", { dir: "auto" }, name.slice(0, 200)), h("span.muted", { dir: "auto" }, ` ${label.slice(0, 60)} · ${format("count", images)} images, base rate ${format("share", share)}`)),
       found.length ? h("div.class-latents", {}, ...found) : h("p.muted", {}, "No latent is surely associated with it."),
-      total ? h("a", { href: listed }, `All latents that tell it apart best, in the table`) : null);
+      total ? h("a", { href: listed }, "Latents whose best class it is, in the table") : null);
   }
 
   return { entry };

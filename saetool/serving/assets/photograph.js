@@ -6,6 +6,7 @@
   const by = (id) => document.getElementById(id);
   const MOST = 24;
   const state = { patch: 0, latent: -1, changes: new Map() };
+  let looking = false; // whether a new picture is on its way
   let turn = 0; // counts what was asked: an older answer must not be drawn over a newer one
 
   async function ask(address, body) {
@@ -32,14 +33,20 @@
 
   async function look(name, address, body) {
     const mine = ++turn;
+    looking = true;
+    clearTimeout(state.waiting);
     by("problem").hidden = true;
     document.body.dataset.state = "asking";
     say(`Looking at ${name} …`);
     try {
       const [found, site_, weights] = await Promise.all([ask(address, body), site.ready, load("weights")]);
-      if (mine === turn) show(found, site_.values.n_images, weights);
+      if (mine !== turn) return;
+      looking = false;
+      show(found, site_.values.n_images, weights);
     } catch (error) {
-      if (mine === turn) fail(error);
+      if (mine !== turn) return;
+      looking = false;
+      fail(error);
     }
   }
 
@@ -59,7 +66,7 @@
     frame.style.setProperty("--ratio", found.width / found.height);
     by("picture").replaceChildren(frame);
     Object.assign(state, { frame, cursor: h("span.cursor") });
-    const facts = [["File", found.name], ["Size", `${found.width} × ${found.height}`], ["Latents that fire", format("count", state.latents.length)], ["Unexplained (FVU) here", format("unit", found.unexplained)], ["On held-out images", format("unit", usual)]];
+    const facts = [["File", found.name], ["Size", `${found.width} × ${found.height}`], ["Latents that fire", `${found.counts.includes(found.most) ? "at least " : ""}${format("count", state.latents.length)}`], ["Unexplained (FVU) here", format("unit", found.unexplained)], ["On held-out images", format("unit", usual)]];
     by("facts").replaceChildren(...facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { dir: "auto" }, value))));
     by("far").hidden = !(usual !== null && found.unexplained > 2 * usual);
     for (const id of ["hint", "patch-section"]) by(id).hidden = grid === null;
@@ -84,7 +91,7 @@
   function line({ latent, value, note }) {
     const light = () => highlight(latent);
     const share = `fires on ${format("share", state.weights.image_count[latent] / state.n)} of images`;
-    const off = state.changes.has(latent);
+    const off = state.changes.get(latent) === 0;
     return h("li", { "data-latent": latent, onpointerenter: light, onfocusin: light },
       h("a.neighbor", { href: list.address(latent, ""), target: "_blank", rel: "noopener" }, crops.stamps(latent, 3), h("span", {}, `Latent ${latent}`, h("span.muted.note", {}, [note, share].filter(Boolean).join(" · "))), h("span.number", {}, format("value", value))),
       fixed ? null : h(off ? "button.chip.on" : "button.chip", { type: "button", "aria-pressed": String(off), "aria-label": `Switch latent ${latent} off`, onclick: () => toggle(latent) }, "off"));
@@ -129,7 +136,8 @@
   }
 
   function toggle(latent) {
-    if (!state.changes.delete(latent)) state.changes.set(latent, 0);
+    if (state.changes.get(latent) === 0) state.changes.delete(latent);
+    else state.changes.set(latent, 0);
     lists();
     controls();
     changed();
@@ -160,18 +168,27 @@
     by("here").parentElement.hidden = state.grid === null;
   }
 
+  const active = () => [...state.changes].filter(([, factor]) => factor !== 1);
+
+  /** Return a difference of shares in points, without a sign where it rounds to nothing. */
+  function points(difference) {
+    const size = (100 * Math.abs(difference)).toFixed(1);
+    return `${size === "0.0" ? "" : difference > 0 ? "+" : "−"}${size} points`;
+  }
+
   const times = (factor) => (factor === 0 ? "off" : `× ${factor}`);
 
   /** Ask the model anew, once the reader's hand rests. */
   function changed() {
+    if (looking) return; // a new picture comes, and begins without changes
     const mine = ++turn;
     document.body.dataset.state = "asking";
     clearTimeout(state.waiting);
     state.waiting = setTimeout(async () => {
       const patches = by("here").checked && state.grid ? [state.patch] : null;
       try {
-        const found = state.changes.size
-          ? await ask("api/answers", JSON.stringify({ picture: state.found.picture, changes: Object.fromEntries(state.changes), patches }))
+        const found = active().length
+          ? await ask("api/answers", JSON.stringify({ picture: state.found.picture, changes: Object.fromEntries(active()), patches }))
           : state.found.answer;
         if (mine !== turn) return;
         by("problem").hidden = true;
@@ -184,11 +201,11 @@
   }
 
   function answer({ classes, cosine, matched }) {
-    const one = state.changes.size;
+    const one = active().length;
     by("changed").textContent = one
       ? `The final embedding keeps a cosine of ${cosine.after.toFixed(4)} to what it was; with ${matched.length} other latent${matched.length === 1 ? "" : "s"} of nearest strength here changed as much (${matched.slice(0, 8).join(", ")}${matched.length > 8 ? ", …" : ""}), of ${cosine.others.toFixed(4)}.`
       : fixed ? "This model's latents are of means over patches, which cannot be put back: none can be switched off." : "Switch a latent off to see what changes.";
-    const moved = (before, after) => h("td", {}, format("share", after), before === after ? null : h("span.muted.note", {}, `${after > before ? "+" : "−"}${(100 * Math.abs(after - before)).toFixed(1)} points`));
+    const moved = (before, after) => h("td", {}, format("share", after), before === after ? null : h("span.muted.note", {}, points(after - before)));
     by("classes").replaceChildren(...classes.map(({ name, before, after, others }) =>
       h("tr", { "data-class": name }, h("th", { scope: "row", dir: "auto" }, name), h("td", {}, format("share", before)), one ? moved(before, after) : h("td"), one ? moved(before, others) : h("td"))));
     by("classes").parentElement.hidden = classes.length === 0;
