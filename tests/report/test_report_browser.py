@@ -97,6 +97,8 @@ def test_hovering_the_plane_shows_pictures(reader, run):
     latent = int(page.locator(".tip strong").inner_text().removeprefix("Latent "))
     frequency = pq.read_table(run.features.path / "latents.parquet")["token_frequency"][latent].as_py()
     assert 0.02 <= frequency <= 0.03
+    page.wait_for_timeout(300)
+    assert page.locator(".tip").is_visible()  # the pointer is still over the plane
 
 
 def test_the_value_below_the_pointer_and_the_hottest_cell(reader, run):
@@ -401,3 +403,16 @@ def test_24576_latents_load_scroll_and_sort_in_a_few_dozen_rows(open_site, wide)
     page.wait_for_selector(".row[data-latent='24575']")
     page.locator(".head button").nth(2).click()
     assert page.locator(".body .row").count() < 60
+
+
+def test_another_label_takes_the_filters_and_the_order_by_the_one_before_along(reader):
+    page = reader.open("index.html")
+    page.wait_for_selector("body[data-ready]")
+    first, second = [o.get_attribute("value") for o in page.locator("#label option").all()][:2]
+    page.click("[data-preset='Most associated with a label']")
+    for label in (second, first):
+        page.select_option("#label", label)
+        filters = page.evaluate("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
+        sort, other = filters.get("sort", "latent").removeprefix("-"), first if label == second else second
+        assert sort == "latent" or sort.startswith(f"{label}.")
+        assert not filters.get("range", "").startswith(f"{other}.")

@@ -78,6 +78,13 @@ def test_a_slider_doubles_a_latent(page, session):
     wanted = session.change(found["picture"], {latent: 2.0})["cosine"]["after"]
     page.wait_for_selector(f"#changed:has-text('{wanted:.4f}')")
     assert page.locator("#changes .number").inner_text() == "× 2"
+    assert page.locator("#image-latents li button").first.get_attribute("aria-pressed") == "false"
+    page.locator("#image-latents li button").first.click()  # off, and on again
+    page.locator("#image-latents li button").first.click()
+    assert page.locator("#changes li").count() == 0
+    page.locator("#image-latents li button").first.click()
+    page.locator("#changes input").fill("1")
+    page.wait_for_selector("#changed:has-text('Switch a latent off')")
 
 
 def test_a_dropped_and_a_pasted_picture_are_taken_and_what_is_none_is_said(page):
@@ -156,6 +163,22 @@ def test_a_slow_answer_is_not_drawn_over_a_later_one(page):
     page.wait_for_selector("body[data-late]")
     page.wait_for_timeout(100)
     assert page.locator("#facts dd").first.inner_text() == "fast.png"
+
+
+def test_a_latent_switched_while_a_new_picture_comes_does_not_lose_it(page):
+    give(page, png(22), "first.png")
+    page.evaluate("""() => {
+      const ask = fetch;
+      window.fetch = async (...given) => {
+        const reply = await ask(...given);
+        await new Promise((go) => setTimeout(go, 500));
+        return reply;
+      };
+    }""")
+    page.set_input_files("#file", {"name": "second.png", "mimeType": "image/png", "buffer": png(23)})
+    page.locator("#image-latents li button").first.click()
+    page.wait_for_selector("#facts dd:has-text('second.png')")
+    assert page.locator("#changes li").count() == 0
 
 
 def test_latents_of_means_over_patches_offer_no_switch(browser, place, tmp_path):

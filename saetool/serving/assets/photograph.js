@@ -157,8 +157,10 @@
     by("changes").replaceChildren(...[...state.changes].map(([latent, factor]) => {
       const words = h("span.number", {}, times(factor));
       const slide = (event) => {
-        state.changes.set(latent, Number(event.target.value));
-        words.textContent = times(Number(event.target.value));
+        const now = Number(event.target.value), switched = (now === 0) !== (state.changes.get(latent) === 0);
+        state.changes.set(latent, now);
+        words.textContent = times(now);
+        if (switched) lists();
         changed();
       };
       return h("li", { "data-changed": latent }, h("label.field", {}, `Latent ${latent}`, h("input", { type: "range", min: 0, max: 4, step: 0.25, value: factor, oninput: slide }), words),
