@@ -76,10 +76,11 @@ def require_groups(store: "ActivationStore", held_out: Mapping[str, Any]) -> Non
             "Choose a rule that makes more of them."
         )
     if share > TOLD_FROM * held_out["share"]:
-        groups = len(set(group_keys(store, grouping)))
+        groups, block = len(set(group_keys(store, grouping))), _block(grouping, store.n_images)
+        of = f" of {block:,}" if block is not None else ""
         say(
-            f"{store.artifact.path}: images.group {_said(rule)} makes {groups:,} groups, and holds out {share:.0%} of "
-            f"the images, not {held_out['share']:.0%}."
+            f"{store.artifact.path}: images.group {_said(rule)} makes {groups:,} groups{of}, and holds out {share:.0%} "
+            f"of the images, not {held_out['share']:.0%}."
         )
 
 
@@ -106,11 +107,16 @@ LEAST_BLOCKS = 20
 """Blocks of neighbors that any number of images falls into, as far as there are so many."""
 
 
+def _block(grouping: Grouping, images: int) -> int | None:
+    """Return how many images stand in a block: a twentieth of all at the most; None for other rules."""
+    return None if grouping.block is None else max(1, min(grouping.block, images // LEAST_BLOCKS))
+
+
 def group_key(row: Mapping[str, Any], place: int, grouping: Grouping, images: int) -> str | None:
     """Return what names an image's group: by its label, its path, or its place among all `images`; None where the rule
     says nothing of it."""
-    if grouping.block is not None:
-        return f"block {place // max(1, min(grouping.block, images // LEAST_BLOCKS))}"
+    if (block := _block(grouping, images)) is not None:
+        return f"block {place // block}"
     if grouping.column is not None:
         value = row.get(grouping.column)
         return None if value is None else f"{grouping.column} {value}"
