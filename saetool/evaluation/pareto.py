@@ -17,7 +17,7 @@ _LEGEND = """\\* on the frontier: no other row has at most its L0 and at most it
 - L0: active latents a token, on average.
 - FVU: the share of the variance that is not explained, its 95 % interval over images, or groups of them, beside it.
 - cosine: between activations and reconstructions.
-- dead: latents silent on all held-out images; dense: latents active on more than one token in ten.
+- silent: latents that never fire on held-out images; dense: latents active on more than one token in ten.
 - Rows that are no members are baselines, at the L0 of the member in brackets."""
 _OF_SITES = """
 - Each layer has its own table: FVU is a share of that layer's variance, so rows of two tables are not compared."""
@@ -160,4 +160,4 @@ def _plane(points: Sequence[dict[str, Any]]) -> str:
         name = row["name"] + (" *" if row["frontier"] else "")
         rows.append([name, f"{row['n_latents']:,}", number(row["l0"], ".1f"), fvu, number(row["cosine"])])
         rows[-1] += [f"{row['dead']:,}", f"{row['dense']:,}"]
-    return markdown_table(["model", "latents", "L0", "FVU [95 %]", "cosine", "dead", "dense"], rows) + "\n"
+    return markdown_table(["model", "latents", "L0", "FVU [95 %]", "cosine", "silent", "dense"], rows) + "\n"

@@ -73,7 +73,7 @@ def _quality(evaluation: dict[str, Any]) -> list[Table]:
         "Difference: to this autoencoder's FVU, image by image. "
         "γ: Σ‖x̂‖² / Σ x̂·x, 1 is unbiased; centered: after the mean is taken off."
     )
-    columns = ["model", "FVU", "difference", "L0", "L1", "cosine", "γ", "γ centered", "dead", "dense"]
+    columns = ["model", "FVU", "difference", "L0", "L1", "cosine", "γ", "γ centered", "silent", "dense"]
     tables = [_table("On held-out images", note, columns, body)]
     if "binarity" in held_out:
         found = held_out["binarity"]

@@ -175,7 +175,7 @@ def test_the_sweep_summary_puts_members_and_baselines_on_one_plane(place, store,
     rows, legend = table.split("\n\n", 1)
     assert len(rows.splitlines()) == len(names) + 2
     columns = [cell.strip() for cell in rows.splitlines()[0].split("|")[3:-1]]
-    assert columns == ["L0", "FVU [95 %]", "cosine", "dead", "dense"]
+    assert columns == ["L0", "FVU [95 %]", "cosine", "silent", "dense"]
     assert all(f"{column.split()[0]}:" in legend for column in columns)
     assert all(mark in legend for mark in ("\\* on the frontier", "–"))
     assert "tables are not compared" not in legend
