@@ -215,6 +215,16 @@ def of_width(given: Any, width: int, what: str) -> Tensor:
     return given
 
 
+def finite_rows(x: Any, width: int) -> Tensor:
+    """Return activations [..., width] as rows; RequestError where one is not finite: it has no code, and no latent
+    exceeds its threshold there, which would look like silence."""
+    rows = of_width(x, width, "activations").reshape(-1, width)
+    if not rows.isfinite().all():
+        wrong = int((~rows.isfinite()).any(1).sum())
+        raise RequestError(f"activations are not finite in {wrong:,} of {len(rows):,} rows: they have no codes")
+    return rows
+
+
 class Autoencoder(nn.Module):
     """A map from raw activations [batch, d_in] to latents [batch, n_latents] and back.
 

@@ -16,7 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saetool import distributed
-from saetool.autoencoders.base import UNKNOWN, Autoencoder, Loss, Normalizer, Step, Stream, Training, of_width
+from saetool.autoencoders.base import (
+    UNKNOWN,
+    Autoencoder,
+    Loss,
+    Normalizer,
+    Step,
+    Stream,
+    Training,
+    finite_rows,
+    of_width,
+)
 from saetool.autoencoders.sparse_activations import ACTIVATIONS, Gated, JumpRelu, Sigmoid
 from saetool.autoencoders.sparse_dead import (
     DeadLatentTracker,
@@ -29,7 +39,15 @@ from saetool.autoencoders.sparse_dead import (
 )
 from saetool.autoencoders.sparse_initial import initialize_sparse
 from saetool.autoencoders.sparse_penalties import PenaltyWeight, kl_penalty
-from saetool.autoencoders.sparse_settings import AuxK, KlPenalty, NoRevival, PreActivation, Resample, SparseSettings
+from saetool.autoencoders.sparse_settings import (
+    AuxK,
+    KlPenalty,
+    NoRevival,
+    PreActivation,
+    Resample,
+    SparseSettings,
+    require_width,
+)
 from saetool.autoencoders.sparse_views import Begun, DenseView, Error, Selected, SparseView, View, product
 from saetool.errors import RequestError
 from saetool.sparse.adam import Gains, RowRule, SparseAdam
@@ -88,17 +106,8 @@ class SparseAutoencoder(Autoencoder):
         self.register_buffer("mean_l0", torch.zeros(()))
         if isinstance(self.activation, Sigmoid):
             self.active_above = SIGMOID_ACTIVE
-        if settings.normalize == "layer_norm" and d_in < 2:
-            raise RequestError("autoencoder.normalize: layer_norm divides by a row's deviation, and d_in is 1")
-        k = self.activation.k
-        if k > self.n_latents:
-            raise RequestError(f"autoencoder.activation.k {k} exceeds the {self.n_latents} latents: lower it")
+        require_width(settings, d_in, self.n_latents)
         prefixes = list(settings.matryoshka or ())
-        if prefixes and prefixes[-1] > self.n_latents:
-            raise RequestError(
-                f"matryoshka prefix {prefixes[-1]} exceeds the {self.n_latents} latents that expansion "
-                f"{settings.expansion} makes of inputs of width {d_in}: lower it"
-            )
         self.prefixes = [p for p in prefixes if p < self.n_latents] + [self.n_latents] if prefixes else None
         self._W_enc, self._W_dec = Weight(self.W_enc), Weight(self.W_dec)
         self._dense: bool | None = None
@@ -126,11 +135,9 @@ class SparseAutoencoder(Autoencoder):
         penalty = self.settings.penalty
         return not isinstance(penalty, KlPenalty) and getattr(penalty, "norm", "unit") == "unit"
 
-    # --- inference ---------------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
-        x = self._finite_rows(x)
+        x = finite_rows(x, self.d_in)
         if len(x) == 0:
             return Codes.from_dense(self.W_enc.new_zeros(0, self.n_latents))
         if self._dense_only():
@@ -152,7 +159,7 @@ class SparseAutoencoder(Autoencoder):
         return support.codes(self.activation.values(a, lambda parameter: parameter[chosen], self.b_enc, training=False))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        z = self._encode_dense(self._finite_rows(x)) if self._dense_only() else self.encode_sparse(x).dense()
+        z = self._encode_dense(finite_rows(x, self.d_in)) if self._dense_only() else self.encode_sparse(x).dense()
         return z.reshape(*x.shape[:-1], self.n_latents)
 
     def _encode_dense(self, rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows n_latents"]:
@@ -187,19 +194,6 @@ class SparseAutoencoder(Autoencoder):
     def encoder_directions(self) -> Float[Tensor, "n_latents d_in"]:
         """Return each latent's encoder row as it acts on raw activations."""
         return self.W_enc.detach() * self.normalizer.factor
-
-    def _rows_of(self, x: Any) -> Float[Tensor, "rows d_in"]:
-        """Return activations of any axes as rows; RequestError where the last is not the model's width."""
-        return of_width(x, self.d_in, "activations").reshape(-1, self.d_in)
-
-    def _finite_rows(self, x: Any) -> Float[Tensor, "rows d_in"]:
-        """Return activations as rows; RequestError where one is not finite: no latent exceeds its threshold there, and
-        that would look like silence."""
-        rows = self._rows_of(x)
-        if not rows.isfinite().all():
-            wrong = int((~rows.isfinite()).any(1).sum())
-            raise RequestError(f"activations are not finite in {wrong:,} of {len(rows):,} rows: they have no codes")
-        return rows
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 

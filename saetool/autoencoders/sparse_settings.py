@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from saetool.autoencoders.base import FamilySettings, Normalize
+from saetool.errors import RequestError
 from saetool.settings import Settings
 
 # --- activations: pre-activations to latents -------------------------------------------------------------------------
@@ -247,6 +248,20 @@ class SparseSettings(FamilySettings):
             if complaint := ask(self):
                 raise ValueError(complaint)
         return self
+
+
+def require_width(settings: SparseSettings, d_in: int, n_latents: int) -> None:
+    """Raise RequestError where settings do not go with a width that only the rows tell."""
+    k, prefixes = getattr(settings.activation, "k", 0), settings.matryoshka or ()
+    if settings.normalize == "layer_norm" and d_in < 2:
+        raise RequestError("autoencoder.normalize: layer_norm divides by a row's deviation, and d_in is 1")
+    if k > n_latents:
+        raise RequestError(f"autoencoder.activation.k {k} exceeds the {n_latents} latents: lower it")
+    if prefixes and prefixes[-1] > n_latents:
+        raise RequestError(
+            f"matryoshka prefix {prefixes[-1]} exceeds the {n_latents} latents that expansion {settings.expansion} "
+            f"makes of inputs of width {d_in}: lower it"
+        )
 
 
 def _penalty_complaint(settings: SparseSettings) -> str | None:

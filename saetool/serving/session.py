@@ -231,7 +231,7 @@ def matched_latents(mass: Mapping[int, float], changes: Mapping[int, float]) -> 
     return found
 
 
-def _strongest(codes: Codes, tokens: int) -> dict[str, list]:
+def _strongest(codes: Codes, tokens: int) -> dict[str, Any]:
     """Return each token's strongest latents, strongest first, as run-length coded lists."""
     row, latent = codes.row_of_entry().cpu().numpy(), codes.latents.cpu().numpy()
     value = codes.values.float().cpu().numpy()
