@@ -10,7 +10,7 @@ from pathlib import Path
 from saetool.errors import RequestError
 from saetool.images.folder import FolderSource
 from saetool.images.sampling import ALL, Sample
-from saetool.images.source import Label, LabelColumn
+from saetool.images.source import Label, LabelColumn, digest_labels
 
 ATTRIBUTION = (
     "ELPV dataset: C. Buerhop-Lutz, S. Deitsch, A. Maier, F. Gallwitz, S. Berger, B. Doll, J. Hauch, C. Camus, "
@@ -34,6 +34,9 @@ class ElpvSource(FolderSource):
             LabelColumn("defect_probability", "number"),
         ]
         self._judged = _read_labels(folder / "labels.csv")
+
+    def labels_digest(self) -> str:
+        return digest_labels({self.path(i): self._judged[self.path(i)] for i in range(len(self))})
 
     def labels(self, i: int) -> dict[str, Label]:
         """Return type, defect (probability above one half) and defect_probability (0, 1/3, 2/3 or 1)."""

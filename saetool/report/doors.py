@@ -102,7 +102,7 @@ def labels_chunk(interest: Interest) -> bytes:
     images, patches = interest.places.of_group("top").first(files.n_latents, 1)
     shown = [np.where(found >= 0, one[np.maximum(found, 0), 0], -1) for one in (images, patches)]
     arrays = crops(interest.words.facts, *shown) | {"latent": found.astype(np.int32), "classes": text(classes)}
-    return pack("labels", arrays | values, {"each": PER_CLASS})
+    return pack("labels", arrays | values, {"each": PER_CLASS, "max_q": MAX_Q, "min_images": MIN_IMAGES})
 
 
 def _sure(latents: pa.Table, statistics: pa.Table, latent: np.ndarray) -> np.ndarray:

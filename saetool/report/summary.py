@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from saetool.artifacts import Artifact
-from saetool.training.concerns import concerns, measured_on
+from saetool.training.concerns import concerns, is_sparse, measured_on
 
 _POINT = ("name", "kind", "l0", "fvu", "fvu_interval", "frontier")
 """What the plane draws of a point; links are the overview's own."""
@@ -55,9 +55,8 @@ def verdict(content: dict, model: dict, evaluated: dict[str, Any]) -> str:
             parts[0] += f" with {l0:.0f} latents a {tokens}"
     if parts:
         beside = [("PCA", "PCA, as sparse: {}"), ("PCA, fixed", "PCA, as many fixed components: {}")]
-        # Codes of other families are not sparse, as fixed components are not.
-        sparse = model.get("family") in (None, "sparse")
-        for name, words in beside if sparse else beside[1:]:
+        # A code that is not sparse has every latent, as fixed components are all there.
+        for name, words in beside if is_sparse(model, final) else beside[1:]:
             found = evaluated.get("baselines") or []
             known = [one["numbers"].get("explained_variance") for one in found if one.get("name") == name]
             if known and known[0] is not None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from saetool.autoencoders.families import OWN
 from saetool.autoencoders.sparse_settings import REVIVALS, SELECTING
 
 MOST_SILENT = 0.2
@@ -18,7 +19,6 @@ LEAST_FIRINGS = 1500
 them 5 to 15 % of the latents fell silent (docs/settings.md)."""
 FEW = 0.1
 """Share of active latents below which the code of a user's own family counts as sparse."""
-DENSE_FAMILIES = ("linear", "dense", "denoising", "contractive", "variational")
 
 
 def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) -> list[str]:
@@ -32,7 +32,7 @@ def concerns(model: dict[str, Any], evaluation: dict[str, Any] | None = None) ->
     final = {key: held_out[key]["value"] for key in ("fvu", "l0")} if held_out else model.get("final") or {}
     if held_out:
         final |= {"dead_share": held_out["dead"] / held_out["n_latents"], "rows": held_out.get("tokens")}
-    sparse, memorized = _is_sparse(model, final), _memorized(model, evaluation)
+    sparse, memorized = is_sparse(model, final), _memorized(model, evaluation)
     # Where images are learned by heart, more passes over the same ones are no way out.
     more = "train on more images" if memorized else "train on more tokens (training.tokens)"
     found = [
@@ -63,10 +63,10 @@ def _fewer(model: dict[str, Any]) -> str:
     return f"fewer latents (autoencoder.{'expansion' if _settings(model).get('expansion') else 'n_latents'})"
 
 
-def _is_sparse(model: dict[str, Any], final: dict[str, Any]) -> bool:
+def is_sparse(model: dict[str, Any], final: dict[str, Any]) -> bool:
     """Say whether a code is sparse: the sparse family's is meant to be, one of a user's own family shows it."""
     kind, l0 = _settings(model).get("kind"), final.get("l0")
-    return kind == "sparse" or (kind not in (None, *DENSE_FAMILIES) and bool(l0) and l0 < FEW * model["n_latents"])
+    return kind == "sparse" or (kind not in (None, *OWN) and bool(l0) and l0 < FEW * model["n_latents"])
 
 
 def _worse_than_the_mean(final: dict[str, Any]) -> str | None:

@@ -121,6 +121,19 @@ def test_an_untied_decoder_stays_bounded(digits, rows_stream, learn):
     assert float(norms.max()) >= 0.69
 
 
+def test_while_a_layer_trains_the_decoder_of_another_stands_still(digits, rows_stream, learn):
+    settings = ContractiveSettings(n_latents=5, hidden=(8,), weight=0.1, tied=False, pretrain=True, decoder_norm=0.3)
+    seen = {}
+
+    def record(phase, model):
+        seen.setdefault(phase, model.decoder.weights[0].clone())
+        if phase == "level-1":
+            assert torch.equal(model.decoder.weights[0], seen[phase])  # that of level 2, longer than 0.3 at the start
+
+    learn(Contractive(settings, 64), rows_stream(digits[0]), 40, on_step=record)
+    assert float(seen["level-1"].norm(dim=0).max()) > 0.3
+
+
 def test_relu_is_warned_about_and_bad_requests_are_named():
     with pytest.warns(UserWarning, match="sigmoid and tanh feel both"):
         ContractiveSettings(n_latents=3, weight=1.0, activation="relu")

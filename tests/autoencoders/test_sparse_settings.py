@@ -60,6 +60,11 @@ def test_impossible_combinations_are_refused_with_the_reason(name):
         SparseSettings(kind="sparse", n_latents=32, **keys)
 
 
+def test_layer_norm_of_one_coordinate_is_refused():
+    with pytest.raises(RequestError, match="layer_norm divides by a row's deviation, and d_in is 1"):
+        build(SparseSettings(kind="sparse", n_latents=4, normalize="layer_norm"), 1)
+
+
 def test_no_width_is_refused():
     with pytest.raises(ValidationError, match="exactly one of n_latents and expansion"):
         SparseSettings(kind="sparse")

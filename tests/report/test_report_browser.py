@@ -405,6 +405,23 @@ def test_24576_latents_load_scroll_and_sort_in_a_few_dozen_rows(open_site, wide)
     assert page.locator(".body .row").count() < 60
 
 
+@pytest.mark.parametrize(
+    ("form", "number", "text"),
+    [
+        ("tick", 0, "0%"),
+        ("tick", 0.1, "10%"),
+        ("tick", 0.125, "12.5%"),
+        ("tick", 1, "100%"),
+        ("tick", 0.0005, "0.05%"),
+        ("signed", -0.0001, "0.000"),
+        ("signed", -0.01, "−0.010"),
+    ],
+)
+def test_ticks_keep_their_zeros_and_zero_has_no_sign(reader, form, number, text):
+    page = reader.open("index.html")
+    assert page.evaluate("([form, number]) => saetool.format(form, number)", [form, number]) == text
+
+
 def test_another_label_takes_the_filters_and_the_order_by_the_one_before_along(reader):
     page = reader.open("index.html")
     page.wait_for_selector("body[data-ready]")

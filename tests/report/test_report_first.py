@@ -184,14 +184,18 @@ def test_where_most_codes_are_dense_that_is_no_junk(interest):
     assert {kind["name"]: kind["count"] for kind in junk(of_all)}["Dense"] == 0
 
 
-@pytest.mark.parametrize(("family", "said"), [("sparse", "PCA, as sparse: 80%; "), ("variational", "")])
+@pytest.mark.parametrize(
+    ("family", "said"), [("sparse", "PCA, as sparse: 80%; "), ("variational", ""), ("one of a user's, 9 of 64", "")]
+)
 def test_pca_beside_the_verdict_is_the_one_that_compares(family, said):
     number = {"fvu": {"value": 0.1}, "l0": {"value": 9.0}}
     baselines = [
         {"name": name, "numbers": {"explained_variance": {"value": value}}}
         for name, value in (("PCA", 0.8), ("PCA, fixed", 0.7))
     ]
-    told = verdict({"grid": None}, {"family": family}, {"held_out": number, "baselines": baselines})
+    told = verdict(
+        {"grid": None}, {"settings": {"kind": family}, "n_latents": 64}, {"held_out": number, "baselines": baselines}
+    )
     wanted = "90% of variance explained on held-out images with 9 latents a token; "
     assert told == f"{wanted}{said}PCA, as many fixed components: 70%."
 

@@ -181,6 +181,22 @@ def test_a_latent_switched_while_a_new_picture_comes_does_not_lose_it(page):
     assert page.locator("#changes li").count() == 0
 
 
+def test_what_was_changed_while_a_file_that_is_no_picture_came_is_answered(page):
+    give(page, png(24), "first.png")
+    page.evaluate("""() => {
+      const ask = fetch;
+      window.fetch = async (...given) => {
+        await new Promise((go) => setTimeout(go, 300));
+        return ask(...given);
+      };
+    }""")
+    page.set_input_files("#file", {"name": "none.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.locator("#image-latents li button").first.click()
+    page.wait_for_selector("#changed:has-text('cosine')")
+    assert page.locator("#facts dd").first.inner_text() == "first.png"
+    assert page.locator("#problem").is_visible()
+
+
 def test_latents_of_means_over_patches_offer_no_switch(browser, place, tmp_path):
     run = Run.load(str(place / "a.yaml"), [f"run={tmp_path}/mean", "backbone.tokens=mean"])
     run.make_all()

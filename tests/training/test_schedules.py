@@ -61,6 +61,12 @@ def test_a_warm_up_that_swallows_a_phase_is_refused(toy, make_run):
         make_run(toy(), settings)
 
 
+def test_a_phase_without_a_step_is_refused(toy, make_run):
+    with pytest.raises(RequestError, match=r"training\.tokens: 1 steps leave none for the phase 'decoder'"):
+        make_run(toy(), TrainingSettings(tokens=32, batch_size=32))
+    make_run(toy(), TrainingSettings(tokens=64, batch_size=32))
+
+
 def test_settings_refuse_a_warm_up_longer_than_training_and_pieces_that_do_not_divide_the_batch():
     with pytest.raises(ValidationError, match="warmup_steps=30"):
         TrainingSettings(tokens=320, batch_size=32, warmup_steps=30)

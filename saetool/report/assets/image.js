@@ -108,7 +108,7 @@
   /** List the whole image's latents in the chosen order. */
   function whole() {
     by("image-latents").replaceChildren(...rank(state.latents).slice(0, MOST).map((one) =>
-      line({ ...one, note: state.found && state.grid ? `among the strongest of ${one.patches.length} patch${one.patches.length === 1 ? "" : "es"}` : "" })));
+      line({ ...one, note: state.found && state.grid ? `on ${one.patches.length} patch${one.patches.length === 1 ? "" : "es"}` : "" })));
   }
 
   /** Say that the fragment names no image; the steps lead to the last and the first. */

@@ -121,7 +121,7 @@ saetool.classes = (() => {
   const { h, format, crops } = saetool;
 
   function entry(facts, chunk, [label, name, images, share, total], k, most) {
-    const { each } = chunk.values, found = [];
+    const { each, max_q: most_q, min_images: least } = chunk.values, found = [];
     for (let i = k * each; i < k * each + Math.min(each, most); i++) {
       const latent = chunk.latent[i];
       if (latent < 0) continue;
@@ -130,7 +130,7 @@ saetool.classes = (() => {
       found.push(h("a.class-latent", { href: `latent.html#latent=${latent}`, title: words, "data-latent": latent },
         crops.crop(facts, crops.at(facts, chunk, i), { alt: "" }), h("span", {}, String(latent)), h("span.muted.number", {}, format("unit", Number.isNaN(unseen) ? chunk.auroc[i] : unseen))));
     }
-    const listed = `index.html#${new URLSearchParams([["q", `"${name}"`], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`], ["range", `${label}.q_value::0.05`], ["range", "image_count:8:"]])}`;
+    const listed = `index.html#${new URLSearchParams([["q", `"${name}"`], ["status", "ok,dense"], ["label", label], ["sort", `-${label}.auroc_low`], ["range", `${label}.q_value::${most_q}`], ["range", `image_count:${least}:`]])}`;
     return h("section.answer.class", { "data-class": name.slice(0, 200) },
       h("h2", {}, h("span", { dir: "auto" }, name.slice(0, 200)), h("span.muted", { dir: "auto" }, ` ${label.slice(0, 60)} · ${format("count", images)} images, base rate ${format("share", share)}`)),
       found.length ? h("div.class-latents", {}, ...found) : h("p.muted", {}, "No latent is surely associated with it."),

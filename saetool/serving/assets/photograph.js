@@ -7,6 +7,7 @@
   const MOST = 24;
   const state = { patch: 0, latent: -1, changes: new Map() };
   let looking = false; // whether a new picture is on its way
+  let missed = false; // whether a change had to wait for it
   let turn = 0; // counts what was asked: an older answer must not be drawn over a newer one
 
   async function ask(address, body) {
@@ -33,7 +34,7 @@
 
   async function look(name, address, body) {
     const mine = ++turn;
-    looking = true;
+    [looking, missed] = [true, false];
     clearTimeout(state.waiting);
     by("problem").hidden = true;
     document.body.dataset.state = "asking";
@@ -47,6 +48,7 @@
       if (mine !== turn) return;
       looking = false;
       fail(error);
+      if (missed) changed(true); // the picture before stays, and what was changed of it meanwhile counts
     }
   }
 
@@ -180,9 +182,12 @@
 
   const times = (factor) => (factor === 0 ? "off" : `× ${factor}`);
 
-  /** Ask the model anew, once the reader's hand rests. */
-  function changed() {
-    if (looking) return; // a new picture comes, and begins without changes
+  /** Ask the model anew, once the reader's hand rests; `failed`: what went wrong before stays to be read. */
+  function changed(failed = false) {
+    if (looking) { // a new picture begins without changes
+      missed = true;
+      return;
+    }
     const mine = ++turn;
     document.body.dataset.state = "asking";
     clearTimeout(state.waiting);
@@ -193,7 +198,7 @@
           ? await ask("api/answers", JSON.stringify({ picture: state.found.picture, changes: Object.fromEntries(active()), patches }))
           : state.found.answer;
         if (mine !== turn) return;
-        by("problem").hidden = true;
+        if (!failed) by("problem").hidden = true;
         answer(found);
         document.body.dataset.state = "shown";
       } catch (error) {
@@ -227,7 +232,7 @@
     slider.addEventListener("input", set);
     set();
     by("rank").addEventListener("change", () => { if (state.found) lists(); });
-    by("here").addEventListener("change", changed);
+    by("here").addEventListener("change", () => changed());
     by("reset").addEventListener("click", () => back(() => state.changes.clear()));
     site.ready.then(() => { document.body.dataset.ready = "true"; }).catch(complain);
   });
